@@ -1,0 +1,149 @@
+//! Settings. Those that all nodes must share and those of one node are two types, so that they cannot be confused.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{KeyspaceId, NodeId, PartitionId};
+use crate::version::Conflict;
+
+/// Settings on which all nodes of a cluster must agree. They travel in the handshake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// The longest key, in bytes.
+    pub key_bytes_max: usize,
+    /// The longest value, in bytes.
+    pub value_bytes_max: usize,
+    /// The most values that may stand side by side in one record before a put must name the context that it replaces.
+    pub siblings_max: usize,
+    /// The most actors in one record's context.
+    pub actors_max: usize,
+    /// How far ahead of a node's clock a timestamp may be (rule A8).
+    pub clock_skew_max: Duration,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            key_bytes_max: 4 * 1024,
+            value_bytes_max: 1024 * 1024,
+            siblings_max: 32,
+            actors_max: 4096,
+            clock_skew_max: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Settings of one loop on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The node.
+    pub node: NodeId,
+    /// The partitions that this loop serves; the default is all of them.
+    pub partitions: PartitionSet,
+    /// Seeds the loop's hash maps; random in production.
+    pub map_seed: u64,
+    /// Bytes of decoded records kept in memory.
+    pub hot_bytes_max: usize,
+    /// Requests in flight, client and forwarded ones together. One more is refused.
+    pub requests_max: usize,
+    /// Operations that may wait for one key.
+    pub key_waiters_max: usize,
+    /// Replications that may be unconfirmed at once; beyond it, puts are refused.
+    pub replications_max: usize,
+    /// Bytes of hints that the node holds for others; beyond it, new hints are refused (rule A5).
+    pub hint_bytes_max: u64,
+    /// How long a request may take if it does not say.
+    pub deadline: Duration,
+    /// How long a read waits for the replicas that it asked first before it asks the others.
+    pub hedge_after: Duration,
+    /// How long a replication waits for a confirmation before it is sent again; doubled each time, up to 16 times this.
+    pub retry_after: Duration,
+    /// Hints and lag marks delivered at once.
+    pub handoffs_max: usize,
+    /// How often the node looks for hints and lag marks that can be delivered.
+    pub handoff_every: Duration,
+    /// The bound on how long an expired key stays in the counts: every record is looked at once in this time.
+    pub sweep_every: Duration,
+    /// Entries in a slice of a scan, a sweep or a refill.
+    pub slice_entries_max: usize,
+    /// Bytes in such a slice.
+    pub slice_bytes_max: usize,
+    /// Partitions that a refill copies at once.
+    pub refills_max: usize,
+}
+
+impl NodeConfig {
+    /// The defaults for `node`.
+    #[must_use]
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            partitions: PartitionSet::All,
+            map_seed: 0,
+            hot_bytes_max: 64 * 1024 * 1024,
+            requests_max: 4096,
+            key_waiters_max: 1024,
+            replications_max: 65_536,
+            hint_bytes_max: 1024 * 1024 * 1024,
+            deadline: Duration::from_secs(5),
+            hedge_after: Duration::from_millis(50),
+            retry_after: Duration::from_millis(500),
+            handoffs_max: 64,
+            handoff_every: Duration::from_secs(1),
+            sweep_every: Duration::from_secs(600),
+            slice_entries_max: 1024,
+            slice_bytes_max: 1024 * 1024,
+            refills_max: 4,
+        }
+    }
+}
+
+/// The partitions of one loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PartitionSet {
+    /// One loop serves all.
+    #[default]
+    All,
+    /// Loop `index` of `of` serves every `of`-th partition.
+    Every {
+        /// Which loop, from 0.
+        index: u16,
+        /// How many loops; above `index`.
+        of: u16,
+    },
+}
+
+impl PartitionSet {
+    /// Whether the loop serves `partition`.
+    #[must_use]
+    pub fn contains(self, partition: PartitionId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Every { index, of } => partition.0 % of.max(1) == index,
+        }
+    }
+}
+
+/// A named set of keys and its consistency settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keyspace {
+    /// Its number, never used again after a drop.
+    pub id: KeyspaceId,
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// Replicas that a read asks, capped at the number of owners.
+    pub r: u8,
+    /// Durable copies that a write waits for, capped at the number of owners.
+    pub w: u8,
+    /// What becomes of concurrent writes.
+    pub conflict: Conflict,
+}
+
+impl Keyspace {
+    /// The keyspace that exists from the start: available, R=2, W=2, siblings.
+    #[must_use]
+    pub fn initial() -> Self {
+        Self { id: KeyspaceId(0), name: "default".to_owned(), r: 2, w: 2, conflict: Conflict::Siblings }
+    }
+}

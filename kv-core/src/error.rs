@@ -1,0 +1,152 @@
+//! Errors: a coarse kind that tells the caller what to do, and a message that names the problem, the limit and the remedy.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::Seq;
+
+/// What the caller of a failed request should do. Each kind has one status code on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// The request is wrong and will never succeed as it is.
+    Invalid,
+    /// Something that the request names does not exist.
+    NotFound,
+    /// Not enough replicas can be reached, and nothing was done: try again later.
+    Unavailable,
+    /// The outcome is unknown: the write may or may not take effect. Repeating it with the same request id is safe.
+    Unknown,
+    /// A bound was reached and nothing was done: slow down, or free what is full.
+    Exhausted,
+    /// The request was routed by an outdated layout, and nothing was done: learn the newer one and try again.
+    StaleEpoch,
+    /// Stored data is damaged.
+    Corrupt,
+    /// The node's store failed; the node has stopped serving.
+    Poisoned,
+}
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct RequestError {
+    /// What to do.
+    pub kind: Kind,
+    /// For people: the problem, the limit and the remedy.
+    pub message: String,
+}
+
+impl RequestError {
+    /// An error of `kind`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// A wrong request.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, message)
+    }
+
+    /// Not enough replicas.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, message)
+    }
+
+    /// A bound was reached.
+    pub fn exhausted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Exhausted, message)
+    }
+
+    /// Whether nothing was done, so that even a request without an id may be repeated.
+    #[must_use]
+    pub fn is_safe_to_retry(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch)
+    }
+}
+
+/// Why a store could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// Another process has the directory open.
+    #[error("{path} is in use by another process; stop that process, or give this node another data directory")]
+    Locked {
+        /// The directory.
+        path: String,
+    },
+    /// The directory holds something else.
+    #[error("{path} is not a kv store: {reason}; give the node an empty directory, or the one it used before")]
+    NotAStore {
+        /// The directory.
+        path: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The store was written by a build that this one cannot read.
+    #[error(
+        "{path} has format {found}, this build reads format {supported}; run it with the build that wrote it, or upgrade"
+    )]
+    Format {
+        /// The directory.
+        path: String,
+        /// The format number found.
+        found: u32,
+        /// The format number that this build reads.
+        supported: u32,
+    },
+    /// The store belongs to another cluster.
+    #[error(
+        "{path} belongs to cluster {found}, not to {expected}; start the node with the data directory of this cluster, \
+         or with an empty one"
+    )]
+    OtherCluster {
+        /// The directory.
+        path: String,
+        /// The cluster that the store belongs to.
+        found: crate::types::ClusterId,
+        /// The cluster that the node wants to join.
+        expected: crate::types::ClusterId,
+    },
+    /// The device is full.
+    #[error("the disk that holds {path} is full; free space there and restart the node: nothing acknowledged is lost")]
+    Full {
+        /// The directory.
+        path: String,
+    },
+    /// A stored value fails its check.
+    #[error(
+        "{what} is damaged: {reason}; the copy on another replica can replace it (repair), other keys are not affected"
+    )]
+    Corrupt {
+        /// What is damaged.
+        what: String,
+        /// Which check failed.
+        reason: String,
+    },
+    /// An earlier commit failed.
+    #[error(
+        "the store stopped at batch {at} after a failed write; restart the node, which reads the truth back from the disk"
+    )]
+    Poisoned {
+        /// The last batch of the commit that failed.
+        at: Seq,
+    },
+    /// The operating system reports a failure.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or directory.
+        path: String,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The engine reports a failure of another kind.
+    #[error(
+        "the storage engine failed at {path}: {reason}; restart the node, and if it happens again, replace the disk and refill the node"
+    )]
+    Engine {
+        /// The directory.
+        path: String,
+        /// What the engine says.
+        reason: String,
+    },
+}

@@ -1,0 +1,91 @@
+//! What a node tells its operators.
+
+use std::fmt;
+
+use crate::types::{Epoch, Incarnation, NodeId, PartitionId};
+
+/// Something worth telling an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A session with a peer began.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+        /// Its store and boot.
+        incarnation: Incarnation,
+    },
+    /// A peer was given up.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A peer came back with another store: what the old one held is gone.
+    PeerStoreReplaced {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The node acts on a newer layout.
+    LayoutAdopted {
+        /// Its number.
+        epoch: Epoch,
+    },
+    /// The store lost this partition and copies it back from the other owners.
+    RefillStarted {
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// The partition holds again all that its other owners held.
+    RefillDone {
+        /// The partition.
+        partition: PartitionId,
+        /// Records received.
+        records: u64,
+    },
+    /// Hints or lag marks for a partition were delivered to all of its owners.
+    HandedOff {
+        /// How many.
+        records: u64,
+    },
+    /// A read found replicas that differed, and sent them what they lacked.
+    ReadRepaired {
+        /// The partition.
+        partition: PartitionId,
+        /// How many replicas.
+        replicas: usize,
+    },
+    /// Expired keys left the counts.
+    Swept {
+        /// How many.
+        records: u64,
+    },
+    /// A stored record cannot be read; it is treated as not held, and the other replicas refill it.
+    Damaged {
+        /// What the check says.
+        reason: String,
+    },
+    /// The store failed; the node has stopped serving.
+    Poisoned {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeerUp { node, incarnation } => write!(f, "{node} is up, store {incarnation}"),
+            Self::PeerDown { node } => write!(f, "{node} is down"),
+            Self::PeerStoreReplaced { node } => write!(f, "{node} came back with another store and is being refilled"),
+            Self::LayoutAdopted { epoch } => write!(f, "layout {epoch} adopted"),
+            Self::RefillStarted { partition } => write!(f, "refilling {partition} from its other owners"),
+            Self::RefillDone { partition, records } => write!(f, "{partition} refilled with {records} records"),
+            Self::HandedOff { records } => write!(f, "{records} hinted records handed off"),
+            Self::ReadRepaired { partition, replicas } => {
+                write!(f, "a read repaired {replicas} replicas of {partition}")
+            }
+            Self::Swept { records } => write!(f, "{records} expired keys swept"),
+            Self::Damaged { reason } => write!(f, "damaged record: {reason}"),
+            Self::Poisoned { reason } => write!(f, "the store failed, serving stopped: {reason}"),
+        }
+    }
+}

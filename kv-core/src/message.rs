@@ -1,0 +1,403 @@
+//! What clients ask, what nodes tell each other, and the one encoding of it.
+//!
+//! The messages of one stream belong to one session between two incarnations. The shell discards the frames of a closed
+//! session; within one the core copes with loss, repetition and any order.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::RequestError;
+use crate::ring::Entry;
+use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId, WallTime};
+use crate::version::{Hlc, Record};
+
+/// The version of the messages. Nodes with different ones do not talk.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// How many replicas a request waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Level {
+    /// The keyspace's R or W.
+    #[default]
+    Keyspace,
+    /// One copy.
+    One,
+    /// A majority of the copies.
+    Quorum,
+    /// Every copy; stand-ins do not count.
+    All,
+}
+
+/// How consistent one request must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consistency {
+    /// How many replicas.
+    pub level: Level,
+    /// Only owners count, no stand-ins: with R + W > N a read then sees every acknowledged write.
+    pub strict: bool,
+}
+
+/// A client's operation on one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRequest {
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// The key.
+    pub key: Bytes,
+    /// The epoch of the partition's entry by which the request was routed (rule E1).
+    pub epoch: Epoch,
+    /// How consistent.
+    pub consistency: Consistency,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// What to do with a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Read it.
+    Get,
+    /// Write it, or delete it.
+    Write {
+        /// The client operation, recognised when it is repeated.
+        request: RequestId,
+        /// The value; `None` deletes.
+        value: Option<Bytes>,
+        /// The context of an earlier read, whose result this write replaces.
+        context: Option<Bytes>,
+        /// After which time the value reads as absent.
+        ttl: Option<Duration>,
+    },
+}
+
+/// A page of the keys of one keyspace in byte order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanRequest {
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// Only keys that start with it.
+    pub prefix: Bytes,
+    /// Only keys behind it: the last key of the page before.
+    pub after: Option<Bytes>,
+    /// The most keys to return, at least 1.
+    pub limit: usize,
+    /// Leave the values out.
+    pub keys_only: bool,
+    /// How many replicas of each partition are asked.
+    pub consistency: Consistency,
+}
+
+/// What a client asks of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// An operation on one key.
+    Key(KeyRequest),
+    /// A page of keys.
+    Scan(ScanRequest),
+    /// What each replica of a key holds.
+    Inspect {
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The key.
+        key: Bytes,
+    },
+}
+
+/// One value as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    /// The bytes; empty in a scan of keys only.
+    pub value: Bytes,
+    /// When it was written.
+    pub written: Hlc,
+    /// From when on it reads as absent.
+    pub expires: Option<WallTime>,
+}
+
+/// One key of a scan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanEntry {
+    /// The key.
+    pub key: Bytes,
+    /// Its values: one, or the siblings of a conflict.
+    pub values: Vec<Value>,
+    /// What a put passes to replace exactly these.
+    pub context: Bytes,
+}
+
+/// What one replica holds of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaView {
+    /// The replica.
+    pub node: NodeId,
+    /// Whether it is an owner; otherwise a stand-in that holds a hint.
+    pub owner: bool,
+    /// Its record, or why there is no answer.
+    pub record: Result<Option<Record>, RequestError>,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// To a get. No values: the key is absent.
+    Got {
+        /// The values.
+        values: Vec<Value>,
+        /// What a put passes to replace exactly these.
+        context: Bytes,
+    },
+    /// To a put or a delete.
+    Written {
+        /// What a put passes to replace what this write left.
+        context: Bytes,
+        /// How many values now stand side by side.
+        siblings: usize,
+    },
+    /// To a scan.
+    Page {
+        /// The keys, ascending.
+        entries: Vec<ScanEntry>,
+        /// The key after which the next page starts; `None` at the end.
+        next: Option<Bytes>,
+    },
+    /// To an inspection.
+    Inspected {
+        /// Owners in preference order, then stand-ins.
+        replicas: Vec<ReplicaView>,
+    },
+}
+
+/// A request's end.
+pub type Outcome = Result<Response, RequestError>;
+
+/// Numbers one node's questions to its peers, so that answers find them. Never used twice by one incarnation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CallId(pub u64);
+
+/// Why a replica did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The replica knows a newer entry of the partition (rule E2: the refusal carries it).
+    #[error("the partition's entry has changed at {}", .newer.changed)]
+    Stale {
+        /// The newer entry.
+        newer: Entry,
+    },
+    /// The replica knows only an older entry and must learn the layout first.
+    #[error("the replica knows the layout only up to {epoch}")]
+    Behind {
+        /// Its layout's epoch.
+        epoch: Epoch,
+    },
+    /// The replica has not been refilled since its store was lost (rule D2).
+    #[error("the replica's store is being refilled")]
+    NotSynced,
+    /// The replica does not own the partition.
+    #[error("the replica does not own the partition")]
+    NotOwner,
+    /// The replica cannot take more.
+    #[error("{0}")]
+    Busy(RequestError),
+    /// The request itself is at fault, or the replica's data is.
+    #[error("{0}")]
+    Failed(RequestError),
+}
+
+/// What nodes send to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// A whole client request for a node that can coordinate it.
+    Forward {
+        /// Correlates the answer.
+        call: CallId,
+        /// The request.
+        request: Request,
+        /// How much time it has left.
+        deadline: Duration,
+    },
+    /// The answer to `Forward`.
+    Forwarded {
+        /// Which forward.
+        call: CallId,
+        /// The outcome, or why it was not coordinated there; then nothing was done.
+        outcome: Result<Outcome, Refusal>,
+    },
+    /// A coordinator's whole merged record for a replica (rule A2), or for a stand-in.
+    Replicate {
+        /// Correlates the answer.
+        call: CallId,
+        /// The epoch of the partition's entry.
+        epoch: Epoch,
+        /// Where it is kept.
+        role: Role,
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The key.
+        key: Bytes,
+        /// The record.
+        record: Record,
+    },
+    /// The answer to `Replicate`: the replica durably holds a record that dominates the one sent.
+    Replicated {
+        /// Which replication.
+        call: CallId,
+        /// Done, or why not.
+        result: Result<(), Refusal>,
+    },
+    /// Asks a replica for its record, or a stand-in for its hint.
+    Read {
+        /// Correlates the answer.
+        call: CallId,
+        /// The epoch of the partition's entry.
+        epoch: Epoch,
+        /// Which of the two.
+        role: Role,
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The key.
+        key: Bytes,
+        /// Only the digest is wanted.
+        digest: bool,
+    },
+    /// The answer to `Read`.
+    ReadResult {
+        /// Which read.
+        call: CallId,
+        /// What the replica holds, durably, or why it does not say.
+        result: Result<Held, Refusal>,
+    },
+    /// Asks a replica for a slice of some of its partitions: for scans, and to refill a lost store.
+    Slice {
+        /// Correlates the answer.
+        call: CallId,
+        /// What is wanted.
+        slice: SliceQuery,
+    },
+    /// The answer to `Slice`.
+    SliceResult {
+        /// Which slice.
+        call: CallId,
+        /// The records, or why there are none.
+        result: Result<SliceAnswer, Refusal>,
+    },
+}
+
+/// In which role a node is addressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// As an owner of the partition.
+    Owner,
+    /// As a stand-in that holds hints.
+    StandIn,
+}
+
+/// What a replica holds of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Held {
+    /// The record; the empty record if it holds none.
+    Full(Record),
+    /// Its digest; that of the empty record if it holds none.
+    Digest(u64),
+}
+
+/// A slice of the records of some partitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SliceQuery {
+    /// For a scan: keys of one keyspace in byte order, over several partitions at once.
+    Scan {
+        /// The partitions with the epochs of their entries.
+        partitions: Vec<(PartitionId, Epoch)>,
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// Only keys that start with it.
+        prefix: Bytes,
+        /// Only keys behind it.
+        after: Option<Bytes>,
+        /// The most keys to return.
+        limit: usize,
+        /// Values may be left out.
+        keys_only: bool,
+    },
+    /// For a refill: every record of one partition, in storage order.
+    Copy {
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch of its entry.
+        epoch: Epoch,
+        /// Only records behind this keyspace and key.
+        after: Option<(KeyspaceId, Bytes)>,
+    },
+}
+
+/// The records of a slice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceAnswer {
+    /// The records, in the order of the query.
+    pub records: Vec<(KeyspaceId, Bytes, Record)>,
+    /// Whether there may be more behind the last one.
+    pub more: bool,
+}
+
+/// What two nodes tell each other first on every session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// `PROTOCOL_VERSION`.
+    pub protocol: u32,
+    /// The cluster, if the sender belongs to one.
+    pub cluster: Option<crate::types::ClusterId>,
+    /// The ring's hash seed (rule D3).
+    pub seed: crate::types::HashSeed,
+    /// The settings on which all nodes must agree.
+    pub config: crate::config::ClusterConfig,
+    /// The sender.
+    pub node: NodeId,
+    /// The sender's store and boot.
+    pub incarnation: Incarnation,
+    /// The highest incarnation that the sender has seen of the receiver (rule D2).
+    pub seen: Option<Incarnation>,
+}
+
+/// A message that is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a message of protocol version {PROTOCOL_VERSION}: {reason}; the session is closed")]
+pub struct MessageError {
+    /// What is wrong.
+    pub reason: &'static str,
+}
+
+impl Message {
+    /// The encoding.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// Reads a message and checks what the types alone do not say.
+    ///
+    /// # Errors
+    /// If the bytes are not exactly one valid message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let (message, rest) =
+            postcard::take_from_bytes::<Self>(bytes).map_err(|error| MessageError { reason: reason_of(&error) })?;
+        if !rest.is_empty() {
+            return Err(MessageError { reason: "bytes follow the message" });
+        }
+        let valid = match &message {
+            Self::Replicate { record, .. } => record.is_valid(),
+            Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
+            Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
+            _ => true,
+        };
+        if valid { Ok(message) } else { Err(MessageError { reason: "a record breaks its own rules" }) }
+    }
+}
+
+fn reason_of(error: &postcard::Error) -> &'static str {
+    match error {
+        postcard::Error::DeserializeUnexpectedEnd => "it is cut short",
+        _ => "a field does not decode",
+    }
+}

@@ -1,0 +1,136 @@
+//! Engines: what keeps records on a medium, behind one contract.
+//!
+//! # The contract
+//!
+//! A store is a sorted map from storage keys to bytes, and the statistics of what it holds. An engine has two halves:
+//! a [`Reader`], which any thread may clone and use, and a [`Committer`], which one thread uses.
+//!
+//! * **Order.** Batches are committed in the order in which they are given, each whole or not at all.
+//! * **Durable when.** When `commit` returns `Ok`, every batch given to it survives a crash of the process, of the
+//!   operating system and a loss of power, provided that the device keeps what it confirmed. Before that, a batch may
+//!   already be visible to readers. The core holds every answer until the batch that it depends on is durable.
+//! * **A crash** loses a suffix of the batches that were given but not confirmed: if a batch survives, so do those before
+//!   it. Nothing that was confirmed changes. (The simulator's disk is harsher: it loses any subset.)
+//! * **Failure.** After an `Err` from `commit` the store is *poisoned*: nobody knows what reached the disk, so the node
+//!   stops serving and is started again, which reads the truth back.
+//! * **Damage.** Each record has a format byte and a checksum. A read of a damaged record is an error that names it;
+//!   it is never answered with absence, and the other records stay readable.
+//! * **Statistics.** Each record write says what it replaces and what it leaves ([`Footprint`]). The store keeps exact
+//!   counts and Merkle leaves from these, atomically with the writes, through any crash.
+
+mod key;
+
+use bytes::Bytes;
+
+pub use key::{Space, StorageKey};
+
+use crate::error::StorageError;
+use crate::types::{ClusterId, HashSeed, Incarnation, Seq};
+
+/// What one stored record adds to the statistics of its partition and keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Whether the record holds a value (expired or not): it counts as a key.
+    pub live: bool,
+    /// Bytes of the user's key and of the encoded record.
+    pub bytes: u32,
+    /// The hash of (keyspace, key, digest of the record) that is added to the Merkle leaf of the key.
+    pub hash: u64,
+}
+
+/// One change of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Puts (or removes, with `None`) the encoded record at a key of the record, hint or lag space.
+    Record {
+        /// Where.
+        key: StorageKey,
+        /// The encoded record.
+        value: Option<Bytes>,
+        /// What the record at this key weighed before the batch; `None` if there was none.
+        before: Option<Footprint>,
+        /// What it weighs now; `None` exactly if `value` is.
+        after: Option<Footprint>,
+    },
+    /// Puts or removes a small named value of the node itself: its layout, its peers' identities, its synced partitions.
+    Meta {
+        /// The name, unique in the meta space.
+        name: Bytes,
+        /// The value.
+        value: Option<Bytes>,
+    },
+}
+
+/// Writes that become durable together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The writes, in order; at most one for each key.
+    pub writes: Vec<Write>,
+}
+
+/// Where a scan slice starts and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceRequest {
+    /// First key, included.
+    pub from: StorageKey,
+    /// End of the range, excluded.
+    pub until: StorageKey,
+    /// The most entries to return.
+    pub entries_max: usize,
+    /// The slice ends after the entry that reaches this many bytes of keys and values.
+    pub bytes_max: usize,
+}
+
+/// A bounded piece of a range, read from one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// The entries, ascending.
+    pub entries: Vec<(StorageKey, Bytes)>,
+    /// Whether the range may hold more entries behind the last one.
+    pub more: bool,
+}
+
+/// The reading half of an engine.
+pub trait Reader: Clone + Send + 'static {
+    /// The encoded record at `key`.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError>;
+
+    /// A slice of a range, from one snapshot.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn slice(&self, request: &SliceRequest) -> Result<Slice, StorageError>;
+
+    /// The value of a name in the meta space.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn meta(&self, name: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    /// All names and values in the meta space that start with `prefix`, ascending.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
+}
+
+/// The writing half of an engine.
+pub trait Committer: Send + 'static {
+    /// Commits the batches in order and makes them durable. `through` is the sequence number of the last one.
+    ///
+    /// # Errors
+    /// If anything could not be made durable. The store is then poisoned, and every later call fails.
+    fn commit(&mut self, batches: &[Batch], through: Seq) -> Result<(), StorageError>;
+}
+
+/// What an engine learns when it opens a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// This run of the store; its boot counter is already durable.
+    pub incarnation: Incarnation,
+    /// The cluster that the store belongs to, once it has joined one, with the hash seed of the cluster's ring.
+    pub cluster: Option<(ClusterId, HashSeed)>,
+}

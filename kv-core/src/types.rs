@@ -1,0 +1,136 @@
+//! Newtypes for identities, positions and time. An index is not a count, and a clock reading is an argument.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A member of the cluster. Given by the control plane, never used again after a removal.
+    NodeId(u64), "n"
+);
+id!(
+    /// A fixed slice of the hash ring, numbered in token order; a cluster has at most 65,536.
+    PartitionId(u16), "p"
+);
+id!(
+    /// A named set of keys with its own consistency settings.
+    KeyspaceId(u32), "ks"
+);
+id!(
+    /// The number of a layout. Epochs only grow; they fence messages.
+    Epoch(u64), "e"
+);
+id!(
+    /// The position of a persisted batch in the order in which one loop issued its batches.
+    Seq(u64), "seq"
+);
+
+/// The identity of a data directory, drawn once when it is created (rule D2). A store that was wiped or replaced has
+/// another one, so peers never mistake it for the store that acknowledged earlier writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StoreId(pub u64);
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The identity of a cluster, drawn when it is formed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClusterId(pub u128);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The seed of the ring hash. Immutable, part of the cluster's identity and of every handshake (rule D3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HashSeed(pub u64);
+
+/// One run of one store: the boot counter is durable before the first use of the incarnation, and the nonce tells two
+/// boots apart that a disk restored from a copy would number alike (rule D2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// The data directory.
+    pub store: StoreId,
+    /// How often the store has been opened, this time included; from 1.
+    pub boot: u32,
+    /// Random, drawn at this boot.
+    pub nonce: u32,
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}.{:08x}", self.store, self.boot, self.nonce)
+    }
+}
+
+/// The identity of a client's operation, kept in the version that it writes, so that a retry is recognised (rule A7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId {
+    /// Random, drawn by each client session.
+    pub client: u64,
+    /// Counts the session's operations.
+    pub sequence: u64,
+}
+
+/// A reading of the monotonic clock, in microseconds since an arbitrary start of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Monotonic(pub u64);
+
+impl Monotonic {
+    /// The moment `after` later; saturates at the end of time.
+    #[must_use]
+    pub fn plus(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(micros(after)))
+    }
+
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A reading of the wall clock, in microseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WallTime(pub u64);
+
+impl WallTime {
+    /// The moment `after` later; saturates.
+    #[must_use]
+    pub fn plus(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(micros(after)))
+    }
+}
+
+/// Both clocks at one moment: the only source of time inside the core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For timers and deadlines: never goes back.
+    pub mono: Monotonic,
+    /// For timestamps and expiry: may jump either way.
+    pub wall: WallTime,
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,209 @@
+//! Records: the siblings of one key and the context that says what they replace.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Actor, Context, Dot, Hlc};
+use crate::types::{RequestId, WallTime};
+
+/// How a keyspace treats concurrent writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Conflict {
+    /// They survive side by side, are returned together, and are resolved by the next put.
+    #[default]
+    Siblings,
+    /// The latest timestamp survives, silently.
+    Lww,
+}
+
+/// One value of a key: what a put or a delete wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The write that made it.
+    pub dot: Dot,
+    /// When it was written.
+    pub written: Hlc,
+    /// The client operation that wrote it (rule A7).
+    pub request: RequestId,
+    /// From when on it reads as absent.
+    pub expires: Option<WallTime>,
+    /// The value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+}
+
+impl Version {
+    /// Whether a read at `wall` returns it.
+    #[must_use]
+    pub fn is_live(&self, wall: WallTime) -> bool {
+        self.value.is_some() && !self.is_expired(wall)
+    }
+
+    /// Whether its time to live is over.
+    #[must_use]
+    pub fn is_expired(&self, wall: WallTime) -> bool {
+        self.expires.is_some_and(|expires| expires <= wall)
+    }
+}
+
+/// What a put or a delete writes, before it has a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Its timestamp.
+    pub written: Hlc,
+    /// The client operation.
+    pub request: RequestId,
+    /// From when on it reads as absent.
+    pub expires: Option<WallTime>,
+    /// The value; `None` deletes.
+    pub value: Option<Bytes>,
+}
+
+/// All that is known of one key. Merging is commutative, associative and idempotent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Every dot that has been seen: those of the siblings and of what they replaced.
+    pub context: Context,
+    /// The versions that nothing seen replaces, ascending by dot, each covered by `context`.
+    pub siblings: Vec<Version>,
+}
+
+impl Record {
+    /// Whether the record is well formed. What comes from a peer or a disk is checked once, on receipt.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.siblings.iter().all(|version| version.dot.counter > 0 && self.context.covers(version.dot))
+            && self.siblings.windows(2).all(|pair| pair[0].dot < pair[1].dot)
+    }
+
+    /// Writes a version whose dot is the next of `actor`. It replaces every sibling that `seen` covers; a write that
+    /// replaces all of the record passes the record's own context.
+    pub fn write(&mut self, actor: Actor, seen: &Context, conflict: Conflict, write: Write) -> Dot {
+        self.context.join(seen);
+        let dot = Dot { actor, counter: self.context.counter(actor) + 1 };
+        self.context.see(dot);
+        self.siblings.retain(|sibling| !seen.covers(sibling.dot));
+        let Write { written, request, expires, value } = write;
+        let at = self.siblings.partition_point(|sibling| sibling.dot < dot);
+        self.siblings.insert(at, Version { dot, written, request, expires, value });
+        self.settle(conflict);
+        dot
+    }
+
+    /// Adds all that `other` knows. A sibling survives if the other side has it too or has not seen it.
+    pub fn merge(&mut self, other: &Self, conflict: Conflict) {
+        let mut merged = Vec::with_capacity(self.siblings.len().max(other.siblings.len()));
+        let mut theirs = other.siblings.iter().peekable();
+        for mine in self.siblings.drain(..) {
+            while let Some(their) = theirs.next_if(|their| their.dot < mine.dot) {
+                if !self.context.covers(their.dot) {
+                    merged.push(their.clone());
+                }
+            }
+            if let Some(their) = theirs.next_if(|their| their.dot == mine.dot) {
+                merged.push(same_dot(mine, their));
+            } else if !other.context.covers(mine.dot) {
+                merged.push(mine);
+            }
+        }
+        merged.extend(theirs.filter(|their| !self.context.covers(their.dot)).cloned());
+        self.siblings = merged;
+        self.context.join(&other.context);
+        self.settle(conflict);
+    }
+
+    /// Whether merging `other` into this record would change nothing that has been seen: all of its context is known
+    /// here, so each of its siblings is either held or has been replaced.
+    #[must_use]
+    pub fn dominates(&self, other: &Self) -> bool {
+        self.context.dominates(&other.context)
+    }
+
+    /// Turns expired versions into tombstones, keeping their dots; says whether there were any. Replicas sweep at
+    /// different times and stay equal, because hashes do not look at values.
+    pub fn sweep(&mut self, wall: WallTime) -> bool {
+        let mut swept = false;
+        for sibling in &mut self.siblings {
+            if sibling.value.is_some() && sibling.is_expired(wall) {
+                sibling.value = None;
+                sibling.expires = None;
+                swept = true;
+            }
+        }
+        swept
+    }
+
+    /// Whether any sibling holds a value, expired or not: what the live-key counts count.
+    #[must_use]
+    pub fn has_value(&self) -> bool {
+        self.siblings.iter().any(|sibling| sibling.value.is_some())
+    }
+
+    /// The versions that a read at `wall` returns, those of one client operation collapsed to one (rule A7).
+    #[must_use]
+    pub fn live(&self, wall: WallTime) -> Vec<&Version> {
+        let mut found: Vec<&Version> = Vec::new();
+        for sibling in self.siblings.iter().filter(|sibling| sibling.is_live(wall)) {
+            if !found.iter().any(|other| other.request == sibling.request) {
+                found.push(sibling);
+            }
+        }
+        found
+    }
+
+    /// The latest timestamp among the siblings.
+    #[must_use]
+    pub fn latest(&self) -> Hlc {
+        self.siblings.iter().map(|sibling| sibling.written).max().unwrap_or_default()
+    }
+
+    /// The earliest moment at which a value expires.
+    #[must_use]
+    pub fn expires(&self) -> Option<WallTime> {
+        self.siblings.iter().filter(|sibling| sibling.value.is_some()).filter_map(|sibling| sibling.expires).min()
+    }
+
+    /// A hash of what has been seen and what is held: equal on two replicas exactly when a merge would change neither.
+    /// Values are not part of it, since a dot stands for one value.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        let mut dot = |dot: Dot| {
+            let actor = dot.actor;
+            hasher.update(&actor.store.0.to_le_bytes());
+            hasher.update(&actor.boot.to_le_bytes());
+            hasher.update(&actor.nonce.to_le_bytes());
+            hasher.update(&actor.instance.to_le_bytes());
+            hasher.update(&dot.counter.to_le_bytes());
+        };
+        for (actor, counter) in self.context.iter() {
+            dot(Dot { actor, counter });
+        }
+        // No dot has counter 0: it separates the two lists.
+        dot(Dot::default());
+        for sibling in &self.siblings {
+            dot(sibling.dot);
+        }
+        hasher.digest()
+    }
+
+    /// Bytes of the values held.
+    #[must_use]
+    pub fn value_bytes(&self) -> usize {
+        self.siblings.iter().filter_map(|sibling| sibling.value.as_ref()).map(Bytes::len).sum()
+    }
+
+    fn settle(&mut self, conflict: Conflict) {
+        if conflict == Conflict::Lww && self.siblings.len() > 1 {
+            let last = self.siblings.iter().map(|sibling| (sibling.written, sibling.dot)).max();
+            self.siblings.retain(|sibling| Some((sibling.written, sibling.dot)) == last);
+        }
+    }
+}
+
+/// Two copies of one version. They differ only where one replica has swept an expired value: the swept copy stays.
+/// Should a broken peer send another value for a known dot, both sides settle on the same one.
+fn same_dot(mine: Version, their: &Version) -> Version {
+    let rank = |version: &Version| (version.value.is_none(), version.value.clone(), version.expires, version.written);
+    if rank(their) > rank(&mine) { their.clone() } else { mine }
+}

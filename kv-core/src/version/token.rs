@@ -1,0 +1,79 @@
+//! Context tokens: what a read gives to a client, and a put gives back to replace exactly what was read.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::{Context, Hlc, Record};
+use crate::types::KeyspaceId;
+
+/// The first byte of a token.
+const FORMAT: u8 = 1;
+
+/// What a client has seen of one key: opaque bytes outside, checked when they come back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextToken {
+    /// The dots seen.
+    pub context: Context,
+    /// The latest timestamp seen, so that the write that replaces it is later (rule A8).
+    pub latest: Hlc,
+}
+
+/// A token that this key's reads did not give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ContextTokenError {
+    /// Not a token at all, or damaged.
+    #[error("the context is damaged or not a context; pass it on as a get returned it")]
+    Damaged,
+    /// A token of another key: accepting it would hide writes that its reader never saw.
+    #[error("the context belongs to another key; pass the context that a get of this key returned")]
+    OtherKey,
+}
+
+impl ContextToken {
+    /// The token of a read that returned `record`.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self { context: record.context.clone(), latest: record.latest() }
+    }
+
+    /// The bytes for the client.
+    #[must_use]
+    pub fn encode(&self, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
+        let mut out = vec![FORMAT];
+        out.extend_from_slice(&key_check(keyspace, key));
+        // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
+        let mut out = postcard::to_extend(self, out).unwrap_or_default();
+        let check = short(xxh3_64(&out));
+        out.extend_from_slice(&check);
+        Bytes::from(out)
+    }
+
+    /// Reads the bytes that a client passed for `key`.
+    ///
+    /// # Errors
+    /// If they are not what `encode` gave for this key.
+    pub fn decode(bytes: &[u8], keyspace: KeyspaceId, key: &[u8]) -> Result<Self, ContextTokenError> {
+        let (body, check) = bytes.split_last_chunk::<4>().ok_or(ContextTokenError::Damaged)?;
+        let (head, rest) = body.split_first_chunk::<5>().ok_or(ContextTokenError::Damaged)?;
+        if head[0] != FORMAT || *check != short(xxh3_64(body)) {
+            return Err(ContextTokenError::Damaged);
+        }
+        if head[1..] != key_check(keyspace, key) {
+            return Err(ContextTokenError::OtherKey);
+        }
+        match postcard::take_from_bytes::<Self>(rest) {
+            Ok((token, [])) => Ok(token),
+            _ => Err(ContextTokenError::Damaged),
+        }
+    }
+}
+
+fn key_check(keyspace: KeyspaceId, key: &[u8]) -> [u8; 4] {
+    short(xxh3_64_with_seed(key, u64::from(keyspace.0)))
+}
+
+fn short(hash: u64) -> [u8; 4] {
+    let [a, b, c, d, ..] = hash.to_le_bytes();
+    [a, b, c, d]
+}
