@@ -21,6 +21,9 @@ pub struct Member {
     pub weight: f64,
     /// The data directory that belongs to the member. A node with another store is refilled before it answers (rule D2).
     pub store: StoreId,
+    /// A spare is a member that must not own partitions (yet). Without the flag a member whose fair share is below one
+    /// partition could not be told from it.
+    pub spare: bool,
 }
 
 /// One owner of a partition.
@@ -64,9 +67,9 @@ pub struct Layout {
     pub seed: HashSeed,
     /// The number of this layout.
     pub epoch: Epoch,
-    /// N, the number of copies wanted. A partition has `min(copies, members that may own)` owners.
+    /// N, the number of copies wanted. A partition has `min(copies, members that are no spares)` owners.
     pub copies: u8,
-    /// Every member, those without partitions (spares) included.
+    /// Every member, spares included.
     pub members: BTreeMap<NodeId, Member>,
     /// One entry per partition, in token order; the length is a power of two.
     pub partitions: Vec<Entry>,
@@ -78,6 +81,12 @@ impl Layout {
     pub fn partition_count(&self) -> u32 {
         // `check` bounds the length by PARTITIONS_MAX.
         u32::try_from(self.partitions.len()).unwrap_or(PARTITIONS_MAX)
+    }
+
+    /// The number of owners of each partition: `copies`, or fewer while the cluster has fewer members that may own.
+    #[must_use]
+    pub fn owners_per_partition(&self) -> usize {
+        usize::from(self.copies).min(self.members.values().filter(|member| !member.spare).count())
     }
 
     /// The partition of `key`.

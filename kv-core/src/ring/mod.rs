@@ -1,6 +1,16 @@
 //! Where data lives: the hash ring, its partitions, and the layout that gives each partition its owners.
 
+mod check;
+mod first;
+mod flow;
 pub mod hash;
 mod layout;
+mod picture;
+mod share;
+#[cfg(test)]
+mod tests;
 
+pub use check::{LayoutError, MEMBERS_MAX, NAME_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN, check};
+pub use first::{FirstLayout, first_layout};
 pub use layout::{Entry, Layout, Member, Owner, PARTITIONS_MAX};
+pub use share::{fair_shares, zone_limit};
