@@ -9,7 +9,8 @@
 //!    that spread each node's partners more evenly, so that the load of a dead node falls on all others.
 //! 4. First places by maximum flow. Giving every owner an equal part of each of its partitions is a fractional
 //!    solution whose node totals lie between the rounded-down and rounded-up quotas, so a whole one exists.
-//! 5. The order of the other owners is shuffled, so that second places are spread too.
+//! 5. Second places, which take over when the first is down, go to the owner that is second to the same first least
+//!    often. The order of the others is random.
 
 use std::collections::BTreeMap;
 
@@ -57,6 +58,7 @@ pub fn first_layout(input: FirstLayout) -> Result<Layout, LayoutError> {
     deal.mix(&nodes, rules.zone_limit, &mut random);
     deal.shuffle_places(&mut random);
     deal.assign_first_places(&nodes);
+    deal.choose_second_places(nodes.ids.len());
     let owner = |&at: &u32| Owner { node: nodes.ids[at as usize], since: epoch };
     let entry = |places: &[u32]| Entry { changed: epoch, owners: places.iter().map(owner).collect() };
     let partitions = deal.places.chunks_exact(rules.owners).map(entry).collect();
@@ -206,6 +208,28 @@ impl Deal {
         for (places, choices) in self.places.chunks_exact_mut(self.owners).zip(choices.chunks_exact(self.owners)) {
             if let Some(first) = choices.iter().position(|&choice| network.flow(choice) > 0) {
                 places.swap(0, first);
+            }
+        }
+    }
+
+    /// Spreads who comes second over the partitions of each first. The second round knows all that the first one chose.
+    fn choose_second_places(&mut self, nodes: usize) {
+        let mut chosen: BTreeMap<usize, u32> = BTreeMap::new();
+        let pair = |places: &[u32], second: usize| places[0] as usize * nodes + places[second] as usize;
+        if self.owners < 3 {
+            return;
+        }
+        for round in 0..2 {
+            for places in self.places.chunks_exact_mut(self.owners) {
+                if round > 0
+                    && let Some(count) = chosen.get_mut(&pair(places, 1))
+                {
+                    *count -= 1;
+                }
+                let often = |&second: &usize| chosen.get(&pair(places, second)).copied().unwrap_or(0);
+                let second = (1..places.len()).min_by_key(often).unwrap_or(1);
+                *chosen.entry(pair(places, second)).or_default() += 1;
+                places.swap(1, second);
             }
         }
     }
