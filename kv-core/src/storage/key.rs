@@ -24,6 +24,12 @@ pub enum Space {
 impl Space {
     /// All spaces.
     pub const ALL: [Self; 3] = [Self::Owned, Self::Hint, Self::Lag];
+
+    /// The space that a first byte stands for.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|space| *space as u8 == byte)
+    }
 }
 
 /// The key of a stored entry. Big-endian numbers make byte order the order of partitions, keyspaces and keys.
@@ -45,8 +51,8 @@ impl StorageKey {
     /// A key as a store returned it; `None` if it is none of ours.
     #[must_use]
     pub fn from_bytes(bytes: Bytes) -> Option<Self> {
-        let known = bytes.first().is_some_and(|space| Space::ALL.iter().any(|known| *known as u8 == *space));
-        (known && bytes.len() >= PREFIX).then_some(Self(bytes))
+        Space::from_byte(*bytes.first()?)?;
+        (bytes.len() >= PREFIX).then_some(Self(bytes))
     }
 
     /// The first key behind every key of `partition` in `space`.

@@ -16,27 +16,27 @@
 //! * **Damage.** Each record has a format byte and a checksum. A read of a damaged record is an error that names it;
 //!   it is never answered with absence, and the other records stay readable.
 //! * **Statistics.** Each record write says what it replaces and what it leaves ([`Footprint`]). The store keeps exact
-//!   counts and Merkle leaves from these, atomically with the writes, through any crash.
+//!   counts and Merkle leaves ([`Stats`]) from these, atomically with the writes, through any crash that keeps the
+//!   promise above. A disk that loses a batch and keeps a later one must count anew ([`recount`]). A write that repairs a
+//!   damaged record cannot know what it replaces: it says `before: None`, and the counts are off by the damaged record
+//!   until they are made anew.
 
+mod codec;
+mod hot;
 mod key;
+mod memory;
+mod stats;
 
 use bytes::Bytes;
 
+pub use codec::{FORMAT, Stored, StoredError};
+pub use hot::{HotStats, HotTier};
 pub use key::{Space, StorageKey};
+pub use memory::{MemoryCommitter, MemoryImage, MemoryReader, MemoryStore};
+pub use stats::{Footprint, LEAVES, Leaf, PartitionStats, Recount, Stats, Tally, leaf_of, recount};
 
 use crate::error::StorageError;
 use crate::types::{ClusterId, HashSeed, Incarnation, Seq};
-
-/// What one stored record adds to the statistics of its partition and keyspace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Footprint {
-    /// Whether the record holds a value (expired or not): it counts as a key.
-    pub live: bool,
-    /// Bytes of the user's key and of the encoded record.
-    pub bytes: u32,
-    /// The hash of (keyspace, key, digest of the record) that is added to the Merkle leaf of the key.
-    pub hash: u64,
-}
 
 /// One change of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub struct SliceRequest {
     pub from: StorageKey,
     /// End of the range, excluded.
     pub until: StorageKey,
-    /// The most entries to return.
+    /// The most entries to return; 0 counts as 1.
     pub entries_max: usize,
     /// The slice ends after the entry that reaches this many bytes of keys and values.
     pub bytes_max: usize,
@@ -88,6 +88,14 @@ pub struct Slice {
     pub entries: Vec<(StorageKey, Bytes)>,
     /// Whether the range may hold more entries behind the last one.
     pub more: bool,
+}
+
+impl Slice {
+    /// Whether the slice has all that the request allows; `bytes` is what its keys and values take. A slice never ends
+    /// before its first entry, so that a reader always gets on.
+    fn is_full(&self, request: &SliceRequest, bytes: usize) -> bool {
+        !self.entries.is_empty() && (self.entries.len() >= request.entries_max || bytes >= request.bytes_max)
+    }
 }
 
 /// The reading half of an engine.
@@ -124,6 +132,15 @@ pub trait Committer: Send + 'static {
     /// # Errors
     /// If anything could not be made durable. The store is then poisoned, and every later call fails.
     fn commit(&mut self, batches: &[Batch], through: Seq) -> Result<(), StorageError>;
+
+    /// Makes the store, durably, one of this cluster; does nothing if it already is.
+    ///
+    /// # Errors
+    /// If it belongs to another cluster, or the cluster to another seed, or the medium fails.
+    fn bind(&mut self, cluster: ClusterId, seed: HashSeed) -> Result<(), StorageError>;
+
+    /// The statistics as of the last commit.
+    fn stats(&self) -> &Stats;
 }
 
 /// What an engine learns when it opens a store.

@@ -105,6 +105,18 @@ impl Context {
         }
     }
 
+    /// The place of `actor` in the ascending order of actors; `None` if nothing of it has been seen.
+    #[must_use]
+    pub fn position(&self, actor: Actor) -> Option<usize> {
+        self.entries.binary_search_by_key(&actor, |entry| entry.0).ok()
+    }
+
+    /// The actor at a place in the ascending order of actors.
+    #[must_use]
+    pub fn actor_at(&self, position: usize) -> Option<Actor> {
+        self.entries.get(position).map(|entry| entry.0)
+    }
+
     /// The number of actors.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,0 +1,248 @@
+//! How a record lies on the medium: a format byte, a checksum, and the postcard encoding of the record.
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 1 | format, `FORMAT` |
+//! | 4 | the low half of XXH3 (64 bits, seeded with the format) over all bytes behind it, little-endian |
+//! | rest | context, own actor, number of siblings, siblings, each in postcard |
+//!
+//! An actor takes up to thirty bytes and stands in the context anyway, so siblings and the own actor name it by its
+//! place there.
+
+use bytes::Bytes;
+use postcard::ser_flavors::Flavor;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{Footprint, StorageKey};
+use crate::error::StorageError;
+use crate::types::{RequestId, WallTime};
+use crate::version::{Actor, Context, Dot, Hlc, Record, Version};
+
+/// The format that this build writes, and the only one that it reads.
+pub const FORMAT: u8 = 1;
+
+/// Format byte and checksum.
+const HEADER: usize = 1 + 4;
+
+/// The most bytes of an actor with its counter, and of a sibling without its value (varints at full length).
+const ACTOR_BYTES_MAX: usize = 40;
+const SIBLING_BYTES_MAX: usize = 72;
+
+/// A record as a node stores it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The actor that this node may go on using for this instance of the record (rule A1). Local: never replicated.
+    pub own: Option<Actor>,
+    /// The record.
+    pub record: Record,
+}
+
+/// Bytes that are not a stored record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoredError {
+    /// There is not even a header.
+    #[error("{found} bytes are too few for a record, whose header takes {HEADER}")]
+    TooShort {
+        /// The length found.
+        found: usize,
+    },
+    /// Another build wrote it.
+    #[error("it has record format {found}, this build reads format {FORMAT}; read it with the build that wrote it")]
+    Format {
+        /// The format byte found.
+        found: u8,
+    },
+    /// The bytes are not those that were written.
+    #[error("its checksum is {found:08x}, but its bytes give {computed:08x}")]
+    Checksum {
+        /// The checksum in the header.
+        found: u32,
+        /// The checksum of the bytes behind it.
+        computed: u32,
+    },
+    /// The checksum is right, but what it protects is not a record.
+    #[error("its content is not a record: {reason}")]
+    Payload {
+        /// What is wrong.
+        reason: &'static str,
+    },
+}
+
+impl StoredError {
+    /// The error of a read that found this at `key`.
+    #[must_use]
+    pub fn at(&self, key: &StorageKey) -> StorageError {
+        StorageError::Corrupt { what: format!("the record at {key}"), reason: self.to_string() }
+    }
+}
+
+/// The own actor: none, the one at a place in the context, or one that the context has not seen.
+#[derive(Serialize, Deserialize)]
+enum OwnForm {
+    None,
+    Seen(u32),
+    Unseen(Actor),
+}
+
+/// A version whose actor is named by its place in the context. `V` is `&Bytes` for writing and `Bytes` for reading.
+#[derive(Serialize, Deserialize)]
+struct VersionForm<V> {
+    actor: u32,
+    counter: u64,
+    written: Hlc,
+    request: RequestId,
+    expires: Option<WallTime>,
+    value: Option<V>,
+}
+
+impl Stored {
+    /// The bytes for the medium. Each value is copied once.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let Record { context, siblings } = &self.record;
+        debug_assert!(self.record.is_valid(), "only valid records are stored: {:?}", self.record);
+        let size_max = HEADER
+            + 2 * ACTOR_BYTES_MAX
+            + context.len() * ACTOR_BYTES_MAX
+            + siblings.len() * SIBLING_BYTES_MAX
+            + self.record.value_bytes();
+        let mut bytes = Vec::with_capacity(size_max);
+        bytes.extend_from_slice(&[FORMAT, 0, 0, 0, 0]);
+        let mut out = postcard::Serializer { output: Output(bytes) };
+        // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
+        let written = (|| {
+            context.serialize(&mut out)?;
+            own_form(self.own, context).serialize(&mut out)?;
+            siblings.len().serialize(&mut out)?;
+            siblings.iter().try_for_each(|sibling| version_form(sibling, context).serialize(&mut out))
+        })();
+        debug_assert!(written.is_ok(), "{written:?}");
+        let mut bytes = out.output.0;
+        let check = checksum(&bytes[HEADER..]).to_le_bytes();
+        bytes[1..HEADER].copy_from_slice(&check);
+        Bytes::from(bytes)
+    }
+
+    /// Reads what `encode` wrote. Each value is copied once, into memory of its own, so that keeping a record does not
+    /// keep the block or frame that it came in.
+    ///
+    /// # Errors
+    /// If the bytes are anything else; no input panics.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StoredError> {
+        let Some((header, payload)) = bytes.split_first_chunk::<HEADER>() else {
+            return Err(StoredError::TooShort { found: bytes.len() });
+        };
+        let [format, check @ ..] = *header;
+        if format != FORMAT {
+            return Err(StoredError::Format { found: format });
+        }
+        let (found, computed) = (u32::from_le_bytes(check), checksum(payload));
+        if found != computed {
+            return Err(StoredError::Checksum { found, computed });
+        }
+        let mut rest = payload;
+        let context: Context = take(&mut rest)?;
+        let own: OwnForm = take(&mut rest)?;
+        let count: usize = take(&mut rest)?;
+        // A sibling takes more than a byte, so a length that lies cannot make this allocate more than it was given.
+        let mut siblings = Vec::with_capacity(count.min(rest.len()));
+        for _ in 0..count {
+            let form: VersionForm<Bytes> = take(&mut rest)?;
+            siblings.push(version(form, &context)?);
+        }
+        if !rest.is_empty() {
+            return Err(StoredError::Payload { reason: "bytes follow the record" });
+        }
+        let own = match own {
+            OwnForm::None => None,
+            OwnForm::Seen(place) => Some(actor(place, &context)?),
+            OwnForm::Unseen(actor) => Some(actor),
+        };
+        let record = Record { context, siblings };
+        if !record.is_valid() {
+            return Err(StoredError::Payload { reason: "its siblings are out of order, or its context misses one" });
+        }
+        Ok(Self { own, record })
+    }
+
+    /// What the record adds to the statistics at `key`, with the length of its encoding.
+    #[must_use]
+    pub fn footprint(&self, key: &StorageKey, encoded_len: usize) -> Footprint {
+        Footprint::of_record(key, self.record.has_value(), encoded_len, self.record.digest())
+    }
+}
+
+fn checksum(payload: &[u8]) -> u32 {
+    let [a, b, c, d, ..] = xxh3_64_with_seed(payload, u64::from(FORMAT)).to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+fn take<'a, T: Deserialize<'a>>(rest: &mut &'a [u8]) -> Result<T, StoredError> {
+    let (value, behind) = postcard::take_from_bytes(rest).map_err(|error| StoredError::Payload {
+        reason: match error {
+            postcard::Error::DeserializeUnexpectedEnd => "it is cut short",
+            _ => "a field does not decode",
+        },
+    })?;
+    *rest = behind;
+    Ok(value)
+}
+
+/// The place of an actor in the context. A place that no context has stands for an actor that is missing there; the
+/// record is then invalid, and reading it says so.
+fn place(actor: Actor, context: &Context) -> Option<u32> {
+    context.position(actor).and_then(|position| u32::try_from(position).ok())
+}
+
+fn actor(place: u32, context: &Context) -> Result<Actor, StoredError> {
+    let position = usize::try_from(place).ok();
+    position
+        .and_then(|position| context.actor_at(position))
+        .ok_or(StoredError::Payload { reason: "it names an actor that its context has not seen" })
+}
+
+fn own_form(own: Option<Actor>, context: &Context) -> OwnForm {
+    match own {
+        None => OwnForm::None,
+        Some(own) => place(own, context).map_or(OwnForm::Unseen(own), OwnForm::Seen),
+    }
+}
+
+fn version_form<'a>(version: &'a Version, context: &Context) -> VersionForm<&'a Bytes> {
+    let Version { dot, written, request, expires, value } = version;
+    VersionForm {
+        actor: place(dot.actor, context).unwrap_or(u32::MAX),
+        counter: dot.counter,
+        written: *written,
+        request: *request,
+        expires: *expires,
+        value: value.as_ref(),
+    }
+}
+
+fn version(form: VersionForm<Bytes>, context: &Context) -> Result<Version, StoredError> {
+    let VersionForm { actor: place, counter, written, request, expires, value } = form;
+    Ok(Version { dot: Dot { actor: actor(place, context)?, counter }, written, request, expires, value })
+}
+
+/// Postcard's output into a vector, values copied as a whole.
+struct Output(Vec<u8>);
+
+impl Flavor for Output {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}

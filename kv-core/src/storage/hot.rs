@@ -1,0 +1,108 @@
+//! The hot tier: decoded records in memory, bounded in bytes.
+
+use std::mem::size_of;
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+
+use super::{StorageKey, Stored};
+use crate::map::MapState;
+use crate::version::{Actor, Version};
+
+/// Bytes that a record is expected to take, from which the cache derives how many evicted keys it remembers.
+const RECORD_BYTES_EXPECTED: usize = 512;
+
+/// The header of a shared allocation, and what an allocator adds to each on average.
+const ALLOCATION: usize = 16 + 8;
+
+/// What the cache itself keeps of a record: a slot of its slab (links, state, usage count), one of its hash table, and
+/// its share of the remembered hashes of evicted records. Both tables grow by doubling: a quarter is free on average.
+const SLOT: usize = (24 + 12 + 20) * 5 / 4;
+
+/// How often the hot tier had what was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HotStats {
+    /// Look-ups that found a record.
+    pub hits: u64,
+    /// Look-ups that found none.
+    pub misses: u64,
+    /// Records held.
+    pub records: u64,
+    /// Bytes that they take, keys and overhead included.
+    pub bytes: u64,
+}
+
+/// Decoded records by storage key, least useful ones evicted first (S3-FIFO and Clock-PRO, as `quick_cache` has them).
+///
+/// It belongs to one loop, which fills it when a write is durable or a read is done, and so it never shows what a crash
+/// could take back. It does not remember that a key is absent: a negative entry would have to be dropped by writes
+/// that today only add an entry, to save look-ups that the engine's filters answer from memory.
+pub struct HotTier {
+    cache: Cache<StorageKey, Arc<Stored>, Bytes, MapState, DefaultLifecycle<StorageKey, Arc<Stored>>>,
+    hits: u64,
+    misses: u64,
+}
+
+impl HotTier {
+    /// An empty tier that keeps at most `bytes_max` bytes. The seed decides no outcome that a client can see.
+    #[must_use]
+    pub fn new(bytes_max: usize, map_seed: u64) -> Self {
+        let capacity = u64::try_from(bytes_max).unwrap_or(u64::MAX);
+        let hasher = MapState::with_seed(map_seed);
+        let expected = bytes_max / RECORD_BYTES_EXPECTED;
+        let cache = Cache::with(expected, capacity, Bytes, hasher, DefaultLifecycle::default());
+        Self { cache, hits: 0, misses: 0 }
+    }
+
+    /// The record at `key`, if the tier has it; `None` says nothing about the store.
+    pub fn get(&mut self, key: &StorageKey) -> Option<Arc<Stored>> {
+        let found = self.cache.get(key).cloned();
+        if found.is_some() {
+            self.hits += 1;
+        } else {
+            self.misses += 1;
+        }
+        found
+    }
+
+    /// Keeps the record that the store now holds at `key`, in place of an earlier one. A record that is too large for
+    /// the tier is not kept, nor is the earlier one.
+    pub fn insert(&mut self, key: StorageKey, record: Arc<Stored>) {
+        self.cache.insert(key, record);
+    }
+
+    /// Forgets what the store no longer holds at `key`.
+    pub fn remove(&mut self, key: &StorageKey) {
+        self.cache.remove(key);
+    }
+
+    /// Counters since the tier was made, and its size now.
+    #[must_use]
+    pub fn stats(&self) -> HotStats {
+        let records = u64::try_from(self.cache.len()).unwrap_or(u64::MAX);
+        HotStats { hits: self.hits, misses: self.misses, records, bytes: self.cache.weight() }
+    }
+}
+
+/// Weighs a record with all that it keeps in memory.
+#[derive(Clone, Copy)]
+struct Bytes;
+
+impl Weighter<StorageKey, Arc<Stored>> for Bytes {
+    fn weight(&self, key: &StorageKey, stored: &Arc<Stored>) -> u64 {
+        let record = &stored.record;
+        let values = record.siblings.iter().filter(|sibling| sibling.value.is_some()).count();
+        let total = SLOT
+            + size_of::<StorageKey>()
+            + key.as_bytes().len()
+            + size_of::<Arc<Stored>>()
+            + size_of::<Stored>()
+            + record.context.len() * size_of::<(Actor, u64)>()
+            + record.siblings.len() * size_of::<Version>()
+            + record.value_bytes()
+            // The key, the record, its two lists, and each value are allocations of their own.
+            + (4 + values) * ALLOCATION;
+        u64::try_from(total).unwrap_or(u64::MAX)
+    }
+}

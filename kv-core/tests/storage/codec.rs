@@ -1,0 +1,129 @@
+use bytes::Bytes;
+use kv_core::error::StorageError;
+use kv_core::storage::{FORMAT, Space, Stored, StoredError};
+use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::support::{any_stored, key, stored};
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded(stored in any_stored()) {
+        prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(Stored::decode(&bytes).is_err());
+    }
+
+    /// The checksum made right, so that the random bytes reach the decoder behind it.
+    #[test]
+    fn random_content_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+        match Stored::decode(&sealed(&payload)) {
+            Ok(stored) => prop_assert!(stored.record.is_valid()),
+            Err(error) => prop_assert!(matches!(error, StoredError::Payload { .. }), "{}", error),
+        }
+    }
+
+    /// Mutations of a real record under a right checksum: they get further than random bytes.
+    #[test]
+    fn mutated_content_never_panics(
+        stored in any_stored(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+        cut in proptest::option::of(any::<proptest::sample::Index>()),
+    ) {
+        let mut payload = stored.encode()[5..].to_vec();
+        for (at, byte) in changes {
+            let at = at.index(payload.len());
+            payload[at] = byte;
+        }
+        if let Some(cut) = cut {
+            payload.truncate(cut.index(payload.len()));
+        }
+        match Stored::decode(&sealed(&payload)) {
+            Ok(stored) => prop_assert!(stored.record.is_valid()),
+            Err(error) => prop_assert!(matches!(error, StoredError::Payload { .. }), "{}", error),
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed(stored in any_stored(), at in any::<proptest::sample::Index>(), bit in 0..8u8) {
+        let mut bytes = stored.encode().to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let error = Stored::decode(&bytes).unwrap_err();
+        let expected = if at == 0 {
+            matches!(error, StoredError::Format { found } if found == bytes[0])
+        } else {
+            matches!(error, StoredError::Checksum { .. })
+        };
+        prop_assert!(expected, "byte {}: {}", at, error);
+    }
+
+    #[test]
+    fn every_cut_is_noticed(stored in any_stored(), cut in any::<proptest::sample::Index>()) {
+        let bytes = stored.encode();
+        prop_assert!(Stored::decode(&bytes[..cut.index(bytes.len())]).is_err());
+    }
+}
+
+#[test]
+fn the_format_on_the_medium_does_not_change_unnoticed() {
+    let hex: String = stored(9, Some(b"value")).encode().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, EXPECTED);
+}
+
+const EXPECTED: &str = "0172c76b1f01ef9bafcdf8acd1910103effdb6f50d09010100010001808080808080808040ffddf7e6bcd7eacc\
+    88010700010576616c7565";
+
+#[test]
+fn each_cause_has_its_error() {
+    let bytes = stored(1, Some(b"v")).encode();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = bytes.to_vec();
+        change(&mut bytes);
+        Stored::decode(&bytes).unwrap_err()
+    };
+    assert_eq!(with(&|bytes| bytes.truncate(4)), StoredError::TooShort { found: 4 });
+    assert_eq!(with(&|bytes| bytes[0] = FORMAT + 1), StoredError::Format { found: FORMAT + 1 });
+    assert!(matches!(with(&|bytes| bytes[9] ^= 1), StoredError::Checksum { .. }));
+    let mut longer = bytes[5..].to_vec();
+    longer.push(0);
+    let error = Stored::decode(&sealed(&longer)).unwrap_err();
+    assert_eq!(error.to_string(), "its content is not a record: bytes follow the record");
+    assert_eq!(
+        StoredError::Format { found: 9 }.to_string(),
+        "it has record format 9, this build reads format 1; read it with the build that wrote it"
+    );
+}
+
+#[test]
+fn a_record_that_breaks_its_own_rules_is_refused() {
+    // No context, no own actor, one sibling of the first actor of the context: nobody.
+    let payload = [0, 0, 1, 0, 1, 0, 0, 0, 0, 0];
+    let error = Stored::decode(&sealed(&payload)).unwrap_err();
+    assert_eq!(error.to_string(), "its content is not a record: it names an actor that its context has not seen");
+}
+
+#[test]
+fn a_damaged_record_is_named_with_its_remedy() {
+    let key = key(Space::Owned, 7, 0, b"user:1");
+    let error: StorageError = StoredError::TooShort { found: 0 }.at(&key);
+    let text = error.to_string();
+    assert!(text.contains("Owned/p7/ks0/user:1") && text.contains("repair"), "{text}");
+}
+
+#[test]
+fn a_decoded_value_has_memory_of_its_own() {
+    let bytes = stored(1, Some(&[7; 64])).encode();
+    let decoded = Stored::decode(&bytes).unwrap();
+    let value: &Bytes = decoded.record.siblings[0].value.as_ref().unwrap();
+    let frame = bytes.as_ptr_range();
+    assert!(!frame.contains(&value.as_ptr()), "keeping a value must not keep the frame that it came in");
+}
+
+fn sealed(payload: &[u8]) -> Vec<u8> {
+    let check = xxh3_64_with_seed(payload, u64::from(FORMAT)).to_le_bytes();
+    [&[FORMAT], &check[..4], payload].concat()
+}
