@@ -22,6 +22,14 @@ pub struct ClusterConfig {
     pub clock_skew_max: Duration,
 }
 
+impl ClusterConfig {
+    /// The most bytes of values in one record with several siblings: two values of the greatest length.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> usize {
+        self.value_bytes_max.saturating_mul(2)
+    }
+}
+
 impl Default for ClusterConfig {
     fn default() -> Self {
         Self {

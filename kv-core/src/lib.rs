@@ -4,13 +4,16 @@
 //! the shell must do (send, reply, read, persist, wake). See ARCHITECTURE.md for the map.
 
 pub mod config;
+mod coordinator;
 pub mod error;
 pub mod event;
 pub mod handshake;
 pub mod map;
 pub mod message;
 pub mod node;
+mod replica;
 pub mod ring;
+pub mod rule;
 pub mod storage;
 pub mod types;
 pub mod version;

@@ -1,16 +1,31 @@
 //! `Node::step`: the single entry point of the core. Core decides, shell acts.
 
+mod adopt;
+pub(crate) mod keys;
+mod meta;
+pub(crate) mod peers;
+pub(crate) mod timers;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::config::Keyspace;
-use crate::error::StorageError;
+use crate::config::{ClusterConfig, Keyspace, NodeConfig};
+use crate::coordinator::{Op, OpId};
+use crate::error::{Kind, RequestError, StorageError};
 use crate::event::Event;
+use crate::map::{Map, map};
 use crate::message::{Message, Outcome, Request};
+use crate::replica::{HandoffPass, Refill, Replication, ReplicationId, SliceJob, Sweeper};
 use crate::ring::Layout;
-use crate::storage::{Batch, Slice, SliceRequest, StorageKey};
-use crate::types::{Incarnation, Monotonic, NodeId, Seq};
+use crate::rule::Rules;
+use crate::storage::{Batch, HotTier, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
+use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Now, PartitionId, Seq};
+use crate::version::Clock;
+use keys::{HeldQueue, ReadFor, Slot};
+use peers::Peer;
+use timers::{Timer, TimerKey, Timers};
 
 /// The shell's name for a client request, returned with the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,3 +144,269 @@ pub enum Effect {
 
 /// The effects of one or more steps, in order.
 pub type Effects = Vec<Effect>;
+
+/// What a node is busy with: zeros mean that nothing waits to be settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The epoch of the layout on which the node acts; 0 before the first.
+    pub epoch: Epoch,
+    /// Requests without an answer.
+    pub requests: usize,
+    /// Writes that some replica has not confirmed.
+    pub replications: usize,
+    /// Records held for owners that were down.
+    pub hints: u64,
+    /// Bytes of these.
+    pub hint_bytes: u64,
+    /// Keys of owned records that some other owner has not confirmed.
+    pub lagging: u64,
+    /// Owned partitions that are not complete: the store was lost and they are being refilled.
+    pub unsynced: Vec<PartitionId>,
+    /// Batches that are not durable.
+    pub unsynced_batches: u64,
+    /// Keys with work in progress.
+    pub keys_busy: usize,
+    /// Whether the store failed.
+    pub poisoned: bool,
+}
+
+/// The state machine of one loop: a set of partitions of one node.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) cluster: ClusterConfig,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) rules: Rules,
+
+    /// The time of the current step.
+    pub(crate) now: Now,
+    /// The effects of the current step.
+    pub(crate) out: Effects,
+    pub(crate) clock: Clock,
+    pub(crate) timers: Timers,
+
+    /// The layout on which the node acts: durable here.
+    pub(crate) layout: Option<Arc<Layout>>,
+    /// The newest layout given, durable or not.
+    pub(crate) newest: Epoch,
+    pub(crate) keyspaces: BTreeMap<KeyspaceId, Keyspace>,
+    pub(crate) synced: BTreeMap<PartitionId, meta::Synced>,
+    pub(crate) peers: BTreeMap<NodeId, Peer>,
+
+    pub(crate) actors_drawn: u64,
+    pub(crate) calls_made: u64,
+    pub(crate) ids_made: u64,
+
+    /// The batch of the current step, and the position that it will have.
+    pub(crate) batch: Batch,
+    pub(crate) seq: Seq,
+    pub(crate) durable: Seq,
+    pub(crate) held: HeldQueue,
+    pub(crate) poisoned: Option<RequestError>,
+
+    /// Keys with work in progress. Every key with a write that is not durable is among them.
+    pub(crate) slots: Map<StorageKey, Slot>,
+    pub(crate) hot: HotTier,
+    pub(crate) reads: Map<ReadId, ReadFor>,
+
+    pub(crate) ops: BTreeMap<OpId, Op>,
+    pub(crate) replications: BTreeMap<ReplicationId, Replication>,
+    pub(crate) slice_jobs: BTreeMap<ReadId, SliceJob>,
+    pub(crate) refills: BTreeMap<PartitionId, Refill>,
+    pub(crate) handoff: HandoffPass,
+    pub(crate) sweeper: Sweeper,
+
+    /// Entries in the hint and lag spaces, batches in flight included.
+    pub(crate) hints: u64,
+    pub(crate) hint_bytes: u64,
+    pub(crate) lagging: u64,
+}
+
+impl Node {
+    /// Builds the loop from what the store holds. `stats` are those of the store as opened.
+    ///
+    /// # Errors
+    /// If the node's own entries cannot be read.
+    pub fn recover(
+        config: NodeConfig,
+        cluster: ClusterConfig,
+        incarnation: Incarnation,
+        reader: &impl Reader,
+        stats: &Stats,
+    ) -> Result<Self, StorageError> {
+        let mut keyspaces = vec![Keyspace::initial()];
+        if let Some(value) = reader.meta(meta::KEYSPACES)? {
+            keyspaces = meta::decode(meta::KEYSPACES, &value)?;
+        }
+        let layout: Option<Layout> =
+            reader.meta(meta::LAYOUT)?.map(|value| meta::decode(meta::LAYOUT, &value)).transpose()?;
+        let mut peers = BTreeMap::new();
+        for (name, value) in reader.metas(meta::PEER)? {
+            if let Some(id) = meta::id(&name, meta::PEER) {
+                let peer = Peer { seen: Some(meta::decode(&name, &value)?), ..Peer::default() };
+                peers.insert(NodeId(u64::from_be_bytes(id)), peer);
+            }
+        }
+        let mut synced = BTreeMap::new();
+        for (name, value) in reader.metas(meta::SYNCED)? {
+            if let Some(id) = meta::id(&name, meta::SYNCED) {
+                synced.insert(PartitionId(u16::from_be_bytes(id)), meta::decode(&name, &value)?);
+            }
+        }
+        let seed = config.map_seed;
+        let mut node = Self {
+            hot: HotTier::new(config.hot_bytes_max, seed),
+            hints: stats.total(Space::Hint).records,
+            hint_bytes: stats.total(Space::Hint).bytes,
+            lagging: stats.total(Space::Lag).records,
+            config,
+            cluster,
+            incarnation,
+            rules: Rules::default(),
+            now: Now::default(),
+            out: Effects::new(),
+            clock: Clock::default(),
+            timers: Timers::default(),
+            newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
+            layout: layout.map(Arc::new),
+            keyspaces: keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect(),
+            synced,
+            peers,
+            actors_drawn: 0,
+            calls_made: 0,
+            ids_made: 0,
+            batch: Batch::default(),
+            seq: Seq(0),
+            durable: Seq(0),
+            held: HeldQueue::default(),
+            poisoned: None,
+            slots: map(seed),
+            reads: map(seed),
+            ops: BTreeMap::new(),
+            replications: BTreeMap::new(),
+            slice_jobs: BTreeMap::new(),
+            refills: BTreeMap::new(),
+            handoff: HandoffPass::default(),
+            sweeper: Sweeper::default(),
+        };
+        // Whatever the last run left to do is looked for at the first step.
+        node.set_timer(Monotonic(0), Timer::Handoff);
+        node.set_timer(Monotonic(0), Timer::Sweep);
+        node.plan_refills();
+        Ok(node)
+    }
+
+    /// Takes one input and adds what the shell must do to `effects`.
+    pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
+        self.now = now;
+        std::mem::swap(&mut self.out, effects);
+        self.handle(input);
+        while let Some(timer) = self.timers.due(now.mono) {
+            self.fire(timer);
+        }
+        self.flush();
+        if let Some(at) = self.timers.announce(now.mono) {
+            self.out.push(Effect::WakeAt(at));
+        }
+        std::mem::swap(&mut self.out, effects);
+    }
+
+    /// What the node is busy with.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let unsynced = self.layout.as_ref().map_or_else(Vec::new, |layout| {
+            layout.partition_ids().filter(|&partition| self.owns(partition) && !self.is_synced(partition)).collect()
+        });
+        Status {
+            epoch: self.layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
+            requests: self.ops.len(),
+            replications: self.replications.len(),
+            hints: self.hints,
+            hint_bytes: self.hint_bytes,
+            lagging: self.lagging,
+            unsynced,
+            unsynced_batches: self.seq.0 - self.durable.0,
+            keys_busy: self.slots.len(),
+            poisoned: self.poisoned.is_some(),
+        }
+    }
+
+    /// The highest incarnation seen of `peer`, for the handshake.
+    #[must_use]
+    pub fn seen(&self, peer: NodeId) -> Option<Incarnation> {
+        self.peers.get(&peer)?.seen
+    }
+
+    /// The layout on which the node acts.
+    #[must_use]
+    pub fn layout(&self) -> Option<&Arc<Layout>> {
+        self.layout.as_ref()
+    }
+
+    /// Switches a protocol rule off.
+    #[cfg(feature = "mutation")]
+    pub fn break_rule(&mut self, rule: crate::rule::Rule) {
+        self.rules.break_rule(rule);
+        self.plan_refills();
+    }
+
+    fn handle(&mut self, input: Input) {
+        if let Some(error) = &self.poisoned {
+            if let Input::Request { tag, .. } = input {
+                self.out.push(Effect::Reply { tag, outcome: Err(error.clone()) });
+            }
+            return;
+        }
+        match input {
+            Input::Request { tag, request, deadline } => self.client_request(tag, request, deadline),
+            Input::Message { from, message } => self.message(from, message),
+            Input::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
+            Input::PeerDown { node } => self.peer_down(node),
+            Input::ReadDone { read, result } => self.read_done(read, result),
+            Input::SliceDone { read, result } => self.slice_done(read, result),
+            Input::Persisted { seq } => self.persisted(seq),
+            Input::PersistFailed { error } => self.poison(&error),
+            Input::Layout(layout) => self.layout_given(layout),
+            Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
+            Input::Wake => {}
+        }
+    }
+
+    fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Deadline(op) => self.deadline_passed(op),
+            Timer::Hedge(op) => self.hedge(op),
+            Timer::Retry(replication) => self.retry(replication),
+            Timer::Handoff => self.handoff_pass(),
+            Timer::Sweep => self.sweep_pass(),
+            Timer::Refill(partition) => self.refill_step(partition),
+        }
+    }
+
+    /// A commit failed: what reached the disk is unknown, so nothing is answered from here any more.
+    fn poison(&mut self, error: &StorageError) {
+        let reason = error.to_string();
+        let stopped = RequestError::new(Kind::Poisoned, format!("the node has stopped serving: {reason}"));
+        for op in self.ops.keys().copied().collect::<Vec<_>>() {
+            let outcome = if self.ops[&op].may_take_effect() {
+                RequestError::new(Kind::Unknown, format!("the outcome is unknown: {reason}"))
+            } else {
+                stopped.clone()
+            };
+            self.finish(op, Err(outcome));
+        }
+        self.batch.writes.clear();
+        self.poisoned = Some(stopped);
+        self.out.push(Effect::Event(Event::Poisoned { reason }));
+    }
+
+    pub(crate) fn set_timer(&mut self, at: Monotonic, timer: Timer) -> TimerKey {
+        self.timers.set(at, timer)
+    }
+
+    /// A number that this incarnation has not used for an operation, a replication or a read.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.ids_made += 1;
+        self.ids_made
+    }
+}

@@ -10,6 +10,9 @@ use crate::types::{ClusterId, Epoch, HashSeed, NodeId, PartitionId, StoreId};
 /// The most partitions that a cluster can have.
 pub const PARTITIONS_MAX: u32 = 65_536;
 
+/// The epoch of the layout with which a cluster is formed. Who owns a partition since then has nothing to copy.
+pub const FIRST_EPOCH: Epoch = Epoch(1);
+
 /// What a layout knows of a node. Addresses are not part of it: they may change without a new epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {

@@ -106,3 +106,9 @@ impl Weighter<StorageKey, Arc<Stored>> for Bytes {
         u64::try_from(total).unwrap_or(u64::MAX)
     }
 }
+
+impl std::fmt::Debug for HotTier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HotTier").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

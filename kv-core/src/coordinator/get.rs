@@ -1,0 +1,273 @@
+//! Gets: one full record and digests from R replicas; merge, answer, repair.
+
+use super::quorum::{self, Asked};
+use super::{Op, OpId, OpState, Origin};
+use crate::error::RequestError;
+use crate::event::Event;
+use crate::message::{Consistency, Held, KeyRequest, Refusal, Response, Role, Value};
+use crate::node::Node;
+use crate::node::keys::{Applied, Task};
+use crate::node::timers::{Timer, TimerKey};
+use crate::replica::{Goal, Target};
+use crate::rule::Rule;
+use crate::storage::{Space, StorageKey};
+use crate::types::{Monotonic, NodeId};
+use crate::version::{Conflict, ContextToken, Record, Version};
+
+/// A read in flight.
+#[derive(Debug)]
+pub(super) struct GetOp {
+    pub(super) key: StorageKey,
+    consistency: Consistency,
+    /// Replicas that must answer.
+    need: usize,
+    /// Who may be asked and has not been, in order.
+    candidates: Vec<Asked>,
+    /// Who has been asked and has not answered.
+    waiting: Vec<Asked>,
+    answers: Vec<Answer>,
+    failures: Vec<String>,
+    pub(super) hedge: Option<TimerKey>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    from: Asked,
+    digest: u64,
+    /// `None` if only the digest is known.
+    record: Option<Record>,
+}
+
+impl GetOp {
+    pub(super) fn progress(&self) -> String {
+        let mut text = format!("{} of {} replicas answered", self.answers.len(), self.need);
+        for failure in &self.failures {
+            text.push_str("; ");
+            text.push_str(failure);
+        }
+        text
+    }
+}
+
+impl Node {
+    pub(super) fn start_get(&mut self, origin: Origin, request: &KeyRequest, deadline: Monotonic) {
+        let Some(partition) = self.partition_of(&request.key) else { return };
+        let key = StorageKey::new(Space::Owned, partition, request.keyspace, &request.key);
+        self.open_get(origin, key, request.consistency, deadline);
+    }
+
+    fn open_get(&mut self, origin: Origin, key: StorageKey, consistency: Consistency, deadline: Monotonic) {
+        let get = GetOp {
+            key,
+            consistency,
+            need: 0,
+            candidates: Vec::new(),
+            waiting: Vec::new(),
+            answers: Vec::new(),
+            failures: Vec::new(),
+            hedge: None,
+        };
+        let op = self.open_op(origin, deadline, OpState::Get(get));
+        self.restart_get(op);
+    }
+
+    /// Asks as many replicas as must answer: the first for its record, the others for digests.
+    pub(super) fn restart_get(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
+        let partition = get.key.partition();
+        let keyspace_id = get.key.keyspace();
+        let consistency = get.consistency;
+        let mends = matches!(origin, Origin::Mend(_));
+        let Some(keyspace) = self.keyspace(keyspace_id) else { return };
+        let owners = self.entry(partition).map_or(0, |entry| entry.owners.len());
+        let mut candidates: Vec<Asked> =
+            self.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
+        let mut need = quorum::reads(consistency, keyspace, owners);
+        if mends {
+            // The damaged record may have been one of a write's W copies: all others together hold the write.
+            candidates.retain(|asked| asked.0 != self.config.node);
+            need = owners.saturating_sub(1).max(1);
+        } else if !quorum::owners_only(consistency) && candidates.len() < need {
+            let stand_ins = self.stand_ins_up(partition, owners - candidates.len());
+            candidates.extend(stand_ins.into_iter().map(|node| (node, Role::StandIn)));
+        }
+        if candidates.len() < need {
+            let error = RequestError::unavailable(format!(
+                "{partition} needs {need} replicas for this read and only {} of {owners} can be reached",
+                candidates.len()
+            ));
+            self.finish(op, Err(error));
+            return;
+        }
+        let first: Vec<Asked> = candidates.drain(..need).collect();
+        let hedge = self.now.mono.plus(self.config.hedge_after);
+        let hedge = self.set_timer(hedge, Timer::Hedge(op));
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        get.need = need;
+        get.candidates = candidates;
+        get.waiting.clone_from(&first);
+        get.answers.clear();
+        let old = get.hedge.replace(hedge);
+        let key = get.key.clone();
+        if let Some(old) = old {
+            self.timers.cancel(old);
+        }
+        for (index, (node, role)) in first.into_iter().enumerate() {
+            self.ask_read(op, node, role, &key, index > 0 && !mends);
+        }
+    }
+
+    /// Some replica is slow: ask those that were not asked.
+    pub(crate) fn hedge(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        get.hedge = None;
+        let more = std::mem::take(&mut get.candidates);
+        get.waiting.extend(&more);
+        let key = get.key.clone();
+        for (node, role) in more {
+            self.ask_read(op, node, role, &key, false);
+        }
+    }
+
+    pub(super) fn get_answered(&mut self, op: OpId, node: NodeId, role: Role, held: Held) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        let from = (node, role);
+        get.waiting.retain(|asked| *asked != from);
+        let answer = match held {
+            Held::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
+            Held::Digest(digest) => Answer { from, digest, record: None },
+        };
+        match get.answers.iter_mut().find(|known| known.from == from) {
+            Some(known) => *known = answer,
+            None => get.answers.push(answer),
+        }
+        self.evaluate(op);
+    }
+
+    pub(super) fn get_failed(&mut self, op: OpId, node: NodeId, role: Role, refusal: Option<Refusal>) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        get.waiting.retain(|asked| *asked != (node, role));
+        // An answer that was a digest cannot be completed any more.
+        get.answers.retain(|answer| answer.from != (node, role) || answer.record.is_some());
+        let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
+        get.failures.push(format!("{node}: {why}"));
+        if !get.candidates.is_empty() {
+            let next = get.candidates.remove(0);
+            get.waiting.push(next);
+            let key = get.key.clone();
+            self.ask_read(op, next.0, next.1, &key, false);
+        }
+        self.evaluate(op);
+    }
+
+    fn evaluate(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get(&op) else { return };
+        if get.answers.len() < get.need {
+            if get.answers.len() + get.waiting.len() + get.candidates.len() < get.need {
+                let error = RequestError::unavailable(format!("{}; try again", get.progress()));
+                self.finish(op, Err(error));
+            }
+            return;
+        }
+        let conflict = self.keyspace(get.key.keyspace()).map_or(Conflict::Siblings, |keyspace| keyspace.conflict);
+        let mut merged = Record::default();
+        for record in get.answers.iter().filter_map(|answer| answer.record.as_ref()) {
+            merged.merge(record, conflict);
+        }
+        // A digest says enough if it is that of the result or of a record that is known.
+        let is_known = |digest: u64| {
+            digest == merged.digest()
+                || get.answers.iter().any(|answer| answer.record.is_some() && answer.digest == digest)
+        };
+        let no_record = get.answers.iter().all(|answer| answer.record.is_none());
+        let unknown: Vec<Asked> = get
+            .answers
+            .iter()
+            .filter(|answer| answer.record.is_none() && (no_record || !is_known(answer.digest)))
+            .map(|answer| answer.from)
+            .collect();
+        if !unknown.is_empty() {
+            let key = get.key.clone();
+            let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.waiting.extend(&ask);
+            }
+            for (node, role) in ask {
+                self.ask_read(op, node, role, &key, false);
+            }
+            return;
+        }
+        self.complete_get(op, merged);
+    }
+
+    fn complete_get(&mut self, op: OpId, merged: Record) {
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get_mut(&op) else { return };
+        let key = get.key.clone();
+        let digest = merged.digest();
+        let owner_answered = get.answers.iter().any(|answer| answer.from.1 == Role::Owner);
+        let stale: Vec<NodeId> = get
+            .answers
+            .iter()
+            .filter(|answer| answer.from.1 == Role::Owner && answer.digest != digest)
+            .map(|answer| answer.from.0)
+            .collect();
+        if let Origin::Mend(damaged) = origin {
+            let damaged = damaged.clone();
+            self.finish(op, Ok(Response::Inspected { replicas: Vec::new() }));
+            self.mend_with(&damaged, merged);
+            return;
+        }
+        // Stand-ins that hold nothing know nothing: without an owner's word a key is not called absent.
+        if merged.siblings.is_empty() && !owner_answered {
+            let error = RequestError::unavailable(format!(
+                "no owner of {} can be reached, and no stand-in holds the key",
+                key.partition()
+            ));
+            self.finish(op, Err(error));
+            return;
+        }
+        let response = Response::Got {
+            values: merged.live(self.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
+            context: ContextToken::of(&merged).encode(key.keyspace(), key.key()),
+        };
+        self.finish(op, Ok(response));
+        if !stale.is_empty() && self.rules.keep(Rule::ReadRepair) {
+            self.read_repair(&key, merged, &stale);
+        }
+    }
+
+    /// Sends the merged record to the owners that lack some of it.
+    fn read_repair(&mut self, key: &StorageKey, merged: Record, stale: &[NodeId]) {
+        let me = self.config.node;
+        self.out.push(crate::node::Effect::Event(Event::ReadRepaired {
+            partition: key.partition(),
+            replicas: stale.len(),
+        }));
+        if stale.contains(&me) {
+            self.with_key(key.clone(), Task::Apply { record: merged.clone(), applied: Applied::Repair });
+        }
+        let targets: Vec<Target> =
+            stale.iter().filter(|&&node| node != me).map(|&node| Target::new(node, Role::Owner)).collect();
+        if !targets.is_empty() && self.replications.len() < self.config.replications_max {
+            self.start_replication(key.clone(), merged, targets, Goal::Repair);
+        }
+    }
+
+    /// Reads a record of this node's own that is damaged from all other owners, to put theirs in its place.
+    pub(crate) fn mend(&mut self, key: &StorageKey) {
+        let under_way = self.ops.values().any(|op| matches!(&op.origin, Origin::Mend(other) if other == key));
+        let others = self.entry(key.partition()).map_or(0, |entry| entry.owners.len().saturating_sub(1));
+        if key.space() != Space::Owned || under_way || others == 0 || self.ops.len() >= self.config.requests_max {
+            return;
+        }
+        let deadline = self.now.mono.plus(self.config.deadline);
+        let consistency = Consistency { level: crate::message::Level::All, strict: true };
+        self.open_get(Origin::Mend(key.clone()), key.clone(), consistency, deadline);
+    }
+}
+
+/// What a client sees of a version.
+pub(super) fn value_of(version: &Version, keys_only: bool) -> Value {
+    let value = if keys_only { bytes::Bytes::new() } else { version.value.clone().unwrap_or_default() };
+    Value { value, written: version.written, expires: version.expires }
+}

@@ -1,0 +1,89 @@
+//! What every replica of one key holds, for people: nothing is merged, nothing repaired.
+
+use bytes::Bytes;
+
+use super::{Op, OpId, OpState, Origin};
+use crate::error::RequestError;
+use crate::message::{ReplicaView, Response, Role};
+use crate::node::Node;
+use crate::storage::{Space, StorageKey};
+use crate::types::{KeyspaceId, Monotonic, NodeId};
+use crate::version::Record;
+
+/// An inspection in flight.
+#[derive(Debug)]
+pub(super) struct InspectOp {
+    /// Everybody asked, owners first.
+    views: Vec<View>,
+}
+
+#[derive(Debug)]
+struct View {
+    node: NodeId,
+    owner: bool,
+    /// `None`: no answer yet.
+    record: Option<Result<Option<Record>, RequestError>>,
+}
+
+impl InspectOp {
+    /// What is known so far. Stand-ins are listed only if they hold something.
+    pub(super) fn response(&self) -> Response {
+        let silent = || Err(RequestError::unavailable("the node did not answer in time"));
+        let replicas = self
+            .views
+            .iter()
+            .map(|view| ReplicaView {
+                node: view.node,
+                owner: view.owner,
+                record: view.record.clone().unwrap_or_else(silent),
+            })
+            .filter(|view| view.owner || matches!(view.record, Ok(Some(_))))
+            .collect();
+        Response::Inspected { replicas }
+    }
+}
+
+impl Node {
+    pub(super) fn start_inspect(&mut self, origin: Origin, keyspace: KeyspaceId, key: Bytes, deadline: Monotonic) {
+        let Some(partition) = self.partition_of(&key) else { return };
+        let Some(layout) = self.layout.clone() else { return };
+        let Some(entry) = layout.entry(partition) else { return };
+        let key = StorageKey::new(Space::Owned, partition, keyspace, &key);
+        let mut asked: Vec<(NodeId, Role)> = entry.nodes().map(|node| (node, Role::Owner)).collect();
+        let stand_ins = self.stand_ins_up(partition, usize::from(layout.copies));
+        asked.extend(stand_ins.into_iter().map(|node| (node, Role::StandIn)));
+        let down = || Some(Err(RequestError::unavailable("the node is down")));
+        let views = asked
+            .iter()
+            .map(|&(node, role)| {
+                let record = if self.reachable(node) { None } else { down() };
+                View { node, owner: role == Role::Owner, record }
+            })
+            .collect();
+        let op = self.open_op(origin, deadline, OpState::Inspect(InspectOp { views }));
+        for (node, role) in asked {
+            if self.reachable(node) {
+                self.ask_read(op, node, role, &key, false);
+            }
+        }
+        self.inspect_complete(op);
+    }
+
+    pub(super) fn inspect_answered(&mut self, op: OpId, from: NodeId, record: Result<Option<Record>, RequestError>) {
+        let Some(Op { state: OpState::Inspect(inspect), .. }) = self.ops.get_mut(&op) else { return };
+        let absent = |record: &Record| record.context.is_empty() && record.siblings.is_empty();
+        let record = record.map(|record| record.filter(|record| !absent(record)));
+        if let Some(view) = inspect.views.iter_mut().find(|view| view.node == from) {
+            view.record.get_or_insert(record);
+        }
+        self.inspect_complete(op);
+    }
+
+    fn inspect_complete(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Inspect(inspect), .. }) = self.ops.get(&op) else { return };
+        if inspect.views.iter().all(|view| view.record.is_some()) {
+            let response = inspect.response();
+            self.finish(op, Ok(response));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Scans: one page of a keyspace in byte order, read from R owners of every partition.
+//!
+//! A scan is not a snapshot. It goes on behind a key, so a key that is present throughout appears exactly once (rule R1).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::get::value_of;
+use super::{Op, OpId, OpState, Origin, quorum};
+use crate::error::RequestError;
+use crate::message::{Message, Refusal, Response, ScanEntry, ScanRequest, SliceAnswer, SliceQuery};
+use crate::node::Node;
+use crate::node::peers::Purpose;
+use crate::replica::Requester;
+use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
+use crate::version::{Conflict, ContextToken, Record};
+
+/// A page in flight.
+#[derive(Debug)]
+pub(super) struct ScanOp {
+    request: ScanRequest,
+    /// Nodes that have not answered.
+    waiting: BTreeSet<NodeId>,
+    answers: Vec<SliceAnswer>,
+    /// Nodes that failed; they are not asked again.
+    avoid: BTreeSet<NodeId>,
+    failures: Vec<String>,
+}
+
+impl Node {
+    pub(super) fn start_scan(&mut self, origin: Origin, mut request: ScanRequest, deadline: Monotonic) {
+        if request.limit == 0 {
+            self.answer(origin, Err(RequestError::invalid("the limit of a scan is zero; ask for at least one key")));
+            return;
+        }
+        let longest = self.cluster.key_bytes_max;
+        if request.prefix.len() > longest || request.after.as_ref().is_some_and(|after| after.len() > longest) {
+            let message = format!("the prefix and the cursor of a scan have at most {longest} bytes, like keys");
+            self.answer(origin, Err(RequestError::invalid(message)));
+            return;
+        }
+        request.limit = request.limit.min(self.config.slice_entries_max);
+        let scan = ScanOp {
+            request,
+            waiting: BTreeSet::new(),
+            answers: Vec::new(),
+            avoid: BTreeSet::new(),
+            failures: Vec::new(),
+        };
+        let op = self.open_op(origin, deadline, OpState::Scan(scan));
+        self.restart_scan(op);
+    }
+
+    /// Chooses R owners of every partition, few nodes in all, and asks each for its slice.
+    pub(super) fn restart_scan(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get(&op) else { return };
+        let Some(layout) = self.layout.clone() else { return };
+        let Some(keyspace) = self.keyspace(scan.request.keyspace) else { return };
+        let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
+        for partition in layout.partition_ids().filter(|&partition| self.config.partitions.contains(partition)) {
+            let Some(entry) = layout.entry(partition) else { continue };
+            let need = quorum::reads(scan.request.consistency, keyspace, entry.owners.len());
+            let mut owners = self.owners_up(partition);
+            owners.retain(|node| !scan.avoid.contains(node));
+            // Nodes that are asked anyway come first, so that few are asked in all.
+            owners.sort_by_key(|node| !asked.contains_key(node));
+            if owners.len() < need {
+                let mut message =
+                    format!("{partition} needs {need} replicas for this scan and only {} can be reached", owners.len());
+                for failure in &scan.failures {
+                    message.push_str("; ");
+                    message.push_str(failure);
+                }
+                self.finish(op, Err(RequestError::unavailable(message)));
+                return;
+            }
+            for node in owners.into_iter().take(need) {
+                asked.entry(node).or_default().push((partition, entry.changed));
+            }
+        }
+        let request = scan.request.clone();
+        if let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) {
+            scan.waiting = asked.keys().copied().collect();
+            scan.answers.clear();
+        }
+        for (node, partitions) in asked {
+            let slice = SliceQuery::Scan {
+                partitions,
+                keyspace: request.keyspace,
+                prefix: request.prefix.clone(),
+                after: request.after.clone(),
+                limit: request.limit,
+                keys_only: request.keys_only,
+            };
+            if node == self.config.node {
+                self.serve_slice(Requester::Op(op), slice);
+            } else {
+                let call = self.next_call();
+                self.ask(node, call, Purpose::Slice(op), Message::Slice { call, slice });
+            }
+        }
+    }
+
+    pub(crate) fn scan_answered(&mut self, op: OpId, from: NodeId, answer: SliceAnswer) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
+        if !scan.waiting.remove(&from) {
+            return;
+        }
+        scan.answers.push(answer);
+        if scan.waiting.is_empty() {
+            let answers = std::mem::take(&mut scan.answers);
+            let request = scan.request.clone();
+            let page = self.page(&request, answers);
+            self.finish(op, Ok(page));
+        }
+    }
+
+    pub(crate) fn scan_failed(&mut self, op: OpId, from: NodeId, refusal: Option<Refusal>) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
+        if !scan.waiting.contains(&from) {
+            return;
+        }
+        let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
+        scan.failures.push(format!("{from}: {why}"));
+        scan.avoid.insert(from);
+        self.restart_scan(op);
+    }
+
+    /// Merges the slices of all nodes into a page.
+    fn page(&self, request: &ScanRequest, answers: Vec<SliceAnswer>) -> Response {
+        let conflict = self.keyspace(request.keyspace).map_or(Conflict::Siblings, |keyspace| keyspace.conflict);
+        // Behind the end of the shortest unfinished slice some replica has not spoken.
+        let bound: Option<Bytes> = answers
+            .iter()
+            .filter(|answer| answer.more)
+            .map(|answer| answer.records.last().map(|record| record.1.clone()).unwrap_or_default())
+            .min();
+        let mut records: BTreeMap<Bytes, Record> = BTreeMap::new();
+        for (_, key, record) in answers.into_iter().flat_map(|answer| answer.records) {
+            if bound.as_ref().is_none_or(|bound| key <= *bound) {
+                records.entry(key).or_default().merge(&record, conflict);
+            }
+        }
+        let mut entries = Vec::new();
+        let mut next = bound;
+        for (key, record) in records {
+            let live = record.live(self.now.wall);
+            if live.is_empty() {
+                continue;
+            }
+            if entries.len() == request.limit {
+                next = entries.last().map(|entry: &ScanEntry| entry.key.clone());
+                break;
+            }
+            let values = live.into_iter().map(|version| value_of(version, request.keys_only)).collect();
+            let context = ContextToken::of(&record).encode(request.keyspace, &key);
+            entries.push(ScanEntry { key, values, context });
+        }
+        Response::Page { entries, next }
+    }
+}

@@ -1,0 +1,97 @@
+//! Layouts and keyspaces: durable first, then acted on (rules D1 and E1).
+
+use std::sync::Arc;
+
+use super::{Effect, Node, meta};
+use crate::config::Keyspace;
+use crate::event::Event;
+use crate::node::keys::Held;
+use crate::ring::{FIRST_EPOCH, Layout};
+use crate::rule::Rule;
+use crate::types::{KeyspaceId, PartitionId};
+
+impl Node {
+    pub(super) fn layout_given(&mut self, layout: Arc<Layout>) {
+        if layout.epoch <= self.newest {
+            return;
+        }
+        self.newest = layout.epoch;
+        let durable = self.persist_meta(bytes::Bytes::from_static(meta::LAYOUT), meta::encode(&*layout));
+        let durable = if self.rules.keep(Rule::DurableLayout) { durable } else { self.durable };
+        self.hold(durable, Held::Adopt(layout));
+    }
+
+    /// The layout is durable: act on it.
+    pub(super) fn adopt(&mut self, layout: Arc<Layout>) {
+        let epoch = layout.epoch;
+        if self.layout.as_ref().is_some_and(|current| current.epoch >= epoch) {
+            return;
+        }
+        let before = self.layout.replace(layout.clone());
+        self.out.push(Effect::Event(Event::LayoutAdopted { epoch }));
+        let changed = |partition: PartitionId| {
+            let old = before.as_ref().and_then(|before| before.entry(partition));
+            old.map(|entry| entry.changed) != layout.entry(partition).map(|entry| entry.changed)
+        };
+        // A phase of a request never mixes epochs (rule E2): what was asked by the old entry is asked again.
+        self.reroute(&changed);
+        self.refills.retain(|&partition, _| !changed(partition));
+        self.plan_refills();
+        self.set_timer(self.now.mono, super::Timer::Handoff);
+    }
+
+    pub(super) fn keyspaces_given(&mut self, keyspaces: Vec<Keyspace>) {
+        let keyspaces = keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect();
+        if self.keyspaces == keyspaces {
+            return;
+        }
+        self.keyspaces = keyspaces;
+        let list: Vec<&Keyspace> = self.keyspaces.values().collect();
+        let value = meta::encode(&list);
+        self.persist_meta(bytes::Bytes::from_static(meta::KEYSPACES), value);
+    }
+
+    pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {
+        self.keyspaces.get(&id)
+    }
+
+    /// Whether this node owns `partition` and this loop serves it.
+    pub(crate) fn owns(&self, partition: PartitionId) -> bool {
+        self.config.partitions.contains(partition)
+            && self
+                .layout
+                .as_ref()
+                .and_then(|layout| layout.entry(partition))
+                .is_some_and(|entry| entry.owns(self.config.node))
+    }
+
+    /// Whether this store holds what the layout expects of an owner of `partition`: it entered with the first layout
+    /// and is still the store that the layout knows, or it has been refilled since (rule D2).
+    pub(crate) fn is_synced(&self, partition: PartitionId) -> bool {
+        if !self.rules.keep(Rule::RefillLostStore) {
+            return true;
+        }
+        let Some(layout) = &self.layout else { return false };
+        let Some(entry) = layout.entry(partition) else { return false };
+        let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
+        let store = self.incarnation.store;
+        let original = owner.since <= FIRST_EPOCH
+            && layout.members.get(&self.config.node).is_some_and(|member| member.store == store);
+        original || self.synced.get(&partition) == Some(&(store, owner.since))
+    }
+
+    /// The partition holds all that its other owners held: remember it, then serve it.
+    pub(crate) fn mark_synced(&mut self, partition: PartitionId) {
+        let Some(owner) = self
+            .layout
+            .as_ref()
+            .and_then(|layout| layout.entry(partition))
+            .and_then(|entry| entry.owners.iter().find(|owner| owner.node == self.config.node).copied())
+        else {
+            return;
+        };
+        let synced = (self.incarnation.store, owner.since);
+        let durable = self.persist_meta(meta::synced(partition), meta::encode(&synced));
+        self.hold(durable, Held::Synced { partition, synced });
+    }
+}

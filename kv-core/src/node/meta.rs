@@ -1,0 +1,45 @@
+//! Names and values of the meta space: what a node must remember beside its records.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::StorageError;
+use crate::types::{Epoch, NodeId, PartitionId, StoreId};
+
+/// The layout on which the node acts.
+pub(super) const LAYOUT: &[u8] = b"layout";
+/// The keyspaces.
+pub(super) const KEYSPACES: &[u8] = b"keyspaces";
+/// Prefix of the highest incarnation seen of each peer.
+pub(super) const PEER: &[u8] = b"peer/";
+/// Prefix of the partitions that were refilled or copied to this store.
+pub(super) const SYNCED: &[u8] = b"synced/";
+
+/// Since which ownership, and on which store, a partition is complete.
+pub(super) type Synced = (StoreId, Epoch);
+
+pub(super) fn peer(node: NodeId) -> Bytes {
+    Bytes::from([PEER, &node.0.to_be_bytes()].concat())
+}
+
+pub(super) fn synced(partition: PartitionId) -> Bytes {
+    Bytes::from([SYNCED, &partition.0.to_be_bytes()].concat())
+}
+
+/// The id at the end of a name.
+pub(super) fn id<const N: usize>(name: &[u8], prefix: &[u8]) -> Option<[u8; N]> {
+    name.strip_prefix(prefix)?.try_into().ok()
+}
+
+pub(super) fn encode(value: &impl Serialize) -> Bytes {
+    // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
+    postcard::to_allocvec(value).map(Bytes::from).unwrap_or_default()
+}
+
+pub(super) fn decode<T: DeserializeOwned>(name: &[u8], value: &[u8]) -> Result<T, StorageError> {
+    postcard::from_bytes(value).map_err(|error| StorageError::Corrupt {
+        what: format!("the node's own entry {}", name.escape_ascii()),
+        reason: error.to_string(),
+    })
+}

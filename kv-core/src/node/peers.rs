@@ -1,0 +1,169 @@
+//! Peers, and the questions to them that are not answered yet.
+
+use std::collections::BTreeMap;
+
+use super::Node;
+use crate::coordinator::OpId;
+use crate::event::Event;
+use crate::message::{CallId, Message, Refusal, Role};
+use crate::node::keys::Held;
+use crate::node::timers::Timer;
+use crate::node::{Effect, meta};
+use crate::replica::ReplicationId;
+use crate::types::{Incarnation, NodeId, PartitionId};
+
+/// What the loop knows of another node.
+#[derive(Debug, Default)]
+pub(crate) struct Peer {
+    /// Whether there is a session.
+    pub(crate) up: bool,
+    /// The highest incarnation seen, durable before the peer counts as up (rule D2).
+    pub(crate) seen: Option<Incarnation>,
+    /// Questions without an answer.
+    pub(crate) calls: BTreeMap<CallId, Purpose>,
+}
+
+/// Who waits for the answer to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A request that was forwarded.
+    Forward(OpId),
+    /// A read or an inspection.
+    Read(OpId, Role),
+    /// A scan.
+    Slice(OpId),
+    /// A replication.
+    Replicate(ReplicationId),
+    /// A refill of this partition.
+    Refill(PartitionId),
+}
+
+impl Node {
+    /// Whether messages can be sent to `node`.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.up)
+    }
+
+    /// A call id that this incarnation has not used.
+    pub(crate) fn next_call(&mut self) -> CallId {
+        self.calls_made += 1;
+        CallId(self.calls_made)
+    }
+
+    /// Asks `to` something; the answer, or the failure of the session, goes to `purpose`.
+    pub(crate) fn ask(&mut self, to: NodeId, call: CallId, purpose: Purpose, message: Message) {
+        self.peers.entry(to).or_default().calls.insert(call, purpose);
+        self.send(to, message);
+    }
+
+    /// Takes the call that `from` answers, if it is still open.
+    pub(crate) fn answered(&mut self, from: NodeId, call: CallId) -> Option<Purpose> {
+        self.peers.get_mut(&from)?.calls.remove(&call)
+    }
+
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        self.out.push(Effect::Send { to, message });
+    }
+
+    pub(super) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+        if self.is_up(node) {
+            self.peer_down(node);
+        }
+        let peer = self.peers.entry(node).or_default();
+        let before = peer.seen.replace(incarnation);
+        if before.is_some_and(|before| before.store != incarnation.store) {
+            self.out.push(Effect::Event(Event::PeerStoreReplaced { node }));
+        }
+        let durable = if before == Some(incarnation) {
+            self.durable
+        } else {
+            self.persist_meta(meta::peer(node), meta::encode(&incarnation))
+        };
+        self.hold(durable, Held::PeerUp { node, incarnation });
+    }
+
+    /// The peer's incarnation is durably known: the session may be used.
+    pub(super) fn peer_known(&mut self, node: NodeId, incarnation: Incarnation) {
+        let peer = self.peers.entry(node).or_default();
+        if peer.up || peer.seen != Some(incarnation) {
+            return;
+        }
+        peer.up = true;
+        self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
+        self.set_timer(self.now.mono, Timer::Handoff);
+        self.wake_refills();
+    }
+
+    pub(super) fn peer_down(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if std::mem::take(&mut peer.up) {
+            self.out.push(Effect::Event(Event::PeerDown { node }));
+        }
+        // Everything asked of the peer fails now. Taking the calls first keeps what they start from being failed, too.
+        for (call, purpose) in std::mem::take(&mut self.peers.entry(node).or_default().calls) {
+            match purpose {
+                Purpose::Forward(op) => self.forward_failed(op, None),
+                Purpose::Read(op, role) => self.read_failed(op, node, role, None),
+                Purpose::Slice(op) => self.scan_failed(op, node, None),
+                Purpose::Replicate(replication) => self.replication_failed(replication, node, call),
+                Purpose::Refill(partition) => self.refill_stalled(partition),
+            }
+        }
+    }
+
+    pub(super) fn message(&mut self, from: NodeId, message: Message) {
+        // A message can overtake the moment at which the session may be used; its sender will send it again.
+        if !self.is_up(from) {
+            return;
+        }
+        match message {
+            Message::Forward { call, request, deadline } => self.forwarded_request(from, call, request, deadline),
+            Message::Forwarded { call, outcome } => {
+                if let Some(Purpose::Forward(op)) = self.answered(from, call) {
+                    match outcome {
+                        Ok(outcome) => self.finish(op, outcome),
+                        Err(refusal) => self.forward_failed(op, Some(refusal)),
+                    }
+                }
+            }
+            Message::Replicate { call, epoch, role, keyspace, key, record } => {
+                self.replicate(from, call, epoch, role, keyspace, &key, record);
+            }
+            Message::Replicated { call, result } => {
+                if let Some(Purpose::Replicate(replication)) = self.answered(from, call) {
+                    self.replicated(replication, from, call, result);
+                }
+            }
+            Message::Read { call, epoch, role, keyspace, key, digest } => {
+                self.replica_read(from, call, epoch, role, keyspace, &key, digest);
+            }
+            Message::ReadResult { call, result } => {
+                if let Some(Purpose::Read(op, role)) = self.answered(from, call) {
+                    match result {
+                        Ok(held) => self.read_answered(op, from, role, held),
+                        Err(refusal) => self.read_failed(op, from, role, Some(refusal)),
+                    }
+                }
+            }
+            Message::Slice { call, slice } => self.replica_slice(from, call, slice),
+            Message::SliceResult { call, result } => match (self.answered(from, call), result) {
+                (Some(Purpose::Slice(op)), Ok(answer)) => self.scan_answered(op, from, answer),
+                (Some(Purpose::Slice(op)), Err(refusal)) => self.scan_failed(op, from, Some(refusal)),
+                (Some(Purpose::Refill(partition)), Ok(answer)) => self.refill_received(partition, from, answer),
+                (Some(Purpose::Refill(partition)), Err(_)) => self.refill_stalled(partition),
+                _ => {}
+            },
+        }
+    }
+
+    /// Refuses a request for a partition at another epoch than this node's, by rule E2.
+    pub(crate) fn fence(&self, partition: PartitionId, epoch: crate::types::Epoch) -> Result<(), Refusal> {
+        let Some(layout) = &self.layout else { return Err(Refusal::Behind { epoch: crate::types::Epoch(0) }) };
+        let Some(entry) = layout.entry(partition) else { return Err(Refusal::NotOwner) };
+        match epoch.cmp(&entry.changed) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => Err(Refusal::Stale { newer: entry.clone() }),
+            std::cmp::Ordering::Greater => Err(Refusal::Behind { epoch: layout.epoch }),
+        }
+    }
+}
