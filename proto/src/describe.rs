@@ -1,0 +1,308 @@
+//! The agreed state as it travels: layouts (whole or as a change), members and keyspaces.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::error::RequestError;
+use kv_core::ring::{Entry, Layout, Member, Owner, PARTITIONS_MAX};
+use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId};
+use kv_core::version::Conflict;
+
+use crate::limits::QUORUM_MAX;
+use crate::peer::{check_name, cluster_from_wire, missing};
+use crate::v1;
+
+/// A member as one node sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    /// Its number.
+    pub id: NodeId,
+    /// What the layout knows of it.
+    pub member: Member,
+    /// Where it takes requests, as host:port; empty: unknown.
+    pub address: String,
+    /// How it is.
+    pub state: v1::MemberState,
+}
+
+/// The cluster as one node knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// The cluster's identity; `None` while it is forming.
+    pub cluster: Option<ClusterId>,
+    /// The seed of the ring hash.
+    pub seed: HashSeed,
+    /// The layout; `None` while the cluster is forming.
+    pub layout: Option<Arc<Layout>>,
+    /// The members, ascending by id.
+    pub members: Vec<MemberView>,
+    /// The keyspaces, ascending by id.
+    pub keyspaces: Vec<Keyspace>,
+    /// The limits on which all nodes agree.
+    pub limits: ClusterConfig,
+    /// Members present and expected, while the cluster is forming.
+    pub forming: Option<(u32, u32)>,
+    /// The node that answered.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// The version of its build.
+    pub build: String,
+    /// The member that leads the control plane.
+    pub leader: Option<NodeId>,
+    /// The members that vote in the control plane.
+    pub voters: Vec<NodeId>,
+}
+
+impl Description {
+    /// Reads an answer. `known` is the layout that the question named as known.
+    ///
+    /// # Errors
+    /// `Invalid` if the answer contradicts itself, or changes another layout than `known`.
+    pub fn from_wire(wire: v1::DescribeResponse, known: Option<&Arc<Layout>>) -> Result<Self, RequestError> {
+        let cluster = cluster_from_wire(&wire.cluster_id)?;
+        let seed = HashSeed(wire.hash_seed);
+        let members = wire.members.into_iter().map(MemberView::try_from).collect::<Result<Vec<_>, _>>()?;
+        let layout = match (wire.layout, cluster) {
+            (None, _) => None,
+            (Some(_), None) => return Err(missing("cluster_id")),
+            (Some(layout), Some(cluster)) => {
+                let members = members.iter().map(|view| (view.id, view.member.clone())).collect();
+                Some(layout_from_wire(layout, cluster, seed, members, known)?)
+            }
+        };
+        Ok(Self {
+            cluster,
+            seed,
+            layout,
+            members,
+            keyspaces: wire.keyspaces.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            limits: wire.limits.ok_or_else(|| missing("limits"))?.try_into()?,
+            forming: wire.forming.map(|forming| (forming.present, forming.expected)),
+            node: NodeId(wire.node),
+            node_name: wire.node_name,
+            build: wire.build,
+            leader: (wire.leader > 0).then_some(NodeId(wire.leader)),
+            voters: wire.voters.into_iter().map(NodeId).collect(),
+        })
+    }
+
+    /// The member of this name, or with this number written as `n7` or `7`.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&MemberView> {
+        let number = name.strip_prefix('n').unwrap_or(name).parse().ok().map(NodeId);
+        let by_name = self.members.iter().find(|view| view.member.name == name);
+        by_name.or_else(|| self.members.iter().find(|view| Some(view.id) == number))
+    }
+
+    /// The name of a node, or its number if it is not a member.
+    #[must_use]
+    pub fn name_of(&self, node: NodeId) -> String {
+        let member = self.members.iter().find(|view| view.id == node);
+        member.map_or_else(|| node.to_string(), |view| view.member.name.clone())
+    }
+}
+
+/// A layout for a caller that has the one numbered `known`: the changed entries if that is a possible base, else all.
+#[must_use]
+pub fn layout_to_wire(layout: &Layout, known: Epoch) -> v1::Layout {
+    let base = if known <= layout.epoch { known } else { Epoch(0) };
+    let entries = layout
+        .partition_ids()
+        .filter_map(|id| layout.entry(id).map(|entry| (id, entry)))
+        .filter(|(_, entry)| base == Epoch(0) || entry.changed > base)
+        .map(|(id, entry)| v1::PartitionEntry {
+            partition: u32::from(id.0),
+            changed: entry.changed.0,
+            owners: entry.owners.iter().map(|owner| v1::Owner { node: owner.node.0, since: owner.since.0 }).collect(),
+        })
+        .collect();
+    v1::Layout {
+        epoch: layout.epoch.0,
+        base_epoch: base.0,
+        partitions: layout.partition_count(),
+        copies: u32::from(layout.copies),
+        entries,
+    }
+}
+
+/// A member as it travels.
+#[must_use]
+pub fn member_to_wire(id: NodeId, member: &Member, address: &str, state: v1::MemberState) -> v1::Member {
+    v1::Member {
+        id: id.0,
+        name: member.name.clone(),
+        address: address.to_owned(),
+        zone: member.zone.clone(),
+        weight: member.weight,
+        store_id: member.store.0,
+        state: state.into(),
+    }
+}
+
+fn layout_from_wire(
+    wire: v1::Layout,
+    cluster: ClusterId,
+    seed: HashSeed,
+    members: BTreeMap<NodeId, Member>,
+    known: Option<&Arc<Layout>>,
+) -> Result<Arc<Layout>, RequestError> {
+    let count = wire.partitions;
+    if !count.is_power_of_two() || count > PARTITIONS_MAX {
+        return Err(RequestError::invalid(format!(
+            "layout.partitions: is {count}, a power of two up to {PARTITIONS_MAX} is expected"
+        )));
+    }
+    let copies = u8::try_from(wire.copies)
+        .map_err(|error| RequestError::invalid(format!("layout.copies: {} is too many: {error}", wire.copies)))?;
+    let base = match known {
+        _ if wire.base_epoch == 0 => None,
+        Some(known)
+            if known.epoch.0 == wire.base_epoch && known.cluster == cluster && known.partition_count() == count =>
+        {
+            Some(known)
+        }
+        _ => {
+            return Err(RequestError::invalid(format!(
+                "layout.base_epoch: {} is not the layout that was named as known",
+                wire.base_epoch
+            )));
+        }
+    };
+    let mut partitions: Vec<Option<Entry>> = match base {
+        Some(known) => known.partitions.iter().cloned().map(Some).collect(),
+        None => vec![None; count as usize],
+    };
+    for entry in wire.entries {
+        let index = entry.partition;
+        let place = partitions.get_mut(index as usize).ok_or_else(|| {
+            RequestError::invalid(format!("layout.entries: partition {index} is beyond the last one, {}", count - 1))
+        })?;
+        *place = Some(entry_from_wire(entry, &members)?);
+    }
+    let partitions = partitions
+        .into_iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            entry.ok_or_else(|| RequestError::invalid(format!("layout.entries: partition {index} is missing")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Layout { cluster, seed, epoch: Epoch(wire.epoch), copies, members, partitions }))
+}
+
+fn entry_from_wire(wire: v1::PartitionEntry, members: &BTreeMap<NodeId, Member>) -> Result<Entry, RequestError> {
+    let mut owners: Vec<Owner> = Vec::with_capacity(wire.owners.len());
+    for owner in wire.owners {
+        let owner = Owner { node: NodeId(owner.node), since: Epoch(owner.since) };
+        if !members.contains_key(&owner.node) || owners.iter().any(|other| other.node == owner.node) {
+            return Err(RequestError::invalid(format!(
+                "layout.entries: {} owns partition {} but is not a member, or does so twice",
+                owner.node, wire.partition
+            )));
+        }
+        owners.push(owner);
+    }
+    if owners.is_empty() {
+        return Err(RequestError::invalid(format!("layout.entries: partition {} has no owner", wire.partition)));
+    }
+    Ok(Entry { changed: Epoch(wire.changed), owners })
+}
+
+impl TryFrom<v1::Member> for MemberView {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Member) -> Result<Self, Self::Error> {
+        let state = wire.state();
+        Ok(Self {
+            id: NodeId(wire.id),
+            member: Member { name: wire.name, zone: wire.zone, weight: wire.weight, store: StoreId(wire.store_id) },
+            address: wire.address,
+            state,
+        })
+    }
+}
+
+impl From<&Keyspace> for v1::Keyspace {
+    fn from(keyspace: &Keyspace) -> Self {
+        let conflict = match keyspace.conflict {
+            Conflict::Siblings => v1::Conflict::Siblings,
+            Conflict::Lww => v1::Conflict::Lww,
+        };
+        Self {
+            id: keyspace.id.0,
+            name: keyspace.name.clone(),
+            mode: v1::KeyspaceMode::Available.into(),
+            r: u32::from(keyspace.r),
+            w: u32::from(keyspace.w),
+            conflict: conflict.into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Keyspace> for Keyspace {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Keyspace) -> Result<Self, Self::Error> {
+        check_name("keyspace.name", &wire.name)?;
+        Ok(Self {
+            id: KeyspaceId(wire.id),
+            r: quorum("keyspace.r", wire.r)?,
+            w: quorum("keyspace.w", wire.w)?,
+            conflict: conflict("keyspace.conflict", wire.conflict)?,
+            name: wire.name,
+        })
+    }
+}
+
+/// A valid request for a keyspace, before the control plane gives it a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewKeyspace {
+    /// Its name.
+    pub name: String,
+    /// Copies that a read asks.
+    pub r: u8,
+    /// Durable copies that a write waits for.
+    pub w: u8,
+    /// What becomes of concurrent writes.
+    pub conflict: Conflict,
+}
+
+impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::CreateKeyspaceRequest) -> Result<Self, Self::Error> {
+        check_name("name", &wire.name)?;
+        match v1::KeyspaceMode::try_from(wire.mode) {
+            Ok(v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available) => {}
+            Ok(v1::KeyspaceMode::Consistent) => {
+                return Err(RequestError::invalid(
+                    "mode: this release serves available keyspaces only; leave the mode out",
+                ));
+            }
+            Err(_) => return Err(RequestError::invalid(format!("mode: {} is not a mode", wire.mode))),
+        }
+        let or_two = |number: u32| if number == 0 { 2 } else { number };
+        Ok(Self {
+            r: quorum("r", or_two(wire.r))?,
+            w: quorum("w", or_two(wire.w))?,
+            conflict: conflict("conflict", wire.conflict)?,
+            name: wire.name,
+        })
+    }
+}
+
+fn quorum(field: &str, number: u32) -> Result<u8, RequestError> {
+    match u8::try_from(number) {
+        Ok(small) if (1..=QUORUM_MAX).contains(&number) => Ok(small),
+        _ => Err(RequestError::invalid(format!("{field}: is {number}, 1 to {QUORUM_MAX} copies are allowed"))),
+    }
+}
+
+fn conflict(field: &str, number: i32) -> Result<Conflict, RequestError> {
+    match v1::Conflict::try_from(number) {
+        Ok(v1::Conflict::Unspecified | v1::Conflict::Siblings) => Ok(Conflict::Siblings),
+        Ok(v1::Conflict::Lww) => Ok(Conflict::Lww),
+        Err(_) => Err(RequestError::invalid(format!("{field}: {number} is neither siblings (1) nor lww (2)"))),
+    }
+}

@@ -1,0 +1,43 @@
+//! Bounds of what travels, used by both ends of every connection.
+
+use std::time::Duration;
+
+/// The largest message that a client or a peer accepts, in bytes. The largest one that a correct node sends is a record
+/// with as many siblings of the largest size as the default limits allow (32 of 1 MiB), its context, and framing.
+pub const MESSAGE_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// The largest request that a node accepts from a client, in bytes; the limit of `KeyValue` and `Cluster` servers. A
+/// batch message is closed before it reaches it.
+pub const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A batch message or a frame is closed when its content reaches this many bytes, in either direction. Larger ones save
+/// nothing, and delay what is queued behind them.
+pub const FRAME_BYTES_TARGET: usize = 256 * 1024;
+
+/// A batch message or a frame is closed when it holds this many operations.
+pub const FRAME_OPERATIONS_MAX: usize = 512;
+
+/// The most keys in one page of a scan.
+pub const SCAN_PAGE_KEYS_MAX: usize = 512;
+
+/// The longest time to live.
+pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// The longest time that a client may ask to wait.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// The most bytes of a context for each actor that a record may name, and for the rest of it.
+pub const CONTEXT_BYTES_PER_ACTOR: usize = 48;
+
+/// The longest name of a node, a zone or a keyspace, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// The most copies that a keyspace may ask for.
+pub const QUORUM_MAX: u32 = 16;
+
+/// The bounds of the interval between two snapshots of `Watch`.
+pub const WATCH_INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+
+/// The interval between two snapshots of `Watch` if the request does not say.
+pub const WATCH_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);

@@ -1,0 +1,190 @@
+//! Greetings between nodes: validated before the first message of a session is looked at.
+
+use std::time::Duration;
+
+use kv_core::config::ClusterConfig;
+use kv_core::error::RequestError;
+use kv_core::message::Hello;
+use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId, StoreId};
+
+use crate::limits::NAME_BYTES_MAX;
+use crate::v1;
+
+/// A valid report of a node to a cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Joining {
+    /// The version of the node's messages.
+    pub protocol: u32,
+    /// The name that people use.
+    pub name: String,
+    /// Where the node takes requests, as host:port.
+    pub address: String,
+    /// Its failure domain.
+    pub zone: String,
+    /// Its relative capacity.
+    pub weight: f64,
+    /// Its store and boot.
+    pub incarnation: Incarnation,
+    /// The settings with which it was started.
+    pub config: ClusterConfig,
+}
+
+impl TryFrom<v1::JoinRequest> for Joining {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::JoinRequest) -> Result<Self, Self::Error> {
+        check_name("name", &wire.name)?;
+        check_name("zone", &wire.zone)?;
+        check_address(&wire.address)?;
+        if !(wire.weight.is_finite() && wire.weight > 0.0) {
+            return Err(RequestError::invalid(format!(
+                "weight: is {}; give a number above 0, such as 1 for an ordinary node",
+                wire.weight
+            )));
+        }
+        Ok(Self {
+            protocol: wire.protocol,
+            name: wire.name,
+            address: wire.address,
+            zone: wire.zone,
+            weight: wire.weight,
+            incarnation: wire.incarnation.ok_or_else(|| missing("incarnation"))?.into(),
+            config: wire.limits.ok_or_else(|| missing("limits"))?.try_into()?,
+        })
+    }
+}
+
+/// Checks the name of a node, a zone or a keyspace.
+///
+/// # Errors
+/// `Invalid`, naming `field`, the limit and what is allowed.
+pub fn check_name(field: &str, name: &str) -> Result<(), RequestError> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !begins_well || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
+        return Err(RequestError::invalid(format!(
+            "{field}: {name:?} is not a name; use 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', starting with a \
+             letter or digit"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks an address of the form host:port.
+///
+/// # Errors
+/// `Invalid`, with the form.
+pub fn check_address(address: &str) -> Result<(), RequestError> {
+    let valid = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        && !address.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
+    if valid && address.len() <= 255 + 6 {
+        Ok(())
+    } else {
+        Err(RequestError::invalid(format!("address: {address:?} is not host:port, such as 10.0.0.7:7400")))
+    }
+}
+
+impl From<Incarnation> for v1::Incarnation {
+    fn from(incarnation: Incarnation) -> Self {
+        Self { store_id: incarnation.store.0, boot: incarnation.boot, nonce: incarnation.nonce }
+    }
+}
+
+impl From<v1::Incarnation> for Incarnation {
+    fn from(wire: v1::Incarnation) -> Self {
+        Self { store: StoreId(wire.store_id), boot: wire.boot, nonce: wire.nonce }
+    }
+}
+
+impl From<&ClusterConfig> for v1::Limits {
+    fn from(config: &ClusterConfig) -> Self {
+        Self {
+            key_bytes_max: wide(config.key_bytes_max),
+            value_bytes_max: wide(config.value_bytes_max),
+            siblings_max: wide(config.siblings_max),
+            actors_max: wide(config.actors_max),
+            clock_skew_max_us: u64::try_from(config.clock_skew_max.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl TryFrom<v1::Limits> for ClusterConfig {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Limits) -> Result<Self, Self::Error> {
+        Ok(Self {
+            key_bytes_max: narrow("limits.key_bytes_max", wire.key_bytes_max)?,
+            value_bytes_max: narrow("limits.value_bytes_max", wire.value_bytes_max)?,
+            siblings_max: narrow("limits.siblings_max", wire.siblings_max)?,
+            actors_max: narrow("limits.actors_max", wire.actors_max)?,
+            clock_skew_max: Duration::from_micros(wire.clock_skew_max_us),
+        })
+    }
+}
+
+impl From<&Hello> for v1::Hello {
+    fn from(hello: &Hello) -> Self {
+        Self {
+            protocol: hello.protocol,
+            cluster_id: cluster_to_wire(hello.cluster),
+            hash_seed: hello.seed.0,
+            limits: Some((&hello.config).into()),
+            node: hello.node.0,
+            incarnation: Some(hello.incarnation.into()),
+            seen: hello.seen.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<v1::Hello> for Hello {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Hello) -> Result<Self, Self::Error> {
+        Ok(Self {
+            protocol: wire.protocol,
+            cluster: cluster_from_wire(&wire.cluster_id)?,
+            seed: HashSeed(wire.hash_seed),
+            config: wire.limits.ok_or_else(|| missing("limits"))?.try_into()?,
+            node: NodeId(wire.node),
+            incarnation: wire.incarnation.ok_or_else(|| missing("incarnation"))?.into(),
+            seen: wire.seen.map(Into::into),
+        })
+    }
+}
+
+/// A cluster's identity as it travels: 16 bytes, big-endian; empty for none.
+#[must_use]
+pub fn cluster_to_wire(cluster: Option<ClusterId>) -> bytes::Bytes {
+    cluster.map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
+}
+
+/// Reads a cluster's identity.
+///
+/// # Errors
+/// `Invalid` if it has neither 0 nor 16 bytes.
+pub fn cluster_from_wire(bytes: &[u8]) -> Result<Option<ClusterId>, RequestError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(id) => Ok(Some(ClusterId(u128::from_be_bytes(id)))),
+        Err(_) => Err(RequestError::invalid(format!("cluster_id: has {} bytes, 16 are expected", bytes.len()))),
+    }
+}
+
+pub(crate) fn missing(field: &str) -> RequestError {
+    RequestError::invalid(format!("{field}: is missing"))
+}
+
+pub(crate) fn wide(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+fn narrow(field: &str, number: u64) -> Result<usize, RequestError> {
+    usize::try_from(number)
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| RequestError::invalid(format!("{field}: is {number}, above 0 is expected")))
+}

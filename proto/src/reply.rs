@@ -1,0 +1,230 @@
+//! Answers on the way out of a node, and on the way into a client.
+
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::{Outcome, ReplicaView, Response, ScanEntry, Value};
+use kv_core::types::WallTime;
+use kv_core::version::{Dot, Hlc, Record, Version};
+
+use crate::edge::{copy, cursor_after};
+use crate::status::from_error;
+use crate::v1;
+
+/// Bits of an `Hlc` below its microseconds.
+const LOGICAL_BITS: u32 = 12;
+
+/// The answer to a read.
+///
+/// # Errors
+/// The outcome's own, or `Unknown` if the outcome is not one of a read.
+pub fn get(outcome: Outcome) -> Result<v1::GetResponse, RequestError> {
+    match outcome? {
+        Response::Got { values, context } => {
+            Ok(v1::GetResponse { versions: values.into_iter().map(Into::into).collect(), context })
+        }
+        _ => Err(mismatch()),
+    }
+}
+
+/// The answer to a write.
+///
+/// # Errors
+/// The outcome's own, or `Unknown` if the outcome is not one of a write.
+pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
+    match outcome? {
+        Response::Written { context, siblings } => Ok(v1::PutResponse { context, siblings: count(siblings) }),
+        _ => Err(mismatch()),
+    }
+}
+
+/// The answer to a deletion.
+///
+/// # Errors
+/// The outcome's own, or `Unknown` if the outcome is not one of a deletion.
+pub fn delete(outcome: Outcome) -> Result<v1::DeleteResponse, RequestError> {
+    match outcome? {
+        Response::Written { context, siblings } => Ok(v1::DeleteResponse { context, siblings: count(siblings) }),
+        _ => Err(mismatch()),
+    }
+}
+
+/// A page of a scan.
+///
+/// # Errors
+/// The outcome's own, or `Unknown` if the outcome is not one of a scan.
+pub fn page(outcome: Outcome) -> Result<v1::ScanResponse, RequestError> {
+    match outcome? {
+        Response::Page { entries, next } => Ok(v1::ScanResponse {
+            entries: entries.into_iter().map(Into::into).collect(),
+            cursor: cursor_after(next.as_deref()),
+        }),
+        _ => Err(mismatch()),
+    }
+}
+
+/// The replicas of an inspection.
+///
+/// # Errors
+/// The outcome's own, or `Unknown` if the outcome is not one of an inspection.
+pub fn replicas(outcome: Outcome) -> Result<Vec<v1::ReplicaView>, RequestError> {
+    match outcome? {
+        Response::Inspected { replicas } => Ok(replicas.into_iter().map(Into::into).collect()),
+        _ => Err(mismatch()),
+    }
+}
+
+/// Which operation of a batch a result belongs to, kept from its arrival to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchKind {
+    /// A read.
+    Get,
+    /// A write.
+    Put,
+    /// A deletion.
+    Delete,
+}
+
+impl BatchKind {
+    /// The kind of an operation; that of one without content does not matter, since it fails.
+    #[must_use]
+    pub fn of(operation: &v1::BatchOperation) -> Self {
+        match operation.operation {
+            Some(v1::batch_operation::Operation::Put(_)) => Self::Put,
+            Some(v1::batch_operation::Operation::Delete(_)) => Self::Delete,
+            Some(v1::batch_operation::Operation::Get(_)) | None => Self::Get,
+        }
+    }
+}
+
+/// The result of operation `id` of a batch.
+#[must_use]
+pub fn batch_result(id: u64, kind: BatchKind, outcome: Outcome) -> v1::BatchResult {
+    use v1::batch_result::Result as Wire;
+    let result = match kind {
+        BatchKind::Get => get(outcome).map(Wire::Get),
+        BatchKind::Put => put(outcome).map(Wire::Put),
+        BatchKind::Delete => delete(outcome).map(Wire::Delete),
+    };
+    v1::BatchResult { id, result: Some(result.unwrap_or_else(|error| Wire::Error(error.into()))) }
+}
+
+/// The outcome that a batch result carries; one without content leaves it unknown.
+///
+/// # Errors
+/// The operation's own.
+pub fn outcome_of(result: v1::BatchResult) -> Outcome {
+    match result.result {
+        Some(v1::batch_result::Result::Get(got)) => Ok(got.into()),
+        Some(v1::batch_result::Result::Put(put)) => Ok(put.into()),
+        Some(v1::batch_result::Result::Delete(delete)) => Ok(delete.into()),
+        Some(v1::batch_result::Result::Error(error)) => Err(from_error(error)),
+        None => Err(RequestError::new(Kind::Unknown, "the node sent a result without content")),
+    }
+}
+
+impl From<Value> for v1::Version {
+    fn from(value: Value) -> Self {
+        let (written_us, written_logical) = split(value.written);
+        Self { value: value.value, written_us, written_logical, expires_us: value.expires.map(|wall| wall.0) }
+    }
+}
+
+impl From<v1::Version> for Value {
+    fn from(wire: v1::Version) -> Self {
+        Self {
+            value: copy(&wire.value),
+            written: join(wire.written_us, wire.written_logical),
+            expires: wire.expires_us.map(WallTime),
+        }
+    }
+}
+
+impl From<v1::GetResponse> for Response {
+    fn from(wire: v1::GetResponse) -> Self {
+        Self::Got { values: wire.versions.into_iter().map(Into::into).collect(), context: copy(&wire.context) }
+    }
+}
+
+impl From<v1::PutResponse> for Response {
+    fn from(wire: v1::PutResponse) -> Self {
+        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize }
+    }
+}
+
+impl From<v1::DeleteResponse> for Response {
+    fn from(wire: v1::DeleteResponse) -> Self {
+        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize }
+    }
+}
+
+impl From<ScanEntry> for v1::ScanEntry {
+    fn from(entry: ScanEntry) -> Self {
+        let versions = entry.values.into_iter().map(Into::into).collect();
+        Self { key: entry.key, versions, context: entry.context }
+    }
+}
+
+impl From<v1::ScanEntry> for ScanEntry {
+    fn from(wire: v1::ScanEntry) -> Self {
+        let values = wire.versions.into_iter().map(Into::into).collect();
+        Self { key: copy(&wire.key), values, context: copy(&wire.context) }
+    }
+}
+
+impl From<ReplicaView> for v1::ReplicaView {
+    fn from(view: ReplicaView) -> Self {
+        let answer = match view.record {
+            Ok(record) => v1::replica_view::Answer::Record(record.unwrap_or_default().into()),
+            Err(error) => v1::replica_view::Answer::Error(error.into()),
+        };
+        Self { node: view.node.0, owner: view.owner, answer: Some(answer) }
+    }
+}
+
+impl From<Record> for v1::RecordView {
+    fn from(record: Record) -> Self {
+        let digest = record.digest();
+        let context =
+            record.context.iter().map(|(actor, counter)| v1::Dot { actor: actor.to_string(), counter }).collect();
+        Self { versions: record.siblings.into_iter().map(Into::into).collect(), context, digest }
+    }
+}
+
+impl From<Version> for v1::VersionView {
+    fn from(version: Version) -> Self {
+        let (written_us, written_logical) = split(version.written);
+        Self {
+            dot: Some(version.dot.into()),
+            written_us,
+            written_logical,
+            expires_us: version.expires.map(|wall| wall.0),
+            value: version.value,
+            request: Some(version.request.into()),
+        }
+    }
+}
+
+impl From<Dot> for v1::Dot {
+    fn from(dot: Dot) -> Self {
+        Self { actor: dot.actor.to_string(), counter: dot.counter }
+    }
+}
+
+fn split(written: Hlc) -> (u64, u32) {
+    let logical = written.0 & ((1 << LOGICAL_BITS) - 1);
+    (written.wall().0, u32::try_from(logical).unwrap_or(0))
+}
+
+fn join(written_us: u64, logical: u32) -> Hlc {
+    Hlc(Hlc::at(WallTime(written_us)).0 | u64::from(logical) & ((1 << LOGICAL_BITS) - 1))
+}
+
+fn count(siblings: usize) -> u32 {
+    u32::try_from(siblings).unwrap_or(u32::MAX)
+}
+
+fn mismatch() -> RequestError {
+    RequestError::new(
+        Kind::Unknown,
+        "the node answered another question than the one asked; run the same release on all",
+    )
+}

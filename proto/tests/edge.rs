@@ -1,0 +1,175 @@
+//! What the edge lets in, and what it says about the rest.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::{KeyRequest, Level, Operation, Request};
+use kv_core::types::{Epoch, RequestId};
+use kv_proto::edge::{Edge, Keyspaces, cursor_after};
+use kv_proto::limits::SCAN_PAGE_KEYS_MAX;
+use kv_proto::request_id::RequestIds;
+use kv_proto::v1;
+use proptest::prelude::*;
+
+fn with_edge<T>(check: impl FnOnce(Edge<'_>) -> T) -> T {
+    let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
+    let limits = ClusterConfig::default();
+    check(Edge { limits: &limits, keyspaces: &keyspaces, request_ids: &RequestIds::new(77) })
+}
+
+fn put(key: &str) -> v1::PutRequest {
+    v1::PutRequest { key: Bytes::copy_from_slice(key.as_bytes()), ..Default::default() }
+}
+
+/// The kind and message of the refusal.
+fn refused<T: std::fmt::Debug>(result: Result<T, RequestError>) -> String {
+    let error = result.expect_err("the edge lets it in");
+    format!("{:?}: {}", error.kind, error.message)
+}
+
+fn key_request(request: Request) -> KeyRequest {
+    match request {
+        Request::Key(request) => request,
+        other => panic!("not an operation on a key: {other:?}"),
+    }
+}
+
+#[test]
+fn a_full_put_arrives_whole() {
+    let wire = v1::PutRequest {
+        value: Bytes::from_static(b"v"),
+        context: Some(Bytes::from_static(b"token")),
+        ttl_ms: Some(1500),
+        request: Some(v1::RequestId { client: 3, sequence: 4 }),
+        level: v1::Level::All.into(),
+        strict: true,
+        epoch: 9,
+        timeout_ms: 250,
+        ..put("k")
+    };
+    let incoming = with_edge(|edge| edge.put(&wire)).expect("valid");
+    assert_eq!(incoming.timeout, Some(Duration::from_millis(250)));
+    let request = key_request(incoming.request);
+    assert_eq!((request.epoch, request.consistency.level, request.consistency.strict), (Epoch(9), Level::All, true));
+    assert_eq!(
+        request.operation,
+        Operation::Write {
+            request: RequestId { client: 3, sequence: 4 },
+            value: Some(Bytes::from_static(b"v")),
+            context: Some(Bytes::from_static(b"token")),
+            ttl: Some(Duration::from_millis(1500)),
+        }
+    );
+}
+
+#[test]
+fn writes_without_an_id_get_one_each() {
+    let ids = with_edge(|edge| {
+        [edge.put(&put("k")), edge.put(&put("k"))].map(|incoming| {
+            match key_request(incoming.expect("valid").request).operation {
+                Operation::Write { request, .. } => request,
+                Operation::Get => panic!("a put became a get"),
+            }
+        })
+    });
+    assert_eq!(ids, [RequestId { client: 77, sequence: 1 }, RequestId { client: 77, sequence: 2 }]);
+}
+
+#[test]
+fn bad_puts_are_refused_with_field_and_limit() {
+    let check = |wire: v1::PutRequest, expected: &str| {
+        assert_eq!(with_edge(|edge| refused(edge.put(&wire))), expected);
+    };
+    check(put(""), "Invalid: key: is empty; a key has at least 1 byte");
+    check(
+        put(&"k".repeat(4097)),
+        "Invalid: key: has 4097 bytes, 4096 are allowed; use a shorter key, such as a hash of this one",
+    );
+    check(
+        v1::PutRequest { value: vec![0; 1024 * 1024 + 1].into(), ..put("k") },
+        "Invalid: value: has 1048577 bytes, 1048576 are allowed; store a larger value in pieces",
+    );
+    check(
+        v1::PutRequest { keyspace: "nope".to_owned(), ..put("k") },
+        "NotFound: no keyspace \"nope\"; create it, or use one of: default",
+    );
+    check(
+        v1::PutRequest { level: 7, ..put("k") },
+        "Invalid: level: 7 is not a level; use 0 (as the keyspace says), 1 (one), 2 (quorum) or 3 (all)",
+    );
+    check(
+        v1::PutRequest { ttl_ms: Some(0), ..put("k") },
+        "Invalid: ttl_ms: is 0; leave it out for a value that stays, or delete the key",
+    );
+    check(
+        v1::PutRequest { ttl_ms: Some(u64::MAX), ..put("k") },
+        "Invalid: ttl_ms: is 18446744073709551615, at most 3153600000000 (100 years) are allowed; \
+         leave it out for a value that stays",
+    );
+    check(
+        v1::PutRequest { context: Some(Bytes::new()), ..put("k") },
+        "Invalid: context: is empty; pass what a get returned, or leave it out",
+    );
+    check(
+        v1::PutRequest { context: Some(vec![1; 200_000].into()), ..put("k") },
+        "Invalid: context: has 200000 bytes, 196656 are allowed; pass it as a get returned it",
+    );
+    check(
+        v1::PutRequest { timeout_ms: 3_600_001, ..put("k") },
+        "Invalid: timeout_ms: is 3600001, at most 3600000 (one hour) are allowed; leave it out for the node's own limit",
+    );
+    check(
+        v1::PutRequest { request: Some(v1::RequestId { client: 0, sequence: 1 }), ..put("k") },
+        "Invalid: request: client and sequence are both above 0; leave the request id out to have the node draw one",
+    );
+    let empty = v1::BatchOperation { id: 1, operation: None };
+    let said = with_edge(|edge| refused(edge.operation(&empty)));
+    assert_eq!(said, "Invalid: operation: is missing; set get, put or delete");
+}
+
+#[test]
+fn limits_are_inclusive() {
+    let wire = v1::PutRequest { value: vec![0; 1024 * 1024].into(), ..put(&"k".repeat(4096)) };
+    assert!(with_edge(|edge| edge.put(&wire)).is_ok());
+}
+
+#[test]
+fn an_empty_keyspace_name_means_default() {
+    let named = v1::GetRequest { keyspace: "default".to_owned(), key: "k".into(), ..Default::default() };
+    let unnamed = v1::GetRequest { key: "k".into(), ..Default::default() };
+    with_edge(|edge| assert_eq!(edge.get(&named), edge.get(&unnamed)));
+}
+
+#[test]
+fn scans_are_paged() {
+    let scan = |limit| with_edge(|edge| edge.scan(&v1::ScanRequest { limit, ..Default::default() })).expect("valid");
+    assert_eq!((scan(0).page.limit, scan(0).limit), (SCAN_PAGE_KEYS_MAX, None));
+    assert_eq!((scan(3).page.limit, scan(3).limit), (3, Some(3)));
+    assert_eq!((scan(u64::MAX).page.limit, scan(u64::MAX).limit), (SCAN_PAGE_KEYS_MAX, Some(u64::MAX)));
+}
+
+#[test]
+fn foreign_cursors_are_refused() {
+    for cursor in [&b"\x02key"[..], b"\x01", b"key"] {
+        let wire = v1::ScanRequest { cursor: Bytes::copy_from_slice(cursor), ..Default::default() };
+        let error = with_edge(|edge| edge.scan(&wire)).expect_err("not a cursor");
+        assert_eq!(error.kind, Kind::Invalid);
+        assert!(error.message.starts_with("cursor: is damaged"), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_cursor_continues_behind_its_key(key in proptest::collection::vec(any::<u8>(), 1..100)) {
+        let wire = v1::ScanRequest { cursor: cursor_after(Some(&key)), ..Default::default() };
+        let after = with_edge(|edge| edge.scan(&wire)).map(|scan| scan.page.after);
+        prop_assert_eq!(after, Ok(Some(Bytes::from(key))));
+    }
+}
+
+#[test]
+fn the_end_of_a_scan_has_no_cursor() {
+    assert!(cursor_after(None).is_empty());
+}
