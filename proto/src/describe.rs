@@ -138,6 +138,7 @@ pub fn member_to_wire(id: NodeId, member: &Member, address: &str, state: v1::Mem
         weight: member.weight,
         store_id: member.store.0,
         state: state.into(),
+        spare: member.spare,
     }
 }
 
@@ -216,7 +217,13 @@ impl TryFrom<v1::Member> for MemberView {
         let state = wire.state();
         Ok(Self {
             id: NodeId(wire.id),
-            member: Member { name: wire.name, zone: wire.zone, weight: wire.weight, store: StoreId(wire.store_id) },
+            member: Member {
+                name: wire.name,
+                zone: wire.zone,
+                weight: wire.weight,
+                store: StoreId(wire.store_id),
+                spare: wire.spare,
+            },
             address: wire.address,
             state,
         })

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// The largest message that a client or a peer accepts, in bytes. The largest one that a correct node sends is a record
-/// with as many siblings of the largest size as the default limits allow (32 of 1 MiB), its context, and framing.
-pub const MESSAGE_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// The largest message that clients, nodes and peers send or accept, in bytes. It leaves room for a frame that is
+/// nearly full and then takes the largest record.
+pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The largest request that a node accepts from a client, in bytes; the limit of `KeyValue` and `Cluster` servers. A
-/// batch message is closed before it reaches it.
-pub const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The highest `value_bytes_max` with which a cluster can be formed: a record holds up to two values of that length, and
+/// travels in one message.
+pub const VALUE_BYTES_CEILING: usize = 3 * 1024 * 1024;
 
 /// A batch message or a frame is closed when its content reaches this many bytes, in either direction. Larger ones save
 /// nothing, and delay what is queued behind them.

@@ -18,8 +18,13 @@ fn entry(changed: u64, owners: &[u64]) -> Entry {
 }
 
 fn layout() -> Layout {
-    let member =
-        |id: u64| Member { name: format!("n{id}"), zone: "a".to_owned(), weight: 1.0, store: StoreId(id * 100) };
+    let member = |id: u64| Member {
+        name: format!("n{id}"),
+        zone: "a".to_owned(),
+        weight: 1.0,
+        store: StoreId(id * 100),
+        spare: id == 3,
+    };
     Layout {
         cluster: ClusterId(0xabc),
         seed: HashSeed(42),
