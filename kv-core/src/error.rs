@@ -121,6 +121,43 @@ pub enum StorageError {
         /// Which check failed.
         reason: String,
     },
+    /// Files of the store are damaged, missing, or not those that were written.
+    #[error(
+        "{path} is damaged: {reason}; nothing was changed: restore the file if you can, otherwise give the node an empty \
+         data directory, and the cluster refills it"
+    )]
+    Damaged {
+        /// The file or directory.
+        path: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The store is older than it should be: writes that it confirmed are missing.
+    #[error(
+        "{path} was rolled back: {what}; put the newest state back, or start the node once with the store renewed: it \
+         keeps this data under a new store id and is refilled by the cluster before it answers"
+    )]
+    RolledBack {
+        /// The directory.
+        path: String,
+        /// How that shows.
+        what: String,
+    },
+    /// Flushes or compactions have fallen behind and do not catch up.
+    #[error(
+        "the storage engine at {path} has not caught up in {waited_ms} ms ({sealed} memtables to flush, {runs} runs to \
+         compact); look for a slow or failing disk, then restart the node: nothing acknowledged is lost"
+    )]
+    Stalled {
+        /// The directory.
+        path: String,
+        /// How long a commit has waited, in milliseconds.
+        waited_ms: u64,
+        /// Memtables that wait to be flushed.
+        sealed: usize,
+        /// Runs of tables that wait to be compacted.
+        runs: usize,
+    },
     /// An earlier commit failed.
     #[error(
         "the store stopped at batch {at} after a failed write; restart the node, which reads the truth back from the disk"

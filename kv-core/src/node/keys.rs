@@ -310,7 +310,8 @@ impl Node {
             }
             _ => {
                 slot.batched = Some((seq, self.batch.writes.len()));
-                self.batch.writes.push(Write::Record { key: key.clone(), value, before, after });
+                let damaged = std::mem::take(&mut slot.damaged);
+                self.batch.writes.push(Write::Record { key: key.clone(), value, before, after, damaged });
             }
         }
         let bytes = |footprint: Option<Footprint>| footprint.map_or(0, |footprint| u64::from(footprint.bytes));

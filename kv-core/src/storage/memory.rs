@@ -149,11 +149,9 @@ pub struct MemoryCommitter {
 
 impl Committer for MemoryCommitter {
     fn commit(&mut self, batches: &[Batch], _through: Seq) -> Result<(), StorageError> {
-        {
-            let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-            batches.iter().for_each(|batch| image.apply(batch));
-        }
-        batches.iter().for_each(|batch| self.stats.apply(batch));
+        self.stats.apply(batches, &MemoryReader { image: Arc::clone(&self.image) })?;
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        batches.iter().for_each(|batch| image.apply(batch));
         Ok(())
     }
 

@@ -17,19 +17,21 @@
 //!   it is never answered with absence, and the other records stay readable.
 //! * **Statistics.** Each record write says what it replaces and what it leaves ([`Footprint`]). The store keeps exact
 //!   counts and Merkle leaves ([`Stats`]) from these, atomically with the writes, through any crash that keeps the
-//!   promise above. A disk that loses a batch and keeps a later one must count anew ([`recount`]). A write that repairs a
-//!   damaged record cannot know what it replaces: it says `before: None`, and the counts are off by the damaged record
-//!   until they are made anew.
+//!   promise above. A damaged record counts nothing once a write with `damaged` has had its partition counted anew. A
+//!   disk that loses a batch and keeps a later one must count all of it anew ([`recount`]).
 
 mod codec;
+mod disk;
 mod hot;
 mod key;
 mod memory;
+mod seal;
 mod stats;
 
 use bytes::Bytes;
 
 pub use codec::{FORMAT, Stored, StoredError};
+pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds};
 pub use hot::{HotStats, HotTier};
 pub use key::{Space, StorageKey};
 pub use memory::{MemoryCommitter, MemoryImage, MemoryReader, MemoryStore};
@@ -51,6 +53,9 @@ pub enum Write {
         before: Option<Footprint>,
         /// What it weighs now; `None` exactly if `value` is.
         after: Option<Footprint>,
+        /// The store holds something unreadable at this key, so `before` is unknown: the statistics of its partition
+        /// are counted anew.
+        damaged: bool,
     },
     /// Puts or removes a small named value of the node itself: its layout, its peers' identities, its synced partitions.
     Meta {

@@ -1,6 +1,6 @@
 //! Exact counts and Merkle leaves, kept from the footprints of committed writes, so that neither needs a scan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
@@ -89,6 +89,13 @@ impl Tally {
         self.records = signed(self.records, i64::from(change.records));
     }
 
+    fn difference(mut self, other: &Self) -> Self {
+        self.keys = self.keys.wrapping_sub(other.keys);
+        self.bytes = self.bytes.wrapping_sub(other.bytes);
+        self.records = self.records.wrapping_sub(other.records);
+        self
+    }
+
     fn sum(mut self, other: &Self) -> Self {
         self.keys += other.keys;
         self.bytes += other.bytes;
@@ -131,15 +138,16 @@ pub(crate) struct Change {
 impl Change {
     /// The change that a write makes; `None` if it makes none.
     pub(crate) fn of(write: &Write) -> Option<Self> {
-        let Write::Record { key, before, after, value } = write else { return None };
+        let Write::Record { key, before, after, value, .. } = write else { return None };
         debug_assert_eq!(value.is_some(), after.is_some(), "{key}: a value has a footprint, a removal has none");
-        if before == after {
-            return None;
-        }
-        let keys = |side: &Option<Footprint>| i8::from(side.is_some_and(|it| it.live));
-        let bytes = |side: &Option<Footprint>| side.map_or(0, |it| i64::from(it.bytes));
-        let hash = |side: &Option<Footprint>| side.map_or(0, |it| it.hash);
-        Some(Self {
+        (before != after).then(|| Self::between(key, *before, *after))
+    }
+
+    fn between(key: &StorageKey, before: Option<Footprint>, after: Option<Footprint>) -> Self {
+        let keys = |side: Option<Footprint>| i8::from(side.is_some_and(|it| it.live));
+        let bytes = |side: Option<Footprint>| side.map_or(0, |it| i64::from(it.bytes));
+        let hash = |side: Option<Footprint>| side.map_or(0, |it| it.hash);
+        Self {
             space: key.space() as u8,
             partition: key.partition(),
             keyspace: key.keyspace(),
@@ -148,13 +156,13 @@ impl Change {
             records: i8::from(after.is_some()) - i8::from(before.is_some()),
             bytes: bytes(after) - bytes(before),
             hash: hash(after).wrapping_sub(hash(before)),
-        })
+        }
     }
 }
 
 /// The statistics of one partition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "PartitionForm", into = "PartitionForm")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "PartitionForm")]
 pub struct PartitionStats {
     /// No empty tallies, so that equal stores have equal statistics.
     tallies: BTreeMap<(Space, KeyspaceId), Tally>,
@@ -250,13 +258,11 @@ impl From<PartitionForm> for PartitionStats {
     }
 }
 
-impl From<PartitionStats> for PartitionForm {
-    fn from(stats: PartitionStats) -> Self {
-        let leaves = (0..=u8::MAX).zip(stats.leaves().iter().copied()).filter(|(_, leaf)| *leaf != Leaf::default());
-        Self {
-            leaves: leaves.collect(),
-            tallies: stats.tallies.iter().map(|(&(space, keyspace), tally)| (space as u8, keyspace, *tally)).collect(),
-        }
+impl Serialize for PartitionStats {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let leaves = (0..=u8::MAX).zip(self.leaves().iter().copied()).filter(|(_, leaf)| *leaf != Leaf::default());
+        let tallies = self.tallies.iter().map(|(&(space, keyspace), tally)| (space as u8, keyspace, *tally));
+        PartitionForm { tallies: tallies.collect(), leaves: leaves.collect() }.serialize(serializer)
     }
 }
 
@@ -311,11 +317,19 @@ impl Stats {
         self.partitions.values().fold(Tally::default(), |sum, stats| sum.sum(&stats.tally(space, keyspace)))
     }
 
-    /// Takes in what a committed batch changed.
-    pub fn apply(&mut self, batch: &Batch) {
-        for change in batch.writes.iter().filter_map(Change::of) {
+    /// Takes in what committed batches changed. `reader` shows the store as it was before them; it is asked only for
+    /// partitions of which a damaged record is replaced.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    pub fn apply(&mut self, batches: &[Batch], reader: &impl Reader) -> Result<(), StorageError> {
+        for partition in damaged(batches) {
+            self.replace(partition, recount_partition(reader, partition)?);
+        }
+        for change in batches.iter().flat_map(|batch| &batch.writes).filter_map(Change::of) {
             self.add(&change);
         }
+        Ok(())
     }
 
     pub(crate) fn add(&mut self, change: &Change) {
@@ -327,6 +341,28 @@ impl Stats {
             self.partitions.remove(&change.partition);
         }
     }
+
+    /// Sets the statistics of one partition.
+    pub(crate) fn replace(&mut self, partition: PartitionId, stats: PartitionStats) {
+        let before = self.partitions.remove(&partition).unwrap_or_default();
+        for (total, space) in self.totals.iter_mut().zip(Space::ALL) {
+            *total = total.sum(&stats.total(space)).difference(&before.total(space));
+        }
+        if !stats.is_empty() {
+            self.partitions.insert(partition, stats);
+        }
+    }
+}
+
+/// The partitions in which a batch replaces a damaged record.
+pub(crate) fn damaged(batches: &[Batch]) -> BTreeSet<PartitionId> {
+    let writes = batches.iter().flat_map(|batch| &batch.writes);
+    writes
+        .filter_map(|write| match write {
+            Write::Record { key, damaged: true, .. } => Some(key.partition()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Statistics counted from the entries themselves.
@@ -334,7 +370,7 @@ impl Stats {
 pub struct Recount {
     /// The statistics of all entries that can be read.
     pub stats: Stats,
-    /// Damaged records. They are in no statistics, so the write that repairs one replaces nothing (`before: None`).
+    /// Damaged records. They are in no statistics.
     pub damaged: Vec<StorageKey>,
 }
 
@@ -346,25 +382,35 @@ pub struct Recount {
 pub fn recount(reader: &impl Reader) -> Result<Recount, StorageError> {
     let mut found = Recount::default();
     for space in Space::ALL {
-        let until = StorageKey::space_end(space);
-        let mut next = Some(StorageKey::space_start(space));
-        while let Some(from) = next.take() {
-            let request = SliceRequest { from, until: until.clone(), entries_max: 4096, bytes_max: 4 * 1024 * 1024 };
-            let slice = reader.slice(&request)?;
-            if slice.more {
-                next = slice.entries.last().map(|(key, _)| key.successor());
-            }
-            for (key, encoded) in slice.entries {
-                match Footprint::of_entry(&key, &encoded) {
-                    Ok(after) => {
-                        let value = Some(encoded);
-                        let write = Write::Record { key, value, before: None, after: Some(after) };
-                        Change::of(&write).iter().for_each(|change| found.stats.add(change));
-                    }
-                    Err(_) => found.damaged.push(key),
-                }
+        count(reader, StorageKey::space_start(space), StorageKey::space_end(space), &mut found)?;
+    }
+    Ok(found)
+}
+
+/// The same for one partition.
+pub(crate) fn recount_partition(reader: &impl Reader, partition: PartitionId) -> Result<PartitionStats, StorageError> {
+    let mut found = Recount::default();
+    for space in Space::ALL {
+        let from = StorageKey::new(space, partition, KeyspaceId(0), &[]);
+        count(reader, from, StorageKey::partition_end(space, partition), &mut found)?;
+    }
+    Ok(found.stats.partitions.remove(&partition).unwrap_or_default())
+}
+
+fn count(reader: &impl Reader, from: StorageKey, until: StorageKey, found: &mut Recount) -> Result<(), StorageError> {
+    let mut next = Some(from);
+    while let Some(from) = next.take() {
+        let request = SliceRequest { from, until: until.clone(), entries_max: 4096, bytes_max: 4 * 1024 * 1024 };
+        let slice = reader.slice(&request)?;
+        if slice.more {
+            next = slice.entries.last().map(|(key, _)| key.successor());
+        }
+        for (key, encoded) in slice.entries {
+            match Footprint::of_entry(&key, &encoded) {
+                Ok(footprint) => found.stats.add(&Change::between(&key, None, Some(footprint))),
+                Err(_) => found.damaged.push(key),
             }
         }
     }
-    Ok(found)
+    Ok(())
 }

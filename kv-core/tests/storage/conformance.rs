@@ -1,7 +1,9 @@
 //! What every engine does alike. Each function takes a way to open a fresh store.
 
 use bytes::Bytes;
-use kv_core::storage::{Committer, MemoryStore, Reader, SliceRequest, Space, StorageKey, Tally, recount};
+use kv_core::storage::{
+    Committer, DiskConfig, DiskStore, MemoryStore, OpenIds, Reader, SliceRequest, Space, StorageKey, Tally, recount,
+};
 use kv_core::types::{ClusterId, HashSeed, Seq, StoreId};
 
 use crate::support::{batch, key, mark, meta, stored, write};
@@ -52,6 +54,13 @@ macro_rules! suite {
 suite!(memory, {
     let (_, reader, committer) = MemoryStore::open(StoreId(1), 1);
     ((), reader, committer)
+});
+
+suite!(disk, {
+    let directory = tempfile::tempdir().unwrap();
+    let ids = OpenIds { store: StoreId(1), nonce: 1 };
+    let (_, reader, committer) = DiskStore::open(directory.path(), &DiskConfig::default(), ids).unwrap();
+    (directory, reader, committer)
 });
 
 pub fn all(from: StorageKey, until: StorageKey) -> SliceRequest {

@@ -4,6 +4,8 @@
 
 mod codec;
 mod conformance;
+mod disk;
 mod hot;
+mod model;
 mod stats;
 mod support;

@@ -1,11 +1,17 @@
 use std::collections::BTreeSet;
 
-use kv_core::storage::{Footprint, LEAVES, Space, Stats, Tally, leaf_of};
-use kv_core::types::{KeyspaceId, PartitionId};
+use kv_core::storage::{Batch, Footprint, LEAVES, MemoryStore, Space, Stats, Tally, Write, leaf_of};
+use kv_core::types::{KeyspaceId, PartitionId, StoreId};
 
-use crate::support::{batch, key, mark, stored, write};
+use crate::support::{key, mark, stored, write};
 
 const P: PartitionId = PartitionId(3);
+
+/// Takes in the writes of one batch.
+fn apply(stats: &mut Stats, writes: impl IntoIterator<Item = Write>) {
+    let (_, reader, _) = MemoryStore::open(StoreId(1), 1);
+    stats.apply(&[Batch { writes: writes.into_iter().collect() }], &reader).unwrap();
+}
 
 #[test]
 fn a_put_an_overwrite_a_delete_and_a_removal_are_counted() {
@@ -15,20 +21,20 @@ fn a_put_an_overwrite_a_delete_and_a_removal_are_counted() {
     let tally = |stats: &Stats| stats.tally(Space::Owned, P, KeyspaceId(1));
     let bytes = |it: &kv_core::storage::Stored| 5 + it.encode().len() as u64;
 
-    stats.apply(&batch([write(&key, None, Some(&first))]));
+    apply(&mut stats, [write(&key, None, Some(&first))]);
     assert_eq!(tally(&stats), Tally { keys: 1, bytes: bytes(&first), records: 1 });
     let root = stats.root(P);
     assert_ne!(root, 0);
 
-    stats.apply(&batch([write(&key, Some(&first), Some(&second))]));
+    apply(&mut stats, [write(&key, Some(&first), Some(&second))]);
     assert_eq!(tally(&stats), Tally { keys: 1, bytes: bytes(&second), records: 1 });
     assert_ne!(stats.root(P), root, "another version is another tree");
 
-    stats.apply(&batch([write(&key, Some(&second), Some(&dead))]));
+    apply(&mut stats, [write(&key, Some(&second), Some(&dead))]);
     assert_eq!(tally(&stats), Tally { keys: 0, bytes: bytes(&dead), records: 1 });
     assert_eq!(stats.partition(P).unwrap().leaves()[usize::from(leaf_of(&key))].count, 1);
 
-    stats.apply(&batch([write(&key, Some(&dead), None)]));
+    apply(&mut stats, [write(&key, Some(&dead), None)]);
     assert_eq!(stats, Stats::new(), "nothing stays of a partition without records");
     assert_eq!(stats.root(P), 0);
 }
@@ -38,13 +44,16 @@ fn spaces_keyspaces_and_partitions_are_counted_apart() {
     let record = stored(1, Some(b"value"));
     let lag = key(Space::Lag, 3, 1, b"a");
     let mut stats = Stats::new();
-    stats.apply(&batch([
-        write(&key(Space::Owned, 3, 1, b"a"), None, Some(&record)),
-        write(&key(Space::Owned, 3, 2, b"a"), None, Some(&record)),
-        write(&key(Space::Owned, 4, 1, b"a"), None, Some(&record)),
-        write(&key(Space::Hint, 3, 1, b"a"), None, Some(&record)),
-        mark(&lag, None, Some(b"n2")),
-    ]));
+    apply(
+        &mut stats,
+        [
+            write(&key(Space::Owned, 3, 1, b"a"), None, Some(&record)),
+            write(&key(Space::Owned, 3, 2, b"a"), None, Some(&record)),
+            write(&key(Space::Owned, 4, 1, b"a"), None, Some(&record)),
+            write(&key(Space::Hint, 3, 1, b"a"), None, Some(&record)),
+            mark(&lag, None, Some(b"n2")),
+        ],
+    );
     assert_eq!(stats.total(Space::Owned).keys, 3);
     assert_eq!(stats.keyspace(Space::Owned, KeyspaceId(1)).keys, 2);
     assert_eq!(stats.tally(Space::Owned, P, KeyspaceId(1)).keys, 1);
@@ -63,9 +72,9 @@ fn the_tree_does_not_depend_on_the_order_of_writes() {
     let mut forward = Stats::new();
     let mut backward = Stats::new();
     for key in &keys {
-        forward.apply(&batch([write(key, None, Some(&record))]));
+        apply(&mut forward, [write(key, None, Some(&record))]);
     }
-    backward.apply(&batch(keys.iter().rev().map(|key| write(key, None, Some(&record)))));
+    apply(&mut backward, keys.iter().rev().map(|key| write(key, None, Some(&record))));
     assert_eq!(forward, backward);
     assert_eq!(forward.root(P), backward.root(P));
 }

@@ -34,7 +34,7 @@ pub fn write(key: &StorageKey, before: Option<&Stored>, after: Option<&Stored>) 
         (stored.footprint(key, encoded.len()), encoded)
     };
     let (after, value) = after.map(side).unzip();
-    Write::Record { key: key.clone(), value, before: before.map(|stored| side(stored).0), after }
+    Write::Record { key: key.clone(), value, before: before.map(|stored| side(stored).0), after, damaged: false }
 }
 
 /// A lag mark.
@@ -45,6 +45,7 @@ pub fn mark(key: &StorageKey, before: Option<&[u8]>, after: Option<&[u8]>) -> Wr
         value: after.map(Bytes::copy_from_slice),
         before: before.map(side),
         after: after.map(side),
+        damaged: false,
     }
 }
 

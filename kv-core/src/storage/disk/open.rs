@@ -1,0 +1,223 @@
+//! Opening a store on disk: who it is, whether it is whole, and where it stands.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use fjall::config::CompressionPolicy;
+use fjall::{CompressionType, Database, KeyspaceCreateOptions};
+use serde::{Deserialize, Serialize};
+
+use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key};
+use super::identity::{Directory, Identity, io_error, not_a_store};
+use super::ledger::{Ledger, Recovery};
+use super::{CHECKPOINT, DiskConfig, ENGINE, ENTRY, journal};
+use crate::error::StorageError;
+use crate::storage::recount;
+use crate::storage::seal::{seal, unseal};
+use crate::types::{Incarnation, PartitionId, StoreId};
+
+/// The name of fjall's one tree.
+const TREE: &str = "store";
+
+/// The format of the seal under the engine's mark.
+const SEAL: u8 = 1;
+
+/// Files that fjall makes anew, without what was in them, when they are missing.
+const REQUIRED: [&str; 3] = ["version", "keyspaces/0/current", "keyspaces/1/current"];
+
+/// What opening a store needs from outside: the core draws nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenIds {
+    /// Random; the id of the store if it is new or renewed.
+    pub store: StoreId,
+    /// Random, drawn for this boot.
+    pub nonce: u32,
+}
+
+/// The engine's own record of who it is and of the last boot that it was opened for. Written before the identity file, so
+/// a lower boot than the identity's shows that the engine's files are older than they should be.
+#[derive(Serialize, Deserialize)]
+struct Mark {
+    data: StoreId,
+    boot: u32,
+}
+
+/// The engine on disk.
+#[derive(Debug)]
+pub struct DiskStore;
+
+impl DiskStore {
+    /// Opens the store in `directory`, or makes one in an empty or missing directory. The boot counter is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// If another process has it open, if the directory holds something else or a store of another format, if its files
+    /// are damaged or older than they should be, or if the medium fails. Nothing is changed then, but for a torn batch at
+    /// the end of the journal, which was never confirmed.
+    pub fn open(
+        directory: &Path,
+        config: &DiskConfig,
+        ids: OpenIds,
+    ) -> Result<(crate::storage::Opened, DiskReader, DiskCommitter), StorageError> {
+        let (directory, identity) = Directory::open(directory)?;
+        let mut identity = match identity {
+            Some(identity) => identity,
+            None => {
+                let identity = Identity { store: ids.store, data: ids.store, boot: 0, cluster: None };
+                directory.write_identity(&identity)?;
+                identity
+            }
+        };
+        let is_new = identity.boot == 0;
+        let shared = open_engine(directory, config, is_new)?;
+        let mark = read_mark(&shared, &identity, is_new)?;
+        let (mut confirmed, confirmed_before) = shared.directory.open_confirmed()?;
+        let (recovery, trouble) = read_ledger(&shared)?;
+        let rolled_back = |what: String| StorageError::RolledBack { path: shared.path().display().to_string(), what };
+        if !config.renew {
+            if mark.boot < identity.boot {
+                let (found, expected) = (mark.boot, identity.boot);
+                return Err(rolled_back(format!("its data is of boot {found}, but it was opened for boot {expected}")));
+            }
+            // An unreadable ledger says nothing about how far it came.
+            if recovery.last() < confirmed_before && trouble.is_none() {
+                let found = recovery.last();
+                return Err(rolled_back(format!(
+                    "it ends at commit {found}, but commit {confirmed_before} was confirmed"
+                )));
+            }
+        }
+
+        let last = recovery.last().max(confirmed_before);
+        let finished = trouble.map_or_else(|| recovery.finish(), Err);
+        let boot = mark.boot.max(identity.boot).checked_add(1).ok_or_else(|| StorageError::Engine {
+            path: shared.path().display().to_string(),
+            reason: "its boot counter is used up".to_owned(),
+        })?;
+        let mut out = shared.database.batch();
+        out.insert(&shared.tree, [ENGINE], seal(SEAL, &Mark { data: identity.data, boot }));
+        let (ledger, recounted) = match finished {
+            Ok(ledger) if !config.recount => (ledger, false),
+            _ => (renew_ledger(&shared, &mut out, last)?, true),
+        };
+        shared.commit(out)?;
+        // A file that was missing or behind is right from here on; one that was ahead was accepted by a renewal.
+        confirmed.write(ledger.last())?;
+        identity.boot = boot;
+        if config.renew {
+            identity.store = ids.store;
+        }
+        shared.directory.write_identity(&identity)?;
+
+        let incarnation = Incarnation { store: identity.store, boot, nonce: ids.nonce };
+        let opened = crate::storage::Opened { incarnation, cluster: identity.cluster };
+        let reader = DiskReader::new(shared.clone(), recounted);
+        let committer = DiskCommitter {
+            shared,
+            reader: reader.clone(),
+            ledger,
+            identity,
+            confirmed,
+            stall_ms_max: config.stall_ms_max,
+            poisoned: None,
+        };
+        Ok((opened, reader, committer))
+    }
+}
+
+fn open_engine(directory: Directory, config: &DiskConfig, is_new: bool) -> Result<Shared, StorageError> {
+    let data = directory.data();
+    if is_new {
+        // Whatever a first start left behind that was cut short: nobody has used it.
+        match fs::remove_dir_all(&data) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error("clearing", &data, error));
+            }
+            _ => {}
+        }
+    } else {
+        for name in REQUIRED {
+            let path = data.join(name);
+            if !path.try_exists().map_err(|source| io_error("looking for", &path, source))? {
+                return Err(StorageError::Damaged {
+                    path: path.display().to_string(),
+                    reason: "it is missing".to_owned(),
+                });
+            }
+        }
+        journal::check(&data)?;
+    }
+    let database = guarded(directory.path(), || {
+        Database::builder(&data).cache_size(config.cache_bytes).worker_threads(config.workers.max(2)).open()
+    })?;
+    if !is_new && !database.keyspace_exists(TREE) {
+        let reason = format!("its tree {TREE:?} is missing");
+        return Err(StorageError::Damaged { path: data.display().to_string(), reason });
+    }
+    let options = || {
+        KeyspaceCreateOptions::default()
+            .max_memtable_size(config.memtable_bytes)
+            .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+    };
+    let tree = guarded(directory.path(), || database.keyspace(TREE, options))?;
+    Ok(Shared { tree, database, stalled_ms: Arc::default(), directory: Arc::new(directory) })
+}
+
+fn read_mark(shared: &Shared, identity: &Identity, is_new: bool) -> Result<Mark, StorageError> {
+    if is_new {
+        return Ok(Mark { data: identity.data, boot: 0 });
+    }
+    let damaged = |reason: &str| StorageError::Damaged {
+        path: shared.directory.data().display().to_string(),
+        reason: format!("the engine's mark: {reason}"),
+    };
+    let bytes = guarded(shared.path(), || shared.tree.get([ENGINE]))?.ok_or_else(|| damaged("it is missing"))?;
+    let mark: Mark = unseal(SEAL, &bytes).map_err(damaged)?;
+    if mark.data != identity.data {
+        return Err(not_a_store(shared.path(), "its identity file and its data belong to different stores"));
+    }
+    Ok(mark)
+}
+
+/// Reads the ledger, and what is wrong with it if something is.
+fn read_ledger(shared: &Shared) -> Result<(Recovery, Option<String>), StorageError> {
+    let mut recovery = Recovery::default();
+    let mut trouble = None;
+    for (key, bytes) in guarded(shared.path(), || shared.all_with_prefix(&[CHECKPOINT]))? {
+        let read = match <[u8; 2]>::try_from(&key[1..]) {
+            Ok(partition) => recovery.checkpoint(PartitionId(u16::from_be_bytes(partition)), &bytes),
+            Err(_) => Err("a checkpoint has no partition".to_owned()),
+        };
+        trouble = trouble.or(read.err());
+    }
+    for (key, bytes) in guarded(shared.path(), || shared.all_with_prefix(&[ENTRY]))? {
+        let read = match <[u8; 4]>::try_from(&key[1..]) {
+            Ok(slot) => recovery.entry(u32::from_be_bytes(slot), &bytes),
+            Err(_) => Err("a statistics entry has no slot".to_owned()),
+        };
+        trouble = trouble.or(read.err());
+    }
+    Ok((recovery, trouble))
+}
+
+/// Counts the statistics anew and puts the ledger that says so in place of the old one.
+fn renew_ledger(shared: &Shared, out: &mut fjall::OwnedWriteBatch, last: u64) -> Result<Ledger, StorageError> {
+    let counted = recount(&DiskReader::new(shared.clone(), false))?;
+    let (ledger, written) = Ledger::renew(counted.stats, last);
+    let mut kept = BTreeSet::new();
+    for written in written {
+        let (key, bytes) = ledger_key(written);
+        out.insert(&shared.tree, key.clone(), bytes);
+        kept.insert(key);
+    }
+    for prefix in [CHECKPOINT, ENTRY] {
+        for (key, _) in guarded(shared.path(), || shared.all_with_prefix(&[prefix]))? {
+            if !kept.contains(&key[..]) {
+                out.remove(&shared.tree, key);
+            }
+        }
+    }
+    Ok(ledger)
+}
