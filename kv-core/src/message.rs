@@ -385,13 +385,24 @@ impl Message {
         if !rest.is_empty() {
             return Err(MessageError { reason: "bytes follow the message" });
         }
+        let sound = |refusal: &Refusal| match refusal {
+            Refusal::Stale { newer } => newer.is_valid(),
+            _ => true,
+        };
         let valid = match &message {
             Self::Replicate { record, .. } => record.is_valid(),
             Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
+            Self::Forwarded { outcome: Ok(Ok(Response::Inspected { replicas })), .. } => {
+                replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref()).all(Record::is_valid)
+            }
+            Self::Forwarded { outcome: Err(refusal), .. }
+            | Self::Replicated { result: Err(refusal), .. }
+            | Self::ReadResult { result: Err(refusal), .. }
+            | Self::SliceResult { result: Err(refusal), .. } => sound(refusal),
             _ => true,
         };
-        if valid { Ok(message) } else { Err(MessageError { reason: "a record breaks its own rules" }) }
+        if valid { Ok(message) } else { Err(MessageError { reason: "a record or an entry breaks its own rules" }) }
     }
 }
 
@@ -401,3 +412,6 @@ fn reason_of(error: &postcard::Error) -> &'static str {
         _ => "a field does not decode",
     }
 }
+
+#[cfg(test)]
+mod tests;
