@@ -150,7 +150,8 @@ pub enum Response {
     },
     /// To a put or a delete.
     Written {
-        /// What a put passes to replace what this write left.
+        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, it is what
+        /// the writer passed: a get shows them all, and its context replaces them.
         context: Bytes,
         /// How many values now stand side by side.
         siblings: usize,
