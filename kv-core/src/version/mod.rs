@@ -7,8 +7,6 @@
 mod context;
 mod hlc;
 mod record;
-#[cfg(test)]
-mod tests;
 mod token;
 
 pub use context::{Actor, Context, Dot};

@@ -1,0 +1,346 @@
+//! How each command changes the agreed state, and when it is refused.
+
+use std::sync::Arc;
+
+use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::handshake::is_rolled_back;
+use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
+use kv_core::types::{Epoch, KeyspaceId, NodeId};
+
+use super::command::{Arrival, Done, Founding, KeyspaceSpec, Refusal, RefusalKind};
+use super::state::{ClusterState, MemberRecord, Phase};
+
+/// The most members of a cluster.
+pub(super) const MEMBERS_MAX: usize = kv_core::ring::MEMBERS_MAX;
+
+/// The most copies of a partition.
+pub const COPIES_MAX: u8 = 9;
+
+/// The most keyspaces.
+pub const KEYSPACES_MAX: usize = 1024;
+
+/// The longest name of a member, a zone or a keyspace, in bytes.
+pub(super) const NAME_BYTES_MAX: usize = kv_core::ring::NAME_BYTES_MAX;
+
+/// The longest address, in bytes: a DNS name and a port.
+pub const ADDRESS_BYTES_MAX: usize = 255 + 6;
+
+/// The most lost stores that a report may name.
+pub(super) const REPLACES_MAX: usize = 8;
+
+/// The longest text that names a release, in bytes.
+const VERSION_BYTES_MAX: usize = 64;
+
+impl ClusterState {
+    pub(super) fn found(
+        &mut self,
+        founding: Founding,
+        config: ClusterConfig,
+        founder: Arrival,
+    ) -> Result<Done, Refusal> {
+        if self.phase != Phase::Unfounded {
+            return Err(precondition(format!("the cluster is founded already ({self}); join it instead")));
+        }
+        check_founding(&founding)?;
+        check_arrival(&founder)?;
+        self.phase = Phase::Forming(founding);
+        self.config = config;
+        let initial = Keyspace::initial();
+        self.next_keyspace = initial.id.0 + 1;
+        self.keyspaces.insert(initial.id, initial);
+        self.insert(founder, false);
+        Ok(Done::Founded)
+    }
+
+    pub(super) fn admit(&mut self, arrival: Arrival) -> Result<Done, Refusal> {
+        let store = arrival.incarnation.store;
+        check_arrival(&arrival)?;
+        if self.phase == Phase::Unfounded {
+            return Err(precondition("the cluster is not founded yet; try again when its first node is up"));
+        }
+        if self.retired.contains(&store) {
+            return Err(precondition(format!(
+                "store {store} was given up and must not come back; start the node with an empty data directory"
+            )));
+        }
+        if let Some((node, member)) = self.member_of(store) {
+            check_known(node, member, &arrival)?;
+            return Ok(self.update(node, arrival));
+        }
+        if let Some((node, member)) = self.member_named(&arrival.name) {
+            let held = member.incarnation.store;
+            if !arrival.replaces.contains(&held) {
+                return Err(Refusal::new(
+                    RefusalKind::Exists,
+                    format!(
+                        "the name {} belongs to {node} at {} with store {held}; choose another name, or, if that \
+                         store is lost for good, say that this node replaces it ({held})",
+                        arrival.name, member.address
+                    ),
+                ));
+            }
+            self.retired.insert(held);
+            return Ok(self.update(node, arrival));
+        }
+        if let Some(replaced) = arrival.replaces.last() {
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                format!("no member named {} has store {replaced}; check the name and the store id", arrival.name),
+            ));
+        }
+        if self.members.len() >= MEMBERS_MAX {
+            return Err(Refusal::new(
+                RefusalKind::Exhausted,
+                format!("the cluster has {MEMBERS_MAX} members, the most it can have; remove one first"),
+            ));
+        }
+        let spare = match self.phase {
+            Phase::Forming(founding) => self.members.len() >= usize::try_from(founding.expect).unwrap_or(usize::MAX),
+            Phase::Unfounded | Phase::Formed { .. } => true,
+        };
+        let node = self.insert(arrival, spare);
+        Ok(Done::Admitted { node, spare })
+    }
+
+    pub(super) fn form(&mut self, layout: Layout) -> Result<Done, Refusal> {
+        let founding = match self.phase {
+            Phase::Forming(founding) => founding,
+            Phase::Unfounded => return Err(precondition("the cluster is not founded yet")),
+            Phase::Formed { cluster, .. } => {
+                return Err(precondition(format!("the cluster is formed already, as {cluster}")));
+            }
+        };
+        if layout.members != self.layout_members() {
+            return Err(Refusal::new(
+                RefusalKind::Stale,
+                "the members have changed since the first layout was computed; compute it again",
+            ));
+        }
+        if self.members.len() < usize::try_from(founding.expect).unwrap_or(usize::MAX) {
+            return Err(precondition(format!("{self}; the others must report first")));
+        }
+        if layout.copies != founding.copies || layout.partition_count() != founding.partitions {
+            return Err(Refusal::new(
+                RefusalKind::Invalid,
+                format!(
+                    "the layout has {} copies and {} partitions; the cluster was founded with {} and {}",
+                    layout.copies,
+                    layout.partition_count(),
+                    founding.copies,
+                    founding.partitions
+                ),
+            ));
+        }
+        kv_core::ring::check(&layout)
+            .map_err(|error| Refusal::new(RefusalKind::Invalid, format!("the first layout is wrong: {error}")))?;
+        let epoch = layout.epoch;
+        self.phase = Phase::Formed { cluster: layout.cluster, seed: layout.seed };
+        self.layout = Some(Arc::new(layout));
+        self.changed();
+        Ok(Done::Formed { epoch })
+    }
+
+    pub(super) fn create_keyspace(&mut self, spec: KeyspaceSpec) -> Result<Done, Refusal> {
+        self.check_formed()?;
+        check_name("keyspace", &spec.name, b"-_.")?;
+        for (field, value) in [("r", spec.r), ("w", spec.w)] {
+            if !(1..=COPIES_MAX).contains(&value) {
+                return Err(invalid(format!("{field} is {value}; it must be from 1 to {COPIES_MAX}")));
+            }
+        }
+        if self.keyspace_named(&spec.name).is_some() {
+            return Err(Refusal::new(
+                RefusalKind::Exists,
+                format!("keyspace {} exists already; use it, drop it, or choose another name", spec.name),
+            ));
+        }
+        if self.keyspaces.len() >= KEYSPACES_MAX {
+            return Err(Refusal::new(
+                RefusalKind::Exhausted,
+                format!("there are {KEYSPACES_MAX} keyspaces, the most there can be; drop one first"),
+            ));
+        }
+        let id = KeyspaceId(self.next_keyspace);
+        self.next_keyspace = self.next_keyspace.checked_add(1).ok_or_else(|| {
+            Refusal::new(RefusalKind::Exhausted, "all keyspace numbers were used; keep the keyspaces that exist")
+        })?;
+        let KeyspaceSpec { name, r, w, conflict } = spec;
+        self.keyspaces.insert(id, Keyspace { id, name, r, w, conflict });
+        self.changed();
+        Ok(Done::KeyspaceCreated { id })
+    }
+
+    pub(super) fn drop_keyspace(&mut self, name: &str) -> Result<Done, Refusal> {
+        self.check_formed()?;
+        let Some(id) = self.keyspace_named(name).map(|keyspace| keyspace.id) else {
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                format!("there is no keyspace {name}; list the keyspaces to see their names"),
+            ));
+        };
+        if id == Keyspace::initial().id {
+            return Err(precondition(format!("keyspace {name} is there from the start and stays; delete its keys")));
+        }
+        self.keyspaces.remove(&id);
+        self.changed();
+        Ok(Done::KeyspaceDropped { id })
+    }
+
+    /// The members as a layout holds them.
+    #[must_use]
+    pub fn layout_members(&self) -> std::collections::BTreeMap<NodeId, Member> {
+        self.members.iter().map(|(&node, member)| (node, layout_member(member))).collect()
+    }
+
+    fn check_formed(&self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Formed { .. } => Ok(()),
+            Phase::Unfounded | Phase::Forming(_) => {
+                Err(precondition(format!("{self}; try again when the cluster is formed")))
+            }
+        }
+    }
+
+    fn insert(&mut self, arrival: Arrival, spare: bool) -> NodeId {
+        // From 1: zero means "no node" on the wire.
+        self.next_node += 1;
+        let node = NodeId(self.next_node);
+        let Arrival { name, address, zone, weight, incarnation, version, replaces: _ } = arrival;
+        self.members.insert(node, MemberRecord { name, address, zone, weight, incarnation, version, spare });
+        self.members_changed();
+        node
+    }
+
+    fn update(&mut self, node: NodeId, arrival: Arrival) -> Done {
+        let Some(member) = self.members.get_mut(&node) else { return Done::Nothing };
+        let before = member.clone();
+        member.address = arrival.address;
+        member.incarnation = arrival.incarnation;
+        member.version = arrival.version;
+        let spare = member.spare;
+        if *member != before {
+            if layout_member(member) == layout_member(&before) {
+                self.changed();
+            } else {
+                self.members_changed();
+            }
+        }
+        Done::Admitted { node, spare }
+    }
+
+    /// Carries the members over into a new layout, whose partitions stay as they are.
+    fn members_changed(&mut self) {
+        let members = self.layout_members();
+        if let Some(layout) = &mut self.layout {
+            let layout = Arc::make_mut(layout);
+            layout.members = members;
+            layout.epoch = Epoch(layout.epoch.0 + 1);
+        }
+        self.changed();
+    }
+}
+
+fn layout_member(member: &MemberRecord) -> Member {
+    Member {
+        name: member.name.clone(),
+        zone: member.zone.clone(),
+        weight: member.weight,
+        store: member.incarnation.store,
+        spare: member.spare,
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, message)
+}
+
+fn precondition(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Precondition, message)
+}
+
+/// Checks what is decided once for a cluster.
+pub(super) fn check_founding(founding: &Founding) -> Result<(), Refusal> {
+    if founding.expect == 0 || usize::try_from(founding.expect).is_ok_and(|expect| expect > MEMBERS_MAX) {
+        return Err(invalid(format!("expect is {}; it must be from 1 to {MEMBERS_MAX}", founding.expect)));
+    }
+    if !(1..=COPIES_MAX).contains(&founding.copies) {
+        return Err(invalid(format!("copies is {}; it must be from 1 to {COPIES_MAX}", founding.copies)));
+    }
+    if !founding.partitions.is_power_of_two() || founding.partitions > PARTITIONS_MAX {
+        return Err(invalid(format!(
+            "partitions is {}; it must be a power of two from 1 to {PARTITIONS_MAX}",
+            founding.partitions
+        )));
+    }
+    Ok(())
+}
+
+/// Checks what a node says of itself, by itself.
+pub(super) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
+    use kv_core::ring::{WEIGHT_MAX, WEIGHT_MIN};
+    check_name("name", &arrival.name, b"-_.")?;
+    check_name("zone", &arrival.zone, b"-_./")?;
+    if !(WEIGHT_MIN..=WEIGHT_MAX).contains(&arrival.weight) {
+        return Err(invalid(format!(
+            "weight is {}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}",
+            arrival.weight
+        )));
+    }
+    if arrival.address.is_empty() || arrival.address.len() > ADDRESS_BYTES_MAX {
+        return Err(invalid(format!(
+            "the address has {} bytes; it must be host:port and have at most {ADDRESS_BYTES_MAX}",
+            arrival.address.len()
+        )));
+    }
+    if arrival.replaces.len() > REPLACES_MAX {
+        return Err(invalid(format!("the node replaces more than {REPLACES_MAX} stores; name the last ones only")));
+    }
+    if arrival.version.len() > VERSION_BYTES_MAX {
+        return Err(invalid(format!("the version has more than {VERSION_BYTES_MAX} bytes; shorten it")));
+    }
+    Ok(())
+}
+
+/// Checks the report of a store that is a member against what is known of it.
+fn check_known(node: NodeId, member: &MemberRecord, arrival: &Arrival) -> Result<(), Refusal> {
+    let mismatch = |field: &str, known: &dyn std::fmt::Display, given: &dyn std::fmt::Display| {
+        Err(precondition(format!(
+            "{node} is known with {field} {known}, not {given}; start it with --{field} {known} or without the flag"
+        )))
+    };
+    if member.name != arrival.name {
+        return mismatch("name", &member.name, &arrival.name);
+    }
+    if member.zone != arrival.zone {
+        return mismatch("zone", &member.zone, &arrival.zone);
+    }
+    if member.weight.to_bits() != arrival.weight.to_bits() {
+        return mismatch("weight", &member.weight, &arrival.weight);
+    }
+    if is_rolled_back(arrival.incarnation, member.incarnation) {
+        return Err(Refusal::new(
+            RefusalKind::RolledBack,
+            format!(
+                "{} shows an older copy of its store (boot {}, seen {}); it must draw a new store id and be refilled",
+                member.name, arrival.incarnation.boot, member.incarnation.boot
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_name(what: &str, name: &str, marks: &[u8]) -> Result<(), Refusal> {
+    let bytes = name.as_bytes();
+    let fits = bytes.len() <= NAME_BYTES_MAX
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(byte));
+    if fits {
+        return Ok(());
+    }
+    let marks: Vec<String> = marks.iter().map(|&mark| format!("'{}'", char::from(mark))).collect();
+    Err(invalid(format!(
+        "{what} {name:?} is not possible; it has 1 to {NAME_BYTES_MAX} bytes, starts with a letter or digit and goes \
+         on with letters, digits, {} (ASCII)",
+        marks.join(", ")
+    )))
+}

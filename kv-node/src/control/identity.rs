@@ -1,0 +1,168 @@
+//! What a node remembers of itself, and how the flags that it is started with are checked against it.
+
+use std::path::Path;
+
+use kv_core::types::{NodeId, StoreId};
+use serde::{Deserialize, Serialize};
+
+use super::apply::REPLACES_MAX;
+use super::command::Founding;
+use super::disk::{Disk, FileError, OsDisk};
+use super::file;
+use super::log::store::LogStore;
+use super::machine;
+use super::state::MemberRecord;
+use super::transport::GroupId;
+
+pub(super) const IDENTITY: &str = "identity";
+
+/// How a node comes to its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// It founds one. On a used directory the values are checked against those that it was founded with.
+    Bootstrap(Founding),
+    /// It reports to the nodes at these addresses. On a used directory they are further places to ask for the leader.
+    Join(Vec<String>),
+    /// It goes on where it was; the directory must have been used.
+    Resume,
+}
+
+/// Why the control plane of a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file cannot be read or written, or is damaged.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The flags do not fit the directory.
+    #[error("{0}")]
+    Flags(String),
+    /// The store of the only member is gone.
+    #[error(
+        "the data directory belongs to store {held}, but its data is that of {found}, and no other node has a copy; put the \
+         old data back, or start with an empty directory"
+    )]
+    StoreLost {
+        /// The store that the control plane knows.
+        held: StoreId,
+        /// The store that was found.
+        found: StoreId,
+    },
+    /// The Raft engine does not start.
+    #[error("the control plane does not start: {0}")]
+    Engine(String),
+}
+
+/// The content of the identity file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// The store under which the node takes part.
+    pub(crate) store: StoreId,
+    /// The Raft group; `None` until the node has been admitted.
+    pub(crate) group: Option<GroupId>,
+    /// Set if the node founded its cluster.
+    pub(crate) founding: Option<Founding>,
+    /// Former stores of the node whose place this one takes.
+    pub(crate) replaces: Vec<StoreId>,
+}
+
+/// What a directory says of the node that used it, so that flags need not be repeated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remembered {
+    /// Its store.
+    pub store: StoreId,
+    /// What it was founded with, if it founded its cluster.
+    pub founding: Option<Founding>,
+    /// The node as a member, if it was admitted and has learned so.
+    pub member: Option<(NodeId, MemberRecord)>,
+}
+
+/// Reads what the directory `dir` remembers; `None` if it was not used. Changes nothing.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn remembered(dir: &Path) -> Result<Option<Remembered>, FileError> {
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let mut disk = OsDisk::open(dir)?;
+    let Some(Identity { store, founding, .. }) = file::value::<_, Identity>(&mut disk, IDENTITY)? else {
+        return Ok(None);
+    };
+    let newest = machine::load(&mut disk)?.newest;
+    let member = newest.member_of(store).map(|(node, member)| (node, member.clone()));
+    Ok(Some(Remembered { store, founding, member }))
+}
+
+/// Settles who the node is: reads the identity or draws it up, and gives up the Raft state of a store that is gone.
+pub(crate) fn settle<D: Disk>(
+    disk: &mut D,
+    entrance: &Entrance,
+    store: StoreId,
+    replaces: &[StoreId],
+) -> Result<Identity, StartError> {
+    let Some(mut identity) = file::value::<D, Identity>(disk, IDENTITY)? else {
+        let identity = new_identity(disk, entrance, store, replaces)?;
+        save(disk, &identity)?;
+        return Ok(identity);
+    };
+    check_flags(entrance, &identity)?;
+    if identity.store != store {
+        if machine::load(disk)?.newest.members.len() == 1 {
+            return Err(StartError::StoreLost { held: identity.store, found: store });
+        }
+        // A store that was rolled back or lost takes its votes and entries with it. The identity is written last: a
+        // crash in between repeats the whole.
+        LogStore::clear(disk)?;
+        machine::forget_snapshot(disk)?;
+        identity.replaces.push(identity.store);
+        let surplus = identity.replaces.len().saturating_sub(REPLACES_MAX);
+        identity.replaces.drain(..surplus);
+        identity.store = store;
+        save(disk, &identity)?;
+    }
+    Ok(identity)
+}
+
+fn new_identity<D: Disk>(
+    disk: &mut D,
+    entrance: &Entrance,
+    store: StoreId,
+    replaces: &[StoreId],
+) -> Result<Identity, StartError> {
+    let replaces = replaces.to_vec();
+    match entrance {
+        Entrance::Bootstrap(founding) => {
+            super::apply::check_founding(founding).map_err(|refusal| StartError::Flags(refusal.message))?;
+            Ok(Identity { store, group: Some(GroupId(store.0)), founding: Some(*founding), replaces })
+        }
+        Entrance::Join(contacts) if contacts.is_empty() => {
+            Err(StartError::Flags("--join names no address; name at least one node of the cluster".to_owned()))
+        }
+        Entrance::Join(_) => Ok(Identity { store, group: None, founding: None, replaces }),
+        Entrance::Resume => Err(StartError::Flags(format!(
+            "{} belongs to no cluster yet; start the node with --bootstrap or --join",
+            disk.path("")
+        ))),
+    }
+}
+
+fn check_flags(entrance: &Entrance, identity: &Identity) -> Result<(), StartError> {
+    match (entrance, &identity.founding) {
+        (Entrance::Bootstrap(given), Some(known)) if given != known => Err(StartError::Flags(format!(
+            "the directory was founded with --expect {} --copies {} --partitions {}, not {}, {} and {}; start the node \
+             with these values or without the flags, or with an empty directory to found another cluster",
+            known.expect, known.copies, known.partitions, given.expect, given.copies, given.partitions
+        ))),
+        (Entrance::Bootstrap(_), None) => Err(StartError::Flags(
+            "the directory belongs to a node that joined a cluster; start it without --bootstrap, or with an empty \
+             directory to found another cluster"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn save<D: Disk>(disk: &mut D, identity: &Identity) -> Result<(), FileError> {
+    let content = file::encode(identity)?;
+    file::replace(disk, IDENTITY, &content)
+}

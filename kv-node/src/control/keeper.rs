@@ -1,0 +1,240 @@
+//! What the leader does by itself: found, form, and keep the Raft group equal to the members.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use kv_core::ring::{FirstLayout, Layout, LayoutError, first_layout};
+use kv_core::types::{ClusterId, Epoch, HashSeed};
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::{ChangeMembers, EmptyNode};
+
+use super::command::{Command, Founding, Outcome, Proposal};
+use super::plane::{Inner, leads};
+use super::propose::command_id;
+use super::raft::{Metrics, RaftId, raft_id};
+use super::state::{ClusterState, Phase};
+use super::transport::ProposeReply;
+use super::voters::{Candidate, choose};
+
+/// A learner that is behind by at most this many entries may become a voter.
+const LAG_MAX: u64 = 16;
+
+/// The log on disk may have this many bytes before a snapshot is made whatever the number of entries.
+const LOG_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// A snapshot for the log's size is worth it when at least this many entries are behind the last one.
+const SNAPSHOT_GAIN_MIN: u64 = 16;
+
+/// Runs until the node stops.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let mut state = inner.state.clone();
+    let mut servers = inner.raft.server_metrics();
+    loop {
+        state.borrow_and_update();
+        servers.borrow_and_update();
+        review(&inner).await;
+        let changed = tokio::select! {
+            changed = state.changed() => changed.is_ok(),
+            changed = servers.changed() => changed.is_ok(),
+            () = tokio::time::sleep(inner.timing.review) => true,
+        };
+        if !changed {
+            return;
+        }
+    }
+}
+
+async fn review(inner: &Inner) {
+    bound_log(inner).await;
+    loop {
+        let metrics = inner.metrics();
+        if !leads(&metrics, &inner.timing) {
+            return;
+        }
+        let state = inner.state();
+        let progressed = match state.phase {
+            Phase::Unfounded => found(inner).await,
+            Phase::Forming(founding) if is_complete(&state, founding) => form(inner, &state, founding).await,
+            Phase::Forming(_) | Phase::Formed { .. } => false,
+        };
+        if progressed {
+            continue;
+        }
+        match next_change(inner, &state, &metrics) {
+            Some(change) => {
+                if !carry_out(inner, change).await {
+                    return;
+                }
+            }
+            None => return,
+        }
+    }
+}
+
+/// Makes a snapshot if the log has grown long in bytes, which the engine does not look at.
+async fn bound_log(inner: &Inner) {
+    let metrics = inner.metrics();
+    let applied = metrics.last_applied.map_or(0, |id| id.index);
+    let covered = metrics.snapshot.map_or(0, |id| id.index);
+    if inner.log_bytes() > LOG_BYTES_MAX && applied.saturating_sub(covered) >= SNAPSHOT_GAIN_MIN {
+        report_failure("make a snapshot", inner.raft.trigger().snapshot().await);
+    }
+}
+
+fn is_complete(state: &ClusterState, founding: Founding) -> bool {
+    usize::try_from(founding.expect).is_ok_and(|expect| state.members.len() >= expect)
+}
+
+/// Commits what is to be formed. Returns whether the state has changed.
+async fn found(inner: &Inner) -> bool {
+    let Some(founding) = inner.founding else { return false };
+    let command = Command::Found { founding, config: inner.cluster.clone(), founder: inner.me.clone() };
+    commit(inner, command).await
+}
+
+/// Commits the cluster's identity and first layout. Returns whether the state has changed.
+async fn form(inner: &Inner, state: &ClusterState, founding: Founding) -> bool {
+    match draw_layout(state, founding) {
+        Ok(layout) => commit(inner, Command::Form { layout }).await,
+        Err(error) => {
+            tracing::error!(%error, "no first layout is possible");
+            false
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DrawError {
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+fn draw_layout(state: &ClusterState, founding: Founding) -> Result<Layout, DrawError> {
+    let mut drawn = [0_u8; 24];
+    getrandom::fill(&mut drawn).map_err(DrawError::Random)?;
+    let [id @ .., s0, s1, s2, s3, s4, s5, s6, s7] = drawn;
+    Ok(first_layout(FirstLayout {
+        cluster: ClusterId(u128::from_le_bytes(id)),
+        seed: HashSeed(u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7])),
+        epoch: Epoch(1),
+        copies: founding.copies,
+        partitions: founding.partitions,
+        members: state.layout_members(),
+    })?)
+}
+
+async fn commit(inner: &Inner, command: Command) -> bool {
+    let Ok(id) = command_id() else { return false };
+    let what = command.to_string();
+    match inner.write(Proposal { id, command }, inner.timing.call).await {
+        ProposeReply::Committed(Outcome::Done(_)) => {
+            tracing::info!("agreed: {what}");
+            true
+        }
+        ProposeReply::Committed(Outcome::Refused(refusal)) => {
+            // The state has moved on since this node looked at it, which it will do again.
+            tracing::debug!(%refusal, "refused: {what}");
+            false
+        }
+        ProposeReply::NotLeader | ProposeReply::Overloaded => false,
+        ProposeReply::Unknown(reason) => {
+            tracing::debug!(reason, "not agreed yet: {what}");
+            false
+        }
+    }
+}
+
+/// One change of the Raft group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Change {
+    /// A member listens from now on.
+    AddLearner(RaftId),
+    /// These vote from now on, the other voters only listen.
+    SetVoters(BTreeSet<RaftId>),
+    /// A store that belongs to no member any more.
+    Remove(RaftId),
+}
+
+/// The next change that brings the group nearer to the members; one at a time.
+fn next_change(inner: &Inner, state: &ClusterState, metrics: &Metrics) -> Option<Change> {
+    let membership = metrics.membership_config.membership();
+    if membership.get_joint_config().len() > 1 {
+        // A change is under way. If its leader was lost in the middle, setting the voters finishes it.
+        let last = membership.get_joint_config().last()?;
+        return Some(Change::SetVoters(last.clone()));
+    }
+    let present: BTreeSet<RaftId> = membership.nodes().map(|(&id, _)| id).collect();
+    let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
+    let wanted: BTreeSet<RaftId> = state.members.values().map(|member| raft_id(member.incarnation.store)).collect();
+    if let Some(&missing) = wanted.difference(&present).next() {
+        return Some(Change::AddLearner(missing));
+    }
+    let ready = |id: RaftId| id == inner.id() || (keeps_up(metrics, id) && inner.link.peers.is_up(id));
+    let chosen = choose_voters(state, &voters, ready);
+    if chosen != voters {
+        return Some(Change::SetVoters(chosen));
+    }
+    present.difference(&wanted).find(|&id| !voters.contains(id)).map(|&id| Change::Remove(id))
+}
+
+/// The voters to have: the choice among the present ones and the learners that are `ready`. As long as too few are
+/// ready for as many as there should be, the present voters stay.
+fn choose_voters(state: &ClusterState, voters: &BTreeSet<RaftId>, ready: impl Fn(RaftId) -> bool) -> BTreeSet<RaftId> {
+    let all: Vec<Candidate<'_>> = state
+        .members
+        .iter()
+        .map(|(&node, member)| {
+            let votes = voters.contains(&raft_id(member.incarnation.store));
+            Candidate { node, zone: &member.zone, votes }
+        })
+        .collect();
+    let id_of =
+        |candidate: &Candidate<'_>| state.members.get(&candidate.node).map(|member| raft_id(member.incarnation.store));
+    let able: Vec<Candidate<'_>> =
+        all.iter().filter(|candidate| candidate.votes || id_of(candidate).is_some_and(&ready)).copied().collect();
+    let chosen = choose(&able);
+    let shrinks_for_lack = chosen.len() < voters.len() && chosen.len() < choose(&all).len();
+    if chosen.is_empty() || shrinks_for_lack {
+        return voters.clone();
+    }
+    able.iter().filter(|candidate| chosen.contains(&candidate.node)).filter_map(id_of).collect()
+}
+
+fn keeps_up(metrics: &Metrics, id: RaftId) -> bool {
+    let Some(Some(matched)) = metrics.replication.as_ref().and_then(|replication| replication.get(&id)) else {
+        return false;
+    };
+    metrics.last_log_index.is_none_or(|last| matched.index.saturating_add(LAG_MAX) >= last)
+}
+
+/// Returns whether the change was made.
+async fn carry_out(inner: &Inner, change: Change) -> bool {
+    tracing::info!(?change, "changing the voters and listeners of the control plane");
+    let raft = &inner.raft;
+    match change {
+        Change::AddLearner(id) => within(inner, raft.add_learner(id, EmptyNode::new(), false)).await,
+        Change::SetVoters(voters) => within(inner, raft.change_membership(voters, true)).await,
+        Change::Remove(id) => {
+            within(inner, raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
+        }
+    }
+}
+
+type WriteError = RaftError<RaftId, ClientWriteError<RaftId, EmptyNode>>;
+
+async fn within<T>(inner: &Inner, change: impl Future<Output = Result<T, WriteError>>) -> bool {
+    match tokio::time::timeout(inner.timing.call, change).await {
+        Ok(result) => report_failure("change the voters and listeners", result),
+        Err(_elapsed) => {
+            tracing::warn!("no majority within {:?} for a change of the voters and listeners", inner.timing.call);
+            false
+        }
+    }
+}
+
+fn report_failure<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> bool {
+    result.inspect_err(|error| tracing::debug!(%error, "the control plane could not {what}")).is_ok()
+}

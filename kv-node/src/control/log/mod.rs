@@ -1,0 +1,8 @@
+//! The Raft log on disk.
+
+pub(crate) mod files;
+mod segment;
+pub(crate) mod store;
+pub(crate) mod writer;
+
+pub use segment::ENTRY_BYTES_MAX;
