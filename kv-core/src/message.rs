@@ -150,7 +150,8 @@ pub enum Response {
     },
     /// To a put or a delete.
     Written {
-        /// What a put passes to replace what this write left.
+        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, it is what
+        /// the writer passed: a get shows them all, and its context replaces them.
         context: Bytes,
         /// How many values now stand side by side.
         siblings: usize,
@@ -385,13 +386,24 @@ impl Message {
         if !rest.is_empty() {
             return Err(MessageError { reason: "bytes follow the message" });
         }
+        let sound = |refusal: &Refusal| match refusal {
+            Refusal::Stale { newer } => newer.is_valid(),
+            _ => true,
+        };
         let valid = match &message {
             Self::Replicate { record, .. } => record.is_valid(),
             Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
+            Self::Forwarded { outcome: Ok(Ok(Response::Inspected { replicas })), .. } => {
+                replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref()).all(Record::is_valid)
+            }
+            Self::Forwarded { outcome: Err(refusal), .. }
+            | Self::Replicated { result: Err(refusal), .. }
+            | Self::ReadResult { result: Err(refusal), .. }
+            | Self::SliceResult { result: Err(refusal), .. } => sound(refusal),
             _ => true,
         };
-        if valid { Ok(message) } else { Err(MessageError { reason: "a record breaks its own rules" }) }
+        if valid { Ok(message) } else { Err(MessageError { reason: "a record or an entry breaks its own rules" }) }
     }
 }
 
@@ -401,3 +413,6 @@ fn reason_of(error: &postcard::Error) -> &'static str {
         _ => "a field does not decode",
     }
 }
+
+#[cfg(test)]
+mod tests;

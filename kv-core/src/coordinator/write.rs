@@ -82,6 +82,13 @@ impl Node {
         let request = write.request.clone();
         let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
         let Some(conflict) = self.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else { return };
+        let token = match context {
+            Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
+                Ok(token) => Some(token),
+                Err(error) => return self.finish(op, Err(RequestError::invalid(error.to_string()))),
+            },
+            None => None,
+        };
         let before = stored.map(|stored| &stored.record);
         let repeated =
             before.is_some_and(|record| record.siblings.iter().any(|sibling| sibling.request == *request_id));
@@ -89,13 +96,6 @@ impl Node {
             // Rule A7: the write is here already. It is confirmed and replicated again without a new dot.
             (before.cloned().unwrap_or_default(), None)
         } else {
-            let token = match context {
-                Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
-                    Ok(token) => Some(token),
-                    Err(error) => return self.finish(op, Err(RequestError::invalid(error.to_string()))),
-                },
-                None => None,
-            };
             if let Some(token) = &token
                 && conflict == Conflict::Lww
                 && let Err(skew) = self.clock.observe(self.now.wall, token.latest, self.cluster.clock_skew_max)
@@ -122,7 +122,8 @@ impl Node {
             (record, Some(dot))
         };
         let response = Response::Written {
-            context: ContextToken::of(&record).encode(request.keyspace, &request.key),
+            context: ContextToken::after_write(&record, &token.unwrap_or_default())
+                .encode(request.keyspace, &request.key),
             siblings: record.live(self.now.wall).len(),
         };
         if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {

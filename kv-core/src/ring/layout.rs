@@ -49,6 +49,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether the entry is well formed by itself: there are owners, each once, that entered no later than the entry last
+    /// changed. What comes from a peer is checked on receipt; [`super::check`] looks at whole layouts.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let once = |(at, owner): (usize, &Owner)| self.owners[..at].iter().all(|other| other.node != owner.node);
+        !self.owners.is_empty()
+            && self.owners.len() <= usize::from(u8::MAX)
+            && self.owners.iter().all(|owner| owner.since <= self.changed)
+            && self.owners.iter().enumerate().all(once)
+    }
+
     /// Whether `node` holds a copy.
     #[must_use]
     pub fn owns(&self, node: NodeId) -> bool {

@@ -36,6 +36,10 @@ impl fmt::Display for Actor {
     }
 }
 
+/// The highest counter that is accepted from a disk or a peer. No actor ever writes that often, and it leaves room to
+/// count on, so that forged counters cannot make the next one overflow.
+const COUNTER_MAX: u64 = 1 << 62;
+
 /// One write: the actor and the position among the actor's writes, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Dot {
@@ -96,13 +100,22 @@ impl Context {
 
     /// Adds everything that `other` has seen.
     pub fn join(&mut self, other: &Self) {
-        if self.entries.is_empty() {
-            self.entries.clone_from(&other.entries);
-            return;
+        let mine = std::mem::take(&mut self.entries);
+        self.entries.reserve(mine.len().max(other.entries.len()));
+        let mut theirs = other.entries.iter().copied().peekable();
+        for (actor, counter) in mine {
+            while let Some(their) = theirs.next_if(|their| their.0 < actor) {
+                self.entries.push(their);
+            }
+            let counter = theirs.next_if(|their| their.0 == actor).map_or(counter, |their| their.1.max(counter));
+            self.entries.push((actor, counter));
         }
-        for &(actor, counter) in &other.entries {
-            self.see(Dot { actor, counter });
-        }
+        self.entries.extend(theirs);
+    }
+
+    /// The highest counter of any actor; 0 if nothing has been seen.
+    pub(super) fn counter_max(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.1).max().unwrap_or(0)
     }
 
     /// The place of `actor` in the ascending order of actors; `None` if nothing of it has been seen.
@@ -150,8 +163,8 @@ impl<'de> Deserialize<'de> for Context {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let entries = Vec::<(Actor, u64)>::deserialize(deserializer)?;
         let ascending = entries.windows(2).all(|pair| pair[0].0 < pair[1].0);
-        if !ascending || entries.iter().any(|entry| entry.1 == 0) {
-            return Err(serde::de::Error::custom("context entries must ascend by actor, with counters above zero"));
+        if !ascending || entries.iter().any(|entry| !(1..=COUNTER_MAX).contains(&entry.1)) {
+            return Err(serde::de::Error::custom("context entries must ascend by actor, with counters from 1 to 2^62"));
         }
         Ok(Self { entries })
     }

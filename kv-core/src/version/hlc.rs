@@ -53,18 +53,21 @@ pub struct ClockSkew {
     pub limit_ms: u64,
 }
 
-/// The clock of one loop: it never goes back, and never past what the wall clock and accepted timestamps allow.
+/// The clock of one loop: it never goes back, and only the wall clock and accepted timestamps advance it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
     last: Hlc,
 }
 
 impl Clock {
-    /// A timestamp above every one that this clock has given or accepted, and above `seen` (rule A8: a new write
-    /// exceeds every timestamp that its coordinator sees).
+    /// A timestamp above every one that this clock has accepted, and above `seen`, the latest that the write replaces
+    /// (rule A8: a new write exceeds every timestamp that its coordinator sees).
+    ///
+    /// `seen` raises this timestamp but not the clock: where conflicts are kept as siblings, records from nodes with
+    /// wrong clocks are taken, and one of these must not carry every other key's timestamps into the future.
     pub fn tick(&mut self, wall: WallTime, seen: Hlc) -> Hlc {
-        self.last = Hlc::at(wall).max(self.last.next()).max(seen.next());
-        self.last
+        self.last = Hlc::at(wall).max(self.last.next());
+        self.last.max(seen.next())
     }
 
     /// Accepts a timestamp from elsewhere.

@@ -7,6 +7,8 @@
 mod context;
 mod hlc;
 mod record;
+#[cfg(test)]
+mod tests;
 mod token;
 
 pub use context::{Actor, Context, Dot};

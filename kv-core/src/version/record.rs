@@ -193,6 +193,9 @@ impl Record {
         self.siblings.iter().filter_map(|sibling| sibling.value.as_ref()).map(Bytes::len).sum()
     }
 
+    /// Leaves the latest of concurrent versions. Merging stays associative because of rule A8: a write exceeds every
+    /// timestamp that it replaces, so the latest sibling is the latest of all writes that the context has seen, and which
+    /// of two records still held the others does not matter.
     fn settle(&mut self, conflict: Conflict) {
         if conflict == Conflict::Lww && self.siblings.len() > 1 {
             let last = self.siblings.iter().map(|sibling| (sibling.written, sibling.dot)).max();
@@ -204,6 +207,8 @@ impl Record {
 /// Two copies of one version. They differ only where one replica has swept an expired value: the swept copy stays.
 /// Should a broken peer send another value for a known dot, both sides settle on the same one.
 fn same_dot(mine: Version, their: &Version) -> Version {
-    let rank = |version: &Version| (version.value.is_none(), version.value.clone(), version.expires, version.written);
+    fn rank(version: &Version) -> impl Ord + '_ {
+        (version.value.is_none(), &version.value, version.expires, version.written, version.request)
+    }
     if rank(their) > rank(&mine) { their.clone() } else { mine }
 }

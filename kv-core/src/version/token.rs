@@ -7,6 +7,10 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::{Context, Hlc, Record};
 use crate::types::KeyspaceId;
 
+/// The highest counter that a client may claim to have seen: far above any real one, and far enough below what peers
+/// accept that a forged token cannot make a record that they refuse.
+const COUNTER_MAX: u64 = 1 << 61;
+
 /// The first byte of a token.
 const FORMAT: u8 = 1;
 
@@ -37,6 +41,15 @@ impl ContextToken {
         Self { context: record.context.clone(), latest: record.latest() }
     }
 
+    /// The token for the client whose write left `record` and whose own token was `seen` (empty if it had none).
+    ///
+    /// If siblings stand beside the write, the client has not seen them, and the record's context would silently replace
+    /// them with its next put. It then keeps what it had: its next put adds a sibling, and a get shows them all.
+    #[must_use]
+    pub fn after_write(record: &Record, seen: &Self) -> Self {
+        if record.siblings.len() > 1 { seen.clone() } else { Self::of(record) }
+    }
+
     /// The bytes for the client.
     #[must_use]
     pub fn encode(&self, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
@@ -63,7 +76,7 @@ impl ContextToken {
             return Err(ContextTokenError::OtherKey);
         }
         match postcard::take_from_bytes::<Self>(rest) {
-            Ok((token, [])) => Ok(token),
+            Ok((token, [])) if token.context.counter_max() <= COUNTER_MAX => Ok(token),
             _ => Err(ContextTokenError::Damaged),
         }
     }

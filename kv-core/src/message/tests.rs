@@ -1,0 +1,241 @@
+//! The encoding: what is sent is read back, and nothing else is.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::Kind;
+use crate::ring::Owner;
+use crate::types::StoreId;
+use crate::version::{Actor, Conflict, Context, Write};
+
+fn actor(instance: u64) -> Actor {
+    Actor { store: StoreId(0x0123_4567_89ab_cdef), boot: 3, nonce: 0xdead_beef, instance }
+}
+
+fn record_of(values: &[usize]) -> Record {
+    let mut record = Record::default();
+    for (instance, &length) in (1..).zip(values) {
+        let request = RequestId { client: 0x0123_4567_89ab_cdef, sequence: instance };
+        let value = Some(Bytes::from(vec![b'v'; length]));
+        let written = Hlc::at(WallTime(1_790_000_000_000_000));
+        record.write(
+            actor(instance),
+            &Context::new(),
+            Conflict::Siblings,
+            Write { written, request, expires: None, value },
+        );
+    }
+    record
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    prop::collection::vec(0usize..40, 0..4).prop_map(|values| record_of(&values))
+}
+
+fn any_bytes() -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from)
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let owner = |node| Owner { node: NodeId(node), since: Epoch(1) };
+    (1u64..4).prop_map(move |owners| Entry { changed: Epoch(5), owners: (0..owners).map(owner).collect() })
+}
+
+fn any_refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        any_entry().prop_map(|newer| Refusal::Stale { newer }),
+        any::<u64>().prop_map(|epoch| Refusal::Behind { epoch: Epoch(epoch) }),
+        Just(Refusal::NotSynced),
+        Just(Refusal::NotOwner),
+        Just(Refusal::Busy(RequestError::exhausted("full"))),
+        Just(Refusal::Failed(RequestError::new(Kind::Corrupt, "damaged"))),
+    ]
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let consistency = prop_oneof![Just(Consistency::default()), Just(Consistency { level: Level::All, strict: true })];
+    let operation = prop_oneof![
+        Just(Operation::Get),
+        (any::<u64>(), prop::option::of(any_bytes()), prop::option::of(any_bytes()), prop::option::of(any::<u64>()))
+            .prop_map(|(sequence, value, context, ttl)| Operation::Write {
+                request: RequestId { client: 1, sequence },
+                value,
+                context,
+                ttl: ttl.map(Duration::from_micros),
+            }),
+    ];
+    prop_oneof![
+        (any::<u32>(), any_bytes(), any::<u64>(), consistency, operation).prop_map(
+            |(keyspace, key, epoch, consistency, operation)| Request::Key(KeyRequest {
+                keyspace: KeyspaceId(keyspace),
+                key,
+                epoch: Epoch(epoch),
+                consistency,
+                operation
+            })
+        ),
+        (any_bytes(), prop::option::of(any_bytes()), any::<u16>()).prop_map(|(prefix, after, limit)| {
+            let (keyspace, consistency) = (KeyspaceId(1), Consistency::default());
+            Request::Scan(ScanRequest { keyspace, prefix, after, limit: limit.into(), keys_only: true, consistency })
+        }),
+        any_bytes().prop_map(|key| Request::Inspect { keyspace: KeyspaceId(2), key }),
+    ]
+}
+
+fn any_response() -> impl Strategy<Value = Response> {
+    let value = || any_bytes().prop_map(|value| Value { value, written: Hlc(5), expires: Some(WallTime(9)) });
+    let entry = (any_bytes(), prop::collection::vec(value(), 0..3), any_bytes())
+        .prop_map(|(key, values, context)| ScanEntry { key, values, context });
+    let view = prop_oneof![prop::option::of(any_record()).prop_map(Ok), Just(Err(RequestError::unavailable("down"))),]
+        .prop_map(|record| ReplicaView { node: NodeId(4), owner: true, record });
+    prop_oneof![
+        (prop::collection::vec(value(), 0..3), any_bytes())
+            .prop_map(|(values, context)| Response::Got { values, context }),
+        (any_bytes(), 1usize..9).prop_map(|(context, siblings)| Response::Written { context, siblings }),
+        (prop::collection::vec(entry, 0..3), prop::option::of(any_bytes()))
+            .prop_map(|(entries, next)| Response::Page { entries, next }),
+        prop::collection::vec(view, 0..3).prop_map(|replicas| Response::Inspected { replicas }),
+    ]
+}
+
+fn result_of<T: std::fmt::Debug>(done: impl Strategy<Value = T>) -> impl Strategy<Value = Result<T, Refusal>> {
+    prop_oneof![2 => done.prop_map(Ok), 1 => any_refusal().prop_map(Err)]
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let call = || any::<u64>().prop_map(CallId);
+    let role = || prop_oneof![Just(Role::Owner), Just(Role::StandIn)];
+    let outcome = prop_oneof![any_response().prop_map(Ok), Just(Err(RequestError::invalid("no")))];
+    let held = prop_oneof![any_record().prop_map(Held::Full), any::<u64>().prop_map(Held::Digest)];
+    let records = prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3);
+    let query = prop_oneof![
+        (prop::collection::vec((any::<u16>(), any::<u64>()), 0..4), any_bytes(), prop::option::of(any_bytes()))
+            .prop_map(|(partitions, prefix, after)| SliceQuery::Scan {
+                partitions: partitions.into_iter().map(|(id, epoch)| (PartitionId(id), Epoch(epoch))).collect(),
+                keyspace: KeyspaceId(3),
+                prefix,
+                after,
+                limit: 10,
+                keys_only: false,
+            }),
+        (any::<u16>(), prop::option::of(any_bytes())).prop_map(|(partition, after)| SliceQuery::Copy {
+            partition: PartitionId(partition),
+            epoch: Epoch(1),
+            after: after.map(|after| (KeyspaceId(1), after)),
+        }),
+    ];
+    prop_oneof![
+        (call(), any_request(), any::<u32>()).prop_map(|(call, request, ms)| Message::Forward {
+            call,
+            request,
+            deadline: Duration::from_millis(ms.into())
+        }),
+        (call(), result_of(outcome)).prop_map(|(call, outcome)| Message::Forwarded { call, outcome }),
+        (call(), any::<u64>(), role(), any_bytes(), any_record()).prop_map(|(call, epoch, role, key, record)| {
+            Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, record }
+        }),
+        (call(), result_of(Just(()))).prop_map(|(call, result)| Message::Replicated { call, result }),
+        (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
+            Message::Read { call, epoch: Epoch(8), role, keyspace: KeyspaceId(1), key, digest }
+        }),
+        (call(), result_of(held)).prop_map(|(call, result)| Message::ReadResult { call, result }),
+        (call(), query).prop_map(|(call, slice)| Message::Slice { call, slice }),
+        (call(), result_of((records, any::<bool>()).prop_map(|(records, more)| SliceAnswer { records, more })))
+            .prop_map(|(call, result)| Message::SliceResult { call, result }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn round_trips(message in any_message()) {
+        let bytes = message.encode();
+        prop_assert_eq!(Message::decode(&bytes), Ok(message));
+    }
+
+    #[test]
+    fn every_cut_and_every_tail_is_refused(message in any_message(), cut in any::<prop::sample::Index>()) {
+        let mut bytes = message.encode();
+        prop_assert!(Message::decode(&bytes[..cut.index(bytes.len())]).is_err());
+        bytes.push(0);
+        prop_assert_eq!(Message::decode(&bytes), Err(MessageError { reason: "bytes follow the message" }));
+    }
+
+    /// What a damaged frame decodes to, if anything, keeps the rules that the core relies on.
+    #[test]
+    fn damaged_messages_are_refused_or_sound(
+        message in any_message(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = message.encode();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(read) = Message::decode(&bytes) {
+            prop_assert!(is_sound(&read), "{read:?}");
+            prop_assert_eq!(Message::decode(&read.encode()), Ok(read));
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(read) = Message::decode(&bytes) {
+            prop_assert!(is_sound(&read), "{read:?}");
+        }
+    }
+}
+
+fn is_sound(message: &Message) -> bool {
+    match message {
+        Message::Replicate { record, .. } => record.is_valid(),
+        Message::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
+        Message::SliceResult { result: Ok(SliceAnswer { records, .. }), .. } => {
+            records.iter().all(|entry| entry.2.is_valid())
+        }
+        Message::ReadResult { result: Err(Refusal::Stale { newer }), .. }
+        | Message::Replicated { result: Err(Refusal::Stale { newer }), .. }
+        | Message::SliceResult { result: Err(Refusal::Stale { newer }), .. }
+        | Message::Forwarded { outcome: Err(Refusal::Stale { newer }), .. } => newer.is_valid(),
+        _ => true,
+    }
+}
+
+#[test]
+fn malformed_contents_are_refused() {
+    let refused = |message: Message| {
+        let error = Message::decode(&message.encode()).expect_err("it breaks a rule");
+        assert_eq!(error.reason, "a record or an entry breaks its own rules", "{message:?}");
+    };
+    let mut record = record_of(&[1, 2]);
+    record.siblings.reverse();
+    let (call, key) = (CallId(1), Bytes::from_static(b"key"));
+    let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
+    refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), record: record.clone() });
+    refused(Message::ReadResult { call, result: Ok(Held::Full(record.clone())) });
+    let records = vec![(keyspace, key, record.clone())];
+    refused(Message::SliceResult { call, result: Ok(SliceAnswer { records, more: false }) });
+    let replicas = vec![ReplicaView { node: NodeId(1), owner: true, record: Ok(Some(record)) }];
+    refused(Message::Forwarded { call, outcome: Ok(Ok(Response::Inspected { replicas })) });
+
+    let owner = |node, since| Owner { node: NodeId(node), since: Epoch(since) };
+    for owners in
+        [vec![], vec![owner(1, 1), owner(1, 1)], vec![owner(1, 9)], (0..256).map(|node| owner(node, 1)).collect()]
+    {
+        let refusal = || Refusal::Stale { newer: Entry { changed: Epoch(5), owners: owners.clone() } };
+        refused(Message::Replicated { call, result: Err(refusal()) });
+        refused(Message::ReadResult { call, result: Err(refusal()) });
+        refused(Message::SliceResult { call, result: Err(refusal()) });
+        refused(Message::Forwarded { call, outcome: Err(refusal()) });
+    }
+}
+
+/// The bytes that every put costs on the way to a replica.
+#[test]
+fn a_replication_is_small() {
+    let (call, epoch, role, keyspace) = (CallId(1_000_000), Epoch(7), Role::Owner, KeyspaceId(0));
+    let key = Bytes::from_static(b"0123456789abcdef");
+    let message = Message::Replicate { call, epoch, role, keyspace, key, record: record_of(&[100]) };
+    assert_eq!(message.encode().len(), 182);
+}

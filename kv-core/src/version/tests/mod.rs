@@ -1,0 +1,22 @@
+//! Properties of versions: one file per concept.
+
+mod clock;
+mod context;
+mod history;
+mod laws;
+mod token;
+
+use proptest::prelude::*;
+
+use super::{Actor, Context};
+use crate::types::StoreId;
+
+/// An actor by its number.
+fn actor(instance: u64) -> Actor {
+    Actor { store: StoreId(instance % 3), boot: 1, nonce: 7, instance }
+}
+
+fn any_context() -> impl Strategy<Value = Context> {
+    prop::collection::vec((0u64..6, 1u64..5), 0..6)
+        .prop_map(|entries| entries.into_iter().map(|(instance, counter)| (actor(instance), counter)).collect())
+}

@@ -1,0 +1,79 @@
+//! Context tokens come back as they were given, for their own key, or not at all.
+
+use proptest::prelude::*;
+
+use super::super::{Context, ContextToken, ContextTokenError, Dot, Hlc, Record, Version};
+use super::{actor, any_context};
+use crate::types::{KeyspaceId, RequestId};
+
+fn any_key() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 1..20)
+}
+
+proptest! {
+    #[test]
+    fn round_trips_for_its_own_key_only(
+        context in any_context(),
+        latest in any::<u64>(),
+        keyspace in 0u32..3,
+        key in any_key(),
+        other_keyspace in 0u32..3,
+        other_key in any_key(),
+    ) {
+        let token = ContextToken { context, latest: Hlc(latest) };
+        let bytes = token.encode(KeyspaceId(keyspace), &key);
+        prop_assert_eq!(ContextToken::decode(&bytes, KeyspaceId(keyspace), &key), Ok(token));
+        if (keyspace, &key) != (other_keyspace, &other_key) {
+            let refused = ContextToken::decode(&bytes, KeyspaceId(other_keyspace), &other_key);
+            prop_assert_eq!(refused, Err(ContextTokenError::OtherKey));
+        }
+    }
+
+    #[test]
+    fn any_damage_is_refused(context in any_context(), at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<prop::sample::Index>()) {
+        let bytes = ContextToken { context, latest: Hlc(77) }.encode(KeyspaceId(1), b"key");
+        let decode = |bytes: &[u8]| ContextToken::decode(bytes, KeyspaceId(1), b"key");
+        let mut flipped = bytes.to_vec();
+        flipped[at.index(bytes.len())] ^= 1 << bit;
+        prop_assert_eq!(decode(&flipped), Err(ContextTokenError::Damaged));
+        prop_assert_eq!(decode(&bytes[..cut.index(bytes.len())]), Err(ContextTokenError::Damaged));
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        prop_assert_eq!(decode(&longer), Err(ContextTokenError::Damaged));
+    }
+
+    #[test]
+    fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(ContextToken::decode(&bytes, KeyspaceId(0), b"key").is_err());
+    }
+}
+
+/// The check is no signature: a client can make a token. It must not be able to stop the key's counters.
+#[test]
+fn forged_counters_are_refused() {
+    let token = |counter| {
+        let context: Context = [(actor(1), counter)].into_iter().collect();
+        let bytes = ContextToken { context, latest: Hlc(0) }.encode(KeyspaceId(0), b"key");
+        ContextToken::decode(&bytes, KeyspaceId(0), b"key").map(|_| ())
+    };
+    assert_eq!(token(1 << 61), Ok(()));
+    assert_eq!(token((1 << 61) + 1), Err(ContextTokenError::Damaged));
+    assert_eq!(token(u64::MAX), Err(ContextTokenError::Damaged));
+}
+
+#[test]
+fn a_write_beside_siblings_gives_back_what_its_client_saw() {
+    let version = |instance, written| Version {
+        dot: Dot { actor: actor(instance), counter: 1 },
+        written: Hlc(written),
+        request: RequestId::default(),
+        expires: None,
+        value: None,
+    };
+    let context: Context = [(actor(0), 1), (actor(1), 1)].into_iter().collect();
+    let seen = ContextToken { context: Context::new(), latest: Hlc(3) };
+    let alone = Record { context: context.clone(), siblings: vec![version(1, 9)] };
+    assert_eq!(ContextToken::after_write(&alone, &seen), ContextToken { context: context.clone(), latest: Hlc(9) });
+    let beside = Record { context, siblings: vec![version(0, 8), version(1, 9)] };
+    assert_eq!(ContextToken::after_write(&beside, &seen), seen);
+}
