@@ -9,7 +9,7 @@ use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Consistency, KeyRequest, Level, Operation, Request, ScanRequest};
 use kv_core::types::{Epoch, KeyspaceId, RequestId};
 
-use crate::limits::{CONTEXT_BYTES_PER_ACTOR, SCAN_PAGE_KEYS_MAX, TIMEOUT_MAX, TTL_MAX};
+use crate::limits::{CONTEXT_BYTES_PER_ACTOR, SCAN_PAGE_KEYS_MAX, TIMEOUT_MAX, TTL_MAX, VALUE_BYTES_CEILING};
 use crate::request_id::RequestIds;
 use crate::v1;
 
@@ -105,7 +105,7 @@ impl Edge<'_> {
     /// # Errors
     /// `Invalid` or `NotFound`, naming the field and the limit.
     pub fn put(&self, wire: &v1::PutRequest) -> Result<Incoming, RequestError> {
-        check_length("value", wire.value.len(), self.limits.value_bytes_max, "store a larger value in pieces")?;
+        check_value(&wire.value, self.limits)?;
         let operation = Operation::Write {
             request: self.request_id(wire.request)?,
             value: Some(copy(&wire.value)),
@@ -197,10 +197,7 @@ impl Edge<'_> {
     }
 
     fn key(&self, key: &Bytes) -> Result<Bytes, RequestError> {
-        if key.is_empty() {
-            return Err(RequestError::invalid("key: is empty; a key has at least 1 byte"));
-        }
-        check_length("key", key.len(), self.limits.key_bytes_max, "use a shorter key, such as a hash of this one")?;
+        check_key(key, self.limits)?;
         Ok(copy(key))
     }
 
@@ -229,6 +226,26 @@ impl Edge<'_> {
             )),
         }
     }
+}
+
+/// Checks a key.
+///
+/// # Errors
+/// `Invalid`, naming the limit.
+pub fn check_key(key: &[u8], limits: &ClusterConfig) -> Result<(), RequestError> {
+    if key.is_empty() {
+        return Err(RequestError::invalid("key: is empty; a key has at least 1 byte"));
+    }
+    check_length("key", key.len(), limits.key_bytes_max, "use a shorter key, such as a hash of this one")
+}
+
+/// Checks a value.
+///
+/// # Errors
+/// `Invalid`, naming the limit.
+pub fn check_value(value: &[u8], limits: &ClusterConfig) -> Result<(), RequestError> {
+    let limit = limits.value_bytes_max.min(VALUE_BYTES_CEILING);
+    check_length("value", value.len(), limit, "store a larger value in pieces")
 }
 
 /// The cursor that continues behind `key`; empty for `None`, the end of the scan.

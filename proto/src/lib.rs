@@ -1,6 +1,8 @@
-//! The wire contract of the kv store: the `.proto` files as generated types, and the conversions between them and the
-//! domain types of kv-core. Wire types stop here: what comes from a client or a peer is validated once, on receipt.
+//! The wire contract of the kv store: the `.proto` files as generated types, the conversions between them and the
+//! domain types of kv-core, and the cluster client. Wire types stop here: what comes from a client or a peer is
+//! validated once, on receipt.
 
+pub mod client;
 pub mod describe;
 pub mod edge;
 pub mod limits;

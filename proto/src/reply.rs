@@ -228,3 +228,54 @@ fn mismatch() -> RequestError {
         "the node answered another question than the one asked; run the same release on all",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn value(expires: Option<u64>) -> Value {
+        let written = Hlc(Hlc::at(WallTime(1_700_000_000_000_000)).0 + 77);
+        Value { value: Bytes::from_static(b"v"), written, expires: expires.map(WallTime) }
+    }
+
+    #[test]
+    fn answers_survive_the_wire() {
+        let got = Response::Got { values: vec![value(None), value(Some(5))], context: Bytes::from_static(b"c") };
+        assert_eq!(get(Ok(got.clone())).map(Response::from), Ok(got));
+        let written = Response::Written { context: Bytes::from_static(b"c"), siblings: 3 };
+        assert_eq!(put(Ok(written.clone())).map(Response::from), Ok(written.clone()));
+        assert_eq!(delete(Ok(written.clone())).map(Response::from), Ok(written));
+        let entry = ScanEntry { key: Bytes::from_static(b"k"), values: vec![value(None)], context: Bytes::new() };
+        assert_eq!(ScanEntry::from(v1::ScanEntry::from(entry.clone())), entry);
+    }
+
+    #[test]
+    fn results_of_a_batch_carry_errors_and_content() {
+        let written = Response::Written { context: Bytes::new(), siblings: 1 };
+        assert_eq!(outcome_of(batch_result(9, BatchKind::Put, Ok(written.clone()))), Ok(written.clone()));
+        let error = RequestError::exhausted("too many requests");
+        assert_eq!(outcome_of(batch_result(9, BatchKind::Get, Err(error.clone()))), Err(error));
+        let kind = outcome_of(batch_result(9, BatchKind::Get, Ok(written))).map_err(|error| error.kind);
+        assert_eq!(kind, Err(Kind::Unknown), "a write in answer to a read");
+        let kind = outcome_of(v1::BatchResult { id: 9, result: None }).map_err(|error| error.kind);
+        assert_eq!(kind, Err(Kind::Unknown));
+    }
+
+    #[test]
+    fn an_inspection_shows_tombstones_and_failures() {
+        let (ok, failed) = (Ok(None), Err(RequestError::unavailable("n2 is down")));
+        let view = |owner, record| ReplicaView { node: kv_core::types::NodeId(2), owner, record };
+        let seen = replicas(Ok(Response::Inspected { replicas: vec![view(true, ok), view(false, failed)] }));
+        let seen = seen.expect("an inspection");
+        assert_eq!(seen[0].answer, Some(v1::replica_view::Answer::Record(Record::default().into())));
+        assert!(
+            matches!(&seen[1].answer, Some(v1::replica_view::Answer::Error(error)) if error.message == "n2 is down")
+        );
+        let dot = Dot { counter: 4, ..Dot::default() };
+        let tombstone = Version { dot, written: Hlc(5), request: Default::default(), expires: None, value: None };
+        let shown = v1::VersionView::from(tombstone);
+        assert_eq!((shown.value, shown.dot.map(|dot| dot.counter)), (None, Some(4)));
+    }
+}

@@ -61,6 +61,11 @@ pub fn from_status(status: &Status) -> RequestError {
     RequestError::new(kind, message)
 }
 
+/// Whether a status was made by a node rather than on the way.
+pub(crate) fn has_details(status: &Status) -> bool {
+    details_of(status).is_some()
+}
+
 fn details_of(status: &Status) -> Option<RequestError> {
     let details = RpcStatus::decode(status.details()).ok()?;
     let any = details.details.into_iter().find(|any| any.type_url == v1::Error::type_url())?;

@@ -1,0 +1,226 @@
+//! Questions about the cluster and its keyspaces.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::error::{Kind, RequestError};
+use kv_core::types::NodeId;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tonic::Streaming;
+
+use super::options::How;
+use super::pool::Node;
+use super::{Client, calls, timeout_to_wire};
+use crate::edge::check_key;
+use crate::v1;
+use crate::v1::watch_response::Item;
+
+/// Nodes that are asked at once.
+const ASKED_AT_ONCE: usize = 32;
+
+/// What each replica of a key holds.
+pub type Inspection = v1::InspectResponse;
+
+/// One member's own account, or why there is none.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// The member; 0 for a node of a cluster that is forming.
+    pub node: NodeId,
+    /// Where it was asked.
+    pub address: String,
+    /// Its figures.
+    pub snapshot: Result<Box<v1::NodeSnapshot>, RequestError>,
+    /// Its events, ascending; empty if they were not asked for.
+    pub events: Vec<v1::Event>,
+}
+
+impl Client {
+    /// Asks every member for its figures, all at once, and waits for each no longer than `limit`.
+    pub async fn reports(&self, request: v1::WatchRequest, limit: Duration) -> Vec<NodeReport> {
+        let view = self.view();
+        let mut targets: Vec<(NodeId, Arc<Node>)> = view
+            .description
+            .members
+            .iter()
+            .filter_map(|member| view.node(member.id).map(|node| (member.id, Arc::clone(node))))
+            .collect();
+        if targets.is_empty() {
+            targets = view.any_node().into_iter().map(|node| (NodeId(0), node)).collect();
+        }
+        let mut asking = JoinSet::new();
+        let mut reports = Vec::with_capacity(targets.len());
+        for (id, node) in targets {
+            if asking.len() >= ASKED_AT_ONCE
+                && let Some(Ok(report)) = asking.join_next().await
+            {
+                reports.push(report);
+            }
+            asking.spawn(report_of(id, node, v1::WatchRequest { once: true, ..request }, limit));
+        }
+        while let Some(report) = asking.join_next().await {
+            reports.extend(report.ok());
+        }
+        reports.sort_by(|a, b| (a.node, &a.address).cmp(&(b.node, &b.address)));
+        reports
+    }
+
+    /// Follows one member's account.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not a member, or as the node says.
+    pub async fn watch(
+        &self,
+        node: NodeId,
+        request: v1::WatchRequest,
+    ) -> Result<Streaming<v1::WatchResponse>, RequestError> {
+        let view = self.view();
+        let target = view
+            .node(node)
+            .ok_or_else(|| RequestError::new(Kind::NotFound, format!("{node} is not a member with an address")))?;
+        let deadline = Instant::now() + self.options().timeout;
+        let mut client = calls::cluster(target.channel());
+        calls::within(target, deadline, client.watch(request)).await.map_err(|failure| failure.error)
+    }
+
+    /// What each replica of a key holds.
+    ///
+    /// # Errors
+    /// As the node says, or `Unavailable` if none answers.
+    pub async fn inspect(&self, how: &How, key: &Bytes) -> Result<Inspection, RequestError> {
+        check_key(key, &self.view().description.limits)?;
+        let timeout = how.timeout.unwrap_or(self.options().timeout);
+        let request = v1::InspectRequest {
+            keyspace: how.keyspace.clone(),
+            key: key.clone(),
+            timeout_ms: timeout_to_wire(timeout),
+        };
+        self.anywhere(timeout, true, |node, deadline| {
+            let request = request.clone();
+            async move { calls::within(&node, deadline, calls::cluster(node.channel()).inspect(request)).await }
+        })
+        .await
+    }
+
+    /// The keyspaces, ascending by name.
+    ///
+    /// # Errors
+    /// As the node says, or `Unavailable` if none answers.
+    pub async fn keyspaces(&self) -> Result<Vec<v1::Keyspace>, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, true, |node, deadline| async move {
+                let mut client = calls::cluster(node.channel());
+                calls::within(&node, deadline, client.list_keyspaces(v1::ListKeyspacesRequest {})).await
+            })
+            .await?;
+        Ok(answer.keyspaces)
+    }
+
+    /// Creates a keyspace.
+    ///
+    /// # Errors
+    /// `Invalid` if it exists with other settings, `Unavailable` if the control plane has no majority.
+    pub async fn create_keyspace(
+        &self,
+        request: v1::CreateKeyspaceRequest,
+    ) -> Result<v1::CreateKeyspaceResponse, RequestError> {
+        // Creating the same again changes nothing, so it may be repeated.
+        let created = self
+            .anywhere(self.options().timeout, true, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).create_keyspace(request)).await }
+            })
+            .await?;
+        drop(self.refresh().await);
+        Ok(created)
+    }
+
+    /// Drops a keyspace with all its keys.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, `Unavailable` if the control plane has no majority.
+    pub async fn drop_keyspace(&self, name: &str) -> Result<(), RequestError> {
+        let name = name.to_owned();
+        // Not repeated when its outcome is unknown: somebody may have created a new one of this name meanwhile.
+        self.anywhere(self.options().timeout, false, |node, deadline| {
+            let request = v1::DropKeyspaceRequest { name: name.clone() };
+            async move { calls::within(&node, deadline, calls::cluster(node.channel()).drop_keyspace(request)).await }
+        })
+        .await?;
+        drop(self.refresh().await);
+        Ok(())
+    }
+
+    /// Asks one node after the other until one answers. What may have been done is asked again only if `repeatable`.
+    async fn anywhere<T, F: Future<Output = Result<T, calls::Failure>>>(
+        &self,
+        timeout: Duration,
+        repeatable: bool,
+        call: impl Fn(Arc<Node>, Instant) -> F,
+    ) -> Result<T, RequestError> {
+        let deadline = Instant::now() + timeout;
+        let mut last = RequestError::unavailable("no node is known");
+        for node in self.view().any_node() {
+            if Instant::now() >= deadline {
+                break;
+            }
+            let attempt =
+                if repeatable { deadline.min(Instant::now() + self.options().attempt_timeout) } else { deadline };
+            match call(Arc::clone(&node), attempt).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => {
+                    if failure.transport {
+                        node.suspect();
+                    }
+                    let nothing_done = failure.error.is_safe_to_retry();
+                    let again = nothing_done || (repeatable && failure.error.kind == Kind::Unknown);
+                    if !again {
+                        return Err(failure.error);
+                    }
+                    last = failure.error;
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn report_of(id: NodeId, node: Arc<Node>, request: v1::WatchRequest, limit: Duration) -> NodeReport {
+    let deadline = Instant::now() + limit;
+    let mut report = NodeReport {
+        node: id,
+        address: node.address().to_owned(),
+        snapshot: Err(RequestError::unavailable(format!("{}: no figures", node.address()))),
+        events: Vec::new(),
+    };
+    let mut client = calls::cluster(node.channel());
+    let mut stream = match calls::within(&node, deadline, client.watch(request)).await {
+        Ok(stream) => stream,
+        Err(failure) => {
+            report.snapshot = Err(failure.error);
+            return report;
+        }
+    };
+    loop {
+        match timeout_at(deadline, stream.message()).await {
+            Ok(Ok(Some(v1::WatchResponse { item: Some(Item::Snapshot(snapshot)) }))) => report.snapshot = Ok(snapshot),
+            Ok(Ok(Some(v1::WatchResponse { item: Some(Item::Event(event)) }))) => report.events.push(event),
+            Ok(Ok(Some(v1::WatchResponse { item: None }))) => {}
+            Ok(Ok(None)) => return report,
+            Ok(Err(status)) => {
+                if report.snapshot.is_err() {
+                    report.snapshot = Err(calls::failure(&node, &status).error);
+                }
+                return report;
+            }
+            Err(_) => {
+                if report.snapshot.is_err() {
+                    let message = format!("{}: no figures within {} ms", node.address(), limit.as_millis());
+                    report.snapshot = Err(RequestError::unavailable(message));
+                }
+                return report;
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Single calls to one node, with the bounds and the error classes that all of them share.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::Outcome;
+use kv_core::ring::Layout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::transport::Channel;
+use tonic::{ConnectError, Response, Status};
+
+use super::options::Options;
+use super::pool::Node;
+use crate::describe::Description;
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::status::{from_status, has_details};
+use crate::v1;
+use crate::v1::batch_operation::Operation;
+use crate::v1::cluster_client::ClusterClient;
+use crate::v1::key_value_client::KeyValueClient;
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// What to do.
+    pub error: RequestError,
+    /// Whether the connection failed rather than the node refused.
+    pub transport: bool,
+}
+
+pub(super) fn key_value(channel: Channel) -> KeyValueClient<Channel> {
+    KeyValueClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+pub(super) fn cluster(channel: Channel) -> ClusterClient<Channel> {
+    ClusterClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The failure that a status from `node` means.
+pub(super) fn failure(node: &Node, status: &Status) -> Failure {
+    if has_details(status) {
+        return Failure { error: from_status(status), transport: false };
+    }
+    // Nothing can have been done where no connection was made.
+    let kind = if is_connect_error(status) { Kind::Unavailable } else { from_status(status).kind };
+    let transport = matches!(kind, Kind::Unavailable | Kind::Unknown);
+    let message = format!("{}: {}", node.address(), describe_status(status));
+    Failure { error: RequestError::new(kind, message), transport }
+}
+
+/// What a status says, with the causes that it wraps.
+pub(super) fn describe_status(status: &Status) -> String {
+    let mut parts = Vec::new();
+    let mut source = status.source();
+    while let Some(error) = source {
+        parts.push(error.to_string());
+        source = error.source();
+    }
+    // The innermost cause says what happened, such as "Connection refused (os error 111)".
+    match parts.pop() {
+        Some(cause) => cause,
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => status.message().to_owned(),
+    }
+}
+
+fn is_connect_error(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// Waits for a call until `deadline`.
+pub(super) async fn within<T>(
+    node: &Node,
+    deadline: Instant,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Failure> {
+    match timeout_at(deadline, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(failure(node, &status)),
+        Err(_) => {
+            let message = format!("{}: no answer in time, the outcome is unknown", node.address());
+            Err(Failure { error: RequestError::new(Kind::Unknown, message), transport: true })
+        }
+    }
+}
+
+/// One operation as a call of its own.
+pub(super) async fn unary(node: &Node, operation: Operation, deadline: Instant) -> Result<Outcome, Failure> {
+    let mut client = key_value(node.channel());
+    match operation {
+        Operation::Get(get) => within(node, deadline, client.get(get)).await.map(|got| Ok(got.into())),
+        Operation::Put(put) => within(node, deadline, client.put(put)).await.map(|written| Ok(written.into())),
+        Operation::Delete(delete) => within(node, deadline, client.delete(delete)).await.map(|gone| Ok(gone.into())),
+    }
+}
+
+/// The cluster as `node` knows it, as a change of `known` where possible.
+pub(super) async fn describe(
+    node: &Node,
+    known: Option<&Arc<Layout>>,
+    options: &Options,
+) -> Result<Description, RequestError> {
+    let known_epoch = known.map_or(0, |layout| layout.epoch.0);
+    let answer = ask(node, known_epoch, options).await?;
+    match Description::from_wire(answer, known) {
+        // Not a change of what is known: perhaps another cluster has the address now.
+        Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, options).await?, None),
+        read => read,
+    }
+    .map_err(|error| RequestError::new(Kind::Unknown, format!("{} describes nonsense: {error}", node.address())))
+}
+
+async fn ask(node: &Node, known_epoch: u64, options: &Options) -> Result<v1::DescribeResponse, RequestError> {
+    let limit = options.connect_timeout.saturating_add(options.attempt_timeout);
+    let mut client = cluster(node.channel());
+    match timeout(limit, client.describe(v1::DescribeRequest { known_epoch })).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(failure(node, &status).error),
+        Err(_) => {
+            let message = format!("{}: no answer within {} ms", node.address(), limit.as_millis());
+            Err(RequestError::unavailable(message))
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! How a client behaves, and how one operation is to be done.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::message::Consistency;
+
+/// How a client behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How operations on keys travel.
+    pub transport: Transport,
+    /// What is repeated.
+    pub retry: Retry,
+    /// How long an operation may take, repetitions included, unless it says otherwise.
+    pub timeout: Duration,
+    /// How long one attempt may take before another node is asked.
+    pub attempt_timeout: Duration,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// Operations in flight to one node; further ones wait.
+    pub in_flight_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            transport: Transport::Batch,
+            retry: Retry::SameId,
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            in_flight_max: 1024,
+        }
+    }
+}
+
+/// How operations on keys travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Many share one stream for each node.
+    #[default]
+    Batch,
+    /// Each is a call of its own.
+    Unary,
+}
+
+/// What is repeated while the deadline lasts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retry {
+    /// Nothing.
+    Never,
+    /// Requests that did nothing, and reads.
+    NothingDone,
+    /// Also writes whose outcome is unknown, under the same identity.
+    #[default]
+    SameId,
+}
+
+/// How one operation is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// The keyspace; empty means "default".
+    pub keyspace: String,
+    /// How consistent.
+    pub consistency: Consistency,
+    /// How long it may take; `None`: as the client's options say.
+    pub timeout: Option<Duration>,
+}
+
+/// What a put may say beside the value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Write {
+    /// The context of an earlier read, whose result this write replaces.
+    pub context: Option<Bytes>,
+    /// After which time the value reads as absent.
+    pub ttl: Option<Duration>,
+}

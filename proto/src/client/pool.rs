@@ -1,0 +1,129 @@
+//! One connection for each address, made when it is first used and made again when it breaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kv_core::error::RequestError;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+use super::options::Options;
+use super::session::Session;
+use crate::peer::check_address;
+
+/// How long a node that failed is tried only after all others.
+const SUSPECT_FOR: Duration = Duration::from_secs(1);
+
+/// HTTP/2 windows, in bytes: what may be on its way before the other side has read it.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// How often an idle or silent connection is probed, and how long the answer may take.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The nodes by address.
+#[derive(Debug)]
+pub(super) struct Pool {
+    connect_timeout: Duration,
+    in_flight_max: usize,
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+}
+
+impl Pool {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            connect_timeout: options.connect_timeout,
+            in_flight_max: options.in_flight_max.max(1),
+            nodes: Mutex::default(),
+        }
+    }
+
+    /// The node at `address`, with which nothing is exchanged yet.
+    pub(super) fn node(&self, address: &str) -> Result<Arc<Node>, RequestError> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = nodes.get(address) {
+            return Ok(Arc::clone(node));
+        }
+        check_address(address)?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| RequestError::invalid(format!("address: {address:?} is not host:port: {error}")))?
+            .tcp_nodelay(true)
+            .connect_timeout(self.connect_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PROBE_EVERY)
+            .keep_alive_timeout(PROBE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let node = Arc::new(Node {
+            address: address.to_owned(),
+            channel: endpoint.connect_lazy(),
+            in_flight_max: self.in_flight_max,
+            session: Mutex::default(),
+            suspect_until: Mutex::default(),
+        });
+        nodes.insert(address.to_owned(), Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// Forgets the nodes at other addresses. Operations that still run on them end as they would.
+    pub(super) fn keep(&self, addresses: &BTreeSet<&str>) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.retain(|address, _| addresses.contains(address.as_str()));
+    }
+}
+
+/// A node and the connection to it.
+pub(super) struct Node {
+    address: String,
+    channel: Channel,
+    in_flight_max: usize,
+    session: Mutex<Option<Arc<Session>>>,
+    suspect_until: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The stream for operations on keys; a new one if there is none, or if the last one has ended.
+    pub(super) fn session(&self) -> Arc<Session> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*session {
+            Some(session) if !session.is_closed() => Arc::clone(session),
+            _ => {
+                let opened = Arc::new(Session::open(self.channel(), &self.address, self.in_flight_max));
+                *session = Some(Arc::clone(&opened));
+                opened
+            }
+        }
+    }
+
+    /// Marks the node as one to try after the others.
+    pub(super) fn suspect(&self) {
+        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SUSPECT_FOR);
+    }
+
+    /// Takes the mark away.
+    pub(super) fn trust(&self) {
+        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        let until = *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+}

@@ -1,0 +1,218 @@
+//! One operation from its start to its end: attempts at one node after the other until one answers or time is up.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::Response;
+use kv_core::types::{Epoch, RequestId};
+use tokio::time::{Instant, sleep_until};
+
+use super::options::{How, Retry, Transport, Write};
+use super::pool::Node;
+use super::view::Route;
+use super::{Client, calls, level_of, mismatch, timeout_to_wire};
+use crate::v1;
+use crate::v1::batch_operation::Operation;
+
+/// The pause after every node was tried once, doubled each time up to the longest one.
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+
+/// What to do with a key. A write keeps its identity over all attempts.
+#[derive(Debug)]
+pub(super) enum KeyOperation<'a> {
+    Get,
+    Put { value: &'a Bytes, write: &'a Write, request: RequestId },
+    Delete { context: Option<&'a Bytes>, request: RequestId },
+}
+
+impl KeyOperation<'_> {
+    fn is_read(&self) -> bool {
+        matches!(self, Self::Get)
+    }
+
+    fn to_wire(&self, how: &How, key: &Bytes, epoch: Epoch, timeout: Duration) -> Operation {
+        let (keyspace, key, strict) = (how.keyspace.clone(), key.clone(), how.consistency.strict);
+        let (level, epoch, timeout_ms) = (level_of(how), epoch.0, timeout_to_wire(timeout));
+        match self {
+            Self::Get => Operation::Get(v1::GetRequest { keyspace, key, level, strict, epoch, timeout_ms }),
+            Self::Put { value, write, request } => Operation::Put(v1::PutRequest {
+                keyspace,
+                key,
+                value: Bytes::clone(value),
+                context: write.context.clone(),
+                ttl_ms: write.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+                request: Some((*request).into()),
+                level,
+                strict,
+                epoch,
+                timeout_ms,
+            }),
+            Self::Delete { context, request } => Operation::Delete(v1::DeleteRequest {
+                keyspace,
+                key,
+                context: context.cloned(),
+                request: Some((*request).into()),
+                level,
+                strict,
+                epoch,
+                timeout_ms,
+            }),
+        }
+    }
+}
+
+/// What has happened so far.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Nodes tried since the last pause.
+    tried: Vec<Arc<Node>>,
+    rounds: u32,
+    attempts: u32,
+    /// A write whose outcome is unknown stays unknown, whatever later attempts say.
+    unknown: Option<RequestError>,
+    /// The last error, but what a node said rather than that it then said nothing.
+    last: Option<RequestError>,
+    last_is_answer: bool,
+}
+
+impl Progress {
+    fn failed(&mut self, error: RequestError, is_answer: bool) {
+        if is_answer || !self.last_is_answer {
+            self.last = Some(error);
+            self.last_is_answer = is_answer;
+        }
+    }
+
+    fn end(self, error: RequestError) -> RequestError {
+        match self.unknown {
+            Some(unknown) if error.kind != Kind::Unknown => {
+                RequestError::new(Kind::Unknown, format!("{unknown}; a later attempt: {error}"))
+            }
+            _ => error,
+        }
+    }
+
+    fn give_up(mut self, timeout: Duration) -> RequestError {
+        let attempts = self.attempts;
+        let last = self.last.take().unwrap_or_else(|| RequestError::unavailable("no node was asked"));
+        let kind = last.kind;
+        let told = RequestError::new(
+            kind,
+            format!("{last} (gave up after {} ms and {attempts} attempts)", timeout.as_millis()),
+        );
+        self.end(told)
+    }
+}
+
+impl Client {
+    pub(super) async fn on_key(
+        &self,
+        how: &How,
+        key: &Bytes,
+        operation: &KeyOperation<'_>,
+    ) -> Result<Response, RequestError> {
+        let timeout = how.timeout.unwrap_or(self.options().timeout);
+        let deadline = Instant::now() + timeout;
+        let mut progress = Progress::default();
+        loop {
+            let view = self.view();
+            let Some(route) = view.route(key, &progress.tried) else {
+                progress.tried.clear();
+                let pause = PAUSE_FIRST.saturating_mul(1 << progress.rounds.min(10)).min(PAUSE_LONGEST);
+                progress.rounds += 1;
+                let until = Instant::now() + pause;
+                if until >= deadline || view.any_node().is_empty() {
+                    return Err(progress.give_up(timeout));
+                }
+                sleep_until(until).await;
+                continue;
+            };
+            let failure = match self.attempt(how, key, operation, &route, deadline, &mut progress).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            let error = failure.error;
+            if !operation.is_read() && matches!(error.kind, Kind::Unknown | Kind::Poisoned) {
+                progress.unknown.get_or_insert_with(|| error.clone());
+            }
+            if !self.may_repeat(operation, error.kind) {
+                return Err(progress.end(error));
+            }
+            let stale = error.kind == Kind::StaleEpoch;
+            progress.failed(error, !failure.transport);
+            if Instant::now() >= deadline {
+                return Err(progress.give_up(timeout));
+            }
+            if failure.transport {
+                self.refresh_sometimes(&view).await;
+            }
+            if stale {
+                let before = route.epoch;
+                // Without an answer the next node may know more.
+                drop(self.refresh_from(&view, Some(&route.node)).await);
+                if self.view().route(key, &[]).is_some_and(|again| again.epoch > before) {
+                    progress.tried.clear();
+                    continue;
+                }
+            }
+            progress.tried.push(route.node);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        how: &How,
+        key: &Bytes,
+        operation: &KeyOperation<'_>,
+        route: &Route,
+        deadline: Instant,
+        progress: &mut Progress,
+    ) -> Result<Response, calls::Failure> {
+        let counters = self.counters();
+        counters.attempts.fetch_add(1, Ordering::Relaxed);
+        counters.retries.fetch_add(u64::from(progress.attempts > 0), Ordering::Relaxed);
+        counters.failovers.fetch_add(u64::from(!route.first), Ordering::Relaxed);
+        progress.attempts += 1;
+
+        let now = Instant::now();
+        let until = deadline.min(now + self.options().attempt_timeout);
+        let wire = operation.to_wire(how, key, route.epoch, until - now);
+        let outcome = match self.options().transport {
+            Transport::Batch => route.node.session().call(wire, until).await,
+            Transport::Unary => calls::unary(&route.node, wire, until).await,
+        };
+        match outcome {
+            Ok(outcome) => {
+                route.node.trust();
+                let outcome = outcome.and_then(|response| {
+                    if operation.is_read() == matches!(response, Response::Got { .. }) {
+                        Ok(response)
+                    } else {
+                        Err(mismatch())
+                    }
+                });
+                outcome.map_err(|error| calls::Failure { error, transport: false })
+            }
+            Err(failure) => {
+                if failure.transport {
+                    route.node.suspect();
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn may_repeat(&self, operation: &KeyOperation<'_>, kind: Kind) -> bool {
+        let retry = self.options().retry;
+        match kind {
+            Kind::Invalid | Kind::NotFound | Kind::Corrupt => false,
+            Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch => retry != Retry::Never,
+            Kind::Unknown | Kind::Poisoned if operation.is_read() => retry != Retry::Never,
+            Kind::Unknown | Kind::Poisoned => retry == Retry::SameId,
+        }
+    }
+}
