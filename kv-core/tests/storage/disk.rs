@@ -11,6 +11,8 @@ use kv_core::storage::{
     Stored, Write, recount,
 };
 use kv_core::types::{ClusterId, HashSeed, Seq, StoreId};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::conformance::all;
 use crate::support::{batch, key, meta, stored, write};
@@ -471,3 +473,87 @@ fn garbage_behind_the_journal_is_cut_off() {
     let (_, reader, committer) = open(directory.path());
     assert_eq!(commits_held(&reader, &committer), 1);
 }
+
+/// A store most of whose records lie in tables.
+fn store_with_tables(path: &Path, records: u32) {
+    let config = DiskConfig { memtable_bytes: 32 * 1024, ..small() };
+    let (_, reader, mut committer) = DiskStore::open(path, &config, ids(1)).unwrap();
+    for number in 0..records {
+        committer.commit(&[numbered(number)], Seq(u64::from(number))).unwrap();
+    }
+    drop((reader, committer));
+}
+
+fn files_under(path: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            files_under(&entry.path(), found);
+        } else {
+            found.push(entry.path());
+        }
+    }
+}
+
+/// Bits flip, bytes change, and files are cut, anywhere in the engine's files. A start says so and leaves the rest as it
+/// was, or every read is right or says so.
+#[test]
+fn damage_anywhere_is_an_error_and_never_a_wrong_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = 1500;
+    store_with_tables(directory.path(), records);
+    let right: Vec<_> = {
+        let (_, reader, _committer) = open(directory.path());
+        (0..records).map(|number| reader.get(&owned(number)).unwrap().unwrap()).collect()
+    };
+    let mut files = Vec::new();
+    files_under(&directory.path().join("data"), &mut files);
+    files.sort();
+    files.retain(|file| fs::metadata(file).unwrap().len() > 0);
+    assert!(files.iter().any(|file| file.parent().unwrap().ends_with("keyspaces/1/tables")), "{files:?}");
+    let mut random = StdRng::seed_from_u64(4);
+    let (mut refused, mut partly, mut unharmed) = (0, 0, 0);
+    for trial in 0..DAMAGE_TRIALS {
+        let file = &files[trial % files.len()];
+        let name = file.strip_prefix(directory.path()).unwrap();
+        let image = crash_image(directory.path());
+        let target = image.path().join(name);
+        let bytes = fs::read(&target).unwrap();
+        let (at, kind) = (random.random_range(0..bytes.len()), random.random_range(0..4));
+        with_bytes(&target, |bytes| match kind {
+            0 => bytes[at] ^= 1 << random.random_range(0..8),
+            1 => bytes.truncate(at),
+            2 => bytes[at..].iter_mut().take(16).for_each(|byte| *byte = random.random()),
+            _ => bytes[at..].iter_mut().take(4096).for_each(|byte| *byte = 0),
+        });
+        let what = format!("trial {trial}: {} at {at}, kind {kind}", name.display());
+        let (reader, committer) = match DiskStore::open(image.path(), &small(), ids(2)) {
+            Ok((_, reader, committer)) => (reader, committer),
+            Err(error) => {
+                refused += 1;
+                assert!(
+                    !matches!(error, StorageError::Poisoned { .. } | StorageError::Stalled { .. }),
+                    "{what}: {error}"
+                );
+                fs::write(&target, &bytes).unwrap();
+                let (_, reader, _committer) = open(image.path());
+                let found = (0..records).map(|number| reader.get(&owned(number)).unwrap().unwrap());
+                assert!(found.eq(right.iter().cloned()), "{what}: with the file restored, all is there");
+                continue;
+            }
+        };
+        let mut errors = 0;
+        for (number, right) in right.iter().enumerate() {
+            match reader.get(&owned(u32::try_from(number).unwrap())) {
+                Ok(Some(found)) => assert_eq!(found, right, "{what}: record {number}"),
+                Ok(None) => panic!("{what}: record {number} is gone without a word"),
+                Err(_) => errors += 1,
+            }
+        }
+        drop((reader, committer));
+        *if errors == 0 { &mut unharmed } else { &mut partly } += 1;
+    }
+    assert!(refused > 0 && partly > 0, "{refused} refused, {partly} partly readable, {unharmed} unharmed");
+}
+
+const DAMAGE_TRIALS: usize = 100;

@@ -225,3 +225,181 @@ impl Recovery {
         Ok(ledger)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::{Footprint, Space, StorageKey, Write};
+    use crate::types::KeyspaceId;
+
+    /// What a store would hold of the ledger.
+    #[derive(Clone, Default)]
+    struct Medium {
+        entries: BTreeMap<u32, Vec<u8>>,
+        checkpoints: BTreeMap<PartitionId, Vec<u8>>,
+    }
+
+    impl Medium {
+        fn write(&mut self, written: Vec<Written>) {
+            let mut keys = BTreeSet::new();
+            for written in written {
+                let fresh = match written {
+                    Written::Entry(slot, bytes) => {
+                        self.entries.insert(slot, bytes);
+                        keys.insert((0, slot))
+                    }
+                    Written::Checkpoint(partition, bytes) => {
+                        self.checkpoints.insert(partition, bytes);
+                        keys.insert((1, u32::from(partition.0)))
+                    }
+                };
+                assert!(fresh, "a commit writes no key twice");
+            }
+        }
+
+        fn recover(&self) -> Result<Ledger, String> {
+            let mut recovery = Recovery::default();
+            for (partition, bytes) in &self.checkpoints {
+                recovery.checkpoint(*partition, bytes)?;
+            }
+            for (slot, bytes) in &self.entries {
+                recovery.entry(*slot, bytes)?;
+            }
+            recovery.finish()
+        }
+    }
+
+    /// Puts (`true`) and removals of some keys in some partitions.
+    type Commit = Vec<(u16, u8, bool)>;
+
+    fn any_history(commits: usize) -> impl Strategy<Value = Vec<(Commit, bool)>> {
+        let write = (0..12u16, 0..40u8, proptest::bool::weighted(0.7));
+        let commit = proptest::collection::vec(write, 0..5);
+        proptest::collection::vec((commit, proptest::bool::weighted(0.02)), 1..commits)
+    }
+
+    struct World {
+        ledger: Ledger,
+        medium: Medium,
+        held: BTreeMap<StorageKey, Footprint>,
+        truth: Stats,
+        hash: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (ledger, medium) = (Ledger::default(), Medium::default());
+            Self { ledger, medium, held: BTreeMap::new(), truth: Stats::new(), hash: 0 }
+        }
+
+        fn commit(&mut self, commit: &Commit) {
+            let mut changes = Vec::new();
+            for (partition, name, put) in commit {
+                let key = StorageKey::new(Space::Owned, PartitionId(*partition), KeyspaceId(0), &[*name]);
+                self.hash = self.hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let after = put.then_some(Footprint { live: name % 3 > 0, bytes: u32::from(*name), hash: self.hash });
+                let before = match after {
+                    Some(after) => self.held.insert(key.clone(), after),
+                    None => self.held.remove(&key),
+                };
+                let value = after.map(|_| bytes::Bytes::new());
+                let write = Write::Record { key, value, before, after, damaged: false };
+                changes.extend(Change::of(&write));
+            }
+            changes.iter().for_each(|change| self.truth.add(change));
+            let written = self.ledger.commit(changes, Vec::new());
+            self.medium.write(written);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// After every commit, what is on the medium alone gives the statistics back; a start goes on from there.
+        #[test]
+        fn the_medium_always_gives_the_statistics_back(history in any_history(300)) {
+            let mut world = World::new();
+            for (number, (commit, restart)) in history.iter().enumerate() {
+                world.commit(commit);
+                let recovered = world.medium.recover().unwrap();
+                prop_assert_eq!(recovered.stats(), &world.truth);
+                prop_assert_eq!(world.ledger.stats(), &world.truth);
+                prop_assert_eq!(recovered.last(), u64::try_from(number).unwrap() + 1);
+                if *restart {
+                    world.ledger = recovered;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn entries_and_checkpoints_stay_few() {
+        let mut world = World::new();
+        for number in 0..5000u16 {
+            world.commit(&vec![(number % 12, u8::try_from(number % 40).unwrap(), true)]);
+        }
+        assert!(world.medium.entries.len() < 200, "{} slots", world.medium.entries.len());
+        assert!(world.ledger.needed.len() < 150, "{} entries", world.ledger.needed.len());
+    }
+
+    #[test]
+    fn a_missing_or_damaged_entry_is_noticed() {
+        let mut world = World::new();
+        for number in 0..100u16 {
+            world.commit(&vec![(number % 12, u8::try_from(number % 40).unwrap(), true)]);
+        }
+        for slot in world.medium.entries.keys() {
+            let mut missing = world.medium.clone();
+            missing.entries.remove(slot);
+            let recovered = missing.recover();
+            assert!(recovered.is_err() || recovered.unwrap().stats() == &world.truth, "slot {slot}");
+            let mut damaged = world.medium.clone();
+            damaged.entries.get_mut(slot).unwrap()[12] ^= 1;
+            assert!(damaged.recover().is_err(), "slot {slot}");
+        }
+        let needed = world.ledger.needed[world.ledger.needed.len() / 2].1;
+        world.medium.entries.remove(&needed);
+        assert!(world.medium.recover().is_err());
+    }
+
+    #[test]
+    fn a_recounted_partition_is_right_at_once() {
+        let mut world = World::new();
+        for number in 0..40u16 {
+            world.commit(&vec![(number % 3, 1, true)]);
+        }
+        let before = world.truth.partition(PartitionId(1)).cloned().unwrap();
+        let damaged = PartitionStats::default();
+        let written = world.ledger.commit(Vec::new(), vec![(PartitionId(1), damaged)]);
+        world.medium.write(written);
+        assert_eq!(world.medium.recover().unwrap().stats(), world.ledger.stats());
+        assert_eq!(world.ledger.stats().root(PartitionId(1)), 0);
+        let written = world.ledger.commit(Vec::new(), vec![(PartitionId(1), before)]);
+        world.medium.write(written);
+        assert_eq!(world.medium.recover().unwrap().stats(), &world.truth);
+        for number in 0..40u16 {
+            world.commit(&vec![(number % 3, 1, true)]);
+            assert_eq!(world.medium.recover().unwrap().stats(), &world.truth);
+        }
+    }
+
+    #[test]
+    fn a_renewed_ledger_stands_alone() {
+        let mut world = World::new();
+        for number in 0..40u16 {
+            world.commit(&vec![(number % 12, 1, true)]);
+        }
+        let (ledger, written) = Ledger::renew(world.truth.clone(), world.ledger.last());
+        world.medium = Medium::default();
+        world.medium.write(written);
+        assert_eq!(world.medium.recover().unwrap().stats(), ledger.stats());
+        assert_eq!(world.medium.recover().unwrap().last(), 41);
+        world.ledger = ledger;
+        for number in 0..40u16 {
+            world.commit(&vec![(number % 12, 1, number % 2 == 0)]);
+            assert_eq!(world.medium.recover().unwrap().stats(), &world.truth);
+        }
+    }
+}

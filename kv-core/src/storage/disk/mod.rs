@@ -9,7 +9,7 @@
 //!
 //! All batches of a commit, the ledger's entry and checkpoints with them, are one fjall batch: written to fjall's journal
 //! under one checksum, synced, and only then shown to readers. A crash leaves it whole or not at all. See `ledger` for the
-//! statistics, `journal` for what is checked before fjall reads its journals, `identity` for the directory.
+//! statistics, `journal` and `tables` for what is checked before fjall reads its files, `identity` for the directory.
 //!
 //! # Keys in fjall's one tree
 //!
@@ -26,6 +26,7 @@ mod identity;
 mod journal;
 mod ledger;
 mod open;
+mod tables;
 
 pub use engine::{DiskCommitter, DiskMetrics, DiskReader};
 pub use open::{DiskStore, OpenIds};

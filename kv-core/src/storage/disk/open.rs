@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key};
 use super::identity::{Directory, Identity, io_error, not_a_store};
 use super::ledger::{Ledger, Recovery};
-use super::{CHECKPOINT, DiskConfig, ENGINE, ENTRY, journal};
+use super::{CHECKPOINT, DiskConfig, ENGINE, ENTRY, journal, tables};
 use crate::error::StorageError;
 use crate::storage::recount;
 use crate::storage::seal::{seal, unseal};
@@ -23,6 +23,9 @@ const TREE: &str = "store";
 
 /// The format of the seal under the engine's mark.
 const SEAL: u8 = 1;
+
+/// fjall's trees: its own, which knows the names of the others, and ours.
+const TREES: [&str; 2] = ["keyspaces/0", "keyspaces/1"];
 
 /// Files that fjall makes anew, without what was in them, when they are missing.
 const REQUIRED: [&str; 3] = ["version", "keyspaces/0/current", "keyspaces/1/current"];
@@ -147,6 +150,8 @@ fn open_engine(directory: Directory, config: &DiskConfig, is_new: bool) -> Resul
                 });
             }
         }
+        // The journals come last: only they are changed, and only if all else is whole.
+        TREES.iter().try_for_each(|tree| tables::check(&data.join(tree)))?;
         journal::check(&data)?;
     }
     let database = guarded(directory.path(), || {
