@@ -173,7 +173,8 @@ pub enum Response {
 /// A request's end.
 pub type Outcome = Result<Response, RequestError>;
 
-/// Numbers one node's questions to its peers, so that answers find them. Never used twice by one incarnation.
+/// Numbers one node's questions to its peers, so that answers find them. Its upper half is the nonce of the asking
+/// incarnation: an answer to a question of an earlier one finds nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CallId(pub u64);
 

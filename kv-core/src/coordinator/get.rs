@@ -7,6 +7,7 @@ use crate::event::Event;
 use crate::message::{Consistency, Held, KeyRequest, Refusal, Response, Role, Value};
 use crate::node::Node;
 use crate::node::keys::{Applied, Task};
+use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
 use crate::replica::{Goal, Target};
 use crate::rule::Rule;
@@ -73,6 +74,8 @@ impl Node {
 
     /// Asks as many replicas as must answer: the first for its record, the others for digests.
     pub(super) fn restart_get(&mut self, op: OpId) {
+        // A late answer to the last attempt is one of another epoch.
+        self.forget_calls(|purpose| matches!(purpose, Purpose::Read(other, _) if other == op));
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
         let partition = get.key.partition();
         let keyspace_id = get.key.keyspace();
@@ -132,6 +135,9 @@ impl Node {
     pub(super) fn get_answered(&mut self, op: OpId, node: NodeId, role: Role, held: Held) {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         let from = (node, role);
+        if !get.waiting.contains(&from) {
+            return;
+        }
         get.waiting.retain(|asked| *asked != from);
         let answer = match held {
             Held::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },

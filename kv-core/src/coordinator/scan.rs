@@ -54,6 +54,9 @@ impl Node {
 
     /// Chooses R owners of every partition, few nodes in all, and asks each for its slice.
     pub(super) fn restart_scan(&mut self, op: OpId) {
+        // A late answer to the last attempt may be about other partitions.
+        self.forget_calls(|purpose| purpose == Purpose::Slice(op));
+        self.slice_jobs.retain(|_, job| job.requester != Requester::Op(op));
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get(&op) else { return };
         let Some(layout) = self.layout.clone() else { return };
         let Some(keyspace) = self.keyspace(scan.request.keyspace) else { return };

@@ -1,6 +1,6 @@
 //! Peers, and the questions to them that are not answered yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use crate::coordinator::OpId;
@@ -21,6 +21,35 @@ pub(crate) struct Peer {
     pub(crate) seen: Option<Incarnation>,
     /// Questions without an answer.
     pub(crate) calls: BTreeMap<CallId, Purpose>,
+    /// Forwards of this session that were taken or refused.
+    pub(crate) forwards: ForwardsSeen,
+}
+
+/// How many forwards of a session are remembered, to recognise a repeated frame.
+const FORWARDS_SEEN_MAX: usize = 4096;
+
+/// The forwards that a peer has sent. The repetition of one that was refused must not be carried out: the client may
+/// have been told that nothing was done.
+#[derive(Debug, Default)]
+pub(crate) struct ForwardsSeen {
+    calls: BTreeSet<CallId>,
+    /// Calls below this were forgotten; their frames are too late.
+    floor: CallId,
+}
+
+impl ForwardsSeen {
+    /// Whether this is the first frame of the call.
+    fn is_first(&mut self, call: CallId) -> bool {
+        if call < self.floor || !self.calls.insert(call) {
+            return false;
+        }
+        if self.calls.len() > FORWARDS_SEEN_MAX
+            && let Some(oldest) = self.calls.pop_first()
+        {
+            self.floor = CallId(oldest.0 + 1);
+        }
+        true
+    }
 }
 
 /// Who waits for the answer to a call.
@@ -44,10 +73,11 @@ impl Node {
         self.peers.get(&node).is_some_and(|peer| peer.up)
     }
 
-    /// A call id that this incarnation has not used.
+    /// A call id that no incarnation of this node has used. A peer may hold back its answer, for a slow disk, until the
+    /// node has restarted and talks to it again: the answer must not be taken for one to a later question.
     pub(crate) fn next_call(&mut self) -> CallId {
         self.calls_made += 1;
-        CallId(self.calls_made)
+        CallId(u64::from(self.incarnation.nonce) << 32 | self.calls_made & u64::from(u32::MAX))
     }
 
     /// Asks `to` something; the answer, or the failure of the session, goes to `purpose`.
@@ -59,6 +89,13 @@ impl Node {
     /// Takes the call that `from` answers, if it is still open.
     pub(crate) fn answered(&mut self, from: NodeId, call: CallId) -> Option<Purpose> {
         self.peers.get_mut(&from)?.calls.remove(&call)
+    }
+
+    /// Forgets the questions of some purpose: they are asked anew, and an answer to the old ones must not count.
+    pub(crate) fn forget_calls(&mut self, outdated: impl Fn(Purpose) -> bool) {
+        for peer in self.peers.values_mut() {
+            peer.calls.retain(|_, purpose| !outdated(*purpose));
+        }
     }
 
     pub(crate) fn send(&mut self, to: NodeId, message: Message) {
@@ -89,6 +126,7 @@ impl Node {
             return;
         }
         peer.up = true;
+        peer.forwards = ForwardsSeen::default();
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.set_timer(self.now.mono, Timer::Handoff);
         self.wake_refills();
@@ -117,7 +155,11 @@ impl Node {
             return;
         }
         match message {
-            Message::Forward { call, request, deadline } => self.forwarded_request(from, call, request, deadline),
+            Message::Forward { call, request, deadline } => {
+                if self.peers.entry(from).or_default().forwards.is_first(call) {
+                    self.forwarded_request(from, call, request, deadline);
+                }
+            }
             Message::Forwarded { call, outcome } => {
                 if let Some(Purpose::Forward(op)) = self.answered(from, call) {
                     match outcome {

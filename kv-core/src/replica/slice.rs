@@ -19,7 +19,7 @@ const PART_ENTRIES_MIN: usize = 16;
 const PART_BYTES_MIN: usize = 16 * 1024;
 
 /// Who wants a slice.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Requester {
     /// A scan that this node coordinates.
     Op(OpId),
@@ -30,7 +30,7 @@ pub(crate) enum Requester {
 /// A slice that is being read.
 #[derive(Debug)]
 pub(crate) struct SliceJob {
-    requester: Requester,
+    pub(crate) requester: Requester,
     query: SliceQuery,
     /// One for each partition; `None` until it is read.
     parts: Vec<Option<Slice>>,
