@@ -1,0 +1,227 @@
+//! The end of a run: faults stop, the cluster settles, and what is left is judged.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
+use kv_core::types::RequestId;
+
+use crate::check::{answers, converged, kept, kept::Final};
+use crate::history::{End, KeyId, OpId, WriteOp};
+use crate::report::Count;
+use crate::settings::{MS, node_id};
+use crate::trace::note;
+use crate::workload::{Ask, Asker};
+use crate::world::World;
+
+/// A cluster that is not quiet this long after all faults have ended has lost track of something.
+const SETTLE_MAX: u64 = 60_000 * MS;
+
+/// How consistent the audit reads and writes: every owner takes part.
+const ALL: Consistency = Consistency { level: Level::All, strict: true };
+
+/// What the audit has read.
+#[derive(Debug, Default)]
+pub(crate) struct Audit {
+    finals: BTreeMap<KeyId, Final>,
+    /// The keys found by the scan that is under way.
+    scanned: Vec<Bytes>,
+    /// Where its next page starts.
+    next: Option<Bytes>,
+    written: Vec<OpId>,
+}
+
+impl World {
+    /// Runs the world from the beginning to the verdict.
+    pub(crate) fn run(&mut self) {
+        self.plan_work();
+        self.plan_faults();
+        self.run_until(self.settings.trouble_ends);
+        self.stop_clients();
+        self.heal();
+        self.settle();
+        // Timestamps of a clock that was far ahead are refused until the other clocks have come near (rule A8), and the
+        // audit would see values expire.
+        let wait = if self.report.get(Count::ClockSkews) > 0 { 3000 * MS } else { 600 * MS };
+        self.run_until(self.time + wait);
+        self.settle();
+        // Two reads of everything: the first repairs, the second must find nothing to repair.
+        self.read_everything();
+        let first = std::mem::take(&mut self.audit.finals);
+        self.settle();
+        self.read_everything();
+        if self.failure.is_none() {
+            let judged = self.judge_finals(&first);
+            self.expect(judged);
+        }
+        self.scan_everything();
+        self.settle();
+        if self.failure.is_none() {
+            self.expect(converged::replicas_are_equal(self));
+            self.expect(answers::nothing_means_nothing(&self.history));
+        }
+        self.write_everything();
+        self.settle();
+        if self.failure.is_none() {
+            self.expect(converged::replicas_are_equal(self));
+        }
+    }
+
+    /// Runs until nothing is left to do.
+    fn settle(&mut self) {
+        let end = self.time + SETTLE_MAX;
+        while self.failure.is_none() {
+            self.run_until(self.time + 20 * MS);
+            let Some(busy) = self.what_is_left() else { return };
+            if self.time > end {
+                self.fail(format!("liveness: {} s after all faults ended: {busy}", SETTLE_MAX / MS / 1000));
+            }
+        }
+    }
+
+    /// Something that is not settled yet.
+    fn what_is_left(&self) -> Option<String> {
+        if !self.clients_are_done() {
+            return Some("a client waits for an answer".to_owned());
+        }
+        if !self.pending.is_empty() {
+            return Some("a request has no answer".to_owned());
+        }
+        for (index, machine) in self.machines.iter().enumerate() {
+            let node = node_id(index);
+            let Some(core) = &machine.core else { return Some(format!("{node} is down")) };
+            if let Some(peer) =
+                (0..self.machines.len()).find(|peer| *peer != index && !self.network.is_connected(index, *peer))
+            {
+                return Some(format!("{node} and {} do not talk", node_id(peer)));
+            }
+            let status = core.status();
+            let quiet = status.requests == 0
+                && status.replications == 0
+                && status.hints == 0
+                && status.hint_bytes == 0
+                && status.lagging == 0
+                && status.unsynced.is_empty()
+                && status.unsynced_batches == 0
+                && status.keys_busy == 0
+                && !status.poisoned
+                && status.epoch == self.layout().epoch;
+            if !quiet {
+                return Some(format!("{node} is busy: {status:?}"));
+            }
+        }
+        if !self.unsynced.is_empty() {
+            return Some(format!("partitions were never refilled: {:?}", self.unsynced));
+        }
+        None
+    }
+
+    fn audit_asks(&mut self, asks: Vec<(Ask, usize)>) {
+        note!(self, "audit: {} requests", asks.len());
+        let layout = self.layouts.len() - 1;
+        for (ask, machine) in asks {
+            self.ask(Asker::Audit, ask, machine, layout);
+            // One after the other: a node with tight limits takes only a few requests at once.
+            let end = self.time + 2000 * MS;
+            while !self.pending.is_empty() && self.failure.is_none() && self.time < end {
+                self.run_until(self.time + MS);
+            }
+        }
+    }
+
+    fn read_everything(&mut self) {
+        let mut asks = Vec::new();
+        for key in self.history.key_ids() {
+            let machine = self.dice.index(self.machines.len());
+            asks.push((Ask::Read { key, consistency: ALL }, machine));
+        }
+        self.audit_asks(asks);
+    }
+
+    /// Scans every keyspace, page by page, and compares with what the gets have found.
+    fn scan_everything(&mut self) {
+        for keyspace in self.keyspaces.clone() {
+            self.audit.scanned.clear();
+            self.audit.next = None;
+            loop {
+                let after = self.audit.next.take();
+                let prefix = Bytes::new();
+                let scan =
+                    ScanRequest { keyspace: keyspace.id, prefix, after, limit: 3, keys_only: false, consistency: ALL };
+                let machine = self.dice.index(self.machines.len());
+                self.audit_asks(vec![(Ask::Scan(scan), machine)]);
+                if self.failure.is_some() || self.audit.next.is_none() {
+                    break;
+                }
+            }
+            let live = |key: &KeyId| self.audit.finals.get(key).is_some_and(|read| !read.values.is_empty());
+            let here = |key: &KeyId| self.history.key(*key).keyspace == keyspace.id;
+            let keys = self.history.key_ids().filter(|key| here(key) && live(key));
+            let mut expected: Vec<Bytes> = keys.map(|key| self.history.key(key).bytes.clone()).collect();
+            expected.sort();
+            if expected != self.audit.scanned {
+                let scanned = std::mem::take(&mut self.audit.scanned);
+                self.fail(format!("a scan of {} returned {scanned:?}, gets found {expected:?}", keyspace.id));
+            }
+        }
+    }
+
+    fn write_everything(&mut self) {
+        let mut asks = Vec::new();
+        for key in self.history.key_ids() {
+            let sequence = self.history.ops.len() as u64;
+            let op = WriteOp {
+                key,
+                consistency: ALL,
+                request: RequestId { client: u64::MAX, sequence },
+                value: Some(self.history.next_value(0)),
+                seen: None,
+                ttl: false,
+                end: None,
+                dots: Vec::new(),
+            };
+            let op = self.history.add_op(op);
+            self.audit.written.push(op);
+            asks.push((Ask::Write(op), self.first_owner(key)));
+        }
+        self.audit_asks(asks);
+    }
+
+    /// An answer to the audit arrives.
+    pub(crate) fn audit_learns(&mut self, ask: &Ask, outcome: Outcome) {
+        match (ask, outcome) {
+            (_, Err(error)) => {
+                self.fail(format!("liveness: after everything has healed {ask:?} fails: {:?}: {error}", error.kind));
+            }
+            (Ask::Read { key, .. }, Ok(Response::Got { values, context })) => {
+                match crate::check::shown::values(self, *key, &values, &context) {
+                    Ok((context, mut values)) => {
+                        values.sort();
+                        self.audit.finals.insert(*key, Final { values, context });
+                    }
+                    Err(what) => self.fail(what),
+                }
+            }
+            (Ask::Scan(_), Ok(Response::Page { entries, next })) => {
+                self.audit.scanned.extend(entries.into_iter().map(|entry| entry.key));
+                self.audit.next = next;
+            }
+            (ask, _) => self.set_end(ask, End::Done),
+        }
+    }
+
+    fn judge_finals(&self, first: &BTreeMap<KeyId, Final>) -> Result<(), String> {
+        for key in self.history.key_ids() {
+            let Some(read) = self.audit.finals.get(&key) else {
+                return Err(format!("liveness: {key:?} could not be read at the end"));
+            };
+            kept::all_acknowledged(&self.history, key, read, self.wall_max)?;
+            if let Some(earlier) = first.get(&key)
+                && earlier.context != read.context
+            {
+                return Err(format!("two reads of {key:?} at all differ though nobody wrote: {earlier:?}, {read:?}"));
+            }
+        }
+        Ok(())
+    }
+}

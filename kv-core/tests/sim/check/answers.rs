@@ -1,0 +1,44 @@
+//! Every request gets one answer in time (the workload sees to that), and an error says the truth: bad requests are
+//! refused for what is wrong with them, good ones only for what a retry can mend, and "nothing was done" means it.
+
+use kv_core::error::Kind;
+use kv_core::message::Outcome;
+
+use crate::history::{End, History};
+use crate::settings::Settings;
+use crate::workload::Ask;
+
+/// Whether the answer's kind of error fits the request.
+pub(crate) fn error_is_allowed(ask: &Ask, outcome: &Outcome, settings: &Settings) -> Result<(), String> {
+    // A node that is overloaded, cut off or has no layout yet may refuse anything.
+    let busy = |kind: Kind| {
+        matches!(kind, Kind::Unavailable | Kind::Unknown | Kind::Exhausted | Kind::StaleEpoch | Kind::Poisoned)
+    };
+    match (ask, outcome) {
+        (Ask::Bad { kind, .. }, Err(error))
+            if error.kind == *kind || (busy(error.kind) && error.kind != Kind::Unknown) =>
+        {
+            Ok(())
+        }
+        (Ask::Bad { kind, .. }, other) => Err(format!("a request that is {kind:?} got {other:?}")),
+        (_, Ok(_)) => Ok(()),
+        (_, Err(error)) if error.message.is_empty() => Err("an error without a message".to_owned()),
+        (_, Err(error)) if busy(error.kind) => Ok(()),
+        // A put without a context is refused when the siblings would become too many.
+        (Ask::Write(_), Err(error)) if error.kind == Kind::Invalid && settings.cluster.siblings_max < 32 => Ok(()),
+        (_, Err(error)) => Err(format!("a good request is refused as {:?}: {}", error.kind, error.message)),
+    }
+}
+
+/// An operation whose every attempt was refused with "nothing was done" has left no trace.
+pub(crate) fn nothing_means_nothing(history: &History) -> Result<(), String> {
+    for (index, op) in history.ops.iter().enumerate() {
+        if op.end == Some(End::Nothing) && !op.dots.is_empty() {
+            return Err(format!(
+                "operation {index} was refused as if nothing was done, but it has dots: {:?}",
+                op.dots
+            ));
+        }
+    }
+    Ok(())
+}

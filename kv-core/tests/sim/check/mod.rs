@@ -1,0 +1,12 @@
+//! The checkers, one file for each promise. Each is a pure function of the history, the disks and what was answered.
+
+pub(crate) mod answers;
+pub(crate) mod converged;
+pub(crate) mod deleted;
+pub(crate) mod durable;
+pub(crate) mod epochs;
+pub(crate) mod kept;
+pub(crate) mod ownership;
+pub(crate) mod scan;
+pub(crate) mod shown;
+pub(crate) mod strict;

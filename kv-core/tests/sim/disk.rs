@@ -1,0 +1,253 @@
+//! The disk of one machine.
+//!
+//! A batch is visible when it is given and durable when its sync is confirmed. A crash loses any subset of the batches
+//! that are not durable, each whole: harsher than the contract of `kv_core::storage`, which lets it lose only the last.
+//! A read shows the durable batches and any number of the following ones, as a reader beside a busy committer would.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_core::error::StorageError;
+use kv_core::storage::{Batch, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount};
+use kv_core::types::{Incarnation, Seq, StoreId};
+use kv_core::version::Record;
+
+use crate::dice::Dice;
+
+/// A copy of a disk, as an operator might keep and restore.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskCopy {
+    store: StoreId,
+    /// How often the store had been opened when the copy was taken.
+    pub(crate) boot: u32,
+    image: MemoryImage,
+}
+
+/// What a crash did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Crash {
+    /// Batches lost.
+    pub(crate) lost: u64,
+    /// Whether a lost batch was older than a surviving one.
+    pub(crate) hole: bool,
+}
+
+/// One disk.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    /// The id of the data directory.
+    pub(crate) store: StoreId,
+    /// How often it has been opened.
+    pub(crate) boot: u32,
+    durable: MemoryImage,
+    /// Shared with nobody but a reader that is at work.
+    visible: Arc<MemoryImage>,
+    /// The statistics of what is visible.
+    stats: Stats,
+    pending: VecDeque<(Seq, Batch)>,
+    /// Whether a sync is under way.
+    pub(crate) syncing: bool,
+    /// Whether the next sync fails.
+    pub(crate) failing: bool,
+    /// What wiped and rolled-back disks held durably: it counted when it was confirmed.
+    lost: Vec<MemoryImage>,
+}
+
+impl Disk {
+    /// An empty disk.
+    pub(crate) fn new(store: StoreId) -> Self {
+        Self {
+            store,
+            boot: 0,
+            durable: MemoryImage::new(),
+            visible: Arc::new(MemoryImage::new()),
+            stats: Stats::new(),
+            pending: VecDeque::new(),
+            syncing: false,
+            failing: false,
+            lost: Vec::new(),
+        }
+    }
+
+    /// Opens the store: the boot counter is durable before anything else happens.
+    pub(crate) fn open(&mut self, nonce: u32) -> Incarnation {
+        self.boot += 1;
+        Incarnation { store: self.store, boot: self.boot, nonce }
+    }
+
+    /// A reader of what is visible, and the statistics of it, for a recovery.
+    pub(crate) fn recovery(&self) -> (ImageReader, &Stats) {
+        (ImageReader(Arc::clone(&self.visible)), &self.stats)
+    }
+
+    /// Takes a batch: visible now, durable after a sync.
+    pub(crate) fn persist(&mut self, seq: Seq, batch: Batch) {
+        let before = ImageReader(Arc::clone(&self.visible));
+        let applied = self.stats.apply(std::slice::from_ref(&batch), &before);
+        debug_assert!(applied.is_ok(), "a reader in memory does not fail");
+        drop(before);
+        Arc::make_mut(&mut self.visible).apply(&batch);
+        self.pending.push_back((seq, batch));
+    }
+
+    /// The last batch that waits for a sync.
+    pub(crate) fn last_pending(&self) -> Option<Seq> {
+        self.pending.back().map(|(seq, _)| *seq)
+    }
+
+    /// A sync is complete: everything up to `through` is durable.
+    pub(crate) fn confirm(&mut self, through: Seq) {
+        while self.pending.front().is_some_and(|(seq, _)| *seq <= through) {
+            if let Some((_, batch)) = self.pending.pop_front() {
+                self.durable.apply(&batch);
+            }
+        }
+    }
+
+    /// The machine stops: each batch that is not durable survives or not, by chance.
+    pub(crate) fn crash(&mut self, dice: &mut Dice) -> Crash {
+        let mut crash = Crash::default();
+        // Sometimes all or nothing, which mixed subsets would hardly ever show.
+        let survive = *dice.pick(&[0, 300, 500, 800, 1000]);
+        let pending = std::mem::take(&mut self.pending);
+        if !pending.is_empty() {
+            for (_, batch) in pending {
+                if dice.chance(survive) {
+                    self.durable.apply(&batch);
+                    crash.hole |= crash.lost > 0;
+                } else {
+                    crash.lost += 1;
+                }
+            }
+            self.visible = Arc::new(self.durable.clone());
+            self.stats = count_anew(&self.visible);
+        }
+        self.syncing = false;
+        self.failing = false;
+        crash
+    }
+
+    /// Replaces the disk of a stopped machine by an empty one.
+    pub(crate) fn wipe(&mut self, store: StoreId, boot: u32) {
+        self.bury();
+        self.replace(store, boot, MemoryImage::new());
+    }
+
+    /// A copy of what is durable.
+    pub(crate) fn copy(&self) -> DiskCopy {
+        DiskCopy { store: self.store, boot: self.boot, image: self.durable.clone() }
+    }
+
+    /// Replaces the disk of a stopped machine by an older copy of it.
+    pub(crate) fn restore(&mut self, copy: DiskCopy) {
+        self.bury();
+        self.replace(copy.store, copy.boot, copy.image);
+    }
+
+    /// Gives the store another identity: same data, no history.
+    pub(crate) fn renew(&mut self, store: StoreId) {
+        self.store = store;
+        self.boot = 0;
+    }
+
+    fn bury(&mut self) {
+        self.lost.push(std::mem::take(&mut self.durable));
+    }
+
+    fn replace(&mut self, store: StoreId, boot: u32, image: MemoryImage) {
+        self.store = store;
+        self.boot = boot;
+        self.durable = image.clone();
+        self.visible = Arc::new(image);
+        self.stats = count_anew(&self.visible);
+        self.pending.clear();
+    }
+
+    /// How many batches a reader sees beyond the durable ones: by chance, since it works beside the committer.
+    pub(crate) fn reader_sees(&self, dice: &mut Dice) -> usize {
+        dice.index(self.pending.len() + 1)
+    }
+
+    /// Reads an entry as a reader that sees the first `sees` pending batches.
+    pub(crate) fn read(&self, key: &StorageKey, sees: usize) -> Option<Bytes> {
+        for (_, batch) in self.pending.iter().take(sees).rev() {
+            for write in &batch.writes {
+                if let Write::Record { key: written, value, .. } = write
+                    && written == key
+                {
+                    return value.clone();
+                }
+            }
+        }
+        self.durable.get(key)
+    }
+
+    /// Reads a slice, likewise.
+    pub(crate) fn slice(&self, request: &SliceRequest, sees: usize) -> Slice {
+        if sees >= self.pending.len() {
+            return self.visible.slice(request);
+        }
+        let mut image = self.durable.clone();
+        self.pending.iter().take(sees).for_each(|(_, batch)| image.apply(batch));
+        image.slice(request)
+    }
+
+    /// The record that is visible at `key`.
+    pub(crate) fn visible_record(&self, key: &StorageKey) -> Option<Record> {
+        decode(self.visible.get(key))
+    }
+
+    /// The record that is durable at `key`.
+    pub(crate) fn durable_record(&self, key: &StorageKey) -> Option<Record> {
+        decode(self.durable.get(key))
+    }
+
+    /// Whether some durable record at `key`, on this disk or on one that it replaces, satisfies `check`.
+    pub(crate) fn ever_held(&self, key: &StorageKey, check: impl Fn(&Record) -> bool) -> bool {
+        let images = std::iter::once(&self.durable).chain(&self.lost);
+        images.filter_map(|image| decode(image.get(key))).any(|record| check(&record))
+    }
+
+    /// The statistics of what is visible.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The statistics as counted from the entries.
+    pub(crate) fn recount(&self) -> Stats {
+        count_anew(&self.visible)
+    }
+}
+
+fn decode(encoded: Option<Bytes>) -> Option<Record> {
+    // A record that does not decode is not held; the simulator damages none.
+    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.record)
+}
+
+fn count_anew(image: &Arc<MemoryImage>) -> Stats {
+    // An image in memory does not fail.
+    recount(&ImageReader(Arc::clone(image))).map(|recount| recount.stats).unwrap_or_default()
+}
+
+/// A reader of an image that nobody changes.
+#[derive(Clone, Debug)]
+pub(crate) struct ImageReader(Arc<MemoryImage>);
+
+impl Reader for ImageReader {
+    fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.0.get(key))
+    }
+
+    fn slice(&self, request: &SliceRequest) -> Result<Slice, StorageError> {
+        Ok(self.0.slice(request))
+    }
+
+    fn meta(&self, name: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.0.meta(name))
+    }
+
+    fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        Ok(self.0.metas(prefix))
+    }
+}

@@ -1,0 +1,374 @@
+//! What the clients did and what they were told, and what became of each write: the record that the checkers judge.
+//!
+//! Every value names its operation, and every version carries its operation's request id, so a dot found anywhere leads
+//! back to the operation that made it. For each dot the history knows which dots its write was meant to replace:
+//! those that the client had read (a put with a context), or those that its coordinator held (a put without one).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use kv_core::message::{Consistency, Level};
+use kv_core::types::{Incarnation, KeyspaceId, PartitionId, RequestId, WallTime};
+use kv_core::version::{Actor, Conflict, Context, Dot, Hlc, Record, Version};
+
+use crate::clock::Time;
+
+/// An operation of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OpId(pub(crate) usize);
+
+/// A key of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeyId(pub(crate) usize);
+
+/// A key and what the workload does with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) keyspace: KeyspaceId,
+    pub(crate) conflict: Conflict,
+    pub(crate) bytes: Bytes,
+    pub(crate) partition: PartitionId,
+    /// Whether it is ever deleted, or written with a time to live. A key that is not must be in every later scan.
+    pub(crate) perishable: bool,
+}
+
+/// What a client has read of a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// The token to pass on.
+    pub(crate) token: Bytes,
+    /// What the token covers.
+    pub(crate) context: Context,
+    /// The operations whose values were returned with it; `None` after a write, whose answer lists no values.
+    pub(crate) values: Option<Vec<OpId>>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was answered.
+    Done,
+    /// Every attempt was refused, with an error that says that nothing was done.
+    Nothing,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A write of a client.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteOp {
+    pub(crate) key: KeyId,
+    pub(crate) consistency: Consistency,
+    pub(crate) request: RequestId,
+    /// `None` deletes.
+    pub(crate) value: Option<Bytes>,
+    /// What it replaces; `None`: what its coordinator holds.
+    pub(crate) seen: Option<Seen>,
+    pub(crate) ttl: bool,
+    pub(crate) end: Option<End>,
+    /// The dots that carry it. More than one if it was repeated.
+    pub(crate) dots: Vec<Dot>,
+}
+
+/// What is known of a dot on one key.
+#[derive(Clone, Debug)]
+struct DotInfo {
+    /// The operation that it stands for; none for a dot that was replaced before anybody saw it, until an answer claims
+    /// it; several only if rule A1 is broken.
+    ops: Vec<OpId>,
+    written: Hlc,
+    expires: Option<WallTime>,
+    tombstone: bool,
+    replaced_by: Vec<Dot>,
+}
+
+/// A write that was acknowledged.
+#[derive(Clone, Debug)]
+pub(crate) struct Ack {
+    pub(crate) op: OpId,
+    /// The operation's dots that were durable on as many replicas as promised.
+    pub(crate) dots: Vec<Dot>,
+    pub(crate) at: Time,
+    /// How many owners hold it, if the request was strict.
+    pub(crate) owners: usize,
+}
+
+/// What a read returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer<'a> {
+    /// The operations whose values it returned.
+    pub(crate) values: &'a [OpId],
+    /// What it had seen; `None`: anything may have been seen (a key that a scan did not return).
+    pub(crate) context: Option<&'a Context>,
+    /// The latest wall clock of any machine until then.
+    pub(crate) wall: WallTime,
+}
+
+/// The history of a run.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    pub(crate) keys: Vec<Key>,
+    by_name: BTreeMap<(KeyspaceId, Bytes), KeyId>,
+    pub(crate) ops: Vec<WriteOp>,
+    by_request: BTreeMap<RequestId, OpId>,
+    dots: BTreeMap<(KeyId, Dot), DotInfo>,
+    /// The key for which each actor was drawn.
+    actors: BTreeMap<Actor, KeyId>,
+    /// Whether a broken rule A1 is left for the other checkers to notice by what comes of it.
+    overlooks_actors: bool,
+    dots_of_key: Vec<Vec<Dot>>,
+    pub(crate) acks: Vec<Vec<Ack>>,
+}
+
+/// How many replicas a request waits for, of `owners`.
+pub(crate) fn replicas(level: Level, keyspace: u8, owners: usize) -> usize {
+    match level {
+        Level::Keyspace => usize::from(keyspace).clamp(1, owners),
+        Level::One => 1,
+        Level::Quorum => owners / 2 + 1,
+        Level::All => owners,
+    }
+}
+
+impl History {
+    pub(crate) fn new(overlooks_actors: bool) -> Self {
+        Self { overlooks_actors, ..Self::default() }
+    }
+
+    pub(crate) fn add_key(&mut self, key: Key) -> KeyId {
+        let id = KeyId(self.keys.len());
+        self.by_name.insert((key.keyspace, key.bytes.clone()), id);
+        self.keys.push(key);
+        self.dots_of_key.push(Vec::new());
+        self.acks.push(Vec::new());
+        id
+    }
+
+    pub(crate) fn key(&self, id: KeyId) -> &Key {
+        &self.keys[id.0]
+    }
+
+    pub(crate) fn key_ids(&self) -> impl Iterator<Item = KeyId> + use<> {
+        (0..self.keys.len()).map(KeyId)
+    }
+
+    pub(crate) fn key_named(&self, keyspace: KeyspaceId, bytes: &Bytes) -> Option<KeyId> {
+        self.by_name.get(&(keyspace, bytes.clone())).copied()
+    }
+
+    pub(crate) fn add_op(&mut self, op: WriteOp) -> OpId {
+        let id = OpId(self.ops.len());
+        self.by_request.insert(op.request, id);
+        self.ops.push(op);
+        id
+    }
+
+    pub(crate) fn op(&self, id: OpId) -> &WriteOp {
+        &self.ops[id.0]
+    }
+
+    /// The value of the operation that will be added next: unique, so that it names the operation.
+    pub(crate) fn next_value(&self, padding: usize) -> Bytes {
+        let mut value = format!("{}:", self.ops.len()).into_bytes();
+        value.resize(value.len() + padding, b'.');
+        Bytes::from(value)
+    }
+
+    /// The operation that wrote a value at `key`, if there is one.
+    pub(crate) fn op_of_value(&self, key: KeyId, value: &[u8]) -> Option<OpId> {
+        let colon = value.iter().position(|byte| *byte == b':')?;
+        let id = OpId(std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?);
+        let op = self.ops.get(id.0)?;
+        (op.key == key && op.value.as_deref() == Some(value)).then_some(id)
+    }
+
+    /// A machine wrote a record in place of another: learns the dots that are new. The error names a broken rule.
+    pub(crate) fn record_written(
+        &mut self,
+        writer: Incarnation,
+        key: KeyId,
+        before: Option<&Record>,
+        after: &Record,
+    ) -> Result<(), String> {
+        let empty = Record::default();
+        let before = before.unwrap_or(&empty);
+        let mut fresh: BTreeSet<Dot> = BTreeSet::new();
+        for version in &after.siblings {
+            match self.dots.get(&(key, version.dot)) {
+                None => {
+                    fresh.insert(version.dot);
+                }
+                Some(info) if info.ops.iter().any(|op| self.ops[op.0].request == version.request) => {}
+                Some(info) if info.ops.is_empty() || self.overlooks_actors => self.name_dot(key, version)?,
+                Some(_) => return Err(format!("A1: dot {} stands for two writes of {key:?}", version.dot)),
+            }
+        }
+        let own: Vec<Actor> = after.context.iter().map(|(actor, _)| actor).filter(|a| a.belongs_to(writer)).collect();
+        for actor in own {
+            let first = before.context.counter(actor) + 1;
+            for counter in first..=after.context.counter(actor) {
+                let dot = Dot { actor, counter };
+                if !self.dots.contains_key(&(key, dot)) {
+                    fresh.insert(dot);
+                }
+            }
+        }
+        self.is_no_repetition(&fresh, before, after)?;
+        for dot in &fresh {
+            let drawn_for = *self.actors.entry(dot.actor).or_insert(key);
+            if drawn_for != key && !self.overlooks_actors {
+                return Err(format!("A1: actor {} writes {drawn_for:?} and {key:?}", dot.actor));
+            }
+        }
+        // Ascending by actor and counter: the order in which the writer made them.
+        for dot in fresh {
+            self.add_dot(key, dot, before, after)?;
+        }
+        Ok(())
+    }
+
+    /// Rule A7: a coordinator whose record holds the request acknowledges without a new dot. What else happened to the
+    /// record in the same batch may have replaced what was held.
+    fn is_no_repetition(&self, fresh: &BTreeSet<Dot>, before: &Record, after: &Record) -> Result<(), String> {
+        let mut new = after.siblings.iter().filter(|version| fresh.contains(&version.dot));
+        let repeats = |request: RequestId| before.siblings.iter().any(|held| held.request == request);
+        let known =
+            |(actor, counter)| before.context.covers(Dot { actor, counter }) || fresh.contains(&Dot { actor, counter });
+        let alone = fresh.len() == 1 && after.context.iter().all(known);
+        match new.find(|version| alone && repeats(version.request)) {
+            Some(version) => {
+                Err(format!("A7: {:?} got dot {} although it was held already", version.request, version.dot))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The operation that a version carries.
+    fn op_of_version(&self, key: KeyId, version: &Version) -> Result<OpId, String> {
+        let dot = version.dot;
+        let op = self.by_request.get(&version.request).copied();
+        let Some(op) = op.filter(|op| self.ops[op.0].key == key) else {
+            return Err(format!("dot {dot} of {key:?} carries request {:?}, which nobody made", version.request));
+        };
+        if version.value.is_some() && self.ops[op.0].value != version.value {
+            return Err(format!("dot {dot} of {key:?} carries another value than its request {op:?}"));
+        }
+        Ok(op)
+    }
+
+    /// A dot that was replaced in the batch that made it turns up at a replica.
+    fn name_dot(&mut self, key: KeyId, version: &Version) -> Result<(), String> {
+        let op = self.op_of_version(key, version)?;
+        if let Some(info) = self.dots.get_mut(&(key, version.dot)) {
+            info.ops.push(op);
+            info.written = version.written;
+            info.expires = version.expires;
+            info.tombstone = version.value.is_none();
+            self.ops[op.0].dots.push(version.dot);
+        }
+        Ok(())
+    }
+
+    fn add_dot(&mut self, key: KeyId, dot: Dot, before: &Record, after: &Record) -> Result<(), String> {
+        let version = after.siblings.iter().find(|version| version.dot == dot);
+        let op = version.map(|version| self.op_of_version(key, version)).transpose()?;
+        let replaced: Vec<Dot> = match op.and_then(|op| self.ops[op.0].seen.as_ref()) {
+            // What the client saw: the values that it was shown, or all that the answer to its own write covered.
+            Some(seen) => {
+                let shown = |other: &Dot| {
+                    let ops = self.dots.get(&(key, *other)).map_or(&[][..], |info| &info.ops);
+                    seen.values.as_ref().is_none_or(|values| ops.iter().any(|op| values.contains(op)))
+                };
+                self.dots_of_key[key.0].iter().filter(|d| seen.context.covers(**d) && shown(d)).copied().collect()
+            }
+            // What the coordinator held, and what it took in and replaced in the same batch.
+            None => {
+                let held = |other: &Dot| before.siblings.iter().any(|version| version.dot == *other);
+                let passing = |other: &Dot| after.context.covers(*other) && !before.context.covers(*other);
+                let gone = |other: &Dot| !after.siblings.iter().any(|version| version.dot == *other);
+                self.dots_of_key[key.0].iter().filter(|d| held(d) || (passing(d) && gone(d))).copied().collect()
+            }
+        };
+        for other in replaced {
+            if let Some(info) = self.dots.get_mut(&(key, other)) {
+                info.replaced_by.push(dot);
+            }
+        }
+        let info = DotInfo {
+            ops: op.into_iter().collect(),
+            written: version.map_or(Hlc::default(), |version| version.written),
+            expires: version.and_then(|version| version.expires),
+            tombstone: version.is_some_and(|version| version.value.is_none()),
+            replaced_by: Vec::new(),
+        };
+        self.dots.insert((key, dot), info);
+        self.dots_of_key[key.0].push(dot);
+        if let Some(op) = op {
+            self.ops[op.0].dots.push(dot);
+        }
+        Ok(())
+    }
+
+    /// The known dots that an acknowledgement with this context may be about: those of the operation that the context
+    /// covers, or all, since the context of a write with siblings beside it leaves the write out.
+    pub(crate) fn acknowledged_dots(&self, op: OpId, context: &Context) -> Vec<Dot> {
+        let known = &self.ops[op.0].dots;
+        let covered: Vec<Dot> = known.iter().filter(|dot| context.covers(**dot)).copied().collect();
+        if covered.is_empty() { known.clone() } else { covered }
+    }
+
+    /// A dot that was replaced within the batch that made it carries no operation that anybody could see. An
+    /// acknowledgement that no other dot explains claims it: the latest in the context of the record just after the
+    /// write is the write's own.
+    pub(crate) fn claim_dot(&mut self, op: OpId, context: &Context) -> Option<Dot> {
+        let key = self.ops[op.0].key;
+        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
+        let mut free = self.dots_of_key[key.0].iter().rev().filter(is_free);
+        let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next())?;
+        let info = self.dots.get_mut(&(key, dot))?;
+        info.ops.push(op);
+        info.tombstone = self.ops[op.0].value.is_none();
+        self.ops[op.0].dots.push(dot);
+        Some(dot)
+    }
+
+    /// Whether the write of `dot` by `op` is accounted for by what a read returned: its value is there, or it deleted, or
+    /// its time to live is over, or a write that replaces it was seen and is itself accounted for.
+    pub(crate) fn is_settled(&self, op: OpId, dot: Dot, answer: &Answer<'_>) -> bool {
+        let write = self.op(op);
+        write.value.is_none()
+            || answer.values.contains(&op)
+            || self.is_replaced(write.key, dot, answer, &mut BTreeSet::new())
+    }
+
+    fn is_replaced(&self, key: KeyId, dot: Dot, answer: &Answer<'_>, visited: &mut BTreeSet<Dot>) -> bool {
+        let Some(info) = self.dots.get(&(key, dot)) else { return false };
+        if info.expires.is_some_and(|expires| expires <= answer.wall) {
+            return true;
+        }
+        if !visited.insert(dot) {
+            return false;
+        }
+        let ended = |other: Dot| {
+            self.dots
+                .get(&(key, other))
+                .is_some_and(|info| info.tombstone || info.ops.iter().any(|op| answer.values.contains(op)))
+        };
+        let seen = |other: &Dot| answer.context.is_none_or(|context| context.covers(*other));
+        let by: Vec<Dot> = self.replaced_by(key, dot).filter(seen).collect();
+        by.iter().any(|other| ended(*other)) || by.iter().any(|other| self.is_replaced(key, *other, answer, visited))
+    }
+
+    /// The writes that replace `dot`: those that were meant to, and where the last writer wins, all later ones.
+    pub(crate) fn replaced_by(&self, key: KeyId, dot: Dot) -> impl Iterator<Item = Dot> + '_ {
+        let info = self.dots.get(&(key, dot));
+        let direct = info.map_or(&[][..], |info| &info.replaced_by);
+        let stamp = info.map(|info| (info.written, dot));
+        let last_wins = self.key(key).conflict == Conflict::Lww;
+        let others = if last_wins { &self.dots_of_key[key.0][..] } else { &[] };
+        let later = others.iter().copied().filter(move |other| {
+            stamp.is_some_and(|stamp| self.dots.get(&(key, *other)).is_some_and(|info| (info.written, *other) > stamp))
+        });
+        direct.iter().copied().chain(later)
+    }
+}

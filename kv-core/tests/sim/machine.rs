@@ -1,0 +1,319 @@
+//! A machine: one process around `Node::step`, doing for it what the shell of a real node does.
+
+use kv_core::config::NodeConfig;
+use kv_core::error::StorageError;
+use kv_core::event::Event as NodeEvent;
+use kv_core::message::{Message, SliceQuery};
+use kv_core::node::{Effect, Input, Node};
+use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
+use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
+
+use crate::check;
+use crate::clock::{MachineClock, Time};
+use crate::disk::{Disk, DiskCopy};
+use crate::report::Count;
+use crate::settings::{MS, Mutation, node_id};
+use crate::trace::{brief_batch, note};
+use crate::world::{Event, World};
+
+/// One machine with its disk, running or not.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The process; `None` while it is down.
+    pub(crate) core: Option<Node>,
+    /// Counts the runs of the process, so that what belongs to an earlier one is discarded.
+    pub(crate) life: u64,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) disk: Disk,
+    pub(crate) clock: MachineClock,
+    /// When the node wants to be woken.
+    pub(crate) wake: Option<Monotonic>,
+    /// A copy of the disk that somebody kept.
+    pub(crate) copy: Option<DiskCopy>,
+    /// The store is an older copy and has not met a peer yet. Its operator keeps clients away until it has.
+    pub(crate) quarantined: bool,
+    /// The newest layout on which the node of this store has acted.
+    pub(crate) acted_on: Epoch,
+    /// What the next run claims to be, for the mutation that gives a wiped store the identity of its predecessor.
+    pub(crate) false_identity: Option<Incarnation>,
+    /// Syncs take this much longer until the given moment.
+    pub(crate) slow_until: Time,
+}
+
+impl Machine {
+    /// A machine that was never started.
+    pub(crate) fn new(store: StoreId) -> Self {
+        Self {
+            core: None,
+            life: 0,
+            incarnation: Incarnation::default(),
+            disk: Disk::new(store),
+            clock: MachineClock::new(),
+            wake: None,
+            copy: None,
+            quarantined: false,
+            acted_on: Epoch(0),
+            false_identity: None,
+            slow_until: 0,
+        }
+    }
+}
+
+impl World {
+    /// Whether the process of a machine runs.
+    pub(crate) fn is_running(&self, machine: usize) -> bool {
+        self.machines[machine].core.is_some()
+    }
+
+    /// Starts the process of a machine.
+    pub(crate) fn start(&mut self, index: usize) {
+        if self.is_running(index) {
+            return;
+        }
+        let nonce = u32::try_from(self.dice.below(u64::from(u32::MAX))).unwrap_or(0);
+        let mono_start = self.dice.below(1 << 40);
+        let time = self.time;
+        let config = NodeConfig { node: node_id(index), map_seed: self.dice.any(), ..self.settings.node.clone() };
+        let machine = &mut self.machines[index];
+        let opened = machine.disk.open(nonce);
+        machine.incarnation = machine.false_identity.take().unwrap_or(opened);
+        machine.clock.booted = time;
+        machine.clock.mono_start = mono_start;
+        machine.wake = None;
+        let (reader, stats) = machine.disk.recovery();
+        match Node::recover(config, self.settings.cluster.clone(), machine.incarnation, &reader, stats) {
+            Ok(mut core) => {
+                if let Some(Mutation::Core(rule)) = self.settings.mutation {
+                    core.break_rule(rule);
+                }
+                // What was refilled before a crash is complete, although the node had no time to say so.
+                if machine.disk.boot > 1 && core.layout().is_some() {
+                    let open = core.status().unsynced;
+                    self.unsynced.retain(|(owner, partition)| *owner != index || open.contains(partition));
+                }
+                machine.core = Some(core);
+            }
+            Err(error) => return self.fail(format!("{} cannot recover: {error}", node_id(index))),
+        }
+        let (epoch, acted_on) = (machine.core.as_ref().map(|core| core.status().epoch), machine.acted_on);
+        self.expect(check::epochs::never_fall(index, epoch.unwrap_or_default(), acted_on));
+        if self.machines[index].life > 0 {
+            self.report.add(Count::Recoveries, 1);
+        }
+        note!(self, "{} starts, store {}", node_id(index), self.machines[index].incarnation);
+        // The control plane tells what it has committed, sometimes late; a node that knew a layout serves meanwhile.
+        self.step(index, Input::Keyspaces(self.keyspaces.clone()));
+        let late = if self.dice.chance(300) { self.dice.below(300 * MS) } else { 0 };
+        let (life, input) = (self.machines[index].life, Input::Layout(self.layout()));
+        self.at(time + late, Event::Input { machine: index, life, input });
+        for peer in 0..self.machines.len() {
+            let delay = self.dice.between(1, 20) * MS;
+            self.at(time + delay, Event::Connect { one: index, other: peer });
+        }
+    }
+
+    /// Stops the process of a machine at once; its disk loses any subset of what is not durable.
+    pub(crate) fn crash(&mut self, index: usize) {
+        if !self.is_running(index) {
+            return;
+        }
+        self.expect(check::converged::statistics_are_exact(index, &self.machines[index].disk));
+        let machine = &mut self.machines[index];
+        machine.core = None;
+        machine.life += 1;
+        let crash = machine.disk.crash(&mut self.dice);
+        self.report.add(Count::Crashes, 1);
+        self.report.add(Count::LostBatches, crash.lost);
+        self.report.add(Count::Holes, u64::from(crash.hole));
+        note!(self, "{} crashes, {} batches lost", node_id(index), crash.lost);
+        self.close_all(index);
+        self.connections_break(index);
+    }
+
+    /// A store that is an older copy gets a new identity, keeps its data, and is started again (rule D2).
+    pub(crate) fn renew(&mut self, index: usize) {
+        self.crash(index);
+        let store = StoreId(self.dice.any());
+        note!(self, "{} is an older copy, renewed as store {store}", node_id(index));
+        self.machines[index].disk.renew(store);
+        self.machines[index].quarantined = false;
+        let delay = self.dice.between(1, 10) * MS;
+        self.at(self.time + delay, Event::Start { machine: index });
+    }
+
+    /// Gives a node one input and carries out what it decides.
+    pub(crate) fn step(&mut self, index: usize, input: Input) {
+        if self.failure.is_some() {
+            return;
+        }
+        let machine = &mut self.machines[index];
+        let now = machine.clock.now(self.time);
+        let Some(core) = machine.core.as_mut() else { return };
+        let mut effects = std::mem::take(&mut self.effects);
+        core.step(now, input, &mut effects);
+        self.wall_max = self.wall_max.max(now.wall);
+        // The history learns what is written before it judges what is sent or answered.
+        for effect in &effects {
+            if let Effect::Persist { batch, .. } = effect {
+                let learnt = self.learn(index, batch);
+                self.expect(learnt);
+            }
+        }
+        for effect in effects.drain(..) {
+            self.carry_out(index, effect);
+        }
+        self.effects = effects;
+    }
+
+    fn learn(&mut self, index: usize, batch: &Batch) -> Result<(), String> {
+        let machine = &self.machines[index];
+        for write in &batch.writes {
+            let Write::Record { key, value: Some(value), .. } = write else { continue };
+            match key.space() {
+                Space::Lag => continue,
+                Space::Hint => self.report.add(Count::Hints, 1),
+                Space::Owned => {}
+            }
+            let Some(id) = self.history.key_named(key.keyspace(), &key.key_bytes()) else {
+                return Err(format!("{} stores {key}, which nobody wrote", node_id(index)));
+            };
+            let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+            let before = machine.disk.visible_record(key);
+            self.history.record_written(machine.incarnation, id, before.as_ref(), &stored.record)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, index: usize, effect: Effect) {
+        let life = self.machines[index].life;
+        match effect {
+            Effect::Send { to, message } => {
+                self.watch_questions(index, to, &message);
+                self.send(index, to, &message);
+            }
+            Effect::Reply { tag, outcome } => self.reply(index, tag, outcome),
+            Effect::Read { read, key } => {
+                let disk = &self.machines[index].disk;
+                let sees = disk.reader_sees(&mut self.dice);
+                let result = Ok(disk.read(&key, sees));
+                let at = self.read_ends();
+                self.at(at, Event::Input { machine: index, life, input: Input::ReadDone { read, result } });
+            }
+            Effect::Slice { read, request } => {
+                let disk = &self.machines[index].disk;
+                let sees = disk.reader_sees(&mut self.dice);
+                let result = Ok(disk.slice(&request, sees));
+                let at = self.read_ends();
+                self.at(at, Event::Input { machine: index, life, input: Input::SliceDone { read, result } });
+            }
+            Effect::Persist { seq, batch } => {
+                note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
+                self.machines[index].disk.persist(seq, batch);
+                self.sync(index);
+            }
+            Effect::WakeAt(at) => {
+                self.machines[index].wake = Some(at);
+                let lateness = if self.dice.chance(100) { self.dice.below(2 * MS) } else { 0 };
+                let time = self.machines[index].clock.time_of(at) + lateness;
+                self.at(time, Event::Wake { machine: index, life, at });
+            }
+            Effect::Event(event) => self.node_event(index, &event),
+        }
+    }
+
+    fn read_ends(&mut self) -> Time {
+        let slow = self.dice.chance(self.settings.slow_reads);
+        if slow { self.time + self.dice.below(5 * MS) } else { self.time }
+    }
+
+    /// Begins a sync of all that waits for one, unless one is under way.
+    fn sync(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        let Some(through) = machine.disk.last_pending() else { return };
+        if std::mem::replace(&mut machine.disk.syncing, true) {
+            return;
+        }
+        let (life, slow) = (machine.life, machine.slow_until > self.time);
+        let usual = 20 + self.dice.below(self.settings.sync);
+        let duration = if slow { usual + self.dice.below(200 * MS) } else { usual };
+        self.at(self.time + duration, Event::Synced { machine: index, life, through });
+    }
+
+    /// A sync ends, well or not.
+    pub(crate) fn synced(&mut self, index: usize, life: u64, through: Seq) {
+        let machine = &mut self.machines[index];
+        if machine.life != life {
+            return;
+        }
+        machine.disk.syncing = false;
+        if std::mem::take(&mut machine.disk.failing) {
+            self.report.add(Count::FailedSyncs, 1);
+            note!(self, "{}: a sync fails", node_id(index));
+            self.step(index, Input::PersistFailed { error: StorageError::Poisoned { at: through } });
+            let stops = self.time + self.dice.below(5 * MS);
+            self.at(stops, Event::Crash { machine: index, life });
+            let restarts = stops + self.dice.between(1, 300) * MS;
+            self.at(restarts, Event::Start { machine: index });
+            return;
+        }
+        machine.disk.confirm(through);
+        note!(self, "{}: durable up to {through}", node_id(index));
+        self.sync(index);
+        self.step(index, Input::Persisted { seq: through });
+    }
+
+    fn node_event(&mut self, index: usize, event: &NodeEvent) {
+        note!(self, "{}: {event}", node_id(index));
+        match event {
+            NodeEvent::RefillDone { partition, .. } => {
+                self.report.add(Count::Refills, 1);
+                self.unsynced.remove(&(index, *partition));
+            }
+            NodeEvent::LayoutAdopted { epoch } => {
+                let before = std::mem::replace(&mut self.machines[index].acted_on, *epoch);
+                self.expect(check::epochs::never_fall(index, *epoch, before));
+            }
+            NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
+            NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),
+            NodeEvent::Swept { records } => self.report.add(Count::Swept, *records),
+            NodeEvent::Damaged { reason } => self.fail(format!("{}: {reason}", node_id(index))),
+            _ => {}
+        }
+    }
+
+    /// Remembers what each question is about, and judges each answer (invariant 6).
+    fn watch_questions(&mut self, index: usize, to: kv_core::types::NodeId, message: &Message) {
+        let peer = crate::settings::machine_of(to);
+        let partitions = match message {
+            Message::Read { call, role: kv_core::message::Role::Owner, key, .. }
+            | Message::Replicate { call, role: kv_core::message::Role::Owner, key, .. } => {
+                Some((*call, vec![self.layouts[0].partition_of(key)]))
+            }
+            Message::Slice { call, slice: SliceQuery::Scan { partitions, .. } } => {
+                Some((*call, partitions.iter().map(|(partition, _)| *partition).collect()))
+            }
+            _ => None,
+        };
+        if let Some((call, partitions)) = partitions {
+            let life = self.machines[index].life;
+            self.asked.insert((index, life, call), partitions);
+            return;
+        }
+        let answered = match message {
+            Message::Replicated { call, result: Ok(()) }
+            | Message::ReadResult { call, result: Ok(_) }
+            | Message::SliceResult { call, result: Ok(_) } => *call,
+            Message::Forward { .. } => return self.count(Count::Forwards),
+            _ => return,
+        };
+        let life = self.machines[peer].life;
+        let about: Vec<PartitionId> = self.asked.get(&(peer, life, answered)).cloned().unwrap_or_default();
+        self.expect(check::ownership::may_answer(index, &about, &self.layouts[0], &self.unsynced));
+    }
+
+    /// The stored key of a record on an owner.
+    pub(crate) fn storage_key(&self, space: Space, key: crate::history::KeyId) -> StorageKey {
+        let key = self.history.key(key);
+        StorageKey::new(space, key.partition, key.keyspace, &key.bytes)
+    }
+}

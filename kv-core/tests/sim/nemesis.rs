@@ -1,0 +1,353 @@
+//! What goes wrong, and when.
+//!
+//! A disk is only taken away while the promise about lost disks (invariant 1) covers it. Before a wipe or a roll-back
+//! the oracle looks at all disks: every partition has another owner, none is being refilled anywhere, and for every acknowledged write the *other*
+//! disks durably hold the write or what replaced it. Then a quorum's worth of each write's copies has survived as far
+//! as it was ever promised, and a loss afterwards is the protocol's fault.
+//!
+//! A roll-back is the return of a copy that was taken before the store's present boot, and every peer has durably seen
+//! this boot: rule D2 promises to notice no other.
+
+use kv_core::ring::Layout;
+use kv_core::types::{Epoch, StoreId};
+use kv_core::version::Record;
+
+use std::sync::Arc;
+
+use kv_core::node::Input;
+use kv_core::storage::Space;
+
+use crate::history::{Answer, KeyId, OpId};
+use crate::report::Count;
+use crate::settings::{MS, Mutation, node_id};
+use crate::trace::note;
+use crate::world::{Event, World};
+
+/// How often a fault that the rules forbid at its moment is tried again.
+const TRIES: u8 = 6;
+
+/// A fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// A process is killed and started again.
+    Crash { machine: usize },
+    /// All processes are killed at once.
+    PowerFailure,
+    /// Two machines cannot reach each other.
+    Cut { one: usize, other: usize },
+    /// A machine cannot reach any other.
+    Isolate { machine: usize },
+    /// A machine's frames do not reach another, which reaches it.
+    CutOneWay { from: usize, to: usize },
+    /// The end of the three above.
+    Mend { from: usize, to: usize },
+    /// A failure detector errs.
+    Suspect { machine: usize, peer: usize },
+    /// A disk is replaced by an empty one.
+    Wipe { machine: usize, tries: u8 },
+    /// A copy of a disk is kept.
+    Copy { machine: usize },
+    /// A disk is replaced by the copy.
+    RollBack { machine: usize, tries: u8 },
+    /// The next sync of a disk fails.
+    FailSync { machine: usize },
+    /// A disk becomes slow for a while.
+    SlowDisk { machine: usize },
+    /// A wall clock is set wrong.
+    SetClock { machine: usize, skew: i64 },
+    /// The control plane commits another layout with the same owners.
+    NewEpoch,
+}
+
+impl World {
+    /// Draws the faults of the run.
+    pub(crate) fn plan_faults(&mut self) {
+        let faults = self.settings.faults;
+        let machines = self.settings.nodes;
+        for _ in 0..faults.crashes {
+            let machine = self.dice.index(machines);
+            let fault = if self.dice.chance(100) { Fault::PowerFailure } else { Fault::Crash { machine } };
+            self.plan(fault);
+        }
+        for _ in 0..faults.partitions {
+            let (one, other) = (self.dice.index(machines), self.dice.index(machines));
+            let fault = match self.dice.below(3) {
+                0 => Fault::Isolate { machine: one },
+                1 => Fault::CutOneWay { from: one, to: other },
+                _ => Fault::Cut { one, other },
+            };
+            self.plan(fault);
+        }
+        for _ in 0..faults.suspicions {
+            let (machine, peer) = (self.dice.index(machines), self.dice.index(machines));
+            self.plan(Fault::Suspect { machine, peer });
+        }
+        for _ in 0..faults.wipes {
+            let machine = self.dice.index(machines);
+            self.plan(Fault::Wipe { machine, tries: TRIES });
+        }
+        for _ in 0..faults.roll_backs {
+            let machine = self.dice.index(machines);
+            // The copy, a boot that it does not know, and its return.
+            let copied = self.dice.below(self.settings.trouble_ends / 2);
+            let crashed = copied + self.dice.between(1, 200) * MS;
+            let restored = crashed + self.dice.between(400, 1000) * MS;
+            self.at(copied, Event::Fault(Fault::Copy { machine }));
+            self.at(crashed, Event::Fault(Fault::Crash { machine }));
+            self.at(restored, Event::Fault(Fault::RollBack { machine, tries: TRIES }));
+        }
+        for _ in 0..faults.failed_syncs {
+            let machine = self.dice.index(machines);
+            self.plan(Fault::FailSync { machine });
+        }
+        for _ in 0..faults.slow_disks {
+            let machine = self.dice.index(machines);
+            self.plan(Fault::SlowDisk { machine });
+        }
+        for _ in 0..faults.clock_jumps {
+            let machine = self.dice.index(machines);
+            let limit = i64::try_from(self.settings.cluster.clock_skew_max.as_micros()).unwrap_or(0);
+            // Two nodes are within the allowed skew of each other if each is within half of it of the truth.
+            let reach = if self.dice.chance(200) { 4 * limit } else { limit / 2 };
+            let skew = i64::try_from(self.dice.below(2 * reach.unsigned_abs())).unwrap_or(0) - reach;
+            self.plan(Fault::SetClock { machine, skew });
+        }
+        for _ in 0..faults.epochs {
+            self.plan(Fault::NewEpoch);
+        }
+        for machine in &mut self.machines {
+            machine.clock.drift = i64::try_from(self.dice.below(2000)).unwrap_or(0) - 1000;
+        }
+    }
+
+    fn plan(&mut self, fault: Fault) {
+        let at = 20 * MS + self.dice.below(self.settings.trouble_ends - 20 * MS);
+        self.at(at, Event::Fault(fault));
+    }
+
+    /// A fault strikes, unless the time of faults is over.
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        note!(self, "fault: {fault:?}");
+        match fault {
+            Fault::Crash { machine } => self.crash_for_a_while(machine),
+            Fault::PowerFailure => (0..self.machines.len()).for_each(|machine| self.crash_for_a_while(machine)),
+            Fault::Cut { one, other } => {
+                if one != other {
+                    self.count(Count::Partitions);
+                    self.cut_for_a_while(&[(one, other), (other, one)]);
+                }
+            }
+            Fault::Isolate { machine } => {
+                let others = (0..self.machines.len()).filter(|other| *other != machine);
+                let paths: Vec<_> = others.flat_map(|other| [(machine, other), (other, machine)]).collect();
+                self.report.add(Count::Partitions, paths.len() as u64 / 2);
+                self.cut_for_a_while(&paths);
+            }
+            Fault::CutOneWay { from, to } => {
+                if from != to {
+                    self.count(Count::OneWayPartitions);
+                    self.cut_for_a_while(&[(from, to)]);
+                }
+            }
+            Fault::Mend { from, to } => self.mend(from, to),
+            Fault::Suspect { machine, peer } => {
+                if machine != peer {
+                    self.suspect(machine, peer);
+                }
+            }
+            Fault::Wipe { machine, tries } => self.wipe(machine, tries),
+            Fault::Copy { machine } => self.machines[machine].copy = Some(self.machines[machine].disk.copy()),
+            Fault::RollBack { machine, tries } => self.roll_back(machine, tries),
+            Fault::FailSync { machine } => {
+                if self.is_running(machine) {
+                    self.machines[machine].disk.failing = true;
+                }
+            }
+            Fault::SlowDisk { machine } => self.machines[machine].slow_until = self.time + 300 * MS,
+            Fault::SetClock { machine, skew } => {
+                let limit = self.settings.cluster.clock_skew_max.as_micros();
+                let beyond = u128::from(skew.unsigned_abs()) > limit / 2;
+                self.count(if beyond { Count::ClockSkews } else { Count::ClockJumps });
+                self.machines[machine].clock.skew = skew;
+            }
+            Fault::NewEpoch => self.new_epoch(),
+        }
+    }
+
+    fn crash_for_a_while(&mut self, machine: usize) {
+        if self.is_running(machine) {
+            self.crash(machine);
+            let most = *self.dice.pick(&[5, 100, 800]);
+            let down = self.dice.between(1, most) * MS;
+            self.at(self.time + down, Event::Start { machine });
+        }
+    }
+
+    fn cut_for_a_while(&mut self, paths: &[(usize, usize)]) {
+        let most = *self.dice.pick(&[50, 300, 1200]);
+        let end = self.time + self.dice.between(1, most) * MS;
+        for &(from, to) in paths {
+            self.cut(from, to);
+            self.at(end, Event::Fault(Fault::Mend { from, to }));
+        }
+    }
+
+    fn try_later(&mut self, fault: Fault) {
+        let delay = self.dice.between(20, 200) * MS;
+        self.at(self.time + delay, Event::Fault(fault));
+    }
+
+    /// Replaces a disk by an empty one, if the promise allows it.
+    pub(crate) fn wipe(&mut self, machine: usize, tries: u8) {
+        if !self.may_lose_disk(machine) {
+            if tries > 1 {
+                self.try_later(Fault::Wipe { machine, tries: tries - 1 });
+            }
+            return;
+        }
+        self.count(Count::Wipes);
+        self.crash(machine);
+        let store = StoreId(self.dice.any());
+        let target = &mut self.machines[machine];
+        if self.settings.mutation == Some(Mutation::WipeKeepsIdentity) {
+            target.false_identity = Some(target.incarnation);
+            target.disk.wipe(target.incarnation.store, target.incarnation.boot);
+        } else {
+            target.disk.wipe(store, 0);
+            self.mark_unsynced(machine);
+        }
+        let target = &mut self.machines[machine];
+        target.acted_on = Epoch(0);
+        target.copy = None;
+        let down = self.dice.between(1, 100) * MS;
+        self.at(self.time + down, Event::Start { machine });
+    }
+
+    fn roll_back(&mut self, machine: usize, tries: u8) {
+        let target = &self.machines[machine];
+        let Some(copy) = target.copy.clone() else { return };
+        let is_older = copy.boot < target.disk.boot;
+        if !is_older || !self.is_seen_by_all(machine) || !self.may_lose_disk(machine) {
+            if tries > 1 {
+                self.try_later(Fault::RollBack { machine, tries: tries - 1 });
+            }
+            return;
+        }
+        self.count(Count::RollBacks);
+        self.crash(machine);
+        self.mark_unsynced(machine);
+        let target = &mut self.machines[machine];
+        target.acted_on = Epoch(0);
+        target.copy = None;
+        target.disk.restore(copy);
+        target.quarantined = true;
+        let down = self.dice.between(1, 50) * MS;
+        self.at(self.time + down, Event::Start { machine });
+    }
+
+    fn mark_unsynced(&mut self, machine: usize) {
+        let layout = self.layout();
+        for partition in layout.partition_ids() {
+            if layout.entry(partition).is_some_and(|entry| entry.owns(node_id(machine))) {
+                self.unsynced.insert((machine, partition));
+            }
+        }
+    }
+
+    /// Whether every other machine durably knows the present boot of this one.
+    fn is_seen_by_all(&self, machine: usize) -> bool {
+        let incarnation = self.machines[machine].incarnation;
+        let knows = |peer: usize| {
+            let settled = self.machines[peer].disk.last_pending().is_none();
+            let core = self.machines[peer].core.as_ref();
+            settled && core.is_some_and(|core| core.seen(node_id(machine)) == Some(incarnation))
+        };
+        self.is_running(machine)
+            && self.machines.len() > 1
+            && (0..self.machines.len()).filter(|peer| *peer != machine).all(knows)
+    }
+
+    /// The rule at the top of this file.
+    fn may_lose_disk(&self, machine: usize) -> bool {
+        // A partition with one owner has nobody to be refilled from.
+        let copied = self.layouts[0].partitions.iter().all(|entry| entry.owners.len() > 1);
+        copied && self.unsynced.is_empty() && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
+    }
+
+    fn is_safe_without(&self, machine: usize, key: KeyId) -> bool {
+        let conflict = self.history.key(key).conflict;
+        let mut rest = Record::default();
+        for (index, other) in self.machines.iter().enumerate() {
+            if index != machine {
+                for space in [Space::Owned, Space::Hint] {
+                    if let Some(record) = other.disk.durable_record(&self.storage_key(space, key)) {
+                        rest.merge(&record, conflict);
+                    }
+                }
+            }
+        }
+        let held: Vec<OpId> = self.ops_of(key, &rest);
+        let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_max };
+        let safe = |op, dot| rest.context.covers(dot) && self.history.is_settled(op, dot, &answer);
+        self.history.acks[key.0].iter().all(|ack| ack.dots.iter().all(|dot| safe(ack.op, *dot)))
+    }
+
+    /// The operations whose values a record holds.
+    pub(crate) fn ops_of(&self, key: KeyId, record: &Record) -> Vec<OpId> {
+        let values = record.siblings.iter().filter_map(|version| version.value.as_deref());
+        values.filter_map(|value| self.history.op_of_value(key, value)).collect()
+    }
+
+    /// Commits a layout with the same owners in which some entries have changed, and tells every node, sooner or later.
+    fn new_epoch(&mut self) {
+        self.count(Count::Epochs);
+        let before = self.layout();
+        let epoch = Epoch(before.epoch.0 + 1);
+        let mut layout: Layout = Layout::clone(&before);
+        layout.epoch = epoch;
+        for entry in &mut layout.partitions {
+            if self.dice.chance(500) {
+                entry.changed = epoch;
+                let by = self.dice.index(entry.owners.len());
+                entry.owners.rotate_left(by);
+            }
+        }
+        let layout = Arc::new(layout);
+        self.layouts.push(Arc::clone(&layout));
+        for machine in 0..self.machines.len() {
+            let most = *self.dice.pick(&[1, 50, 500]);
+            let at = self.time + self.dice.below(most * MS);
+            let life = self.machines[machine].life;
+            self.at(at, Event::Input { machine, life, input: Input::Layout(Arc::clone(&layout)) });
+        }
+    }
+
+    /// The end of all faults: paths are mended, machines run, clocks are right, and the control plane reaches everybody.
+    pub(crate) fn heal(&mut self) {
+        note!(self, "all faults end");
+        self.healed = true;
+        self.settings.network.late = 0;
+        self.settings.network.duplication = 0;
+        for machine in 0..self.machines.len() {
+            self.machines[machine].clock.skew = 0;
+            self.machines[machine].clock.drift = 0;
+            self.machines[machine].disk.failing = false;
+            self.machines[machine].slow_until = 0;
+            for peer in 0..self.machines.len() {
+                if peer != machine {
+                    self.mend(machine, peer);
+                }
+            }
+            if self.is_running(machine) {
+                let (life, input) = (self.machines[machine].life, Input::Layout(self.layout()));
+                self.at(self.time, Event::Input { machine, life, input });
+            } else {
+                let delay = self.dice.below(100 * MS);
+                self.at(self.time + delay, Event::Start { machine });
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The network: sessions between two incarnations, and the frames on them.
+//!
+//! A session begins with a handshake, as in the shell. Its two ends learn of its beginning and of its end at different
+//! moments. Within a session frames are delayed, lost, repeated and reordered; frames of a closed session are discarded.
+//! A path can be cut in one direction. The failure detector of an end closes the session after a silence.
+
+use kv_core::handshake;
+use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
+use kv_core::node::Input;
+use kv_core::types::{Incarnation, NodeId};
+
+use crate::clock::Time;
+use crate::report::Count;
+use crate::settings::{MS, machine_of, node_id};
+use crate::trace::{brief, note};
+use crate::world::{Event, World};
+
+/// Numbers the sessions of a run.
+pub(crate) type SessionId = usize;
+
+/// One end's view of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The handshake is done, the node does not know yet.
+    Opening,
+    /// In use.
+    Open,
+    /// Over.
+    Closed,
+}
+
+/// A session between two machines.
+#[derive(Debug)]
+pub(crate) struct Session {
+    machines: [usize; 2],
+    incarnations: [Incarnation; 2],
+    ends: [End; 2],
+    /// When each end learns that the session has begun.
+    open_at: [Time; 2],
+    /// Frames sent to each end.
+    sent: [u64; 2],
+    /// The latest frame that each end has received.
+    received: [u64; 2],
+}
+
+/// All sessions and the state of the paths.
+#[derive(Debug)]
+pub(crate) struct Network {
+    sessions: Vec<Session>,
+    /// The latest session between two machines, by the lower and the higher one.
+    latest: Vec<Vec<Option<SessionId>>>,
+    /// Whether frames from the one to the other are cut off.
+    cut: Vec<Vec<bool>>,
+}
+
+impl Network {
+    pub(crate) fn new(machines: usize) -> Self {
+        Self {
+            sessions: Vec::new(),
+            latest: vec![vec![None; machines]; machines],
+            cut: vec![vec![false; machines]; machines],
+        }
+    }
+
+    fn session_between(&self, one: usize, other: usize) -> Option<SessionId> {
+        self.latest[one.min(other)][one.max(other)]
+    }
+
+    fn is_cut(&self, one: usize, other: usize) -> bool {
+        self.cut[one][other] || self.cut[other][one]
+    }
+
+    /// Whether both ends use a session.
+    pub(crate) fn is_connected(&self, one: usize, other: usize) -> bool {
+        self.session_between(one, other).is_some_and(|id| self.sessions[id].ends == [End::Open; 2])
+    }
+}
+
+impl World {
+    /// Sends a message on the current session; without one it is dropped, as the contract of `Effect::Send` says.
+    pub(crate) fn send(&mut self, from: usize, to: NodeId, message: &Message) {
+        let to = machine_of(to);
+        let Some(id) = self.network.session_between(from, to) else { return };
+        let side = usize::from(self.network.sessions[id].machines[1] == to);
+        if self.network.sessions[id].ends[1 - side] != End::Open {
+            return;
+        }
+        self.network.sessions[id].sent[side] += 1;
+        let number = self.network.sessions[id].sent[side];
+        let settings = self.settings.network;
+        if self.network.cut[from][to] || (!self.healed && self.dice.chance(settings.loss)) {
+            self.report.add(Count::Drops, 1);
+            note!(self, "{} -> {}: lost: {}", node_id(from), node_id(to), brief(message));
+            return;
+        }
+        let copies = if self.dice.chance(settings.duplication) { 2 } else { 1 };
+        self.report.add(Count::Duplicates, copies - 1);
+        let bytes = message.encode();
+        for _ in 0..copies {
+            let slow = if self.dice.chance(settings.late) { 10 } else { 1 };
+            let delay = 50 + self.dice.below(settings.delay * slow);
+            let at = (self.time + delay).max(self.network.sessions[id].open_at[side]);
+            self.at(at, Event::Frame { session: id, side, number, bytes: bytes.clone() });
+        }
+    }
+
+    /// A frame arrives.
+    pub(crate) fn frame(&mut self, id: SessionId, side: usize, number: u64, bytes: &[u8]) {
+        let session = &mut self.network.sessions[id];
+        let (to, from) = (session.machines[side], session.machines[1 - side]);
+        if session.ends[side] != End::Open {
+            self.report.add(Count::StaleFrames, 1);
+            return;
+        }
+        if number < session.received[side] {
+            self.report.add(Count::Reorders, 1);
+        }
+        session.received[side] = session.received[side].max(number);
+        match Message::decode(bytes) {
+            Ok(message) => {
+                note!(self, "{} -> {}: {}", node_id(from), node_id(to), brief(&message));
+                self.step(to, Input::Message { from: node_id(from), message });
+            }
+            Err(error) => self.fail(format!("a message does not decode: {error}")),
+        }
+    }
+
+    /// Two machines try to talk, unless they do.
+    pub(crate) fn connect(&mut self, one: usize, other: usize) {
+        let (one, other) = (one.min(other), one.max(other));
+        if one == other || !self.is_running(one) || !self.is_running(other) || self.network.is_cut(one, other) {
+            // Whatever ends this state tries again.
+            return;
+        }
+        if let Some(id) = self.network.session_between(one, other) {
+            if !self.network.sessions[id].ends.contains(&End::Closed) {
+                return;
+            }
+            // The end that has not noticed learns it from the new connection.
+            self.close_end(id, 0);
+            self.close_end(id, 1);
+        }
+        let (Some(hello_one), Some(hello_other)) = (self.hello(one, other), self.hello(other, one)) else { return };
+        let verdict_one = handshake::check(&hello_one, &hello_other);
+        let verdict_other = handshake::check(&hello_other, &hello_one);
+        for (machine, verdict) in [(one, &verdict_one), (other, &verdict_other)] {
+            if let Err(error) = verdict {
+                note!(self, "{} refuses a session: {error}", node_id(machine));
+            }
+            if matches!(verdict, Err(handshake::HandshakeError::RolledBack { .. })) {
+                self.report.add(Count::RollBacksNoticed, 1);
+                self.renew(machine);
+            } else {
+                // It has met a peer that knows it: its store is not an older copy.
+                self.machines[machine].quarantined = false;
+            }
+        }
+        if verdict_one.is_err() || verdict_other.is_err() {
+            return;
+        }
+        let id = self.network.sessions.len();
+        let open_at = [self.time + self.dice.below(3 * MS), self.time + self.dice.below(3 * MS)];
+        let machines = [one, other];
+        self.network.sessions.push(Session {
+            machines,
+            incarnations: [hello_one.incarnation, hello_other.incarnation],
+            ends: [End::Opening; 2],
+            open_at,
+            sent: [0; 2],
+            received: [0; 2],
+        });
+        self.network.latest[one][other] = Some(id);
+        for (side, at) in open_at.into_iter().enumerate() {
+            self.at(at, Event::SessionOpens { session: id, side });
+        }
+    }
+
+    fn hello(&self, from: usize, to: usize) -> Option<Hello> {
+        let machine = &self.machines[from];
+        let core = machine.core.as_ref()?;
+        let layout = &self.layouts[0];
+        Some(Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: Some(layout.cluster),
+            seed: layout.seed,
+            config: self.settings.cluster.clone(),
+            node: node_id(from),
+            incarnation: machine.incarnation,
+            seen: core.seen(node_id(to)),
+        })
+    }
+
+    /// An end learns that its session has begun.
+    pub(crate) fn session_opens(&mut self, id: SessionId, side: usize) {
+        let session = &mut self.network.sessions[id];
+        if session.ends[side] != End::Opening {
+            return;
+        }
+        session.ends[side] = End::Open;
+        let (machine, peer) = (session.machines[side], session.machines[1 - side]);
+        let incarnation = session.incarnations[1 - side];
+        note!(self, "{}: session with {}", node_id(machine), node_id(peer));
+        self.step(machine, Input::PeerUp { node: node_id(peer), incarnation });
+    }
+
+    /// An end closes: its node is told, and the other end learns it now or after a silence.
+    pub(crate) fn close_end(&mut self, id: SessionId, side: usize) {
+        let before = self.network.sessions[id].ends[side];
+        if before == End::Closed {
+            return;
+        }
+        self.network.sessions[id].ends[side] = End::Closed;
+        let (machine, peer) = (self.network.sessions[id].machines[side], self.network.sessions[id].machines[1 - side]);
+        let delay = if self.network.cut[machine][peer] { self.silence() } else { 100 + self.dice.below(5 * MS) };
+        self.at(self.time + delay, Event::SessionCloses { session: id, side: 1 - side });
+        if before == End::Open && self.is_running(machine) {
+            self.report.add(Count::SessionsLost, 1);
+            note!(self, "{}: lost {}", node_id(machine), node_id(peer));
+            self.step(machine, Input::PeerDown { node: node_id(peer) });
+        }
+        self.reconnect(machine, peer);
+    }
+
+    /// All sessions of a machine that has stopped.
+    pub(crate) fn close_all(&mut self, machine: usize) {
+        for peer in 0..self.machines.len() {
+            let Some(id) = self.network.session_between(machine, peer) else { continue };
+            let side = usize::from(self.network.sessions[id].machines[1] == machine);
+            if std::mem::replace(&mut self.network.sessions[id].ends[side], End::Closed) != End::Closed {
+                // A killed process often resets its connections; a machine without power does not.
+                let delay = if self.dice.chance(600) { self.dice.below(2 * MS) } else { self.silence() };
+                self.at(self.time + delay, Event::SessionCloses { session: id, side: 1 - side });
+            }
+        }
+    }
+
+    /// How long a failure detector waits.
+    fn silence(&mut self) -> Time {
+        self.dice.between(50, 200) * MS
+    }
+
+    fn reconnect(&mut self, one: usize, other: usize) {
+        let delay = self.dice.between(1, 40) * MS;
+        self.at(self.time + delay, Event::Connect { one, other });
+    }
+
+    /// Cuts the path from one machine to another. The receiving end hears nothing and gives up after a while.
+    pub(crate) fn cut(&mut self, from: usize, to: usize) {
+        self.network.cut[from][to] = true;
+        if let Some(session) = self.network.session_between(from, to) {
+            let delay = self.silence();
+            self.at(self.time + delay, Event::Silence { session, from, to });
+        }
+    }
+
+    /// A failure detector has heard nothing since a path was cut.
+    pub(crate) fn silent(&mut self, id: SessionId, from: usize, to: usize) {
+        if self.network.cut[from][to] {
+            let side = usize::from(self.network.sessions[id].machines[1] == to);
+            self.close_end(id, side);
+        }
+    }
+
+    /// Mends the path from one machine to another.
+    pub(crate) fn mend(&mut self, from: usize, to: usize) {
+        self.network.cut[from][to] = false;
+        self.reconnect(from, to);
+    }
+
+    /// A failure detector gives up a peer for no reason.
+    pub(crate) fn suspect(&mut self, machine: usize, peer: usize) {
+        if let Some(id) = self.network.session_between(machine, peer) {
+            let side = usize::from(self.network.sessions[id].machines[1] == machine);
+            self.close_end(id, side);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What happened in a run: a checker that never met a fault has checked nothing.
+
+use std::fmt;
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// What a run counts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Count {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Count {
+            /// All of them, in the order of the report.
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name in the report.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Processes that were killed.
+    Crashes => "crashes",
+    /// Processes that started again.
+    Recoveries => "recoveries",
+    /// Batches that a crash lost.
+    LostBatches => "lost batches",
+    /// Batches that survived a crash although an earlier one did not.
+    Holes => "crashes that lost a batch before a surviving one",
+    /// Frames that the network lost.
+    Drops => "dropped frames",
+    /// Frames that arrived twice.
+    Duplicates => "duplicated frames",
+    /// Frames that a later one overtook.
+    Reorders => "reordered frames",
+    /// Frames of closed sessions.
+    StaleFrames => "frames of closed sessions",
+    /// Links that were cut in both directions.
+    Partitions => "partitions",
+    /// Links that were cut in one direction.
+    OneWayPartitions => "one-way partitions",
+    /// Sessions that a node gave up.
+    SessionsLost => "sessions lost",
+    /// Disks that were replaced by empty ones.
+    Wipes => "wipes",
+    /// Disks that were replaced by an older copy.
+    RollBacks => "roll-backs",
+    /// Roll-backs that a peer noticed.
+    RollBacksNoticed => "roll-backs noticed",
+    /// Syncs that failed.
+    FailedSyncs => "failed syncs",
+    /// Wall clocks that were set, within the allowed skew.
+    ClockJumps => "clock jumps",
+    /// Wall clocks that were set beyond the allowed skew.
+    ClockSkews => "clocks beyond the allowed skew",
+    /// Newer layouts.
+    Epochs => "new epochs",
+    /// Partitions refilled.
+    Refills => "refills",
+    /// Hints and lag marks delivered.
+    HandedOff => "hints and lag marks handed off",
+    /// Hints written.
+    Hints => "hints written",
+    /// Reads that repaired a replica.
+    Repairs => "read repairs",
+    /// Expired records swept.
+    Swept => "expired keys swept",
+    /// Requests answered.
+    Answered => "requests answered",
+    /// Requests forwarded.
+    Forwards => "forwarded requests",
+    /// Requests for which there were not enough replicas.
+    Unavailable => "requests refused as unavailable",
+    /// Requests with an unknown outcome.
+    Unknown => "requests with unknown outcome",
+    /// Requests refused at a bound.
+    Exhausted => "requests refused at a bound",
+    /// Requests refused for an outdated layout.
+    StaleEpochs => "requests refused for an outdated epoch",
+    /// Invalid requests refused.
+    Invalid => "invalid requests refused",
+    /// Retries with the same request id.
+    Retries => "retries with the same request id",
+    /// Reads that returned siblings.
+    Siblings => "reads of siblings",
+    /// Strict reads that were checked against earlier acknowledged writes.
+    StrictReads => "strict reads checked",
+    /// Pages of scans.
+    Pages => "scan pages",
+}
+
+/// The counts of one run, or the sum of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    counts: Vec<u64>,
+    /// Virtual time, in microseconds.
+    pub(crate) duration: u64,
+    /// Events handled.
+    pub(crate) events: u64,
+}
+
+impl Report {
+    pub(crate) fn new() -> Self {
+        Self { counts: vec![0; Count::ALL.len()], duration: 0, events: 0 }
+    }
+
+    pub(crate) fn add(&mut self, what: Count, by: u64) {
+        self.counts[what as usize] += by;
+    }
+
+    pub(crate) fn get(&self, what: Count) -> u64 {
+        self.counts[what as usize]
+    }
+
+    pub(crate) fn join(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+        self.duration += other.duration;
+        self.events += other.events;
+    }
+
+    /// The kinds that never happened.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        Count::ALL.iter().filter(|what| self.get(**what) == 0).map(|what| what.name()).collect()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>10} events in {} ms of virtual time", self.events, self.duration / 1000)?;
+        for what in Count::ALL {
+            writeln!(f, "{:>10} {}", self.get(*what), what.name())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! What kind of run a seed stands for: how large the cluster is, how bad its luck, how tight its limits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
+use kv_core::rule::Rule;
+use kv_core::types::{ClusterId, HashSeed, KeyspaceId, NodeId, StoreId};
+use kv_core::version::Conflict;
+
+use crate::clock::Time;
+use crate::dice::Dice;
+
+/// A millisecond of virtual time.
+pub(crate) const MS: Time = 1000;
+
+/// A rule that a run breaks on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// A rule of the core.
+    Core(Rule),
+    /// A wiped store comes back with the identity of the one that it replaces (rules A1 and D2, the shell's part).
+    WipeKeepsIdentity,
+}
+
+/// How the network treats frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NetworkSettings {
+    /// Frames lost, of 1,000.
+    pub(crate) loss: u64,
+    /// Frames that arrive twice, of 1,000.
+    pub(crate) duplication: u64,
+    /// The usual delay is up to this.
+    pub(crate) delay: Time,
+    /// Frames, of 1,000, that take up to ten times as long.
+    pub(crate) late: u64,
+}
+
+/// How many faults of each kind strike while the clients work.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) crashes: u64,
+    pub(crate) partitions: u64,
+    pub(crate) suspicions: u64,
+    pub(crate) wipes: u64,
+    pub(crate) roll_backs: u64,
+    pub(crate) failed_syncs: u64,
+    pub(crate) clock_jumps: u64,
+    pub(crate) epochs: u64,
+    pub(crate) slow_disks: u64,
+}
+
+/// What a seed decides before the run begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) nodes: usize,
+    pub(crate) copies: u8,
+    pub(crate) partitions: u32,
+    pub(crate) zones: usize,
+    pub(crate) cluster: ClusterConfig,
+    /// The same for all nodes but for their number and seed.
+    pub(crate) node: NodeConfig,
+    pub(crate) keyspaces: Vec<Keyspace>,
+    pub(crate) keys_per_keyspace: usize,
+    pub(crate) clients: usize,
+    /// Operations of each client.
+    pub(crate) operations: usize,
+    /// The longest pause between two operations of a client.
+    pub(crate) think: Time,
+    /// The faults strike, and the clients work, until then.
+    pub(crate) trouble_ends: Time,
+    pub(crate) network: NetworkSettings,
+    pub(crate) faults: Faults,
+    /// The usual duration of a sync is up to this.
+    pub(crate) sync: Time,
+    /// Reads, of 1,000, that take a while.
+    pub(crate) slow_reads: u64,
+    pub(crate) mutation: Option<Mutation>,
+    /// Whether an actor used twice (rule A1) is left for the other checkers to notice by what comes of it.
+    pub(crate) overlooks_actors: bool,
+}
+
+impl Settings {
+    /// The settings of a seed.
+    pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let nodes = *dice.pick(&[1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 7]);
+        let copies = *dice.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]);
+        let tight = dice.chance(150);
+        let calm = dice.chance(100);
+        let count = |dice: &mut Dice, most: u64| if calm || dice.chance(400) { 0 } else { dice.between(1, most) };
+        let faults = Faults {
+            crashes: count(dice, 6),
+            partitions: count(dice, 5),
+            suspicions: count(dice, 4),
+            wipes: count(dice, 3),
+            roll_backs: count(dice, 2),
+            failed_syncs: count(dice, 2),
+            clock_jumps: count(dice, 4),
+            epochs: count(dice, 3),
+            slow_disks: count(dice, 2),
+        };
+        let network = NetworkSettings {
+            loss: *dice.pick(&[0, 0, 10, 50, 200]),
+            duplication: *dice.pick(&[0, 10, 50, 200]),
+            delay: *dice.pick(&[300, MS, 5 * MS]),
+            late: *dice.pick(&[0, 20, 100]),
+        };
+        Self {
+            nodes,
+            copies,
+            partitions: *dice.pick(&[4, 4, 8, 16]),
+            zones: *dice.pick(&[1, 1, 3]),
+            cluster: cluster_config(dice, tight),
+            node: node_config(dice, tight),
+            keyspaces: keyspaces(dice),
+            keys_per_keyspace: dice.index(3) + 1,
+            clients: dice.index(5) + 1,
+            operations: 20 + dice.index(80),
+            think: *dice.pick(&[0, 5 * MS, 30 * MS, 60 * MS]),
+            trouble_ends: dice.between(800, 2500) * MS,
+            network,
+            faults,
+            sync: *dice.pick(&[200, 2 * MS, 10 * MS]),
+            slow_reads: *dice.pick(&[0, 100, 700]),
+            mutation: None,
+            overlooks_actors: false,
+        }
+    }
+
+    /// The first layout of the cluster. Machine `index` is node `index + 1`.
+    pub(crate) fn layout(&self, dice: &mut Dice, stores: &[StoreId]) -> Layout {
+        let members: BTreeMap<NodeId, Member> = stores
+            .iter()
+            .enumerate()
+            .map(|(index, &store)| {
+                let zone = format!("z{}", index % self.zones);
+                (node_id(index), Member { name: format!("n{}", index + 1), zone, weight: 1.0, store, spare: false })
+            })
+            .collect();
+        let input = FirstLayout {
+            cluster: ClusterId(u128::from(dice.any())),
+            seed: HashSeed(dice.any()),
+            epoch: FIRST_EPOCH,
+            copies: self.copies,
+            partitions: self.partitions,
+            members,
+        };
+        first_layout(input).expect("the settings describe a possible cluster")
+    }
+}
+
+/// The node that runs on a machine.
+pub(crate) fn node_id(machine: usize) -> NodeId {
+    NodeId(machine as u64 + 1)
+}
+
+/// The machine on which a node runs.
+pub(crate) fn machine_of(node: NodeId) -> usize {
+    usize::try_from(node.0).map_or(0, |number| number.saturating_sub(1))
+}
+
+fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
+    ClusterConfig {
+        key_bytes_max: 64,
+        value_bytes_max: 1024,
+        siblings_max: if tight { dice.index(3) + 2 } else { 32 },
+        actors_max: 4096,
+        clock_skew_max: Duration::from_millis(500),
+    }
+}
+
+fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
+    NodeConfig {
+        hot_bytes_max: if tight { 2000 } else { 1 << 20 },
+        requests_max: if tight { 2 } else { 1000 },
+        key_waiters_max: if tight { 4 } else { 100 },
+        replications_max: if tight { 4 } else { 1000 },
+        hint_bytes_max: if tight { dice.between(100, 1000) } else { 1 << 20 },
+        deadline: Duration::from_millis(dice.between(100, 600)),
+        hedge_after: Duration::from_millis(dice.between(2, 20)),
+        retry_after: Duration::from_millis(dice.between(10, 50)),
+        handoffs_max: if tight { 1 } else { 16 },
+        handoff_every: Duration::from_millis(dice.between(20, 200)),
+        sweep_every: Duration::from_millis(dice.between(300, 3000)),
+        slice_entries_max: dice.index(8) + 1,
+        slice_bytes_max: 1000,
+        refills_max: dice.index(4) + 1,
+        ..NodeConfig::new(NodeId(0))
+    }
+}
+
+fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
+    let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
+        id: KeyspaceId(id),
+        name: name.to_owned(),
+        r,
+        w,
+        conflict,
+    };
+    let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
+    vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]
+}

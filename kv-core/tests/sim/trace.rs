@@ -1,0 +1,128 @@
+//! What happens, line by line: to replay a failing seed and to compare two runs of one.
+
+use kv_core::message::{Held, Message, Operation, Outcome, Request, Response, SliceQuery};
+use kv_core::storage::{Batch, Space, Stored, Write};
+use kv_core::version::Record;
+
+/// Notes a line, with the virtual time, if the run keeps a trace. The arguments are not evaluated otherwise.
+macro_rules! note {
+    ($world:expr, $($arg:tt)*) => {
+        if $world.trace.is_some() {
+            let line = format!($($arg)*);
+            $world.write_trace(&line);
+        }
+    };
+}
+pub(crate) use note;
+
+/// A record in a few words: its siblings, and how many actors its context knows.
+fn record(record: &Record) -> String {
+    let siblings: Vec<String> = record
+        .siblings
+        .iter()
+        .map(|version| {
+            let value = version.value.as_deref().map_or_else(|| "deleted".to_owned(), shorten);
+            format!("{}={value}", version.dot)
+        })
+        .collect();
+    format!("[{}] of {} actors", siblings.join(" "), record.context.len())
+}
+
+fn shorten(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len().min(8));
+    value[..end].escape_ascii().to_string()
+}
+
+/// A batch in one line.
+pub(crate) fn brief_batch(batch: &Batch) -> String {
+    let writes: Vec<String> = batch
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Meta { name, .. } => format!("meta {}", name.escape_ascii()),
+            Write::Record { key, value: None, .. } => format!("{key} removed"),
+            Write::Record { key, .. } if key.space() == Space::Lag => format!("{key}"),
+            Write::Record { key, value: Some(value), .. } => match Stored::decode(value) {
+                Ok(stored) => format!("{key} {}", record(&stored.record)),
+                Err(error) => format!("{key} {error}"),
+            },
+        })
+        .collect();
+    writes.join(", ")
+}
+
+/// A message in one line.
+pub(crate) fn brief(message: &Message) -> String {
+    match message {
+        Message::Forward { call, request: what, .. } => format!("forward {}: {}", call.0, request(what)),
+        Message::Forwarded { call, outcome: Ok(answer) } => format!("forwarded {}: {}", call.0, outcome(answer)),
+        Message::Forwarded { call, outcome: Err(refusal) } => format!("forwarded {}: refused: {refusal}", call.0),
+        Message::Replicate { call, epoch, role, keyspace, key, record: what } => {
+            format!("replicate {} {epoch} {role:?} {keyspace}/{}: {}", call.0, key.escape_ascii(), record(what))
+        }
+        Message::Replicated { call, result: Ok(()) } => format!("replicated {}", call.0),
+        Message::Replicated { call, result: Err(refusal) } => format!("replicated {}: refused: {refusal}", call.0),
+        Message::Read { call, epoch, role, keyspace, key, digest } => {
+            let what = if *digest { "digest" } else { "record" };
+            format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
+        }
+        Message::ReadResult { call, result: Ok(Held::Full(what)) } => format!("result {}: {}", call.0, record(what)),
+        Message::ReadResult { call, result: Ok(Held::Digest(digest)) } => format!("result {}: {digest:016x}", call.0),
+        Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
+        Message::Slice { call, slice: SliceQuery::Copy { partition, epoch, after } } => {
+            format!("copy {} {partition} {epoch} after {after:?}", call.0)
+        }
+        Message::Slice { call, slice } => format!("slice {}: {slice:?}", call.0),
+        Message::SliceResult { call, result: Ok(answer) } => {
+            let keys: Vec<String> = answer
+                .records
+                .iter()
+                .map(|(keyspace, key, what)| format!("{keyspace}/{}: {}", key.escape_ascii(), record(what)))
+                .collect();
+            format!("slice result {}, more: {}: {}", call.0, answer.more, keys.join(", "))
+        }
+        Message::SliceResult { call, result: Err(refusal) } => format!("slice result {}: refused: {refusal}", call.0),
+    }
+}
+
+/// A request in one line.
+pub(crate) fn request(request: &Request) -> String {
+    match request {
+        Request::Key(what) => {
+            let name = format!("{}/{}", what.keyspace, what.key.escape_ascii());
+            let level = format!("{:?}{}", what.consistency.level, if what.consistency.strict { " strict" } else { "" });
+            match &what.operation {
+                Operation::Get => format!("get {name} ({level}, {})", what.epoch),
+                Operation::Write { value, context, request, .. } => {
+                    let value = value.as_deref().map_or_else(|| "deleted".to_owned(), shorten);
+                    let context = if context.is_some() { " with context" } else { "" };
+                    format!(
+                        "put {name}={value}{context} ({level}, {}, {}#{})",
+                        what.epoch, request.client, request.sequence
+                    )
+                }
+            }
+        }
+        Request::Scan(scan) => format!(
+            "scan {} prefix {:?} after {:?} limit {} ({:?})",
+            scan.keyspace, scan.prefix, scan.after, scan.limit, scan.consistency
+        ),
+        Request::Inspect { keyspace, key } => format!("inspect {keyspace}/{}", key.escape_ascii()),
+    }
+}
+
+/// An answer in one line.
+pub(crate) fn outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Ok(Response::Got { values, .. }) => {
+            format!("got {:?}", values.iter().map(|value| shorten(&value.value)).collect::<Vec<_>>())
+        }
+        Ok(Response::Written { siblings, .. }) => format!("written, {siblings} siblings"),
+        Ok(Response::Page { entries, next }) => {
+            let keys: Vec<String> = entries.iter().map(|entry| entry.key.escape_ascii().to_string()).collect();
+            format!("page {keys:?}, next {next:?}")
+        }
+        Ok(Response::Inspected { replicas }) => format!("inspected {} replicas", replicas.len()),
+        Err(error) => format!("{:?}: {}", error.kind, error.message),
+    }
+}

@@ -1,0 +1,439 @@
+//! The clients: each does one operation after the other on a few keys that all of them share.
+//!
+//! An operation is tried on one node after another, always with the same request id. It ends when it is answered, or
+//! when the client gives up; then its outcome is known to be nothing only if every attempt was refused with an error
+//! that says so.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::{Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
+use kv_core::node::{Input, Tag};
+use kv_core::types::{KeyspaceId, RequestId};
+use kv_core::version::ContextToken;
+
+use crate::check;
+use crate::clock::Time;
+use crate::history::{End, Key, KeyId, OpId, Seen, WriteOp};
+use crate::report::Count;
+use crate::settings::{MS, machine_of};
+use crate::trace::{self, note};
+use crate::world::{Event, World};
+
+/// How often a client tries an operation.
+const ATTEMPTS_MAX: u32 = 4;
+/// A request must be answered this long after its deadline: timers are late, and so is the step that they wake.
+const ANSWER_BOUND: Time = 20 * MS;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    /// A write.
+    Write(OpId),
+    /// A read of one key.
+    Read { key: KeyId, consistency: Consistency },
+    /// A page of a scan.
+    Scan(ScanRequest),
+    /// A request that can only be refused, and how.
+    Bad { request: Request, kind: Kind },
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// One of the clients.
+    Client(usize),
+    /// The audit at the end of the run.
+    Audit,
+}
+
+/// An operation that a client has under way.
+#[derive(Clone, Debug)]
+struct Running {
+    ask: Ask,
+    attempts: u32,
+    /// Whether some attempt may have taken effect.
+    uncertain: bool,
+}
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Counts its operations.
+    sequence: u64,
+    /// Operations that it has not begun.
+    left: usize,
+    running: Option<Running>,
+    /// What it has last seen of each key.
+    seen: BTreeMap<KeyId, Seen>,
+    /// Which of the layouts it knows.
+    layout: usize,
+}
+
+/// A request that was sent to a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) asker: Asker,
+    pub(crate) ask: Ask,
+    pub(crate) machine: usize,
+    /// The run of the node that has received it.
+    life: Option<u64>,
+    /// When the client sent it.
+    pub(crate) sent: Time,
+    request: Option<Request>,
+    answered: bool,
+}
+
+impl World {
+    /// Makes the keys and the clients.
+    pub(crate) fn plan_work(&mut self) {
+        for keyspace in self.keyspaces.clone() {
+            for index in 0..self.settings.keys_per_keyspace {
+                let bytes = Bytes::from(format!("{}{index}", if index % 2 == 0 { "a" } else { "b/" }));
+                let partition = self.layouts[0].partition_of(&bytes);
+                let perishable = self.dice.chance(700);
+                self.history.add_key(Key {
+                    keyspace: keyspace.id,
+                    conflict: keyspace.conflict,
+                    bytes,
+                    partition,
+                    perishable,
+                });
+            }
+        }
+        for client in 0..self.settings.clients {
+            let left = self.settings.operations;
+            self.clients.push(Client { sequence: 0, left, running: None, seen: BTreeMap::new(), layout: 0 });
+            let at = 10 * MS + self.dice.below(30 * MS);
+            self.at(at, Event::ClientWorks { client });
+        }
+    }
+
+    /// Whether every client has finished.
+    pub(crate) fn clients_are_done(&self) -> bool {
+        self.clients.iter().all(|client| client.running.is_none() && client.left == 0)
+    }
+
+    /// No client begins anything new.
+    pub(crate) fn stop_clients(&mut self) {
+        self.clients.iter_mut().for_each(|client| client.left = 0);
+    }
+
+    /// A client begins its next operation, or tries its present one again.
+    pub(crate) fn client_works(&mut self, index: usize) {
+        if self.clients[index].running.is_none() {
+            if self.clients[index].left == 0 {
+                return;
+            }
+            self.clients[index].left -= 1;
+            let ask = self.draw_operation(index);
+            self.clients[index].running = Some(Running { ask, attempts: 0, uncertain: false });
+        }
+        let Some(running) = &mut self.clients[index].running else { return };
+        running.attempts += 1;
+        if running.attempts > 1 && matches!(running.ask, Ask::Write(_)) {
+            self.report.add(Count::Retries, 1);
+        }
+        let ask = running.ask.clone();
+        let layout = self.clients[index].layout;
+        let machine = self.draw_machine(&ask);
+        self.ask(Asker::Client(index), ask, machine, layout);
+    }
+
+    /// Sends a request to a node.
+    pub(crate) fn ask(&mut self, asker: Asker, ask: Ask, machine: usize, layout: usize) {
+        self.tags += 1;
+        let tag = Tag(self.tags);
+        let request = Some(self.request_of(&ask, layout));
+        let pending = Pending { asker, ask, machine, life: None, sent: self.time, request, answered: false };
+        self.pending.insert(tag, pending);
+        let delay = 20 + self.dice.below(MS);
+        self.at(self.time + delay, Event::Request { tag });
+    }
+
+    fn draw_machine(&mut self, ask: &Ask) -> usize {
+        let key = match ask {
+            Ask::Write(op) => Some(self.history.op(*op).key),
+            Ask::Read { key, .. } => Some(*key),
+            Ask::Scan(_) | Ask::Bad { .. } => None,
+        };
+        match key {
+            Some(key) if self.dice.chance(600) => {
+                let owners = self.owners(self.history.key(key).partition);
+                *self.dice.pick(&owners)
+            }
+            _ => self.dice.index(self.machines.len()),
+        }
+    }
+
+    fn draw_consistency(&mut self) -> Consistency {
+        use Level::{All, Keyspace, One, Quorum};
+        let level = *self.dice.pick(&[Keyspace, Keyspace, Keyspace, Keyspace, One, Quorum, Quorum, All]);
+        Consistency { level, strict: self.dice.chance(600) }
+    }
+
+    fn draw_operation(&mut self, client: usize) -> Ask {
+        let key = KeyId(self.dice.index(self.history.keys.len()));
+        let consistency = self.draw_consistency();
+        match self.dice.below(100) {
+            0..50 => self.draw_write(client, key, consistency),
+            50..85 => Ask::Read { key, consistency },
+            85..96 => {
+                let prefix = *self.dice.pick(&["", "", "a", "b/", "c"]);
+                Ask::Scan(ScanRequest {
+                    keyspace: self.history.key(key).keyspace,
+                    prefix: Bytes::from_static(prefix.as_bytes()),
+                    after: None,
+                    limit: self.dice.index(4) + 1,
+                    keys_only: self.dice.chance(200),
+                    consistency,
+                })
+            }
+            _ => self.draw_bad_request(key, consistency),
+        }
+    }
+
+    fn draw_write(&mut self, client: usize, key: KeyId, consistency: Consistency) -> Ask {
+        let perishable = self.history.key(key).perishable;
+        let delete = perishable && self.dice.chance(300);
+        let ttl = perishable && !delete && self.dice.chance(150);
+        let padding = if self.dice.chance(50) { 300 } else { self.dice.index(20) };
+        let seen = if self.dice.chance(500) { self.clients[client].seen.get(&key).cloned() } else { None };
+        self.clients[client].sequence += 1;
+        let request = RequestId { client: client as u64 + 1, sequence: self.clients[client].sequence };
+        let value = (!delete).then(|| self.history.next_value(padding));
+        let op = WriteOp { key, consistency, request, value, seen, ttl, end: None, dots: Vec::new() };
+        Ask::Write(self.history.add_op(op))
+    }
+
+    fn draw_bad_request(&mut self, key: KeyId, consistency: Consistency) -> Ask {
+        let cluster = &self.settings.cluster;
+        let key_max = cluster.key_bytes_max;
+        let value_max = cluster.value_bytes_max;
+        let name = self.history.key(key).clone();
+        let epoch = self.layouts[0].epoch;
+        let write = |value: Bytes, context: Option<Bytes>| Operation::Write {
+            request: RequestId { client: 0, sequence: 0 },
+            value: Some(value),
+            context,
+            ttl: None,
+        };
+        let on = |keyspace: KeyspaceId, key: Bytes, operation: Operation| {
+            Request::Key(KeyRequest { keyspace, key, epoch, consistency, operation })
+        };
+        let value = Bytes::from_static(b"none");
+        let other_key = ContextToken::default().encode(name.keyspace, b"another key");
+        let (request, kind) = match self.dice.below(7) {
+            0 => (on(name.keyspace, Bytes::from(vec![b'k'; key_max + 1]), write(value, None)), Kind::Invalid),
+            1 => (on(name.keyspace, name.bytes, write(Bytes::from(vec![b'v'; value_max + 1]), None)), Kind::Invalid),
+            2 => (on(KeyspaceId(99), name.bytes, write(value, None)), Kind::NotFound),
+            3 => (on(KeyspaceId(99), name.bytes, Operation::Get), Kind::NotFound),
+            4 => (on(name.keyspace, name.bytes, write(value, Some(Bytes::from_static(b"?")))), Kind::Invalid),
+            5 => (on(name.keyspace, name.bytes, write(value, Some(other_key))), Kind::Invalid),
+            _ => (on(name.keyspace, Bytes::new(), write(value, None)), Kind::Invalid),
+        };
+        Ask::Bad { request, kind }
+    }
+
+    fn request_of(&self, ask: &Ask, layout: usize) -> Request {
+        let on = |key: KeyId, consistency: Consistency, operation: Operation| {
+            let key = self.history.key(key);
+            let epoch = self.layouts[layout].entry(key.partition).map(|entry| entry.changed).unwrap_or_default();
+            Request::Key(KeyRequest { keyspace: key.keyspace, key: key.bytes.clone(), epoch, consistency, operation })
+        };
+        match ask {
+            Ask::Write(op) => {
+                let op = self.history.op(*op);
+                let operation = Operation::Write {
+                    request: op.request,
+                    value: op.value.clone(),
+                    context: op.seen.as_ref().map(|seen| seen.token.clone()),
+                    ttl: op.ttl.then(|| Duration::from_millis(200)),
+                };
+                on(op.key, op.consistency, operation)
+            }
+            Ask::Read { key, consistency } => on(*key, *consistency, Operation::Get),
+            Ask::Scan(scan) => Request::Scan(scan.clone()),
+            Ask::Bad { request, .. } => request.clone(),
+        }
+    }
+
+    /// A request reaches its node, or finds nobody there.
+    pub(crate) fn request_arrives(&mut self, tag: Tag) {
+        let Some(pending) = self.pending.get_mut(&tag) else { return };
+        let index = pending.machine;
+        let machine = &self.machines[index];
+        let Some(request) = pending.request.take() else { return };
+        if machine.core.is_none() || machine.quarantined {
+            pending.answered = true;
+            let outcome = Err(RequestError::unavailable("the connection is refused"));
+            self.at(self.time + 100, Event::Answer { tag, outcome });
+            return;
+        }
+        pending.life = Some(machine.life);
+        let mut patience = u64::try_from(self.settings.node.deadline.as_micros()).unwrap_or(u64::MAX);
+        let mut deadline = None;
+        if pending.asker != Asker::Audit && self.dice.chance(200) {
+            patience = self.dice.between(1, 300) * MS;
+            deadline = Some(machine.clock.now(self.time).mono.plus(Duration::from_micros(patience)));
+        }
+        note!(self, "client -> {}: #{} {}", crate::settings::node_id(index), tag.0, trace::request(&request));
+        self.at(self.time + patience + ANSWER_BOUND, Event::Overdue { tag });
+        self.step(index, Input::Request { tag, request, deadline });
+    }
+
+    /// The deadline of a request has passed.
+    pub(crate) fn expect_answered(&mut self, tag: Tag) {
+        if let Some(pending) = self.pending.get(&tag)
+            && !pending.answered
+        {
+            self.fail(format!("request #{} has no answer {} ms after its deadline", tag.0, ANSWER_BOUND / MS));
+        }
+    }
+
+    /// A node answers.
+    pub(crate) fn reply(&mut self, machine: usize, tag: Tag, outcome: Outcome) {
+        note!(self, "{} -> client: #{} {}", crate::settings::node_id(machine), tag.0, trace::outcome(&outcome));
+        let Some(pending) = self.pending.get_mut(&tag) else {
+            return self.fail(format!("request #{} is answered although nobody asked", tag.0));
+        };
+        if std::mem::replace(&mut pending.answered, true) {
+            return self.fail(format!("request #{} is answered twice", tag.0));
+        }
+        self.report.add(Count::Answered, 1);
+        let pending = pending.clone();
+        let judged = self.judge(&pending, &outcome);
+        self.expect(judged.map_err(|what| format!("request #{}: {what}", tag.0)));
+        let delay = 20 + self.dice.below(MS);
+        self.at(self.time + delay, Event::Answer { tag, outcome });
+    }
+
+    fn judge(&mut self, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
+        check::answers::error_is_allowed(&pending.ask, outcome, &self.settings)?;
+        match (&pending.ask, outcome) {
+            (Ask::Write(op), Ok(Response::Written { context, .. })) => check::durable::acknowledged(self, *op, context),
+            (Ask::Read { key, consistency }, Ok(Response::Got { values, context })) => {
+                check::strict::read(self, pending.sent, *key, *consistency, values, context)
+            }
+            (Ask::Scan(scan), Ok(Response::Page { entries, next })) => {
+                check::scan::page(self, pending.sent, scan, entries, next.as_ref())
+            }
+            (_, Err(_)) => Ok(()),
+            (ask, Ok(response)) => Err(format!("{ask:?} is answered with {response:?}")),
+        }
+    }
+
+    /// The node that clients talk to has stopped: their connections break.
+    pub(crate) fn connections_break(&mut self, machine: usize) {
+        let life = self.machines[machine].life;
+        let broken = |pending: &Pending| {
+            !pending.answered && pending.machine == machine && pending.life.is_some_and(|known| known < life)
+        };
+        let tags: Vec<Tag> = self.pending.iter().filter(|(_, p)| broken(p)).map(|(tag, _)| *tag).collect();
+        for tag in tags {
+            if let Some(pending) = self.pending.get_mut(&tag) {
+                pending.answered = true;
+            }
+            let outcome = Err(RequestError::new(Kind::Unknown, "the connection broke"));
+            self.at(self.time + 100, Event::Answer { tag, outcome });
+        }
+    }
+
+    /// An answer reaches its client.
+    pub(crate) fn answer_arrives(&mut self, tag: Tag, outcome: Outcome) {
+        let Some(pending) = self.pending.remove(&tag) else { return };
+        match pending.asker {
+            Asker::Client(client) => self.client_learns(client, &outcome),
+            Asker::Audit => self.audit_learns(&pending.ask, outcome),
+        }
+    }
+
+    fn client_learns(&mut self, index: usize, outcome: &Outcome) {
+        let Some(mut running) = self.clients[index].running.take() else { return };
+        match outcome {
+            Ok(response) => self.client_succeeds(index, running, response),
+            Err(error) => {
+                self.count_error(error.kind);
+                if error.kind == Kind::StaleEpoch {
+                    // The client learns the layout in force, as it would from the node that refused.
+                    self.clients[index].layout = self.layouts.len() - 1;
+                }
+                running.uncertain |= matches!(error.kind, Kind::Unknown | Kind::Poisoned);
+                let tries_again = !matches!(running.ask, Ask::Bad { .. })
+                    && error.kind != Kind::Invalid
+                    && running.attempts < ATTEMPTS_MAX
+                    && self.dice.chance(700);
+                if !tries_again {
+                    self.set_end(&running.ask, if running.uncertain { End::Unknown } else { End::Nothing });
+                    return self.client_rests(index);
+                }
+                self.clients[index].running = Some(running);
+                let delay = self.dice.below(20 * MS);
+                self.at(self.time + delay, Event::ClientWorks { client: index });
+            }
+        }
+    }
+
+    fn client_succeeds(&mut self, index: usize, running: Running, response: &Response) {
+        match (&running.ask, response) {
+            (Ask::Write(op), Response::Written { context, .. }) => {
+                let op = self.history.op(*op);
+                // With siblings beside the write the client has seen no more than before.
+                let before = op.seen.as_ref().filter(|seen| seen.token == *context);
+                let (key, values) = (op.key, before.and_then(|seen| seen.values.clone()));
+                self.remember(index, key, context, values);
+            }
+            (Ask::Read { key, .. }, Response::Got { values, context }) => {
+                let values = values.iter().filter_map(|value| self.history.op_of_value(*key, &value.value)).collect();
+                self.remember(index, *key, context, Some(values));
+            }
+            (Ask::Scan(scan), Response::Page { next: Some(next), .. }) => {
+                // The next page is a new request of the same scan.
+                let ask = Ask::Scan(ScanRequest { after: Some(next.clone()), ..scan.clone() });
+                self.clients[index].running = Some(Running { ask, attempts: 0, uncertain: false });
+                return self.at(self.time, Event::ClientWorks { client: index });
+            }
+            _ => {}
+        }
+        self.set_end(&running.ask, End::Done);
+        self.client_rests(index);
+    }
+
+    fn remember(&mut self, client: usize, key: KeyId, token: &Bytes, values: Option<Vec<OpId>>) {
+        let name = self.history.key(key);
+        if let Ok(decoded) = ContextToken::decode(token, name.keyspace, &name.bytes) {
+            let seen = Seen { token: token.clone(), context: decoded.context, values };
+            self.clients[client].seen.insert(key, seen);
+        }
+    }
+
+    fn client_rests(&mut self, client: usize) {
+        let pause = self.dice.below(self.settings.think + 1);
+        self.at(self.time + pause, Event::ClientWorks { client });
+    }
+
+    pub(crate) fn set_end(&mut self, ask: &Ask, end: End) {
+        if let Ask::Write(op) = ask {
+            self.history.ops[op.0].end = Some(end);
+        }
+    }
+
+    fn count_error(&mut self, kind: Kind) {
+        let what = match kind {
+            Kind::Unavailable => Count::Unavailable,
+            Kind::Unknown | Kind::Poisoned | Kind::Corrupt => Count::Unknown,
+            Kind::Exhausted => Count::Exhausted,
+            Kind::StaleEpoch => Count::StaleEpochs,
+            Kind::Invalid | Kind::NotFound => Count::Invalid,
+        };
+        self.count(what);
+    }
+
+    /// An owner of a key that runs, for the audit.
+    pub(crate) fn first_owner(&self, key: KeyId) -> usize {
+        let entry = self.layouts[self.layouts.len() - 1].entry(self.history.key(key).partition);
+        entry.and_then(|entry| entry.nodes().next()).map_or(0, machine_of)
+    }
+}

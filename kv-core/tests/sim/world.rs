@@ -1,0 +1,256 @@
+//! The world of one run: virtual time, the queue of what is to happen, and everything that it happens to.
+//!
+//! Events are handled in the order of (time, number). Whatever is left to chance is drawn from the run's dice in that
+//! order, so a seed decides everything.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+
+use kv_core::config::Keyspace;
+use kv_core::message::{CallId, Outcome};
+use kv_core::node::{Effects, Input, Tag};
+use kv_core::ring::Layout;
+use kv_core::types::{Monotonic, PartitionId, Seq, StoreId, WallTime};
+
+use crate::audit::Audit;
+use crate::clock::Time;
+use crate::dice::Dice;
+use crate::history::History;
+use crate::machine::Machine;
+use crate::nemesis::Fault;
+use crate::network::{Network, SessionId};
+use crate::report::{Count, Report};
+use crate::settings::{MS, Settings};
+use crate::workload::{Client, Pending};
+
+/// Something that is to happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A frame arrives at an end of a session.
+    Frame { session: SessionId, side: usize, number: u64, bytes: Vec<u8> },
+    /// An end learns that its session has begun.
+    SessionOpens { session: SessionId, side: usize },
+    /// An end learns that its session is over.
+    SessionCloses { session: SessionId, side: usize },
+    /// Two machines try to talk.
+    Connect { one: usize, other: usize },
+    /// The failure detector of `to` has heard nothing from `from`.
+    Silence { session: SessionId, from: usize, to: usize },
+    /// An input for the run `life` of a machine; nothing happens if that run is over.
+    Input { machine: usize, life: u64, input: Input },
+    /// The moment of a wake-up, if it is still the one that the node wants.
+    Wake { machine: usize, life: u64, at: Monotonic },
+    /// A sync ends.
+    Synced { machine: usize, life: u64, through: Seq },
+    /// A machine starts.
+    Start { machine: usize },
+    /// A machine stops, unless that run is over.
+    Crash { machine: usize, life: u64 },
+    /// A client goes on with its work.
+    ClientWorks { client: usize },
+    /// A request reaches its node.
+    Request { tag: Tag },
+    /// A request must have been answered by now.
+    Overdue { tag: Tag },
+    /// An answer reaches its client.
+    Answer { tag: Tag, outcome: Outcome },
+    /// A fault strikes.
+    Fault(Fault),
+}
+
+/// An event and when it happens. Only time and number are compared.
+#[derive(Debug)]
+struct Queued {
+    at: Time,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl Eq for Queued {}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) settings: Settings,
+    pub(crate) dice: Dice,
+    pub(crate) time: Time,
+    queue: BinaryHeap<Reverse<Queued>>,
+    queued: u64,
+
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) network: Network,
+    /// Whether all faults are over.
+    pub(crate) healed: bool,
+    /// Every layout that the control plane has committed; the last is in force.
+    pub(crate) layouts: Vec<Arc<Layout>>,
+    pub(crate) keyspaces: Vec<Keyspace>,
+
+    pub(crate) clients: Vec<Client>,
+    pub(crate) pending: BTreeMap<Tag, Pending>,
+    pub(crate) tags: u64,
+
+    pub(crate) audit: Audit,
+    pub(crate) history: History,
+    pub(crate) report: Report,
+    /// The latest wall clock reading of any machine.
+    pub(crate) wall_max: WallTime,
+    /// Partitions that a machine's store has lost and that were not refilled yet.
+    pub(crate) unsynced: BTreeSet<(usize, PartitionId)>,
+    /// The partitions that each open question of a machine's run is about, for rule D2's checker.
+    pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<PartitionId>>,
+    /// The first broken promise; it ends the run.
+    pub(crate) failure: Option<String>,
+    pub(crate) trace: Option<Vec<String>>,
+    /// Reused between steps.
+    pub(crate) effects: Effects,
+}
+
+impl World {
+    /// The world of a seed, before anything has happened.
+    pub(crate) fn new(settings: Settings, mut dice: Dice, traced: bool) -> Self {
+        let stores: Vec<StoreId> = (0..settings.nodes).map(|_| StoreId(dice.any())).collect();
+        let layout = Arc::new(settings.layout(&mut dice, &stores));
+        let mut world = Self {
+            time: 0,
+            queue: BinaryHeap::new(),
+            queued: 0,
+            machines: stores.into_iter().map(Machine::new).collect(),
+            network: Network::new(settings.nodes),
+            healed: false,
+            layouts: vec![layout],
+            keyspaces: settings.keyspaces.clone(),
+            clients: Vec::new(),
+            pending: BTreeMap::new(),
+            tags: 0,
+            audit: Audit::default(),
+            history: History::new(settings.overlooks_actors),
+            report: Report::new(),
+            wall_max: WallTime(0),
+            unsynced: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            failure: None,
+            trace: traced.then(Vec::new),
+            effects: Effects::new(),
+            settings,
+            dice,
+        };
+        for machine in 0..world.machines.len() {
+            let at = world.dice.below(5 * MS);
+            world.at(at, Event::Start { machine });
+        }
+        world
+    }
+
+    /// The layout in force.
+    pub(crate) fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.layouts[self.layouts.len() - 1])
+    }
+
+    /// The machines that own a partition.
+    pub(crate) fn owners(&self, partition: PartitionId) -> Vec<usize> {
+        let entry = self.layouts[0].entry(partition);
+        entry.map(|entry| entry.nodes().map(crate::settings::machine_of).collect()).unwrap_or_default()
+    }
+
+    /// Queues an event.
+    pub(crate) fn at(&mut self, at: Time, event: Event) {
+        self.queued += 1;
+        self.queue.push(Reverse(Queued { at: at.max(self.time), number: self.queued, event }));
+    }
+
+    /// Notes a broken promise.
+    pub(crate) fn fail(&mut self, what: String) {
+        if self.failure.is_none() {
+            self.failure = Some(what);
+        }
+    }
+
+    /// Notes what a checker found.
+    pub(crate) fn expect(&mut self, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.fail(what);
+        }
+    }
+
+    /// Handles events until the given moment, or until a promise is broken.
+    pub(crate) fn run_until(&mut self, end: Time) {
+        while self.failure.is_none() {
+            match self.queue.peek() {
+                Some(Reverse(next)) if next.at <= end => {}
+                _ => break,
+            }
+            if let Some(Reverse(next)) = self.queue.pop() {
+                self.time = next.at;
+                self.report.events += 1;
+                self.handle(next.event);
+            }
+        }
+        self.time = self.time.max(end);
+        self.report.duration = self.time;
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Frame { session, side, number, bytes } => self.frame(session, side, number, &bytes),
+            Event::SessionOpens { session, side } => self.session_opens(session, side),
+            Event::SessionCloses { session, side } => self.close_end(session, side),
+            Event::Connect { one, other } => self.connect(one, other),
+            Event::Silence { session, from, to } => self.silent(session, from, to),
+            Event::Input { machine, life, input } => {
+                if self.machines[machine].life == life {
+                    self.step(machine, input);
+                }
+            }
+            Event::Wake { machine, life, at } => {
+                if self.machines[machine].life == life && self.machines[machine].wake == Some(at) {
+                    self.machines[machine].wake = None;
+                    self.step(machine, Input::Wake);
+                }
+            }
+            Event::Synced { machine, life, through } => self.synced(machine, life, through),
+            Event::Start { machine } => self.start(machine),
+            Event::Crash { machine, life } => {
+                if self.machines[machine].life == life {
+                    self.crash(machine);
+                }
+            }
+            Event::ClientWorks { client } => self.client_works(client),
+            Event::Request { tag } => self.request_arrives(tag),
+            Event::Overdue { tag } => self.expect_answered(tag),
+            Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
+            Event::Fault(fault) => self.strike(fault),
+        }
+    }
+
+    /// Adds a line to the trace.
+    pub(crate) fn write_trace(&mut self, line: &str) {
+        let time = self.time;
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>6}.{:03} {line}", time / MS, time % MS));
+        }
+    }
+
+    /// Counts something.
+    pub(crate) fn count(&mut self, what: Count) {
+        self.report.add(what, 1);
+    }
+}
