@@ -5,6 +5,8 @@
 mod codec;
 mod conformance;
 mod disk;
+#[cfg(unix)]
+mod full;
 mod hot;
 mod model;
 mod stats;
