@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
+use kv_core::node::Node;
 use kv_core::types::RequestId;
 
 use crate::check::{answers, converged, kept, kept::Final};
-use crate::history::{End, KeyId, OpId, WriteOp};
+use crate::history::{End, KeyId, WriteOp};
 use crate::report::Count;
 use crate::settings::{MS, node_id};
 use crate::trace::note;
@@ -28,7 +29,6 @@ pub(crate) struct Audit {
     scanned: Vec<Bytes>,
     /// Where its next page starts.
     next: Option<Bytes>,
-    written: Vec<OpId>,
 }
 
 impl World {
@@ -37,6 +37,11 @@ impl World {
         self.plan_work();
         self.plan_faults();
         self.run_until(self.settings.trouble_ends);
+        self.finish();
+    }
+
+    /// Ends all trouble and judges what is left.
+    pub(crate) fn finish(&mut self) {
         self.stop_clients();
         self.heal();
         self.settle();
@@ -50,25 +55,42 @@ impl World {
         let first = std::mem::take(&mut self.audit.finals);
         self.settle();
         self.read_everything();
-        if self.failure.is_none() {
-            let judged = self.judge_finals(&first);
-            self.expect(judged);
-        }
+        self.judge(|world| world.judge_finals(&first));
         self.scan_everything();
         self.settle();
-        if self.failure.is_none() {
-            self.expect(converged::replicas_are_equal(self));
-            self.expect(answers::nothing_means_nothing(&self.history));
-        }
+        self.judge(converged::replicas_are_equal);
+        self.judge(|world| answers::nothing_means_nothing(&world.history));
         self.write_everything();
         self.settle();
+        self.judge(converged::replicas_are_equal);
+    }
+
+    fn judge(&mut self, check: impl Fn(&Self) -> Result<(), String>) {
         if self.failure.is_none() {
-            self.expect(converged::replicas_are_equal(self));
+            let judged = check(self);
+            self.expect(judged);
+        }
+    }
+
+    /// Runs until all machines run, know the layout and talk to each other, and no partition is being refilled.
+    pub(crate) fn settle_machines(&mut self) {
+        let end = self.time + SETTLE_MAX;
+        while self.failure.is_none() && self.time < end {
+            self.run_until(self.time + 20 * MS);
+            let count = self.machines.len();
+            let connected = (0..count).all(|one| (0..one).all(|other| self.network.is_connected(one, other)));
+            let knows = |core: &Node| core.status().epoch == self.layout().epoch;
+            let ready = self.machines.iter().all(|machine| machine.core.as_ref().is_some_and(knows));
+            if connected && ready && self.unsynced.is_empty() {
+                // A node uses a session when it durably knows the peer.
+                self.run_until(self.time + 50 * MS);
+                return;
+            }
         }
     }
 
     /// Runs until nothing is left to do.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let end = self.time + SETTLE_MAX;
         while self.failure.is_none() {
             self.run_until(self.time + 20 * MS);
@@ -116,7 +138,8 @@ impl World {
         None
     }
 
-    fn audit_asks(&mut self, asks: Vec<(Ask, usize)>) {
+    /// Asks one thing after the other, each of one machine; an error is a failure of the run.
+    pub(crate) fn audit_asks(&mut self, asks: Vec<(Ask, usize)>) {
         note!(self, "audit: {} requests", asks.len());
         let layout = self.layouts.len() - 1;
         for (ask, machine) in asks {
@@ -167,24 +190,28 @@ impl World {
     }
 
     fn write_everything(&mut self) {
-        let mut asks = Vec::new();
         for key in self.history.key_ids() {
-            let sequence = self.history.ops.len() as u64;
-            let op = WriteOp {
-                key,
-                consistency: ALL,
-                request: RequestId { client: u64::MAX, sequence },
-                value: Some(self.history.next_value(0)),
-                seen: None,
-                ttl: false,
-                end: None,
-                dots: Vec::new(),
-            };
-            let op = self.history.add_op(op);
-            self.audit.written.push(op);
-            asks.push((Ask::Write(op), self.first_owner(key)));
+            let value = Some(self.history.next_value(0));
+            let machine = self.first_owner(key);
+            self.audit_write(key, value, ALL, machine);
         }
-        self.audit_asks(asks);
+    }
+
+    /// Writes a key without a context, which must succeed; `None` deletes.
+    pub(crate) fn audit_write(&mut self, key: KeyId, value: Option<Bytes>, consistency: Consistency, machine: usize) {
+        let sequence = self.history.ops.len() as u64;
+        let op = WriteOp {
+            key,
+            consistency,
+            request: RequestId { client: u64::MAX, sequence },
+            value,
+            seen: None,
+            ttl: false,
+            end: None,
+            dots: Vec::new(),
+        };
+        let op = self.history.add_op(op);
+        self.audit_asks(vec![(Ask::Write(op), machine)]);
     }
 
     /// An answer to the audit arrives.

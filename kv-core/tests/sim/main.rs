@@ -21,6 +21,7 @@ mod nemesis;
 mod network;
 mod report;
 mod runner;
+mod scripts;
 mod settings;
 mod trace;
 mod workload;

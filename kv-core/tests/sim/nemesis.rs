@@ -6,7 +6,8 @@
 //! as it was ever promised, and a loss afterwards is the protocol's fault.
 //!
 //! A roll-back is the return of a copy that was taken before the store's present boot, and every peer has durably seen
-//! this boot: rule D2 promises to notice no other.
+//! this boot. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
+//! roll-back: boot numbers that have caught up with those seen look like those of a store that was never rolled back.
 
 use kv_core::ring::Layout;
 use kv_core::types::{Epoch, StoreId};
@@ -162,7 +163,7 @@ impl World {
             Fault::Copy { machine } => self.machines[machine].copy = Some(self.machines[machine].disk.copy()),
             Fault::RollBack { machine, tries } => self.roll_back(machine, tries),
             Fault::FailSync { machine } => {
-                if self.is_running(machine) {
+                if self.is_running(machine) && !self.machines[machine].quarantined {
                     self.machines[machine].disk.failing = true;
                 }
             }
@@ -177,8 +178,9 @@ impl World {
         }
     }
 
-    fn crash_for_a_while(&mut self, machine: usize) {
-        if self.is_running(machine) {
+    /// Kills a process and starts it again after a while.
+    pub(crate) fn crash_for_a_while(&mut self, machine: usize) {
+        if self.is_running(machine) && !self.machines[machine].quarantined {
             self.crash(machine);
             let most = *self.dice.pick(&[5, 100, 800]);
             let down = self.dice.between(1, most) * MS;
@@ -226,7 +228,8 @@ impl World {
         self.at(self.time + down, Event::Start { machine });
     }
 
-    fn roll_back(&mut self, machine: usize, tries: u8) {
+    /// Replaces a disk by the copy that was kept, if the promise allows it.
+    pub(crate) fn roll_back(&mut self, machine: usize, tries: u8) {
         let target = &self.machines[machine];
         let Some(copy) = target.copy.clone() else { return };
         let is_older = copy.boot < target.disk.boot;
@@ -244,6 +247,7 @@ impl World {
         target.copy = None;
         target.disk.restore(copy);
         target.quarantined = true;
+        target.disk.failing = false;
         let down = self.dice.between(1, 50) * MS;
         self.at(self.time + down, Event::Start { machine });
     }

@@ -27,6 +27,11 @@ pub(crate) fn run_seed(seed: u64, traced: bool) -> Run {
 
 /// Runs one seed with settings that a test changes.
 pub(crate) fn run_adjusted(seed: u64, traced: bool, adjust: impl Fn(&mut Settings)) -> Run {
+    run_script(seed, traced, adjust, World::run)
+}
+
+/// Runs a script in a world of this seed, with settings that the script changes.
+pub(crate) fn run_script(seed: u64, traced: bool, adjust: impl Fn(&mut Settings), script: impl Fn(&mut World)) -> Run {
     let caught = catch_unwind(AssertUnwindSafe(|| {
         let mut dice = Dice::new(seed);
         let mut settings = Settings::draw(&mut dice);
@@ -36,7 +41,7 @@ pub(crate) fn run_adjusted(seed: u64, traced: bool, adjust: impl Fn(&mut Setting
             let settings = format!("{:#?}", world.settings);
             world.write_trace(&settings);
         }
-        world.run();
+        script(&mut world);
         Run { report: world.report, failure: world.failure, trace: world.trace.unwrap_or_default() }
     }));
     caught.unwrap_or_else(|panic| {

@@ -304,13 +304,13 @@ impl World {
         }
         self.report.add(Count::Answered, 1);
         let pending = pending.clone();
-        let judged = self.judge(&pending, &outcome);
+        let judged = self.judge_answer(&pending, &outcome);
         self.expect(judged.map_err(|what| format!("request #{}: {what}", tag.0)));
         let delay = 20 + self.dice.below(MS);
         self.at(self.time + delay, Event::Answer { tag, outcome });
     }
 
-    fn judge(&mut self, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
+    fn judge_answer(&mut self, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
         check::answers::error_is_allowed(&pending.ask, outcome, &self.settings)?;
         match (&pending.ask, outcome) {
             (Ask::Write(op), Ok(Response::Written { context, .. })) => check::durable::acknowledged(self, *op, context),

@@ -241,6 +241,11 @@ impl World {
         }
     }
 
+    /// The earliest wall clock reading of any machine now.
+    pub(crate) fn wall_min(&self) -> WallTime {
+        self.machines.iter().map(|machine| machine.clock.wall(self.time)).min().unwrap_or_default()
+    }
+
     /// Adds a line to the trace.
     pub(crate) fn write_trace(&mut self, line: &str) {
         let time = self.time;

@@ -1,6 +1,8 @@
 //! What any read shows was written by somebody to that key, once, and is durable: reads wait for it as acknowledgements
 //! do (rule D1).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kv_core::message::Value;
 use kv_core::storage::Space;
@@ -8,6 +10,9 @@ use kv_core::version::{Conflict, Context, ContextToken};
 
 use crate::history::{KeyId, OpId};
 use crate::world::World;
+
+/// How long the answer to a read may be under way between two nodes.
+const ANSWER_LATE: Duration = Duration::from_secs(1);
 
 /// The context that came with values read, and the operations that wrote these.
 pub(crate) fn values(
@@ -32,6 +37,9 @@ pub(crate) fn values(
             return Err(format!("A7: {key:?} shows the value of {op:?} twice"));
         }
         is_durable(world, key, op)?;
+        if value.expires.is_some_and(|expires| expires.plus(ANSWER_LATE) < world.wall_min()) {
+            return Err(format!("{key:?} shows the value of {op:?}, whose time to live is over on every clock"));
+        }
         ops.push(op);
     }
     Ok((context, ops))

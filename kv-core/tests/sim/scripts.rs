@@ -1,0 +1,166 @@
+//! Directed scripts: situations in which the rules matter most and which chance alone arranges too rarely.
+
+use kv_core::message::{Consistency, Level};
+use kv_core::rule::Rule;
+
+use crate::history::KeyId;
+use crate::report::{Count, Report};
+use crate::runner::{Run, run_adjusted, run_script};
+use crate::settings::{Faults, MS, Mutation, Settings};
+use crate::workload::Ask;
+use crate::world::World;
+
+/// Seeds that each script is tried with.
+const SEEDS: u64 = 150;
+
+const ONE: Consistency = Consistency { level: Level::One, strict: false };
+const QUORUM: Consistency = Consistency { level: Level::Quorum, strict: true };
+
+/// Runs a script with many seeds; none may fail, and each of these things must have happened.
+fn check(run: impl Fn(u64) -> Run, happened: &[Count]) {
+    let mut report = Report::new();
+    for seed in 0..SEEDS {
+        let run = run(seed);
+        assert_eq!(run.failure, None, "the script fails with seed {seed}");
+        report.join(&run.report);
+    }
+    for what in happened {
+        assert!(report.get(*what) > 0, "the script never had {}", what.name());
+    }
+}
+
+/// The settings of a script without any trouble but its own.
+fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
+    settings.nodes = nodes;
+    settings.copies = copies;
+    settings.zones = 1;
+    settings.faults = Faults::default();
+    settings.network.loss = 0;
+    settings.operations = 0;
+    settings.node = kv_core::config::NodeConfig {
+        hint_bytes_max: 1 << 20,
+        requests_max: 1000,
+        replications_max: 1000,
+        key_waiters_max: 100,
+        ..settings.node.clone()
+    };
+}
+
+/// The owners of a key are cut off; a stand-in takes a write, hands it off, and takes the next one, a delete among them.
+/// Its second hint is another record instance than its first (rules A1 and A5).
+fn hints_with_delete(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let key = KeyId(0);
+    let owners = world.owners(world.history.key(key).partition);
+    let Some(stand_in) = (0..world.machines.len()).find(|machine| !owners.contains(machine)) else { return };
+    for round in 0..5 {
+        for owner in &owners {
+            for other in (0..world.machines.len()).filter(|other| other != owner) {
+                world.cut(*owner, other);
+                world.cut(other, *owner);
+            }
+        }
+        // Longer than any failure detector waits.
+        world.run_until(world.time + 500 * MS);
+        let value = (round % 3 != 2).then(|| world.history.next_value(0));
+        world.audit_write(key, value, ONE, stand_in);
+        for owner in &owners {
+            for other in (0..world.machines.len()).filter(|other| other != owner) {
+                world.mend(*owner, other);
+                world.mend(other, *owner);
+            }
+        }
+        world.settle();
+    }
+    world.finish();
+}
+
+#[test]
+fn hints_with_deletes_reach_their_owners() {
+    let run = |seed| run_script(seed, false, |settings| calm(settings, 4, 2), hints_with_delete);
+    check(run, &[Count::Hints, Count::HandedOff]);
+}
+
+#[test]
+fn an_actor_used_again_for_another_hint_loses_a_write() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 4, 2);
+        settings.mutation = Some(Mutation::Core(Rule::FreshActorPerHint));
+        settings.overlooks_actors = true;
+    };
+    let failure = run_script(0, false, adjust, hints_with_delete).failure;
+    assert!(failure.as_ref().is_some_and(|what| what.contains("invariant")), "found {failure:?}");
+}
+
+/// A disk comes back as an older copy while clients write: nobody may read what it has forgotten.
+fn roll_back_under_load(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let key = KeyId(0);
+    let owners = world.owners(world.history.key(key).partition);
+    let (victim, other) = (owners[0], owners[1]);
+    let first = world.history.next_value(0);
+    world.audit_write(key, Some(first), QUORUM, victim);
+    world.settle_machines();
+    world.machines[victim].copy = Some(world.machines[victim].disk.copy());
+    world.crash_for_a_while(victim);
+    world.settle_machines();
+    // Acknowledged by the victim and one more: after the roll-back, only that one knows it.
+    let second = world.history.next_value(0);
+    world.audit_write(key, Some(second), QUORUM, victim);
+    world.settle_machines();
+    world.roll_back(victim, 1);
+    for _ in 0..10 {
+        world.audit_asks(vec![(Ask::Read { key, consistency: QUORUM }, other)]);
+    }
+    world.run_until(world.time + 300 * MS);
+    world.finish();
+}
+
+#[test]
+fn a_rolled_back_disk_under_load_is_refilled() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 3, 3);
+        settings.clients = 3;
+        settings.operations = 60;
+        settings.think = 20 * MS;
+        settings.node.deadline = std::time::Duration::from_millis(500);
+    };
+    let run = |seed| run_script(seed, false, adjust, roll_back_under_load);
+    check(run, &[Count::RollBacks, Count::RollBacksNoticed, Count::Refills]);
+}
+
+#[test]
+fn two_coordinators_on_lossy_links_agree() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 3, 3);
+        settings.network.loss = 300;
+        settings.network.duplication = 300;
+        settings.network.late = 200;
+        settings.keys_per_keyspace = 1;
+        settings.clients = 4;
+        settings.operations = 60;
+        settings.think = 0;
+    };
+    check(
+        |seed| run_adjusted(seed, false, adjust),
+        &[Count::Drops, Count::Duplicates, Count::Reorders, Count::Siblings],
+    );
+}
+
+#[test]
+fn wipes_and_roll_backs_under_load_lose_nothing() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 4, 3);
+        settings.faults =
+            Faults { wipes: 4, roll_backs: 3, crashes: 3, failed_syncs: 1, slow_disks: 2, ..Faults::default() };
+        settings.keys_per_keyspace = 1;
+        settings.clients = 4;
+        settings.operations = 120;
+        settings.think = 20 * MS;
+        settings.trouble_ends = 3000 * MS;
+    };
+    let happened = [Count::Wipes, Count::RollBacks, Count::Refills, Count::StrictReads];
+    check(|seed| run_adjusted(seed, false, adjust), &happened);
+}
