@@ -159,6 +159,13 @@ impl World {
                 self.expect(learnt);
             }
         }
+        // Looking at the limits at every step would take longer than the steps.
+        if self.report.events.is_multiple_of(16)
+            && let Some(core) = &self.machines[index].core
+        {
+            let kept = check::bounds::are_kept(index, &core.status(), &self.settings.node);
+            self.expect(kept);
+        }
         for effect in effects.drain(..) {
             self.carry_out(index, effect);
         }

@@ -226,6 +226,11 @@ impl World {
         target.copy = None;
         let down = self.dice.between(1, 100) * MS;
         self.at(self.time + down, Event::Start { machine });
+        if self.dice.chance(300) {
+            // In the middle of the refill, perhaps.
+            let again = self.time + down + self.dice.between(2, 60) * MS;
+            self.at(again, Event::Fault(Fault::Crash { machine }));
+        }
     }
 
     /// Replaces a disk by the copy that was kept, if the promise allows it.

@@ -93,6 +93,46 @@ fn an_actor_used_again_for_another_hint_loses_a_write() {
     assert!(failure.as_ref().is_some_and(|what| what.contains("invariant")), "found {failure:?}");
 }
 
+/// An owner is cut off while its key is written. When it is back it gets the write without anybody asking: whoever
+/// could not confirm a write is remembered by a lag mark.
+fn write_past_an_owner(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let key = KeyId(0);
+    let owners = world.owners(world.history.key(key).partition);
+    for other in (0..world.machines.len()).filter(|other| *other != owners[1]) {
+        world.cut(owners[1], other);
+        world.cut(other, owners[1]);
+    }
+    // Sometimes the failure detectors have noticed, sometimes not.
+    let wait = world.dice.below(400) * MS;
+    world.run_until(world.time + wait);
+    for _ in 0..3 {
+        let value = world.history.next_value(0);
+        world.audit_write(key, Some(value), QUORUM, owners[0]);
+    }
+    for other in (0..world.machines.len()).filter(|other| *other != owners[1]) {
+        world.mend(owners[1], other);
+        world.mend(other, owners[1]);
+    }
+    world.settle();
+    world.expect(check_equal(world));
+    world.finish();
+}
+
+fn check_equal(world: &World) -> Result<(), String> {
+    if world.failure.is_some() { Ok(()) } else { crate::check::converged::replicas_are_equal(world) }
+}
+
+#[test]
+fn an_owner_that_was_cut_off_is_brought_up_to_date() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 3, 3);
+        settings.node.deadline = std::time::Duration::from_millis(500);
+    };
+    check(|seed| run_script(seed, false, adjust, write_past_an_owner), &[Count::HandedOff]);
+}
+
 /// A disk comes back as an older copy while clients write: nobody may read what it has forgotten.
 fn roll_back_under_load(world: &mut World) {
     world.plan_work();

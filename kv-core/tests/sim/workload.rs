@@ -36,6 +36,8 @@ pub(crate) enum Ask {
     Read { key: KeyId, consistency: Consistency },
     /// A page of a scan.
     Scan(ScanRequest),
+    /// What each replica of a key holds.
+    Inspect { key: KeyId },
     /// A request that can only be refused, and how.
     Bad { request: Request, kind: Kind },
 }
@@ -156,7 +158,7 @@ impl World {
     fn draw_machine(&mut self, ask: &Ask) -> usize {
         let key = match ask {
             Ask::Write(op) => Some(self.history.op(*op).key),
-            Ask::Read { key, .. } => Some(*key),
+            Ask::Read { key, .. } | Ask::Inspect { key } => Some(*key),
             Ask::Scan(_) | Ask::Bad { .. } => None,
         };
         match key {
@@ -191,6 +193,7 @@ impl World {
                     consistency,
                 })
             }
+            96..98 => Ask::Inspect { key },
             _ => self.draw_bad_request(key, consistency),
         }
     }
@@ -256,6 +259,10 @@ impl World {
             }
             Ask::Read { key, consistency } => on(*key, *consistency, Operation::Get),
             Ask::Scan(scan) => Request::Scan(scan.clone()),
+            Ask::Inspect { key } => {
+                let key = self.history.key(*key);
+                Request::Inspect { keyspace: key.keyspace, key: key.bytes.clone() }
+            }
             Ask::Bad { request, .. } => request.clone(),
         }
     }
@@ -319,6 +326,9 @@ impl World {
             }
             (Ask::Scan(scan), Ok(Response::Page { entries, next })) => {
                 check::scan::page(self, pending.sent, scan, entries, next.as_ref())
+            }
+            (Ask::Inspect { key }, Ok(Response::Inspected { replicas })) => {
+                check::answers::owners_are_listed(self, *key, replicas)
             }
             (_, Err(_)) => Ok(()),
             (ask, Ok(response)) => Err(format!("{ask:?} is answered with {response:?}")),

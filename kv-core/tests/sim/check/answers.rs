@@ -2,11 +2,12 @@
 //! refused for what is wrong with them, good ones only for what a retry can mend, and "nothing was done" means it.
 
 use kv_core::error::Kind;
-use kv_core::message::Outcome;
+use kv_core::message::{Outcome, ReplicaView};
 
-use crate::history::{End, History};
-use crate::settings::Settings;
+use crate::history::{End, History, KeyId};
+use crate::settings::{Settings, node_id};
 use crate::workload::Ask;
+use crate::world::World;
 
 /// Whether the answer's kind of error fits the request.
 pub(crate) fn error_is_allowed(ask: &Ask, outcome: &Outcome, settings: &Settings) -> Result<(), String> {
@@ -41,4 +42,17 @@ pub(crate) fn nothing_means_nothing(history: &History) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// An inspection says something of every owner, once.
+pub(crate) fn owners_are_listed(world: &World, key: KeyId, replicas: &[ReplicaView]) -> Result<(), String> {
+    let mut listed: Vec<_> = replicas.iter().filter(|replica| replica.owner).map(|replica| replica.node).collect();
+    listed.sort();
+    let mut owners: Vec<_> = world.owners(world.history.key(key).partition).into_iter().map(node_id).collect();
+    owners.sort();
+    if listed == owners {
+        Ok(())
+    } else {
+        Err(format!("an inspection of {key:?} lists {listed:?}, owners are {owners:?}"))
+    }
 }

@@ -1,6 +1,7 @@
 //! The checkers, one file for each promise. Each is a pure function of the history, the disks and what was answered.
 
 pub(crate) mod answers;
+pub(crate) mod bounds;
 pub(crate) mod converged;
 pub(crate) mod deleted;
 pub(crate) mod durable;

@@ -1,0 +1,28 @@
+//! Invariant 9: what a node holds is bounded by its configuration.
+
+use kv_core::config::NodeConfig;
+use kv_core::node::Status;
+
+use crate::settings::node_id;
+
+/// Bytes of hints by which a node may pass its limit: records are let in one by one while there is room for any, and
+/// several may be on their way into the store.
+const HINT_BYTES_SLACK: u64 = 16 * 1024;
+
+/// Whether a node keeps to its limits.
+pub(crate) fn are_kept(machine: usize, status: &Status, config: &NodeConfig) -> Result<(), String> {
+    let node = node_id(machine);
+    if status.requests > config.requests_max {
+        return Err(format!(
+            "invariant 9: {node} has {} requests, {} are allowed",
+            status.requests, config.requests_max
+        ));
+    }
+    if status.hint_bytes > config.hint_bytes_max + HINT_BYTES_SLACK {
+        return Err(format!(
+            "invariant 9: {node} holds {} bytes of hints, {} are allowed",
+            status.hint_bytes, config.hint_bytes_max
+        ));
+    }
+    Ok(())
+}
