@@ -62,6 +62,8 @@ impl<D: Disk> LogFiles<D> {
         segment_bytes: u64,
         purged_index: impl Fn(&[u8]) -> Option<u64>,
     ) -> Result<(Self, Recovered), FileError> {
+        // A killed process may have renamed files and not synced their names. What is read now counts from now on.
+        disk.sync_dir().map_err(|source| FileError::io("sync", disk.path(""), source))?;
         let purged = file::content(&mut disk, PURGED)?;
         let path = disk.path(PURGED);
         let behind = match &purged {
@@ -124,6 +126,9 @@ impl<D: Disk> LogFiles<D> {
         }
         if scan.torn {
             self.disk.set_len(&name, scan.end).map_err(io("cut"))?;
+        }
+        if is_last {
+            // What a killed process left in the cache counts from now on, so it must survive a loss of power, too.
             self.disk.sync(&name).map_err(io("sync"))?;
         }
         if let Some(record) = scan.records.first()

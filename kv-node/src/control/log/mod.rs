@@ -6,3 +6,6 @@ pub(crate) mod store;
 pub(crate) mod writer;
 
 pub use segment::ENTRY_BYTES_MAX;
+
+#[cfg(test)]
+mod tests;
