@@ -27,6 +27,14 @@ pub struct Joining {
     pub incarnation: Incarnation,
     /// The settings with which it was started.
     pub config: ClusterConfig,
+    /// The release that it runs.
+    pub version: String,
+    /// Recognises a repeated request.
+    pub request_id: u128,
+    /// The group of the control plane that it belongs to.
+    pub group: Option<u64>,
+    /// Stores that are lost and whose place it takes.
+    pub replaces: Vec<StoreId>,
 }
 
 impl TryFrom<v1::JoinRequest> for Joining {
@@ -42,6 +50,15 @@ impl TryFrom<v1::JoinRequest> for Joining {
                 wire.weight
             )));
         }
+        if wire.version.len() > NAME_BYTES_MAX {
+            return Err(RequestError::invalid(format!(
+                "version: has {} bytes, the limit is {NAME_BYTES_MAX}",
+                wire.version.len()
+            )));
+        }
+        let request_id = <[u8; 16]>::try_from(wire.request_id.as_ref()).map_err(|_length| {
+            RequestError::invalid(format!("request_id: has {} bytes, 16 are expected", wire.request_id.len()))
+        })?;
         Ok(Self {
             protocol: wire.protocol,
             name: wire.name,
@@ -50,7 +67,29 @@ impl TryFrom<v1::JoinRequest> for Joining {
             weight: wire.weight,
             incarnation: wire.incarnation.ok_or_else(|| missing("incarnation"))?.into(),
             config: wire.limits.ok_or_else(|| missing("limits"))?.try_into()?,
+            version: wire.version,
+            request_id: u128::from_be_bytes(request_id),
+            group: wire.group,
+            replaces: wire.replaces.into_iter().map(StoreId).collect(),
         })
+    }
+}
+
+impl From<Joining> for v1::JoinRequest {
+    fn from(joining: Joining) -> Self {
+        Self {
+            protocol: joining.protocol,
+            name: joining.name,
+            address: joining.address,
+            zone: joining.zone,
+            weight: joining.weight,
+            incarnation: Some(joining.incarnation.into()),
+            limits: Some((&joining.config).into()),
+            version: joining.version,
+            request_id: bytes::Bytes::copy_from_slice(&joining.request_id.to_be_bytes()),
+            group: joining.group,
+            replaces: joining.replaces.iter().map(|store| store.0).collect(),
+        }
     }
 }
 

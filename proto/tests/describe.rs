@@ -153,8 +153,18 @@ fn reports_are_checked() {
         weight: 1.0,
         incarnation: Some(v1::Incarnation { store_id: 5, boot: 1, nonce: 3 }),
         limits: Some((&ClusterConfig::default()).into()),
+        version: "1.0".to_owned(),
+        request_id: Bytes::from_static(&[7; 16]),
+        group: Some(5),
+        replaces: vec![4],
     };
     let joining = Joining::try_from(wire.clone()).expect("valid");
+    assert_eq!(v1::JoinRequest::from(joining.clone()), wire, "nothing is lost on the way");
+    for request_id in [&[][..], &[7; 15], &[7; 17]] {
+        let request_id = Bytes::copy_from_slice(request_id);
+        assert!(Joining::try_from(v1::JoinRequest { request_id, ..wire.clone() }).is_err());
+    }
+    assert!(Joining::try_from(v1::JoinRequest { version: "x".repeat(65), ..wire.clone() }).is_err());
     assert_eq!((joining.name.as_str(), joining.config), ("n1", ClusterConfig::default()));
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(Joining::try_from(v1::JoinRequest { weight, ..wire.clone() }).is_err(), "{weight}");

@@ -16,14 +16,14 @@ pub(super) const MEMBERS_MAX: usize = kv_core::ring::MEMBERS_MAX;
 /// The most copies of a partition.
 pub const COPIES_MAX: u8 = 9;
 
+/// The most copies that a keyspace may ask for; it gets those that a partition has.
+const QUORUM_MAX: u8 = 16;
+
 /// The most keyspaces.
 pub const KEYSPACES_MAX: usize = 1024;
 
 /// The longest name of a member, a zone or a keyspace, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = kv_core::ring::NAME_BYTES_MAX;
-
-/// The longest address, in bytes: a DNS name and a port.
-pub const ADDRESS_BYTES_MAX: usize = 255 + 6;
 
 /// The most lost stores that a report may name.
 pub(super) const REPLACES_MAX: usize = 8;
@@ -142,10 +142,10 @@ impl ClusterState {
 
     pub(super) fn create_keyspace(&mut self, spec: KeyspaceSpec) -> Result<Done, Refusal> {
         self.check_formed()?;
-        check_name("keyspace", &spec.name, b"-_.")?;
+        check_name("keyspace", &spec.name)?;
         for (field, value) in [("r", spec.r), ("w", spec.w)] {
-            if !(1..=COPIES_MAX).contains(&value) {
-                return Err(invalid(format!("{field} is {value}; it must be from 1 to {COPIES_MAX}")));
+            if !(1..=QUORUM_MAX).contains(&value) {
+                return Err(invalid(format!("{field} is {value}; it must be from 1 to {QUORUM_MAX}")));
             }
         }
         if self.keyspace_named(&spec.name).is_some() {
@@ -278,20 +278,15 @@ pub(super) fn check_founding(founding: &Founding) -> Result<(), Refusal> {
 /// Checks what a node says of itself, by itself.
 pub(super) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
     use kv_core::ring::{WEIGHT_MAX, WEIGHT_MIN};
-    check_name("name", &arrival.name, b"-_.")?;
-    check_name("zone", &arrival.zone, b"-_./")?;
+    check_name("name", &arrival.name)?;
+    check_name("zone", &arrival.zone)?;
     if !(WEIGHT_MIN..=WEIGHT_MAX).contains(&arrival.weight) {
         return Err(invalid(format!(
             "weight is {}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}",
             arrival.weight
         )));
     }
-    if arrival.address.is_empty() || arrival.address.len() > ADDRESS_BYTES_MAX {
-        return Err(invalid(format!(
-            "the address has {} bytes; it must be host:port and have at most {ADDRESS_BYTES_MAX}",
-            arrival.address.len()
-        )));
-    }
+    kv_proto::peer::check_address(&arrival.address).map_err(|error| invalid(error.message))?;
     if arrival.replaces.len() > REPLACES_MAX {
         return Err(invalid(format!("the node replaces more than {REPLACES_MAX} stores; name the last ones only")));
     }
@@ -329,18 +324,18 @@ fn check_known(node: NodeId, member: &MemberRecord, arrival: &Arrival) -> Result
     Ok(())
 }
 
-fn check_name(what: &str, name: &str, marks: &[u8]) -> Result<(), Refusal> {
+/// Names are those that the edge lets in, so that a node that founds a cluster is held to what others are.
+fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+    let letter = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
     let fits = bytes.len() <= NAME_BYTES_MAX
-        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(byte));
+        && bytes.first().is_some_and(letter)
+        && bytes.iter().all(|byte| letter(byte) || b"-_.".contains(byte));
     if fits {
         return Ok(());
     }
-    let marks: Vec<String> = marks.iter().map(|&mark| format!("'{}'", char::from(mark))).collect();
     Err(invalid(format!(
-        "{what} {name:?} is not possible; it has 1 to {NAME_BYTES_MAX} bytes, starts with a letter or digit and goes \
-         on with letters, digits, {} (ASCII)",
-        marks.join(", ")
+        "{what} {name:?} is not possible; it has 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', and starts with a \
+         letter or digit"
     )))
 }

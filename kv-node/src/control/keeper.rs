@@ -12,7 +12,7 @@ use openraft::{ChangeMembers, EmptyNode};
 use super::command::{Command, Founding, Outcome, Proposal};
 use super::plane::{Inner, leads};
 use super::propose::command_id;
-use super::raft::{Metrics, RaftId, raft_id};
+use super::raft::{Metrics, RaftId, TypeConfig, raft_id};
 use super::state::{ClusterState, Phase};
 use super::transport::ProposeReply;
 use super::voters::{Candidate, choose};
@@ -223,10 +223,17 @@ async fn carry_out(inner: &Inner, change: Change) -> bool {
     }
 }
 
+type Written = openraft::raft::ClientWriteResponse<TypeConfig>;
 type WriteError = RaftError<RaftId, ClientWriteError<RaftId, EmptyNode>>;
 
-async fn within<T>(inner: &Inner, change: impl Future<Output = Result<T, WriteError>>) -> bool {
-    match tokio::time::timeout(inner.timing.call, change).await {
+async fn within(inner: &Inner, change: impl Future<Output = Result<Written, WriteError>>) -> bool {
+    let changed = async {
+        let written = change.await.map_err(|error| error.to_string())?;
+        // The next change is found by what the metrics say, so they must say this one first.
+        let seen = |metrics: &Metrics| *metrics.membership_config.log_id() >= Some(written.log_id);
+        inner.raft.wait(None).metrics(seen, "the change").await.map_err(|error| error.to_string())
+    };
+    match tokio::time::timeout(inner.timing.call, changed).await {
         Ok(result) => report_failure("change the voters and listeners", result),
         Err(_elapsed) => {
             tracing::warn!("no majority within {:?} for a change of the voters and listeners", inner.timing.call);
@@ -237,4 +244,56 @@ async fn within<T>(inner: &Inner, change: impl Future<Output = Result<T, WriteEr
 
 fn report_failure<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> bool {
     result.inspect_err(|error| tracing::debug!(%error, "the control plane could not {what}")).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_core::types::{Incarnation, NodeId, StoreId};
+
+    use super::*;
+    use crate::control::state::MemberRecord;
+
+    /// Members `1..=size` with store ids of their own; `voters` vote, `ready` have caught up; who should vote.
+    #[track_caller]
+    fn check(size: u64, voters: &[RaftId], ready: &[RaftId], expected: &[RaftId]) {
+        let mut state = ClusterState::default();
+        for number in 1..=size {
+            let member = MemberRecord {
+                name: format!("n{number}"),
+                address: String::new(),
+                zone: "z".to_owned(),
+                weight: 1.0,
+                incarnation: Incarnation { store: StoreId(number), boot: 1, nonce: 0 },
+                version: String::new(),
+                spare: false,
+            };
+            state.members.insert(NodeId(number), member);
+        }
+        let chosen = choose_voters(&state, &voters.iter().copied().collect(), |id| ready.contains(&id));
+        assert_eq!(chosen, expected.iter().copied().collect());
+    }
+
+    #[test]
+    fn voters_grow_with_the_learners_that_keep_up() {
+        check(1, &[1], &[1], &[1]);
+        check(3, &[1], &[1], &[1]);
+        check(3, &[1], &[1, 2], &[1]);
+        check(3, &[1], &[1, 2, 3], &[1, 2, 3]);
+        check(5, &[1, 2, 3], &[1, 2, 3, 4], &[1, 2, 3]);
+        check(5, &[1, 2, 3], &[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn voters_that_are_silent_stay() {
+        check(3, &[1, 2, 3], &[1], &[1, 2, 3]);
+        check(5, &[1, 2, 3], &[1, 4, 5], &[1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_store_that_is_gone_votes_until_another_can() {
+        // Store 9 was replaced by store 3, which has not caught up.
+        check(3, &[1, 2, 9], &[1, 2], &[1, 2, 9]);
+        check(3, &[1, 2, 9], &[1, 2, 3], &[1, 2, 3]);
+        check(4, &[1, 2, 9], &[1, 2, 4], &[1, 2, 4]);
+    }
 }

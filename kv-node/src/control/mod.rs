@@ -44,10 +44,12 @@ mod raft;
 mod report;
 mod serve;
 mod state;
-mod transport;
+#[cfg(test)]
+mod tests;
+pub(crate) mod transport;
 mod voters;
 
-pub use apply::{ADDRESS_BYTES_MAX, COPIES_MAX, KEYSPACES_MAX};
+pub use apply::{COPIES_MAX, KEYSPACES_MAX};
 pub use command::{Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, Refusal, RefusalKind};
 pub use disk::FileError;
 pub use identity::{Entrance, Remembered, StartError, remembered};
@@ -56,5 +58,8 @@ pub use peers::{Clock, SharedLiveness};
 pub use plane::{ControlConfig, ControlPlane, ControlStatus, PROPOSALS_MAX, Standing, Timing};
 pub use propose::ProposeError;
 pub use state::{ClusterState, MemberRecord, Phase};
-pub use transport::{Call, GroupId, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind, Transport, TransportError};
+pub use transport::wire::{serve_join, serve_raft};
+pub use transport::{
+    Call, GroupId, GrpcTransport, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind, Transport, TransportError,
+};
 pub use voters::{Candidate, choose};

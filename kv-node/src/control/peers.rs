@@ -68,12 +68,17 @@ impl Peers {
         Ok(())
     }
 
-    /// Where the node is that takes part under `id`.
+    /// Where the node is that takes part under `id`: what it said itself, unless a later run of it is agreed on.
     pub(crate) fn address(&self, id: RaftId) -> Option<String> {
-        if let Some(contact) = self.contacts().get(&id) {
-            return Some(contact.address.clone());
+        let state = self.state.borrow();
+        let agreed = state.member_of(store_of(id)).map(|(_, member)| member);
+        match (self.contacts().get(&id), agreed) {
+            (Some(contact), Some(agreed)) if agreed.incarnation.boot > contact.incarnation.boot => {
+                Some(agreed.address.clone())
+            }
+            (Some(contact), _) => Some(contact.address.clone()),
+            (None, agreed) => agreed.map(|member| member.address.clone()),
         }
-        self.state.borrow().member_of(store_of(id)).map(|(_, member)| member.address.clone())
     }
 
     /// Whether `store` was given up, so that nothing it says counts any more.
@@ -117,5 +122,67 @@ impl Peers {
 
     fn liveness(&self) -> MutexGuard<'_, dyn Liveness + 'static> {
         self.liveness.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::state::MemberRecord;
+    use crate::liveness::{Heartbeats, Patience};
+
+    fn run_of(store: u64, boot: u32) -> Incarnation {
+        Incarnation { store: StoreId(store), boot, nonce: boot }
+    }
+
+    /// Knows member 2 of store 20, at its third boot.
+    fn peers() -> (watch::Sender<Arc<ClusterState>>, Peers) {
+        let mut state = ClusterState::default();
+        let member = MemberRecord {
+            name: "n2".to_owned(),
+            address: "agreed:1".to_owned(),
+            zone: "z".to_owned(),
+            weight: 1.0,
+            incarnation: run_of(20, 3),
+            version: String::new(),
+            spare: false,
+        };
+        state.members.insert(NodeId(2), member);
+        let liveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
+        let (sender, receiver) = watch::channel(Arc::new(state.clone()));
+        let peers = Peers::new(receiver, liveness, Arc::new(|| Monotonic(5)));
+        peers.follow(1, &ClusterState::default(), &state);
+        (sender, peers)
+    }
+
+    #[test]
+    fn the_latest_run_of_a_node_says_where_it_is() {
+        let (sender, peers) = peers();
+        assert_eq!(peers.address(20).as_deref(), Some("agreed:1"));
+        assert_eq!(peers.heard(run_of(20, 4), "told:4"), Ok(()));
+        assert_eq!(peers.address(20).as_deref(), Some("told:4"), "before it is agreed on");
+        sender.send_modify(|state| {
+            let mut later = ClusterState::clone(state);
+            if let Some(member) = later.members.get_mut(&NodeId(2)) {
+                member.incarnation = run_of(20, 5);
+                member.address = "agreed:5".to_owned();
+            }
+            *state = Arc::new(later);
+        });
+        assert_eq!(peers.address(20).as_deref(), Some("agreed:5"), "it moved and told others only");
+        assert_eq!(peers.address(21), None);
+    }
+
+    #[test]
+    fn an_older_copy_is_recognised_by_what_was_told_and_by_what_is_agreed_on() {
+        let (_sender, peers) = peers();
+        assert_eq!(peers.heard(run_of(20, 2), "a:1"), Err(run_of(20, 3)));
+        assert!(!peers.is_up(20), "an older copy is no sign of life");
+        assert_eq!(peers.heard(run_of(20, 3), "a:1"), Ok(()));
+        assert!(peers.is_up(20));
+        let twin = Incarnation { nonce: 9, ..run_of(20, 3) };
+        assert_eq!(peers.heard(twin, "a:1"), Err(run_of(20, 3)));
+        assert_eq!(peers.heard(run_of(30, 7), "b:1"), Ok(()), "a node that joins");
+        assert_eq!(peers.heard(run_of(30, 6), "b:1"), Err(run_of(30, 7)));
     }
 }

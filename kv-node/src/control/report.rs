@@ -79,7 +79,7 @@ async fn round(inner: &Inner) -> bool {
         protocol: PROTOCOL_VERSION,
         id,
         group: inner.link.group.get().copied(),
-        config: Some(inner.cluster.clone()),
+        config: inner.cluster.clone(),
         arrival: inner.me.clone(),
     };
     if inner.is_leader() {

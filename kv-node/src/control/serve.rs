@@ -110,12 +110,9 @@ impl Inner {
             ));
         }
         let state = self.state();
-        if let Some(config) = config
-            && state.phase != Phase::Unfounded
-            && config != state.config
-        {
+        if state.phase != Phase::Unfounded && config != state.config {
             return refused(format!(
-                "{} has other cluster settings (limits or clock skew); start it with those of the cluster, or without",
+                "{} has other cluster settings (limits or clock skew); start it with those of the cluster",
                 arrival.name
             ));
         }

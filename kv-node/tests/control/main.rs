@@ -4,6 +4,7 @@
 
 mod catch_up;
 mod forming;
+mod grpc;
 mod loss;
 mod refusals;
 mod world;

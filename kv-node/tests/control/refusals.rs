@@ -194,12 +194,12 @@ fn keyspaces_are_checked() {
         check(drop_keyspace("nope"), RefusalKind::NotFound, message).await;
         let message = "keyspace default is there from the start and stays; delete its keys";
         check(drop_keyspace("default"), RefusalKind::Precondition, message).await;
-        let message = "keyspace \"\" is not possible; it has 1 to 63 bytes, starts with a letter or digit and goes on \
-                       with letters, digits, '-', '_', '.' (ASCII)";
+        let message = "keyspace \"\" is not possible; it has 1 to 63 of a-z, 0-9, '-', '_' and '.', and starts with a \
+                       letter or digit";
         check(create(""), RefusalKind::Invalid, message).await;
         let Command::CreateKeyspace { spec } = create("zero") else { unreachable!("made above") };
         let command = Command::CreateKeyspace { spec: KeyspaceSpec { w: 0, ..spec } };
-        check(command, RefusalKind::Invalid, "w is 0; it must be from 1 to 9").await;
+        check(command, RefusalKind::Invalid, "w is 0; it must be from 1 to 16").await;
         let long = create(&"x".repeat(4 * 1024 * 1024));
         assert!(matches!(propose(control, long).await, Err(ProposeError::TooLong { .. })));
     });

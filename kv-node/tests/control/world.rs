@@ -135,8 +135,19 @@ impl World {
 
     /// Starts a node and connects it.
     pub(crate) async fn try_start(&self, spec: &Spec) -> Result<ControlPlane, StartError> {
-        let start = self.start;
         let wires = Wires { from: spec.address.clone(), net: Arc::clone(&self.net) };
+        let control = self.start_over(spec, Arc::new(wires)).await?;
+        self.net.lock().unwrap().nodes.insert(spec.address.clone(), control.clone());
+        Ok(control)
+    }
+
+    /// Starts a node over another transport.
+    pub(crate) async fn start_over(
+        &self,
+        spec: &Spec,
+        transport: Arc<dyn Transport>,
+    ) -> Result<ControlPlane, StartError> {
+        let start = self.start;
         let patience = Patience { suspect_after: Duration::from_secs(2), down_after: Duration::from_secs(5) };
         let config = ControlConfig {
             dir: self.dir.path().join(&spec.dir),
@@ -153,9 +164,7 @@ impl World {
             clock: Arc::new(move || Monotonic(u64::try_from(start.elapsed().as_micros()).unwrap())),
             timing: self.timing,
         };
-        let control = ControlPlane::start(config, Arc::new(wires)).await?;
-        self.net.lock().unwrap().nodes.insert(spec.address.clone(), control.clone());
-        Ok(control)
+        ControlPlane::start(config, transport).await
     }
 
     pub(crate) async fn start(&self, spec: &Spec) -> ControlPlane {

@@ -88,10 +88,8 @@ fn run(steps: Vec<Step>, tally: &mut Tally) {
     let disk = SimDisk::default();
     let (mut log, mut model) = open(&disk).unwrap();
     assert_eq!(model, Model::default());
-    let mut generation = 0_u64;
-    for step in steps {
+    for (generation, step) in (1_u64..).zip(steps) {
         disk.arm(step.fuse, step.seed);
-        generation += 1;
         // What may be found after a crash in this step; the last one is what must be found without one.
         let mut outcomes = vec![model.clone()];
         let result = match step.work {

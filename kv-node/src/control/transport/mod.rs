@@ -1,5 +1,8 @@
 //! How messages of the control plane travel, and what they hold.
 
+mod grpc;
+pub(crate) mod wire;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -9,11 +12,13 @@ use kv_core::config::ClusterConfig;
 use kv_core::types::{ClusterId, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::command::{Arrival, CommandId, Outcome, Refusal};
-use super::raft::RaftId;
+use crate::control::command::{Arrival, CommandId, Outcome, Refusal};
+use crate::control::raft::RaftId;
+
+pub use grpc::GrpcTransport;
 
 /// The longest message, in bytes: an entry with what surrounds it, or a piece of a snapshot.
-pub const MESSAGE_BYTES_MAX: usize = super::log::ENTRY_BYTES_MAX + 64 * 1024;
+pub const MESSAGE_BYTES_MAX: usize = crate::control::log::ENTRY_BYTES_MAX + 64 * 1024;
 
 /// What is sent, boxed because the transport is chosen at run time.
 pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, TransportError>> + Send + 'a>>;
@@ -63,8 +68,8 @@ pub struct JoinRequest {
     pub id: CommandId,
     /// The Raft group that the node belongs to; `None` before it has joined one.
     pub group: Option<GroupId>,
-    /// The settings that the node was started with; `None`: it takes the cluster's.
-    pub config: Option<ClusterConfig>,
+    /// The settings that the node was started with; they must be the cluster's.
+    pub config: ClusterConfig,
     /// What the node says of itself.
     pub arrival: Arrival,
 }

@@ -1,0 +1,187 @@
+//! Messages of the control plane as gRPC carries them, both ways.
+
+use kv_core::error::RequestError;
+use kv_core::message::PROTOCOL_VERSION;
+use kv_core::types::NodeId;
+use kv_proto::peer::{Joining, cluster_from_wire, cluster_to_wire};
+use kv_proto::status::to_status;
+use kv_proto::v1;
+use tonic::Status;
+
+use super::{GroupId, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind};
+use crate::control::command::{Arrival, CommandId, Refusal, RefusalKind};
+use crate::control::plane::ControlPlane;
+
+/// Answers `Peer.Raft`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a message that no node of this release sends.
+pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Result<v1::RaftReply, Status> {
+    let kind = match request.kind() {
+        v1::RaftKind::Append => RaftKind::Append,
+        v1::RaftKind::Vote => RaftKind::Vote,
+        v1::RaftKind::InstallSnapshot => RaftKind::Snapshot,
+        v1::RaftKind::Propose => RaftKind::Propose,
+        v1::RaftKind::Unspecified => {
+            return Err(invalid(format!("kind: {} is not known; run the same release on all nodes", request.kind)));
+        }
+    };
+    if request.protocol != PROTOCOL_VERSION {
+        return Err(invalid(format!(
+            "protocol: is {}, this node speaks {PROTOCOL_VERSION}; run the same release on all nodes",
+            request.protocol
+        )));
+    }
+    if request.payload.len() > MESSAGE_BYTES_MAX {
+        return Err(invalid(format!("payload: has {} bytes, the limit is {MESSAGE_BYTES_MAX}", request.payload.len())));
+    }
+    let payload = control.handle_raft(kind, &request.payload).await.into();
+    Ok(v1::RaftReply { payload })
+}
+
+/// Answers `Peer.Join`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field.
+pub async fn serve_join(control: &ControlPlane, request: v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+    // Before the fields: those of another version may be others.
+    let reply = if request.protocol == PROTOCOL_VERSION {
+        let request = JoinRequest::try_from(request).map_err(to_status)?;
+        control.handle_join(request).await
+    } else {
+        JoinReply::Refused(Refusal::new(
+            RefusalKind::Precondition,
+            format!(
+                "{:?} speaks protocol version {}, this cluster {PROTOCOL_VERSION}; run the same release on both",
+                request.name, request.protocol
+            ),
+        ))
+    };
+    Ok(reply.into())
+}
+
+fn invalid(message: String) -> Status {
+    to_status(RequestError::invalid(message))
+}
+
+impl From<RaftKind> for v1::RaftKind {
+    fn from(kind: RaftKind) -> Self {
+        match kind {
+            RaftKind::Append => Self::Append,
+            RaftKind::Vote => Self::Vote,
+            RaftKind::Snapshot => Self::InstallSnapshot,
+            RaftKind::Propose => Self::Propose,
+        }
+    }
+}
+
+impl TryFrom<v1::JoinRequest> for JoinRequest {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::JoinRequest) -> Result<Self, Self::Error> {
+        let joining = Joining::try_from(wire)?;
+        Ok(Self {
+            protocol: joining.protocol,
+            id: CommandId(joining.request_id),
+            group: joining.group.map(GroupId),
+            config: joining.config,
+            arrival: Arrival {
+                name: joining.name,
+                address: joining.address,
+                zone: joining.zone,
+                weight: joining.weight,
+                incarnation: joining.incarnation,
+                version: joining.version,
+                replaces: joining.replaces,
+            },
+        })
+    }
+}
+
+/// A report as it travels.
+pub(super) fn join_request(request: JoinRequest) -> v1::JoinRequest {
+    let Arrival { name, address, zone, weight, incarnation, version, replaces } = request.arrival;
+    Joining {
+        protocol: request.protocol,
+        name,
+        address,
+        zone,
+        weight,
+        incarnation,
+        config: request.config,
+        version,
+        request_id: request.id.0,
+        group: request.group.map(|group| group.0),
+        replaces,
+    }
+    .into()
+}
+
+impl From<JoinReply> for v1::JoinReply {
+    fn from(reply: JoinReply) -> Self {
+        use v1::join_reply::Outcome;
+        let outcome = match reply {
+            JoinReply::Admitted { group, node, spare, cluster } => Outcome::Admitted(v1::Admission {
+                group: group.0,
+                node: node.0,
+                spare,
+                cluster_id: cluster_to_wire(cluster),
+            }),
+            JoinReply::Refused(refusal) => Outcome::Refused(v1::JoinRefusal {
+                kind: v1::JoinRefusalKind::from(refusal.kind).into(),
+                message: refusal.message,
+            }),
+            JoinReply::Later { reason, leader } => {
+                Outcome::Later(v1::JoinLater { reason, leader_address: leader.unwrap_or_default() })
+            }
+        };
+        Self { outcome: Some(outcome) }
+    }
+}
+
+impl From<RefusalKind> for v1::JoinRefusalKind {
+    fn from(kind: RefusalKind) -> Self {
+        match kind {
+            RefusalKind::Invalid => Self::Invalid,
+            RefusalKind::NotFound => Self::NotFound,
+            RefusalKind::Exists => Self::Exists,
+            RefusalKind::Precondition | RefusalKind::Stale => Self::Precondition,
+            RefusalKind::Exhausted => Self::Exhausted,
+            RefusalKind::RolledBack => Self::RolledBack,
+        }
+    }
+}
+
+/// Reads an answer to a report.
+pub(super) fn join_reply(wire: v1::JoinReply) -> Result<JoinReply, RequestError> {
+    use v1::join_reply::Outcome;
+    match wire.outcome {
+        Some(Outcome::Admitted(admission)) => Ok(JoinReply::Admitted {
+            group: GroupId(admission.group),
+            node: NodeId(admission.node),
+            spare: admission.spare,
+            cluster: cluster_from_wire(&admission.cluster_id)?,
+        }),
+        Some(Outcome::Refused(refusal)) => {
+            let kind = match refusal.kind() {
+                v1::JoinRefusalKind::Invalid => RefusalKind::Invalid,
+                v1::JoinRefusalKind::NotFound => RefusalKind::NotFound,
+                v1::JoinRefusalKind::Exists => RefusalKind::Exists,
+                v1::JoinRefusalKind::Precondition | v1::JoinRefusalKind::Unspecified => RefusalKind::Precondition,
+                v1::JoinRefusalKind::Exhausted => RefusalKind::Exhausted,
+                v1::JoinRefusalKind::RolledBack => RefusalKind::RolledBack,
+            };
+            Ok(JoinReply::Refused(Refusal::new(kind, refusal.message)))
+        }
+        Some(Outcome::Later(later)) => Ok(JoinReply::Later {
+            reason: later.reason,
+            leader: Some(later.leader_address).filter(|address| !address.is_empty()),
+        }),
+        None => Err(RequestError::invalid("outcome: is missing; run the same release on all nodes")),
+    }
+}
+
+/// The answer to a report that the other node calls invalid.
+pub(super) fn join_invalid(status: &Status) -> JoinReply {
+    JoinReply::Refused(Refusal::new(RefusalKind::Invalid, status.message()))
+}
