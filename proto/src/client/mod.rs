@@ -126,6 +126,22 @@ impl Client {
         })
     }
 
+    /// Another client of the same cluster, with connections of its own.
+    ///
+    /// # Errors
+    /// As for `connect`.
+    pub async fn again(&self, options: Options) -> Result<Self, RequestError> {
+        let view = self.view();
+        let addresses: Vec<String> = view.addresses().into_iter().map(str::to_owned).collect();
+        Self::connect(&addresses, options).await
+    }
+
+    /// How this client behaves.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
     /// Reads a key.
     ///
     /// # Errors
@@ -189,10 +205,6 @@ impl Client {
     pub async fn refresh(&self) -> Result<Arc<Description>, RequestError> {
         self.refresh_from(&self.view(), None).await?;
         Ok(self.description())
-    }
-
-    fn options(&self) -> &Options {
-        &self.inner.options
     }
 
     fn counters(&self) -> &Counters {

@@ -1,0 +1,445 @@
+//! The command language: parsed here for `exec`, scripts, pipes and the command bar alike.
+
+mod line;
+mod values;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::CommandError;
+use crate::output::Format;
+pub use line::{LineError, split};
+pub(crate) use values::duration;
+pub use values::is_standard;
+pub use values::{Text, unescape};
+use values::{context, percent, size, text};
+
+/// One line of the command language.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kv", bin_name = "kv-tui exec", no_binary_name = true, disable_version_flag = true)]
+pub struct Line {
+    /// How results are printed.
+    #[arg(long, short = 'o', value_enum, global = true)]
+    pub output: Option<Format>,
+    /// Do what destroys without asking.
+    #[arg(long, short = 'y', global = true)]
+    pub yes: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Write a key.
+    Put(PutArgs),
+    /// Read a key.
+    Get(GetArgs),
+    /// Delete a key.
+    Del(DelArgs),
+    /// List keys in byte order.
+    Scan(ScanArgs),
+    /// Count live keys, each once.
+    Count(In),
+    /// Import NDJSON, one {"key": ..., "value": ...} a line; .gz and .zst too.
+    Import(ImportArgs),
+    /// Export what import reads back.
+    Export(ExportArgs),
+    /// Where a key lives, and what each replica holds.
+    Where(WhereArgs),
+    /// The cluster's health, with reasons and what to do.
+    Status,
+    /// Wait until the cluster is ready, idle or healthy.
+    Wait(WaitArgs),
+    /// The nodes.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Ownership by node and by partition.
+    Ring(RingArgs),
+    /// The keyspaces.
+    #[command(subcommand)]
+    Keyspace(KeyspaceCommand),
+    /// What happened, newest last.
+    Events(EventsArgs),
+    /// Measure throughput and latency, and verify what was written.
+    Bench(BenchArgs),
+}
+
+/// The keyspace of a command.
+#[derive(Clone, Debug, Args)]
+pub struct In {
+    /// The keyspace.
+    #[arg(short = 'k', long, default_value = "default")]
+    pub keyspace: String,
+}
+
+/// How many copies a command waits for.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Consistency {
+    /// How many copies answer; without it the keyspace's own numbers hold.
+    #[arg(short = 'c', long = "consistency", value_enum)]
+    pub level: Option<Level>,
+}
+
+/// How many copies a command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// One copy.
+    One,
+    /// A majority of the copies.
+    Quorum,
+    /// Every copy.
+    All,
+}
+
+/// `put`
+#[derive(Clone, Debug, Args)]
+pub struct PutArgs {
+    /// The key; \xNN stands for a byte.
+    #[arg(value_parser = text())]
+    pub key: Text,
+    /// The value; \xNN stands for a byte.
+    #[arg(value_parser = text(), required_unless_present = "value_file")]
+    pub value: Option<Text>,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+    /// The context of an earlier get, whose result this write replaces.
+    #[arg(long, value_parser = context, value_name = "CTX")]
+    pub context: Option<Bytes>,
+    /// Write only if the key is absent; for consistent keyspaces.
+    #[arg(long, conflicts_with = "if_context")]
+    pub if_absent: bool,
+    /// Write only if the key is still as this context says; for consistent keyspaces.
+    #[arg(long, value_parser = context, value_name = "CTX")]
+    pub if_context: Option<Bytes>,
+    /// After which time the value reads as absent, such as 30s.
+    #[arg(long, value_parser = duration)]
+    pub ttl: Option<Duration>,
+    /// Take the value from a file, or from standard input with -.
+    #[arg(long, value_name = "F|-", conflicts_with = "value")]
+    pub value_file: Option<OsString>,
+}
+
+/// `get`
+#[derive(Clone, Debug, Args)]
+pub struct GetArgs {
+    /// The key; \xNN stands for a byte.
+    #[arg(value_parser = text())]
+    pub key: Text,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+    /// Show what each replica holds.
+    #[arg(long)]
+    pub all_replicas: bool,
+}
+
+/// `del`
+#[derive(Clone, Debug, Args)]
+pub struct DelArgs {
+    /// The key; \xNN stands for a byte.
+    #[arg(value_parser = text())]
+    pub key: Text,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+    /// The context of an earlier get: only what it returned is deleted.
+    #[arg(long, value_parser = context, value_name = "CTX")]
+    pub context: Option<Bytes>,
+}
+
+/// `scan`
+#[derive(Clone, Debug, Args)]
+pub struct ScanArgs {
+    /// Only keys that start with it.
+    #[arg(value_parser = text())]
+    pub prefix: Option<Text>,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+    /// The most keys to list.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Where an earlier scan stopped.
+    #[arg(long, value_parser = context, value_name = "C")]
+    pub cursor: Option<Bytes>,
+    /// Leave the values out.
+    #[arg(long)]
+    pub keys_only: bool,
+}
+
+/// `import`
+#[derive(Clone, Debug, Args)]
+pub struct ImportArgs {
+    /// The file; - reads standard input.
+    pub file: OsString,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+    /// Count lines and records that fail, and go on.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Records in flight.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub in_flight: u16,
+}
+
+/// `export`
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The file, which must not exist; .gz and .zst compress; - writes standard output.
+    pub file: OsString,
+    /// Only keys that start with it.
+    #[arg(value_parser = text())]
+    pub prefix: Option<Text>,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+}
+
+/// `where`
+#[derive(Clone, Debug, Args)]
+pub struct WhereArgs {
+    /// The key; \xNN stands for a byte.
+    #[arg(value_parser = text())]
+    pub key: Text,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+}
+
+/// `wait`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WaitArgs {
+    /// Until when.
+    #[arg(value_enum)]
+    pub until: Until,
+    /// How long at most.
+    #[arg(id = "wait_timeout", long = "timeout", value_parser = duration, default_value = "60s")]
+    pub timeout: Duration,
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Until {
+    /// Every partition can meet R and W.
+    Ready,
+    /// Nothing is pending: no operation, hint or lagging write.
+    Idle,
+    /// Idle, all members up, fully replicated.
+    Healthy,
+}
+
+/// `node`
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes.
+    Ls,
+    /// Show one node.
+    Show {
+        /// Its name or number.
+        node: String,
+    },
+}
+
+/// `ring`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RingArgs {
+    /// The first owner of each partition.
+    #[arg(long)]
+    pub grid: bool,
+    /// Every owner of each partition.
+    #[arg(long)]
+    pub copies: bool,
+}
+
+/// `keyspace`
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyspaceCommand {
+    /// List the keyspaces.
+    Ls,
+    /// Create a keyspace.
+    Create(CreateArgs),
+    /// Drop a keyspace with all its keys (--yes).
+    Drop {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `keyspace create`
+#[derive(Clone, Debug, Args)]
+pub struct CreateArgs {
+    /// Its name: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
+    pub name: String,
+    /// What it promises.
+    #[arg(long, value_enum, default_value = "available")]
+    pub mode: Mode,
+    /// Copies that a read asks.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub r: u8,
+    /// Durable copies that a write waits for.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub w: u8,
+    /// What becomes of concurrent writes.
+    #[arg(long, value_enum, default_value = "siblings")]
+    pub conflict: Conflict,
+}
+
+/// What a keyspace promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Always answers, reconciles later.
+    Available,
+    /// Linearizable for each key.
+    Consistent,
+}
+
+/// What becomes of concurrent writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Conflict {
+    /// They stand side by side.
+    Siblings,
+    /// The latest timestamp survives.
+    Lww,
+}
+
+/// `events`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens from now on.
+    #[arg(long)]
+    pub follow: bool,
+}
+
+/// `bench`
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// How long to measure.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// How long to run before measuring.
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    pub warm_up: Duration,
+    /// Operations in flight.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub clients: u32,
+    /// The share of reads.
+    #[arg(long, value_parser = percent, default_value = "50%")]
+    pub reads: f64,
+    /// How many keys.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub keys: u64,
+    /// Bytes of each value, at least 32.
+    #[arg(long, value_parser = size, default_value = "100")]
+    pub value_size: u64,
+    /// A call for each operation instead of batches.
+    #[arg(long)]
+    pub unary: bool,
+    /// The keyspace.
+    #[command(flatten)]
+    pub within: In,
+    /// How many copies it waits for.
+    #[command(flatten)]
+    pub consistency: Consistency,
+}
+
+impl Line {
+    /// Parses the words of a command.
+    ///
+    /// # Errors
+    /// A usage error with what was expected; asking for help is one too, whose text is the help.
+    pub fn parse_words<I, T>(words: I) -> Result<Self, CommandError>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        Self::try_parse_from(words).map_err(|error| CommandError::from_clap(&error))
+    }
+
+    /// Parses one line of a script; `None` if it holds nothing but a comment.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub fn parse_line(line: &[u8]) -> Result<Option<Self>, CommandError> {
+        let words = split(line).map_err(|error| CommandError::usage(error.to_string()))?;
+        if words.is_empty() { Ok(None) } else { Self::parse_words(words).map(Some) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_language_is_consistent() {
+        Line::command().debug_assert();
+    }
+
+    /// What becomes of a line, shortened to what the test is about.
+    fn check(line: &str, expected: &str) {
+        let parsed = match Line::parse_line(line.as_bytes()) {
+            Ok(parsed) => format!("{:?}", parsed.map(|line| line.command)),
+            Err(error) => format!("{:?}: {}", error.class, error.message),
+        };
+        assert!(parsed.contains(expected), "{line:?} became {parsed}");
+    }
+
+    #[test]
+    fn lines_become_commands() {
+        check("get 'a key'", r#"Some(Get(GetArgs { key: Text(b"a key"), within: In { keyspace: "default" }"#);
+        check(r"put k\x00\xff v -k users -c all --ttl 1m30s", r#"key: Text(b"k\0\xff")"#);
+        check("put k v -c all", "level: Some(All)");
+        check("put k v --ttl 1m30s", "ttl: Some(90s)");
+        check("put k --value-file -", r#"value: None"#);
+        check("wait idle", "until: Idle, timeout: 60s");
+        check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
+        check("bench --reads 25% --value-size 1KiB", "reads: 0.25");
+        check("bench --reads 25% --value-size 1KiB", "value_size: 1024");
+        check("keyspace create users --r 1 --conflict lww", "r: 1, w: 2, conflict: Lww");
+        check("  # nothing", "None");
+        check("", "None");
+    }
+
+    #[test]
+    fn bad_lines_say_what_is_expected() {
+        check("", "None");
+        check("gett k", "similar subcommand exists: 'get'");
+        check("get", "required");
+        check("put k", "required");
+        check("put k v --value-file f", "cannot be used with");
+        check("put k v --ttl soon", "is not a duration");
+        check("put k v --ttl 0s", "must be above 0");
+        check("bench --reads 120%", "0% to 100%");
+        check("get 'open", "the quote");
+        check("wait forever", "possible values: ready, idle, healthy");
+        check("get k --context !", "unexpected argument");
+        check("put k v --context !", "is not a context");
+        check(r"get '\xzz'", r#"key: Text(b"\\xzz")"#);
+    }
+}

@@ -1,0 +1,125 @@
+//! The terminal of the kv store: one command language for scripts and people, and the local cluster.
+
+mod cli;
+pub mod command;
+pub mod error;
+pub mod exec;
+mod info;
+mod local;
+pub mod output;
+mod paths;
+pub mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use kv_proto::client::{Client, Options};
+
+use cli::{Cli, Exec, LocalAction, Program, Reach};
+use command::{Command, Line};
+use error::{Class, CommandError};
+use exec::{Settings, fail};
+use output::Format;
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // The parser knows whether this is help, which goes to standard output, or an error.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { Class::Usage.exit_code() } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(&CommandError::failed(format!("no runtime: {error}")), Format::Table);
+        }
+    };
+    runtime.block_on(run_program(cli))
+}
+
+async fn run_program(cli: Cli) -> ExitCode {
+    match cli.program {
+        None => {
+            let line = Line { output: None, yes: false, command: Command::Status };
+            with_cluster(&cli.reach, Options::default(), Format::Table, async |client| {
+                exec::one(&line, client, Settings::default()).await
+            })
+            .await
+        }
+        Some(Program::Exec(exec)) => run_exec(exec, cli.reach).await,
+        Some(Program::Local { action }) => {
+            let format = format_of(&action);
+            local::run(action).await.map_or_else(|error| fail(&error, format), |()| ExitCode::SUCCESS)
+        }
+        Some(Program::Info { output }) => {
+            info::info(output).map_or_else(|error| fail(&error, output), |()| ExitCode::SUCCESS)
+        }
+        Some(Program::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "kv-tui", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn format_of(action: &LocalAction) -> Format {
+    match action {
+        LocalAction::Start { place, .. }
+        | LocalAction::Stop { place }
+        | LocalAction::Status { place }
+        | LocalAction::Destroy { place, .. } => place.output,
+    }
+}
+
+async fn run_exec(exec: Exec, outer: Reach) -> ExitCode {
+    let settings = Settings { format: exec.output, yes: exec.yes };
+    let reach = if exec.reach.connect.is_empty() { outer } else { exec.reach };
+    let options = Options {
+        timeout: exec.timeout,
+        attempt_timeout: (exec.timeout / 2).clamp(Duration::from_millis(1), Options::default().attempt_timeout),
+        ..Options::default()
+    };
+    match exec.file {
+        Some(file) => {
+            with_cluster(&reach, options, exec.output, async |client| {
+                exec::script(&file, exec.keep_going, client, settings).await
+            })
+            .await
+        }
+        None => run_words(&exec.command, &reach, options, settings).await,
+    }
+}
+
+async fn run_words(words: &[OsString], reach: &Reach, options: Options, settings: Settings) -> ExitCode {
+    let line = match exec::parse(words, settings) {
+        Ok(line) => line,
+        Err(error) if error.help => {
+            exec::help(&error);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&error, settings.format),
+    };
+    let format = line.output.unwrap_or(settings.format);
+    with_cluster(reach, options, format, async |client| exec::one(&line, client, settings).await).await
+}
+
+/// Connects to the cluster that is meant: the one named, else a running local one.
+async fn with_cluster(
+    reach: &Reach,
+    options: Options,
+    format: Format,
+    run: impl AsyncFnOnce(&Client) -> ExitCode,
+) -> ExitCode {
+    let connected = async {
+        let addresses = if reach.connect.is_empty() { local::addresses()? } else { reach.connect.clone() };
+        Client::connect(&addresses, options).await.map_err(CommandError::from)
+    };
+    match connected.await {
+        Ok(client) => run(&client).await,
+        Err(error) => fail(&error, format),
+    }
+}

@@ -1,0 +1,292 @@
+//! The local cluster: real node processes on this machine, which outlive the program that started them.
+
+mod process;
+mod state;
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use kv_proto::client::{Client, Options};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::cli::{LocalAction, Place};
+use crate::command::{Command, Line, Until, WaitArgs};
+use crate::error::{Class, CommandError};
+use crate::output::{Human, Item, Printer, Sink};
+use crate::paths::Paths;
+use crate::run::execute;
+use process::Identity;
+use state::{LocalNode, State};
+
+/// How long a node may take to stop before it is killed; nothing acknowledged is lost by that.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the cluster may take to become ready.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a process is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Bytes of a log that are shown when a node ends at once.
+const LOG_TAIL: usize = 2000;
+
+pub(crate) async fn run(action: LocalAction) -> Result<(), CommandError> {
+    match action {
+        LocalAction::Start { nodes, place } => start(nodes, &place).await,
+        LocalAction::Stop { place } => stop(&place).await,
+        LocalAction::Status { place } => status(&place),
+        LocalAction::Destroy { place, yes } => destroy(&place, yes).await,
+    }
+}
+
+/// The addresses of the running local cluster.
+pub(crate) fn addresses() -> Result<Vec<String>, CommandError> {
+    let folder = folder_of(std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from))?;
+    let nodes = State::read(&folder)?.map(|state| state.nodes).unwrap_or_default();
+    let running: Vec<String> = nodes.into_iter().filter(LocalNode::is_running).map(|node| node.address).collect();
+    if running.is_empty() {
+        return Err(CommandError::new(
+            Class::Unavailable,
+            "no cluster is named and no local one runs; name one with --connect ADDR:PORT, or start one with \
+             kv-tui local start",
+        ));
+    }
+    Ok(running)
+}
+
+fn folder_of(dir: Option<PathBuf>) -> Result<PathBuf, CommandError> {
+    dir.map_or_else(|| Paths::new().map(|paths| paths.local()), Ok)
+}
+
+/// The cluster's folder, locked against other programs that would change it.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    fn open(place: &Place) -> Result<Self, CommandError> {
+        let path = folder_of(place.dir.clone())?;
+        let shown = path.display().to_string();
+        fs::create_dir_all(&path).map_err(|error| CommandError::file("create", &shown, &error))?;
+        let lock = File::create(path.join("lock")).map_err(|error| CommandError::file("lock", &shown, &error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(CommandError::new(
+                Class::Unavailable,
+                format!("another program is changing the local cluster in {shown}; try again when it is done"),
+            )),
+            Err(TryLockError::Error(error)) => Err(CommandError::file("lock", &shown, &error)),
+        }
+    }
+}
+
+async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
+    let folder = Folder::open(place)?;
+    let mut state = match State::read(&folder.path)? {
+        Some(state) => state,
+        None => State::new(free_addresses(usize::from(nodes.unwrap_or(3)))?),
+    };
+    if let Some(wanted) = nodes
+        && usize::from(wanted) != state.nodes.len()
+    {
+        return Err(CommandError::usage(format!(
+            "the local cluster in {} has {} nodes; leave --nodes out, or remove it first with kv-tui local destroy",
+            folder.path.display(),
+            state.nodes.len()
+        )));
+    }
+    // Written before the first process starts, so that none can be lost.
+    state.write(&folder.path)?;
+    let mut started = Vec::new();
+    for index in 0..state.nodes.len() {
+        if state.nodes[index].is_running() {
+            continue;
+        }
+        let child = process::spawn(&state, index, &folder.path)?;
+        state.nodes[index].process = Identity::of(child.id());
+        state.write(&folder.path)?;
+        started.push((index, child));
+    }
+    wait_until_ready(&state, &mut started, &folder.path).await?;
+    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
+    for node in &state.nodes {
+        printer.item(node_item(node, &folder.path))?;
+    }
+    printer.flush()
+}
+
+async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder: &Path) -> Result<(), CommandError> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let addresses = state.addresses();
+    let args = WaitArgs { until: Until::Ready, timeout: LOOK_EVERY };
+    let line = Line { output: None, yes: false, command: Command::Wait(args) };
+    loop {
+        for (index, child) in started.iter_mut() {
+            let name = &state.nodes[*index].name;
+            if let Ok(Some(status)) = child.try_wait() {
+                let log = process::log_tail(&state.nodes[*index], folder, LOG_TAIL);
+                return Err(CommandError::failed(format!("{name} ended at once ({status}); its log says:\n{log}")));
+            }
+        }
+        let ready = match Client::connect(&addresses, Options::default()).await {
+            Ok(client) => {
+                let mut nowhere = Printer::new(crate::output::Format::Raw, io::sink(), io::sink());
+                execute(&line, &client, &mut nowhere).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match ready {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(CommandError::new(
+                    Class::Unavailable,
+                    format!(
+                        "the nodes run but the cluster is not ready: {error}; see the logs in {}",
+                        folder.display()
+                    ),
+                ));
+            }
+            Err(_) => sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+async fn stop(place: &Place) -> Result<(), CommandError> {
+    let folder = Folder::open(place)?;
+    let mut state = existing(&folder)?;
+    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
+    stop_all(&state, &mut printer).await?;
+    for node in &mut state.nodes {
+        node.process = None;
+    }
+    state.write(&folder.path)?;
+    for node in &state.nodes {
+        printer.item(node_item(node, &folder.path))?;
+    }
+    printer.flush()
+}
+
+async fn stop_all(state: &State, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    for node in &state.nodes {
+        if let Some(process) = node.process.as_ref().filter(|process| process.is_running()) {
+            process.terminate()?;
+        }
+    }
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    for node in &state.nodes {
+        let Some(process) = &node.process else { continue };
+        while process.is_running() {
+            if Instant::now() >= deadline {
+                sink.note(&format!("{} did not stop within {} s and is killed", node.name, STOP_TIMEOUT.as_secs()));
+                process.kill()?;
+                while process.is_running() {
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    Ok(())
+}
+
+fn status(place: &Place) -> Result<(), CommandError> {
+    let path = folder_of(place.dir.clone())?;
+    let state = State::read(&path)?.ok_or_else(|| none_in(&path))?;
+    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
+    for node in &state.nodes {
+        printer.item(node_item(node, &path))?;
+    }
+    printer.flush()
+}
+
+async fn destroy(place: &Place, confirmed: bool) -> Result<(), CommandError> {
+    if !confirmed {
+        return Err(CommandError::new(
+            Class::Refused,
+            "destroying the local cluster deletes all of its data for good; add --yes to do it",
+        ));
+    }
+    let folder = Folder::open(place)?;
+    let state = existing(&folder)?;
+    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
+    stop_all(&state, &mut printer).await?;
+    // Only what this program has made is deleted.
+    for node in &state.nodes {
+        let path = node.folder(&folder.path);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CommandError::file("delete", &path.display().to_string(), &error));
+            }
+            _ => {}
+        }
+    }
+    State::delete(&folder.path)?;
+    let shown = folder.path.display().to_string();
+    printer.item(Item {
+        json: json!({"schema": 1, "dir": shown, "destroyed": true}),
+        raw: format!("{shown}\n").into_bytes(),
+        human: Human::Text(format!("destroyed the local cluster in {shown}")),
+    })?;
+    printer.flush()
+}
+
+fn existing(folder: &Folder) -> Result<State, CommandError> {
+    State::read(&folder.path)?.ok_or_else(|| none_in(&folder.path))
+}
+
+fn none_in(folder: &Path) -> CommandError {
+    CommandError::new(
+        Class::NotFound,
+        format!("there is no local cluster in {}; kv-tui local start makes one", folder.display()),
+    )
+}
+
+fn node_item(node: &LocalNode, folder: &Path) -> Item {
+    let running = node.is_running();
+    let pid = node.process.as_ref().filter(|_| running).map(|process| process.pid);
+    let state = if running { "running" } else { "stopped" };
+    let path = node.folder(folder).display().to_string();
+    Item {
+        json: json!({
+            "schema": 1,
+            "name": node.name,
+            "state": state,
+            "address": node.address,
+            "pid": pid,
+            "dir": path,
+        }),
+        raw: format!("{}\n", node.address).into_bytes(),
+        human: Human::Row {
+            header: &["NODE", "STATE", "ADDRESS", ">PID", "FOLDER"],
+            cells: vec![
+                node.name.clone(),
+                state.to_owned(),
+                node.address.clone(),
+                pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                path,
+            ],
+        },
+    }
+}
+
+/// Addresses with ports that are free now. They are kept from then on.
+fn free_addresses(count: usize) -> Result<Vec<String>, CommandError> {
+    let listen = || TcpListener::bind("127.0.0.1:0");
+    // All are held until the last one is found, so that they differ.
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| listen())
+        .collect::<io::Result<_>>()
+        .map_err(|error| CommandError::failed(format!("no free port on 127.0.0.1: {error}")))?;
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().map(|address| address.to_string()))
+        .collect::<io::Result<_>>()
+        .map_err(|error| CommandError::failed(format!("no free port on 127.0.0.1: {error}")))
+}

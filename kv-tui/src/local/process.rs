@@ -1,0 +1,170 @@
+//! Node processes: started by executing this program in node mode, and recognised later by number and start time.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+use super::state::{LocalNode, State};
+use crate::error::CommandError;
+
+/// The first argument that makes this program a node.
+pub(crate) const NODE_MODE: &str = "run-node";
+
+/// A process. Numbers are used again, so the start time belongs to the identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, as the system tells it.
+    pub started: String,
+}
+
+impl Identity {
+    /// The identity of a running process.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        started(pid).map(|started| Self { pid, started })
+    }
+
+    /// Whether this very process runs.
+    pub(crate) fn is_running(&self) -> bool {
+        started(self.pid).as_deref() == Some(&self.started)
+    }
+
+    /// Asks it to finish and end.
+    pub(crate) fn terminate(&self) -> Result<(), CommandError> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) -> Result<(), CommandError> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), CommandError> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        match pid.map(|pid| kill_process(pid, signal)) {
+            Some(Ok(())) | Some(Err(rustix::io::Errno::SRCH)) | None => Ok(()),
+            Some(Err(error)) => Err(CommandError::failed(format!("cannot signal process {}: {error}", self.pid))),
+        }
+    }
+}
+
+/// When a process started; `None` if there is none, or if it has ended and only waits for its parent.
+#[cfg(target_os = "linux")]
+fn started(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields behind it are plain.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    let ticks = fields.nth(18)?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    (state != "Z" && state != "X").then(|| format!("{}:{ticks}", boot.trim()))
+}
+
+/// When a process started; `None` if there is none, or if it has ended and only waits for its parent.
+#[cfg(not(target_os = "linux"))]
+fn started(pid: u32) -> Option<String> {
+    let told = Command::new("ps").args(["-o", "state=,lstart=", "-p", &pid.to_string()]).output().ok()?;
+    let text = String::from_utf8_lossy(&told.stdout).trim().to_owned();
+    (!text.is_empty() && !text.starts_with('Z'))
+        .then(|| text.split_once(' ').map_or("", |(_, at)| at).trim().to_owned())
+}
+
+/// Starts a node as a process of its own, which no signal of this terminal reaches.
+pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child, CommandError> {
+    let node = &state.nodes[index];
+    let folder = node.folder(cluster);
+    let shown = folder.display().to_string();
+    fs::create_dir_all(&folder).map_err(|error| CommandError::file("create", &shown, &error))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log_path(node, cluster))
+        .map_err(|error| CommandError::file("write", &shown, &error))?;
+    let errors = log.try_clone().map_err(|error| CommandError::file("write", &shown, &error))?;
+    let program = std::env::current_exe()
+        .map_err(|error| CommandError::failed(format!("this program does not know its own path: {error}")))?;
+    Command::new(&program)
+        .args(arguments(state, index, cluster))
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .process_group(0)
+        .spawn()
+        .map_err(|error| CommandError::file("start", &program.display().to_string(), &error))
+}
+
+fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
+    let node = &state.nodes[index];
+    let mut arguments: Vec<OsString> = vec![NODE_MODE.into(), "--data-dir".into()];
+    arguments.push(node.folder(cluster).join("data").into());
+    for argument in ["--listen", &node.address, "--name", &node.name] {
+        arguments.push(argument.into());
+    }
+    let first = &state.nodes[0];
+    if index == 0 {
+        arguments.extend(["--bootstrap".into(), "--expect".into(), state.nodes.len().to_string().into()]);
+    } else {
+        arguments.extend(["--join".into(), OsString::from(&first.address)]);
+    }
+    arguments
+}
+
+fn log_path(node: &LocalNode, cluster: &Path) -> std::path::PathBuf {
+    node.folder(cluster).join("node.log")
+}
+
+/// The end of a node's log.
+pub(super) fn log_tail(node: &LocalNode, cluster: &Path, bytes: usize) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log_path(node, cluster))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes as u64)))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    match read() {
+        Ok(tail) => String::from_utf8_lossy(&tail).trim_end().to_owned(),
+        Err(error) => format!("(its log cannot be read: {error})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_recognised_until_it_ends() {
+        let mut child = Command::new("sleep").arg("600").spawn().expect("started");
+        let identity = Identity::of(child.id()).expect("runs");
+        assert!(identity.is_running());
+        let other = Identity { started: "another time".to_owned(), ..identity.clone() };
+        assert!(!other.is_running(), "the number alone is not enough");
+        identity.terminate().expect("signalled");
+        // It has ended as soon as it waits for its parent.
+        while identity.is_running() {
+            std::thread::yield_now();
+        }
+        child.wait().expect("reaped");
+        assert!(!identity.is_running());
+        identity.terminate().expect("signalling what has ended is not an error");
+    }
+
+    #[test]
+    fn the_first_node_forms_the_cluster_and_the_others_join() {
+        let state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        let told = |index| {
+            let arguments = arguments(&state, index, Path::new("/c"));
+            arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(told(0), "run-node --data-dir /c/n1/data --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2");
+        assert_eq!(told(1), "run-node --data-dir /c/n2/data --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1");
+    }
+}

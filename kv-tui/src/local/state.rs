@@ -1,0 +1,135 @@
+//! local.json: the nodes of the local cluster and their processes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::process::Identity;
+use crate::error::CommandError;
+
+const FILE: &str = "local.json";
+
+/// The format of the file.
+const SCHEMA: u32 = 1;
+
+/// What the file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    schema: u32,
+    /// The version of the program that wrote it.
+    pub build: String,
+    /// The first one forms the cluster.
+    pub nodes: Vec<LocalNode>,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LocalNode {
+    /// Its name, and that of its folder.
+    pub name: String,
+    /// Where it listens; kept over restarts.
+    pub address: String,
+    /// Its process, as far as it was started.
+    pub process: Option<Identity>,
+}
+
+impl LocalNode {
+    pub(super) fn is_running(&self) -> bool {
+        self.process.as_ref().is_some_and(Identity::is_running)
+    }
+
+    /// Its folder, with its data and its log.
+    pub(super) fn folder(&self, cluster: &Path) -> PathBuf {
+        cluster.join(&self.name)
+    }
+}
+
+impl State {
+    /// A cluster whose nodes are not started yet.
+    pub(super) fn new(addresses: Vec<String>) -> Self {
+        let nodes = addresses
+            .into_iter()
+            .enumerate()
+            .map(|(index, address)| LocalNode { name: format!("n{}", index + 1), address, process: None })
+            .collect();
+        Self { schema: SCHEMA, build: env!("CARGO_PKG_VERSION").to_owned(), nodes }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.address.clone()).collect()
+    }
+
+    /// Reads the file; `None` if there is none.
+    pub(super) fn read(folder: &Path) -> Result<Option<Self>, CommandError> {
+        let path = folder.join(FILE);
+        let shown = path.display().to_string();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CommandError::file("read", &shown, &error)),
+        };
+        let damaged = |why: String| {
+            CommandError::failed(format!(
+                "{shown} is damaged: {why}; stop the nodes that still run, and delete the file to start anew"
+            ))
+        };
+        let state: Self = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if state.schema != SCHEMA {
+            return Err(damaged(format!("it has schema {}, this build reads {SCHEMA}", state.schema)));
+        }
+        let plain = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if state.nodes.is_empty() || !state.nodes.iter().all(|node| plain(&node.name)) {
+            return Err(damaged("it names no nodes, or a node whose name is no name of a folder".to_owned()));
+        }
+        Ok(Some(state))
+    }
+
+    /// Writes the file as a whole or not at all.
+    pub(super) fn write(&self, folder: &Path) -> Result<(), CommandError> {
+        let (path, new) = (folder.join(FILE), folder.join("local.json.new"));
+        let written = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        written().map_err(|error| CommandError::file("write", &path.display().to_string(), &error))
+    }
+
+    /// Removes the file.
+    pub(super) fn delete(folder: &Path) -> Result<(), CommandError> {
+        let path = folder.join(FILE);
+        fs::remove_file(&path).map_err(|error| CommandError::file("delete", &path.display().to_string(), &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_survives_and_damage_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(State::read(folder.path()), Ok(None));
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        state.nodes[1].process = Identity::of(std::process::id());
+        state.write(folder.path()).expect("written");
+        assert_eq!(State::read(folder.path()), Ok(Some(state.clone())));
+        assert!(!state.nodes[0].is_running() && state.nodes[1].is_running());
+
+        let path = folder.path().join(FILE);
+        for damage in ["{", "{}", r#"{"schema":9,"build":"","nodes":[]}"#, r#"{"schema":1,"build":"","nodes":[]}"#] {
+            fs::write(&path, damage).expect("written");
+            let error = State::read(folder.path()).expect_err("damaged");
+            assert!(error.message.contains("is damaged"), "{error}");
+        }
+        let escape = r#"{"schema":1,"build":"","nodes":[{"name":"../x","address":"a:1","process":null}]}"#;
+        fs::write(&path, escape).expect("written");
+        assert!(State::read(folder.path()).is_err(), "a name must not lead out of the folder");
+        State::delete(folder.path()).expect("deleted");
+        assert_eq!(State::read(folder.path()), Ok(None));
+    }
+}

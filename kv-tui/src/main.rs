@@ -1,0 +1,7 @@
+//! The program `kv-tui`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kv_tui::main()
+}

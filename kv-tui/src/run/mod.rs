@@ -1,0 +1,62 @@
+//! Carries commands out: a command and a client go in, results come out of the sink.
+
+mod bench;
+mod bench_load;
+mod cluster;
+mod events;
+mod export;
+pub mod health;
+mod import;
+mod inspect;
+mod keys;
+mod ndjson;
+pub mod picture;
+mod stream;
+mod wait;
+
+use kv_core::message::{Consistency, Level};
+use kv_proto::client::{Client, How};
+
+use crate::command::{self, Command, KeyspaceCommand, Line, NodeCommand};
+use crate::error::CommandError;
+use crate::output::Sink;
+
+/// Carries out one command. Results that were already given to `sink` stand even if it then fails.
+///
+/// # Errors
+/// Why it failed, with the exit code.
+pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let done = match &line.command {
+        Command::Put(args) => keys::put(args, client, sink).await,
+        Command::Get(args) => keys::get(args, client, sink).await,
+        Command::Del(args) => keys::del(args, client, sink).await,
+        Command::Scan(args) => keys::scan(args, client, sink).await,
+        Command::Count(within) => cluster::count(within, client, sink).await,
+        Command::Import(args) => import::import(args, client, sink).await,
+        Command::Export(args) => export::export(args, client, sink).await,
+        Command::Where(args) => inspect::inspect(&args.key, &args.within, client, sink).await,
+        Command::Status => cluster::status(client, sink).await,
+        Command::Wait(args) => wait::wait(*args, client, sink).await,
+        Command::Node(NodeCommand::Ls) => cluster::node_list(client, sink).await,
+        Command::Node(NodeCommand::Show { node }) => cluster::node_show(node, client, sink).await,
+        Command::Ring(args) => cluster::ring(*args, client, sink).await,
+        Command::Keyspace(KeyspaceCommand::Ls) => cluster::keyspace_list(client, sink).await,
+        Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,
+        Command::Keyspace(KeyspaceCommand::Drop { name }) => cluster::keyspace_drop(name, line.yes, client, sink).await,
+        Command::Events(args) => events::events(*args, client, sink).await,
+        Command::Bench(args) => bench::bench(args, client, sink).await,
+    };
+    let flushed = sink.flush();
+    done.and(flushed)
+}
+
+/// How an operation on a key is to be done.
+fn how(within: &command::In, consistency: command::Consistency) -> How {
+    let level = match consistency.level {
+        None => Level::Keyspace,
+        Some(command::Level::One) => Level::One,
+        Some(command::Level::Quorum) => Level::Quorum,
+        Some(command::Level::All) => Level::All,
+    };
+    How { keyspace: within.keyspace.clone(), consistency: Consistency { level, strict: false }, timeout: None }
+}

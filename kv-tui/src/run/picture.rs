@@ -1,0 +1,176 @@
+//! The cluster at one moment: what is agreed on, and every member's own account.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::ring::{Layout, fair_shares};
+use kv_core::types::{KeyspaceId, NodeId, PartitionId};
+use kv_proto::client::{Client, NodeReport};
+use kv_proto::describe::{Description, MemberView};
+use kv_proto::v1;
+
+use crate::error::CommandError;
+
+/// How long a member may take to tell its figures.
+pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The cluster at one moment.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// What is agreed on.
+    pub description: Arc<Description>,
+    /// What each member tells.
+    pub reports: Vec<NodeReport>,
+}
+
+impl Picture {
+    /// Asks all members; with the figures of every partition if `partitions`.
+    pub(super) async fn take(client: &Client, partitions: bool) -> Result<Self, CommandError> {
+        let description = client.refresh().await?;
+        let request = v1::WatchRequest { partitions, once: true, ..Default::default() };
+        let reports = client.reports(request, REPORT_TIMEOUT).await;
+        Ok(Self { description, reports })
+    }
+
+    /// The figures of a member; `None` if it does not tell them.
+    #[must_use]
+    pub fn snapshot(&self, node: NodeId) -> Option<&v1::NodeSnapshot> {
+        let report = self.reports.iter().find(|report| report.node == node)?;
+        report.snapshot.as_deref().ok()
+    }
+
+    /// All figures that are told.
+    pub fn snapshots(&self) -> impl Iterator<Item = &v1::NodeSnapshot> + '_ {
+        self.reports.iter().filter_map(|report| report.snapshot.as_deref().ok())
+    }
+
+    /// Whether a member serves: it tells its figures and its store works.
+    #[must_use]
+    pub fn serves(&self, node: NodeId) -> bool {
+        self.snapshot(node).is_some_and(|snapshot| snapshot.poisoned.is_empty())
+    }
+
+    /// How a member is: by its own account, or else by what the others think of it.
+    #[must_use]
+    pub fn state(&self, member: &MemberView) -> v1::MemberState {
+        if let Some(snapshot) = self.snapshot(member.id) {
+            return match snapshot.state() {
+                v1::MemberState::Unspecified if member.member.spare => v1::MemberState::Spare,
+                v1::MemberState::Unspecified => v1::MemberState::Up,
+                state => state,
+            };
+        }
+        let opinions = self.snapshots().flat_map(|snapshot| &snapshot.peers);
+        let mut states = opinions.filter(|peer| peer.node == member.id.0).map(v1::PeerOpinion::state);
+        if states.any(|state| state == v1::MemberState::Suspect) {
+            v1::MemberState::Suspect
+        } else {
+            v1::MemberState::Down
+        }
+    }
+
+    /// What all members together still have to do.
+    #[must_use]
+    pub fn pending(&self) -> v1::Pending {
+        let mut sum = v1::Pending::default();
+        for pending in self.snapshots().filter_map(|snapshot| snapshot.pending.as_ref()) {
+            sum.requests += pending.requests;
+            sum.replications += pending.replications;
+            sum.hints += pending.hints;
+            sum.hint_bytes += pending.hint_bytes;
+            sum.lag += pending.lag;
+            sum.refills += pending.refills;
+        }
+        sum
+    }
+
+    /// The live keys of a keyspace, each once: those of each partition as its first synced owner in reach tells them.
+    /// The figures of the partitions must be part of the picture.
+    ///
+    /// # Errors
+    /// The first partition that has no such owner.
+    pub fn count(&self, layout: &Layout, keyspace: KeyspaceId) -> Result<u64, PartitionId> {
+        let figures: BTreeMap<(u64, u32), &v1::PartitionFigures> = self
+            .snapshots()
+            .flat_map(|snapshot| {
+                snapshot.partitions.iter().map(move |figures| ((snapshot.node, figures.partition), figures))
+            })
+            .collect();
+        let mut keys = 0;
+        for partition in layout.partition_ids() {
+            let owners = layout.entry(partition).into_iter().flat_map(|entry| entry.nodes());
+            let synced = owners
+                .filter_map(|owner| figures.get(&(owner.0, u32::from(partition.0))))
+                .find(|figures| figures.synced)
+                .ok_or(partition)?;
+            let of_keyspace = synced.keyspaces.iter().filter(|figures| figures.keyspace == keyspace.0);
+            keys += of_keyspace.map(|figures| figures.keys).sum::<u64>();
+        }
+        Ok(keys)
+    }
+
+    /// Each member's part of all copies, and its fair share of them.
+    #[must_use]
+    pub fn shares(&self) -> BTreeMap<NodeId, Share> {
+        let Some(layout) = &self.description.layout else { return BTreeMap::new() };
+        let mut shares: BTreeMap<NodeId, Share> = BTreeMap::new();
+        for entry in &layout.partitions {
+            for (place, owner) in entry.nodes().enumerate() {
+                let share = shares.entry(owner).or_default();
+                share.partitions += 1;
+                share.primary += u64::from(place == 0);
+            }
+        }
+        let copies: u64 = shares.values().map(|share| share.partitions).sum();
+        let fair = fair_shares(&layout.members, layout.partition_count(), layout.copies);
+        for member in layout.members.keys() {
+            let share = shares.entry(*member).or_default();
+            share.ownership = ratio(share.partitions, copies);
+            #[allow(clippy::cast_precision_loss, reason = "at most 65,536 partitions of 16 copies")]
+            let all = copies.max(1) as f64;
+            share.fair = rounded(fair.get(member).copied().unwrap_or(0.0) / all);
+            share.fair_partitions = fair.get(member).copied().unwrap_or(0.0);
+        }
+        shares
+    }
+}
+
+/// What a member owns by the layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Share {
+    /// Copies of partitions.
+    pub partitions: u64,
+    /// First places.
+    pub primary: u64,
+    /// The part of all copies, 0 to 1.
+    pub ownership: f64,
+    /// The fair part of all copies, 0 to 1.
+    pub fair: f64,
+    /// The fair share in copies.
+    pub fair_partitions: f64,
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "at most 65,536 partitions of 16 copies")]
+    rounded(part as f64 / whole.max(1) as f64)
+}
+
+/// To six digits, which is what output shows.
+fn rounded(share: f64) -> f64 {
+    (share * 1e6).round() / 1e6
+}
+
+/// The word of a state.
+#[must_use]
+pub fn state_word(state: v1::MemberState) -> &'static str {
+    match state {
+        v1::MemberState::Unspecified => "unknown",
+        v1::MemberState::Up => "up",
+        v1::MemberState::Suspect => "suspect",
+        v1::MemberState::Down => "down",
+        v1::MemberState::Spare => "spare",
+        v1::MemberState::Joining => "joining",
+        v1::MemberState::Leaving => "leaving",
+    }
+}

@@ -1,0 +1,50 @@
+//! wait: until the cluster is ready, idle or healthy.
+
+use std::time::Duration;
+
+use kv_proto::client::Client;
+use tokio::time::{Instant, sleep};
+
+use super::cluster::status_item;
+use super::health::{Health, Word};
+use super::picture::Picture;
+use crate::command::{Until, WaitArgs};
+use crate::error::{Class, CommandError};
+use crate::output::Sink;
+
+/// How often the members are asked.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+pub(super) async fn wait(args: WaitArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        let reasons = match Picture::take(client, true).await {
+            Ok(picture) => {
+                let health = Health::of(&picture);
+                let reached = match args.until {
+                    Until::Ready => health.ready,
+                    Until::Idle => health.ready && health.idle,
+                    Until::Healthy => health.idle && health.word == Word::Healthy,
+                };
+                if reached {
+                    return sink.item(status_item(&picture));
+                }
+                health.reasons.into_iter().map(|reason| reason.what).collect::<Vec<_>>().join("; ")
+            }
+            Err(error) if error.class == Class::Unavailable => error.message,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() + ASK_EVERY >= deadline {
+            let until = match args.until {
+                Until::Ready => "ready",
+                Until::Idle => "idle",
+                Until::Healthy => "healthy",
+            };
+            return Err(CommandError::new(
+                Class::Unavailable,
+                format!("not {until} after {} ms: {reasons}", args.timeout.as_millis()),
+            ));
+        }
+        sleep(ASK_EVERY).await;
+    }
+}

@@ -1,0 +1,409 @@
+//! The program as scripts see it: what it prints where, and how it exits.
+
+mod fake;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use bytes::Bytes;
+use fake::Cluster;
+use kv_core::types::KeyspaceId;
+use serde_json::{Value, json};
+
+/// What one run of the program did.
+struct Ran {
+    code: i32,
+    out: Vec<u8>,
+    errors: String,
+}
+
+impl Ran {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+
+    /// The lines of standard output as JSON.
+    fn json(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+    }
+
+    /// The one line of standard output as JSON.
+    fn one(&self) -> Value {
+        let mut lines = self.json();
+        assert_eq!(lines.len(), 1, "{}{}", self.text(), self.errors);
+        lines.remove(0)
+    }
+}
+
+fn run_with(arguments: &[&str], input: &[u8]) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
+        .args(arguments)
+        .env_remove("KV_CONNECT")
+        .env("KV_LOCAL_DIR", "/nonexistent/kv-local")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // A program that does not read its input closes it.
+    drop(child.stdin.take().expect("piped").write_all(input));
+    let Output { status, stdout, stderr } = child.wait_with_output().expect("the program ends");
+    let code = status.code().expect("an exit code");
+    Ran { code, out: stdout, errors: String::from_utf8_lossy(&stderr).into_owned() }
+}
+
+impl Cluster {
+    fn exec(&self, arguments: &[&str]) -> Ran {
+        self.exec_with(arguments, b"")
+    }
+
+    fn exec_with(&self, arguments: &[&str], input: &[u8]) -> Ran {
+        let mut all = vec!["exec", "--connect", &self.addresses];
+        all.extend(arguments);
+        run_with(&all, input)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Ran {
+        let mut all = vec!["--output", "json"];
+        all.extend(arguments);
+        self.exec(&all)
+    }
+}
+
+fn file(folder: &Path, name: &str, content: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, content).expect("written");
+    path.display().to_string()
+}
+
+#[test]
+fn keys_are_put_got_and_deleted() {
+    let cluster = Cluster::start();
+    let put = cluster.json(&["put", "k", "v"]);
+    assert_eq!(put.code, 0, "{}", put.errors);
+    let put = put.one();
+    assert_eq!((&put["schema"], &put["key"], &put["siblings"]), (&json!(1), &json!("k"), &json!(1)));
+    assert!(put["context"].as_str().is_some_and(|context| !context.is_empty()));
+
+    let got = cluster.json(&["get", "k"]).one();
+    assert_eq!((&got["found"], &got["versions"][0]["value"]), (&json!(true), &json!("v")));
+    assert_eq!(got["versions"][0]["expires"], Value::Null);
+    let written = got["versions"][0]["written"].as_str().expect("a moment");
+    assert!(written.len() == 27 && written.ends_with('Z'), "{written}");
+
+    assert_eq!(cluster.exec(&["--output", "raw", "get", "k"]).out, b"v");
+    assert_eq!(cluster.exec(&["get", "k"]).text(), "v\n");
+    assert_eq!(cluster.exec(&["get", "k", "--output", "raw"]).out, b"v", "the format may stand behind the command");
+    assert_eq!(cluster.json(&["del", "k"]).one()["siblings"], json!(0));
+
+    let absent = cluster.json(&["get", "k"]);
+    assert_eq!((absent.code, &absent.one()["found"]), (3, &json!(false)));
+    let error: Value = serde_json::from_str(&absent.errors).expect("JSON on standard error");
+    assert_eq!(error, json!({"schema": 1, "error": {"kind": "not_found", "message": "k is absent", "retry": false}}));
+    let absent = cluster.exec(&["get", "k"]);
+    assert_eq!((absent.code, absent.out.len(), absent.errors.as_str()), (3, 0, "error: k is absent\n"));
+}
+
+#[test]
+fn bytes_travel_unchanged() {
+    let cluster = Cluster::start();
+    let value: Vec<u8> = (0..=255).collect();
+    let put = cluster.exec_with(&["put", r"\x00\xff", "--value-file", "-"], &value);
+    assert_eq!(put.code, 0, "{}", put.errors);
+    assert_eq!(cluster.exec(&["--output", "raw", "get", r"\x00\xff"]).out, value);
+    let got = cluster.json(&["get", r"\x00\xff"]).one();
+    assert_eq!(got["key"], json!({"base64": "AP8="}));
+    let shown = cluster.exec(&["get", r"\x00\xff"]).text();
+    assert!(shown.is_ascii() && shown.starts_with(r"\x00\x01"), "{shown}");
+    let document = r#"{"path":"C:\\dir\n","emoji":"강남점 🦀"}"#;
+    assert_eq!(cluster.exec(&["put", "doc", document]).code, 0);
+    assert_eq!(cluster.exec(&["-o", "raw", "get", "doc"]).text(), document);
+}
+
+#[test]
+fn siblings_are_shown_and_resolved() {
+    let cluster = Cluster::start();
+    let nothing = cluster.json(&["get", "k"]).one();
+    let context = nothing["context"].as_str().expect("also for an absent key");
+    for value in ["a", "b"] {
+        assert_eq!(cluster.exec(&["put", "k", value, "--context", context]).code, 0);
+    }
+    let got = cluster.json(&["get", "k"]).one();
+    assert_eq!(got["versions"].as_array().map(Vec::len), Some(2));
+    let raw = cluster.exec(&["--output", "raw", "get", "k"]);
+    assert_eq!((raw.code, raw.out.len()), (4, 0));
+    assert!(raw.errors.contains("2 values side by side"), "{}", raw.errors);
+    let context = got["context"].as_str().expect("a context");
+    assert_eq!(cluster.json(&["put", "k", "c", "--context", context]).one()["siblings"], json!(1));
+    let other = cluster.exec(&["put", "other", "c", "--context", context]);
+    assert_eq!(other.code, 2);
+    assert!(other.errors.contains("belongs to another key"), "{}", other.errors);
+}
+
+#[test]
+fn scans_list_count_and_continue() {
+    let cluster = Cluster::start();
+    let script: String = (0..120).map(|index| format!("put key-{index:03} value-{index}\n")).collect();
+    let ran = cluster.exec_with(&["--file", "-"], script.as_bytes());
+    assert_eq!(ran.code, 0, "{}", ran.errors);
+
+    let count = cluster.json(&["count"]).one();
+    assert_eq!((&count["keyspace"], &count["keys"], &count["settled"]), (&json!("default"), &json!(120), &json!(true)));
+    assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "120\n");
+    cluster.world().pending.hints = 4;
+    assert_eq!(cluster.json(&["count"]).one()["settled"], json!(false));
+
+    let keys = cluster.exec(&["-o", "raw", "scan", "--keys-only"]).text();
+    assert_eq!(keys, (0..120).map(|index| format!("key-{index:03}\n")).collect::<String>());
+    assert_eq!(cluster.json(&["scan", "key-01"]).json().len(), 10);
+
+    let mut page = cluster.json(&["scan", "--limit", "70", "--keys-only"]).json();
+    assert_eq!(page.len(), 71);
+    let cursor = page.pop().expect("a cursor")["cursor"].as_str().expect("a cursor").to_owned();
+    let rest = cluster.json(&["scan", "--cursor", &cursor, "--keys-only"]).json();
+    assert_eq!((rest.len(), &rest[0]["key"]), (50, &json!("key-070")));
+    assert_eq!(cluster.exec(&["scan", "--limit", "1"]).errors, "there is more: --cursor AWtleS0wMDA\n");
+    assert_eq!(cluster.exec(&["scan", "--cursor", "AA"]).code, 2);
+}
+
+#[test]
+fn bad_input_is_named_with_its_exit_code() {
+    let cluster = Cluster::start();
+    let check = |arguments: &[&str], code: i32, expected: &str| {
+        let ran = cluster.exec(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {}", ran.errors);
+        assert!(ran.errors.contains(expected), "{arguments:?}: {}", ran.errors);
+        assert!(ran.out.is_empty(), "{arguments:?}: {}", ran.text());
+    };
+    check(&["put", "", "v"], 2, "key: is empty");
+    check(&["put", &"k".repeat(4097), "v"], 2, "4097 bytes, 4096 are allowed");
+    check(&["get", "k", "-k", "nope"], 3, "no keyspace \"nope\"");
+    check(&["count", "-k", "nope"], 3, "no keyspace \"nope\"");
+    check(&["frobnicate"], 2, "unrecognized subcommand");
+    check(&["put", "k", "v", "--if-absent"], 2, "consistent mode");
+    check(&["put", "k", "--value-file", "/nonexistent"], 1, "cannot read /nonexistent");
+    check(&["node", "show", "n9"], 3, "the nodes are: n1, n2, n3");
+    check(&["keyspace", "create", "No Name"], 2, "is not a name");
+    check(&["keyspace", "create", "x", "--mode", "consistent"], 2, "available keyspaces only");
+    check(&["keyspace", "drop", "default"], 6, "add --yes");
+    check(&["bench", "--value-size", "5"], 2, "at least 32 bytes");
+    check(&["import", "/nonexistent"], 1, "cannot read /nonexistent");
+    check(&["--file", "/nonexistent"], 1, "cannot read /nonexistent");
+    let none = run_with(&["exec", "get", "k"], b"");
+    assert_eq!(none.code, 5);
+    assert!(none.errors.contains("name one with --connect ADDR:PORT, or start one with kv-tui local start"));
+    let none = run_with(&["exec", "--connect", "127.0.0.1:1", "get", "k"], b"");
+    assert_eq!(none.code, 5);
+    assert!(none.errors.contains("no node in reach (127.0.0.1:1: "), "{}", none.errors);
+    assert_eq!(run_with(&["exec"], b"").code, 2);
+    assert_eq!(run_with(&["--nonsense"], b"").code, 2);
+    let help = run_with(&["exec", "help"], b"");
+    assert!(help.code == 0 && help.text().contains("bench"), "help needs no cluster: {}", help.errors);
+}
+
+#[test]
+fn scripts_stop_at_the_first_failure_unless_told_otherwise() {
+    let cluster = Cluster::start();
+    let script = b"# a comment\n\nput a 1\nget nothing\nput 'b c' \"2\"\nbad line\n";
+    let stopped = cluster.exec_with(&["--file", "-"], script);
+    assert_eq!(stopped.code, 3);
+    assert_eq!(stopped.errors, "error: -: line 4: nothing is absent\n");
+    assert_eq!(cluster.exec(&["get", "b c"]).code, 3);
+
+    let all = cluster.exec_with(&["--keep-going", "--file", "-"], script);
+    assert_eq!(all.code, 3, "the first failure decides");
+    assert!(all.errors.contains("line 6: unrecognized subcommand 'bad'"), "{}", all.errors);
+    assert_eq!(cluster.exec(&["get", "b c"]).text(), "2\n");
+    let same = cluster.exec_with(&["--output", "json", "--file", "-"], b"get 'b c'");
+    assert_eq!(same.out, cluster.json(&["get", "b c"]).out, "a line gives the same as the words");
+}
+
+#[test]
+fn imports_name_bad_lines_and_keep_what_was_imported() {
+    let cluster = Cluster::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let good: String = (0..500).map(|index| format!("{{\"key\":\"k{index}\",\"value\":\"v{index}\"}}\n")).collect();
+    let path =
+        file(folder.path(), "mixed.ndjson", &format!("{good}\n{{\"key\":\n{{\"key\":\"late\",\"value\":\"v\"}}\n"));
+
+    let stopped = cluster.json(&["import", &path]);
+    assert_eq!(stopped.code, 1);
+    let told = stopped.one();
+    assert_eq!((&told["imported"], &told["failed"], &told["lines"]), (&json!(500), &json!(1), &json!(502)));
+    assert!(stopped.errors.contains("line 502 is not JSON"), "{}", stopped.errors);
+    assert!(stopped.errors.contains("the 500 records imported before stay"), "{}", stopped.errors);
+    assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "500\n");
+
+    let all = cluster.json(&["import", "--keep-going", &path]);
+    assert_eq!((all.code, &all.one()["imported"], &all.one()["failed"]), (1, &json!(501), &json!(1)));
+    assert_eq!(cluster.exec(&["-o", "raw", "get", "late"]).text(), "v");
+
+    // A record that the cluster refuses is named by its line, too.
+    cluster.world().full.push(Bytes::from_static(b"k7"));
+    let refused = cluster.json(&["import", "--keep-going", &path]);
+    assert_eq!((refused.code, &refused.one()["failed"]), (1, &json!(2)));
+    assert!(refused.errors.contains("line 8: this key is refused"), "{}", refused.errors);
+
+    let piped = cluster.exec_with(&["-o", "raw", "import", "-", "-k", "default"], b"{\"key\":\"p\",\"value\":\"q\"}");
+    assert_eq!((piped.code, piped.text().as_str()), (0, "1\n"));
+    let broken = file(folder.path(), "broken.ndjson.gz", "no gzip");
+    let broken = cluster.exec(&["import", &broken]);
+    assert_eq!(broken.code, 1);
+    assert!(broken.errors.contains("line 1 cannot be read"), "{}", broken.errors);
+}
+
+#[test]
+fn an_export_is_imported_as_it_was() {
+    let cluster = Cluster::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let nothing = cluster.json(&["get", "both"]).one();
+    let context = nothing["context"].as_str().expect("a context");
+    for arguments in [
+        &["put", "plain", "v"][..],
+        &["put", "short", "v", "--ttl", "1h"],
+        &["put", r"\xfe", r"\xff"],
+        &["put", "both", "a", "--context", context],
+        &["put", "both", "b", "--context", context],
+        &["put", "gone", "v"],
+        &["del", "gone"],
+    ] {
+        assert_eq!(cluster.exec(arguments).code, 0);
+    }
+    for name in ["all.ndjson", "all.ndjson.gz", "all.ndjson.zst"] {
+        let path = folder.path().join(name).display().to_string();
+        let exported = cluster.json(&["export", &path]);
+        assert_eq!((exported.code, &exported.one()["exported"]), (0, &json!(4)), "{}", exported.errors);
+        let again = cluster.exec(&["export", &path]);
+        assert!(again.code == 1 && again.errors.contains("exists"), "{}", again.errors);
+
+        let other = Cluster::start();
+        let imported = other.json(&["import", &path]);
+        assert_eq!((imported.code, &imported.one()["imported"]), (0, &json!(4)), "{}", imported.errors);
+        let values = |cluster: &Cluster, key: &str| -> Vec<(Value, bool)> {
+            let got = cluster.json(&["get", key]).one();
+            let versions = got["versions"].as_array().expect("versions").clone();
+            let mut values: Vec<_> = versions
+                .into_iter()
+                .map(|version| (version["value"].clone(), version["expires"].is_string()))
+                .collect();
+            values.sort_by_key(|(value, _)| value.to_string());
+            values
+        };
+        for key in ["plain", "short", r"\xfe", "both", "gone"] {
+            assert_eq!(values(&other, key), values(&cluster, key), "{key} in {name}");
+        }
+    }
+    let lines = cluster.exec(&["export", "-", "pl"]);
+    assert_eq!(lines.text(), "{\"key\":\"plain\",\"value\":\"v\"}\n");
+}
+
+#[test]
+fn the_cluster_is_described() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.exec(&["put", "k", "v"]).code, 0);
+    let nodes = cluster.json(&["node", "ls"]).json();
+    assert_eq!(nodes.len(), 3);
+    let primaries: u64 = nodes.iter().map(|node| node["primary"].as_u64().expect("a number")).sum();
+    assert_eq!((primaries, &nodes[0]["partitions"]), (16, &json!(16)));
+    assert_eq!((&nodes[0]["name"], &nodes[0]["state"], &nodes[0]["zone"]), (&json!("n1"), &json!("up"), &json!("z1")));
+    assert_eq!((&nodes[2]["ownership"], &nodes[2]["fair_share"]), (&json!(0.333333), &json!(0.333333)));
+    assert_eq!(cluster.json(&["node", "show", "n2"]).one()["leader"], json!(false));
+    assert!(cluster.exec(&["node", "ls"]).text().starts_with("NODE  STATE  ADDRESS"));
+
+    let ring = cluster.json(&["ring"]).json();
+    assert_eq!((ring.len(), &ring[0]["partitions"]), (3, &json!(16)));
+    let grid = cluster.json(&["ring", "--grid"]).json();
+    assert_eq!((grid.len(), &grid[1]["owners"]), (16, &json!(["n2"])));
+    assert_eq!(cluster.json(&["ring", "--copies"]).json()[1]["owners"], json!(["n2", "n3", "n1"]));
+
+    let place = cluster.json(&["where", "k"]).one();
+    assert_eq!(place["replicas"].as_array().map(Vec::len), Some(3));
+    let failed = place["replicas"].as_array().expect("replicas").iter().find(|replica| replica["node"] == "n3");
+    assert_eq!(failed.map(|replica| &replica["error"]), Some(&json!("n3 is down")));
+    assert_eq!(place["owners"], cluster.json(&["get", "k", "--all-replicas"]).one()["owners"]);
+    assert_eq!(place["token"].as_str().map(str::len), Some(16));
+
+    let events = cluster.json(&["events"]).json();
+    let nodes: Vec<&Value> = events.iter().map(|event| &event["node"]).collect();
+    assert_eq!(nodes, [&json!("n1"), &json!("n2"), &json!("n3")]);
+    assert!(!cluster.exec(&["events"]).text().contains('\u{1b}'), "no escape reaches the screen");
+}
+
+#[test]
+fn health_is_told_and_waited_for() {
+    let cluster = Cluster::start();
+    let status = cluster.json(&["status"]).one();
+    assert_eq!((&status["health"], &status["ready"], &status["idle"]), (&json!("healthy"), &json!(true), &json!(true)));
+    assert_eq!(
+        run_with(&["--connect", &cluster.addresses], b"").text(),
+        "healthy  3/3 up, 3 copies of 16 partitions, epoch 1\n"
+    );
+    for until in ["ready", "idle", "healthy"] {
+        assert_eq!(cluster.exec(&["wait", until]).code, 0);
+    }
+    cluster.world().pending.replications = 7;
+    assert_eq!(cluster.json(&["status"]).one()["health"], json!("settling"));
+    let late = cluster.exec(&["wait", "idle", "--timeout", "200ms"]);
+    assert_eq!(late.code, 5);
+    assert!(late.errors.contains("not idle after 200 ms: 7 writes on their way to a copy"), "{}", late.errors);
+    assert_eq!(cluster.exec(&["wait", "ready"]).code, 0);
+    cluster.world().layout = None;
+    let forming = cluster.json(&["status"]).one();
+    assert_eq!((&forming["health"], &forming["forming"]), (&json!("forming"), &json!({"present": 1, "expected": 3})));
+    assert_eq!(cluster.exec(&["count"]).code, 5);
+    let refused = cluster.exec(&["--timeout", "300ms", "get", "k"]);
+    assert!(refused.code == 5 && refused.errors.contains("forming: 1 of 3 members"), "{}", refused.errors);
+}
+
+#[test]
+fn keyspaces_are_created_and_dropped() {
+    let cluster = Cluster::start();
+    let created = cluster.json(&["keyspace", "create", "users", "--r", "1", "--conflict", "lww"]).one();
+    assert_eq!((&created["r"], &created["w"], &created["conflict"]), (&json!(1), &json!(2), &json!("lww")));
+    assert_eq!(cluster.exec(&["put", "k", "v", "-k", "users"]).code, 0);
+    assert_eq!(cluster.exec(&["get", "k"]).code, 3);
+    assert!(cluster.world().records.keys().any(|(keyspace, _)| *keyspace == KeyspaceId(1)));
+    assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\nusers\n");
+    assert_eq!(cluster.exec(&["--yes", "keyspace", "drop", "users"]).code, 0);
+    assert_eq!(cluster.exec(&["keyspace", "drop", "users", "--yes"]).code, 3);
+    assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\n");
+}
+
+#[test]
+fn the_benchmark_verifies_what_it_wrote() {
+    let cluster = Cluster::start();
+    for transport in [&[][..], &["--unary"]] {
+        let mut arguments = vec!["bench", "--seconds", "1", "--warm-up", "100ms", "--clients", "8", "--keys", "200"];
+        arguments.extend(transport);
+        let ran = cluster.json(&arguments);
+        assert_eq!(ran.code, 0, "{}", ran.errors);
+        let told = ran.one();
+        let (reads, writes) = (&told["reads"]["operations"], &told["writes"]["operations"]);
+        assert_eq!(
+            reads.as_u64().zip(writes.as_u64()).map(|(reads, writes)| reads + writes),
+            told["operations"].as_u64()
+        );
+        assert_eq!((&told["failures"], &told["lost"], &told["wrong"]), (&json!(0), &json!(0), &json!(0)));
+        assert!(told["verified"].as_u64().is_some_and(|verified| verified > 0), "{told}");
+        assert_eq!(told["verified"], told["sampled"]);
+    }
+    // A key whose writes are refused shows as failures, not as lost.
+    cluster.world().full.push(Bytes::from_static(b"bench:00000000"));
+    let ran = cluster.json(&["bench", "--seconds", "1", "--warm-up", "1ms", "--keys", "1", "--reads", "0%"]);
+    assert_eq!(ran.code, 5);
+    assert!(ran.errors.contains("no operation succeeded: this key is refused"), "{}", ran.errors);
+    assert_eq!(ran.one()["failures_by_kind"]["corrupt"], ran.one()["failures"]);
+}
+
+#[test]
+fn paths_and_completions_are_printed_without_a_cluster() {
+    let info: Value = serde_json::from_slice(&run_with(&["info", "-o", "json"], b"").out).expect("JSON");
+    assert_eq!(info["local_cluster"], json!("/nonexistent/kv-local"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run_with(&["completions", shell], b"").text().contains("kv-tui"), "{shell}");
+    }
+    let none = run_with(&["local", "status"], b"");
+    assert!(none.code == 3 && none.errors.contains("kv-tui local start makes one"), "{}", none.errors);
+    assert_eq!(run_with(&["local", "destroy"], b"").code, 6);
+}
