@@ -16,12 +16,16 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use kv_proto::client::{Client, Options};
+use tokio::time::{Instant, sleep};
 
 use cli::{Cli, Exec, LocalAction, Program, Reach};
 use command::{Command, Line};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 use output::Format;
+
+/// The pause before a waiting command tries to connect again.
+const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
@@ -104,7 +108,10 @@ async fn run_words(words: &[OsString], reach: &Reach, options: Options, settings
         Err(error) => return fail(&error, settings.format),
     };
     let format = line.output.unwrap_or(settings.format);
-    with_cluster(reach, options, format, async |client| exec::one(&line, client, settings).await).await
+    match connect_for(&line.command, reach, &options).await {
+        Ok(client) => exec::one(&line, &client, settings).await,
+        Err(error) => fail(&error, format),
+    }
 }
 
 /// Connects to the cluster that is meant: the one named, else a running local one.
@@ -114,12 +121,25 @@ async fn with_cluster(
     format: Format,
     run: impl AsyncFnOnce(&Client) -> ExitCode,
 ) -> ExitCode {
-    let connected = async {
-        let addresses = if reach.connect.is_empty() { local::addresses()? } else { reach.connect.clone() };
-        Client::connect(&addresses, options).await.map_err(CommandError::from)
-    };
-    match connected.await {
+    match connect(reach, &options).await {
         Ok(client) => run(&client).await,
         Err(error) => fail(&error, format),
+    }
+}
+
+async fn connect(reach: &Reach, options: &Options) -> Result<Client, CommandError> {
+    let addresses = if reach.connect.is_empty() { local::addresses()? } else { reach.connect.clone() };
+    Ok(Client::connect(&addresses, options.clone()).await?)
+}
+
+/// Connects for a command: one that waits also waits for the first node to come into reach.
+async fn connect_for(command: &Command, reach: &Reach, options: &Options) -> Result<Client, CommandError> {
+    let Command::Wait(args) = command else { return connect(reach, options).await };
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        match connect(reach, options).await {
+            Err(error) if error.class == Class::Unavailable && Instant::now() < deadline => sleep(CONNECT_AGAIN).await,
+            done => return done,
+        }
     }
 }

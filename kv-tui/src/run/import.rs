@@ -56,8 +56,11 @@ pub(super) async fn import(args: &ImportArgs, client: &Client, sink: &mut dyn Si
     tell.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let on_terminal = std::io::stderr().is_terminal();
     let mut reading = true;
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    let mut interrupted = false;
     loop {
-        // A malformed line or a failure ends the reading; what is in flight is waited for and counted.
+        // A malformed line, a failure or Ctrl-C ends the reading; what is in flight is waited for and counted.
         reading = reading && (args.keep_going || progress.first_failure.is_none());
         if !reading && writing.is_empty() {
             break;
@@ -86,6 +89,11 @@ pub(super) async fn import(args: &ImportArgs, client: &Client, sink: &mut dyn Si
                 Err(error) => progress.fail(CommandError::failed(format!("a writer ended: {error}")), sink),
             },
             _ = tell.tick(), if on_terminal => progress.tell(started, sink),
+            _ = &mut interrupt, if !interrupted => {
+                interrupted = true;
+                reading = false;
+                progress.fail(CommandError::failed(format!("{path}: interrupted behind line {}", progress.lines)), sink);
+            }
         }
     }
     progress.finish(&path, started, args.keep_going, sink)

@@ -254,6 +254,57 @@ fn imports_name_bad_lines_and_keep_what_was_imported() {
 }
 
 #[test]
+fn an_interrupted_import_tells_what_it_did() {
+    let cluster = Cluster::start();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
+        .args(["exec", "--connect", &cluster.addresses, "--output", "json", "import", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    for index in 0..10 {
+        writeln!(input, "{{\"key\":\"k{index}\",\"value\":\"v\"}}").expect("written");
+    }
+    input.flush().expect("written");
+    while cluster.world().records.len() < 10 {
+        std::thread::yield_now();
+    }
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let ran = child.wait_with_output().expect("ends while its input is open");
+    drop(input);
+    assert_eq!(ran.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!(told["imported"], json!(10));
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(errors.contains("interrupted behind line 10"), "{errors}");
+}
+
+#[test]
+fn the_package_catalogue_is_imported_and_exported_whole() {
+    let cluster = Cluster::start();
+    let catalogue = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/packages.ndjson.gz");
+    let imported = cluster.json(&["import", catalogue]);
+    assert_eq!((imported.code, &imported.one()["imported"]), (0, &json!(20_000)), "{}", imported.errors);
+    assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "20000\n");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("out.ndjson").display().to_string();
+    assert_eq!(cluster.exec(&["export", &path]).code, 0);
+    let sorted = |text: String| {
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        lines.sort_by_key(|line| line["key"].to_string());
+        lines
+    };
+    let mut original = String::new();
+    let file = std::fs::File::open(catalogue).expect("the catalogue");
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(file), &mut original).expect("text");
+    assert!(sorted(std::fs::read_to_string(&path).expect("exported")) == sorted(original), "a record differs");
+}
+
+#[test]
 fn an_export_is_imported_as_it_was() {
     let cluster = Cluster::start();
     let folder = tempfile::tempdir().expect("a folder");
@@ -352,6 +403,8 @@ fn health_is_told_and_waited_for() {
     let forming = cluster.json(&["status"]).one();
     assert_eq!((&forming["health"], &forming["forming"]), (&json!("forming"), &json!({"present": 1, "expected": 3})));
     assert_eq!(cluster.exec(&["count"]).code, 5);
+    let unreached = run_with(&["exec", "--connect", "127.0.0.1:1", "wait", "ready", "--timeout", "300ms"], b"");
+    assert_eq!(unreached.code, 5);
     let refused = cluster.exec(&["--timeout", "300ms", "get", "k"]);
     assert!(refused.code == 5 && refused.errors.contains("forming: 1 of 3 members"), "{}", refused.errors);
 }
