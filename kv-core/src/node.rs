@@ -20,8 +20,8 @@ use crate::message::{Message, Outcome, Request};
 use crate::replica::{HandoffPass, Refill, Replication, ReplicationId, SliceJob, Sweeper};
 use crate::ring::Layout;
 use crate::rule::Rules;
-use crate::storage::{Batch, HotTier, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
-use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Now, PartitionId, Seq};
+use crate::storage::{Batch, HotStats, HotTier, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
+use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
 use crate::version::Clock;
 use keys::{HeldQueue, ReadFor, Slot};
 use peers::Peer;
@@ -190,6 +190,8 @@ pub struct Node {
     /// The newest layout given, durable or not.
     pub(crate) newest: Epoch,
     pub(crate) keyspaces: BTreeMap<KeyspaceId, Keyspace>,
+    /// The store, if it was there when the cluster was formed.
+    pub(crate) original: Option<StoreId>,
     pub(crate) synced: BTreeMap<PartitionId, meta::Synced>,
     pub(crate) peers: BTreeMap<NodeId, Peer>,
 
@@ -240,6 +242,7 @@ impl Node {
         }
         let layout: Option<Layout> =
             reader.meta(meta::LAYOUT)?.map(|value| meta::decode(meta::LAYOUT, &value)).transpose()?;
+        let original = reader.meta(meta::ORIGINAL)?.map(|value| meta::decode(meta::ORIGINAL, &value)).transpose()?;
         let mut peers = BTreeMap::new();
         for (name, value) in reader.metas(meta::PEER)? {
             if let Some(id) = meta::id(&name, meta::PEER) {
@@ -270,6 +273,7 @@ impl Node {
             newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
             layout: layout.map(Arc::new),
             keyspaces: keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect(),
+            original,
             synced,
             peers,
             actors_drawn: 0,
@@ -334,7 +338,19 @@ impl Node {
     /// The highest incarnation seen of `peer`, for the handshake.
     #[must_use]
     pub fn seen(&self, peer: NodeId) -> Option<Incarnation> {
-        self.peers.get(&peer)?.seen
+        self.peers.get(&peer)?.seen.as_ref().map(|seen| seen.current)
+    }
+
+    /// The same, once the peer has shown its store: a store that another one has replaced counts as rolled back.
+    #[must_use]
+    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
+        self.peers.get(&peer)?.seen.as_ref().map(|seen| seen.against(store))
+    }
+
+    /// How well the hot tier serves.
+    #[must_use]
+    pub fn hot_stats(&self) -> HotStats {
+        self.hot.stats()
     }
 
     /// The layout on which the node acts.

@@ -1,6 +1,29 @@
 //! The server of the kv store: the shell around the engine of `kv-core`.
 //!
-//! `control` agrees on who belongs to the cluster and where data lives; `liveness` knows who answers.
+//! | module | concept |
+//! | --- | --- |
+//! | `run`, `settings`, `signals`, `log` | a node from start to end |
+//! | `engine` | one task steps the core, one thread commits, others read |
+//! | `link` | one stream for each pair of nodes |
+//! | `server` | the gRPC services and `/metrics` |
+//! | `control` | who belongs to the cluster and where data lives: agreed on by Raft |
+//! | `liveness` | who answers |
+//! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
+pub mod clock;
 pub mod control;
+pub mod engine;
+pub mod events;
+pub mod link;
 pub mod liveness;
+mod log;
+mod run;
+pub mod server;
+pub mod settings;
+mod signals;
+pub mod usage;
+
+pub use run::run;
+
+/// The release, for people.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");

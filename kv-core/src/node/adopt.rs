@@ -15,6 +15,12 @@ impl Node {
         if layout.epoch <= self.newest {
             return;
         }
+        let store = self.incarnation.store;
+        let is_member = |layout: &Layout| layout.members.get(&self.config.node).is_some_and(|me| me.store == store);
+        if layout.epoch == FIRST_EPOCH && is_member(&layout) {
+            self.original = Some(store);
+            self.persist_meta(bytes::Bytes::from_static(meta::ORIGINAL), meta::encode(&store));
+        }
         self.newest = layout.epoch;
         let durable = self.persist_meta(bytes::Bytes::from_static(meta::LAYOUT), meta::encode(&*layout));
         let durable = if self.rules.keep(Rule::DurableLayout) { durable } else { self.durable };
@@ -65,8 +71,9 @@ impl Node {
                 .is_some_and(|entry| entry.owns(self.config.node))
     }
 
-    /// Whether this store holds what the layout expects of an owner of `partition`: it entered with the first layout
-    /// and is still the store that the layout knows, or it has been refilled since (rule D2).
+    /// Whether this store holds what the layout expects of an owner of `partition`: it was there when the cluster was
+    /// formed and has owned the partition from the start, or it has been refilled since (rule D2). That the layout
+    /// names this store says nothing: a member whose store was lost is listed with its new one.
     pub(crate) fn is_synced(&self, partition: PartitionId) -> bool {
         if !self.rules.keep(Rule::RefillLostStore) {
             return true;
@@ -75,8 +82,7 @@ impl Node {
         let Some(entry) = layout.entry(partition) else { return false };
         let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
         let store = self.incarnation.store;
-        let original = owner.since <= FIRST_EPOCH
-            && layout.members.get(&self.config.node).is_some_and(|member| member.store == store);
+        let original = self.original == Some(store) && owner.since <= FIRST_EPOCH;
         original || self.synced.get(&partition) == Some(&(store, owner.since))
     }
 

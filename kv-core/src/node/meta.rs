@@ -11,6 +11,8 @@ use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 pub(super) const LAYOUT: &[u8] = b"layout";
 /// The keyspaces.
 pub(super) const KEYSPACES: &[u8] = b"keyspaces";
+/// The store, if it was there when the cluster was formed: it has had its partitions from the start.
+pub(super) const ORIGINAL: &[u8] = b"original";
 /// Prefix of the highest incarnation seen of each peer.
 pub(super) const PEER: &[u8] = b"peer/";
 /// Prefix of the partitions that were refilled or copied to this store.

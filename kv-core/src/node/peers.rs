@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::Node;
 use crate::coordinator::OpId;
 use crate::event::Event;
@@ -10,15 +12,15 @@ use crate::node::keys::Held;
 use crate::node::timers::Timer;
 use crate::node::{Effect, meta};
 use crate::replica::ReplicationId;
-use crate::types::{Incarnation, NodeId, PartitionId};
+use crate::types::{Incarnation, NodeId, PartitionId, StoreId};
 
 /// What the loop knows of another node.
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     /// Whether there is a session.
     pub(crate) up: bool,
-    /// The highest incarnation seen, durable before the peer counts as up (rule D2).
-    pub(crate) seen: Option<Incarnation>,
+    /// The stores that the peer has shown, durable before it counts as up (rule D2).
+    pub(crate) seen: Option<Seen>,
     /// Questions without an answer.
     pub(crate) calls: BTreeMap<CallId, Purpose>,
     /// Forwards of this session that were taken or refused.
@@ -49,6 +51,36 @@ impl ForwardsSeen {
             self.floor = CallId(oldest.0 + 1);
         }
         true
+    }
+}
+
+/// The stores that a peer has shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// The highest incarnation of its present store.
+    pub(crate) current: Incarnation,
+    /// Stores that another one has replaced, oldest first: should one return, it has missed what came after it.
+    retired: Vec<StoreId>,
+}
+
+/// Retired stores of one peer that are remembered.
+const RETIRED_MAX: usize = 256;
+
+impl Seen {
+    /// The highest incarnation to hold against one that shows `store`: for a retired store one that none can reach.
+    pub(crate) fn against(&self, store: StoreId) -> Incarnation {
+        if self.retired.contains(&store) { Incarnation { store, boot: u32::MAX, nonce: 0 } } else { self.current }
+    }
+
+    fn after(before: Option<Self>, current: Incarnation) -> Self {
+        let Some(mut seen) = before else { return Self { current, retired: Vec::new() } };
+        if seen.current.store != current.store && !seen.retired.contains(&seen.current.store) {
+            if seen.retired.len() >= RETIRED_MAX {
+                seen.retired.remove(0);
+            }
+            seen.retired.push(seen.current.store);
+        }
+        Self { current, ..seen }
     }
 }
 
@@ -107,14 +139,20 @@ impl Node {
             self.peer_down(node);
         }
         let peer = self.peers.entry(node).or_default();
-        let before = peer.seen.replace(incarnation);
-        if before.is_some_and(|before| before.store != incarnation.store) {
+        let before = peer.seen.clone();
+        if before.as_ref().is_some_and(|before| before.against(incarnation.store).boot == u32::MAX) {
+            // The handshake refuses such a store; should it get here, it gets no further.
+            return;
+        }
+        let seen = Seen::after(before.clone(), incarnation);
+        peer.seen = Some(seen.clone());
+        if before.as_ref().is_some_and(|before| before.current.store != incarnation.store) {
             self.out.push(Effect::Event(Event::PeerStoreReplaced { node }));
         }
-        let durable = if before == Some(incarnation) {
+        let durable = if before.as_ref() == Some(&seen) {
             self.durable
         } else {
-            self.persist_meta(meta::peer(node), meta::encode(&incarnation))
+            self.persist_meta(meta::peer(node), meta::encode(&seen))
         };
         self.hold(durable, Held::PeerUp { node, incarnation });
     }
@@ -122,7 +160,7 @@ impl Node {
     /// The peer's incarnation is durably known: the session may be used.
     pub(super) fn peer_known(&mut self, node: NodeId, incarnation: Incarnation) {
         let peer = self.peers.entry(node).or_default();
-        if peer.up || peer.seen != Some(incarnation) {
+        if peer.up || peer.seen.as_ref().map(|seen| seen.current) != Some(incarnation) {
             return;
         }
         peer.up = true;

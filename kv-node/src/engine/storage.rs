@@ -1,0 +1,218 @@
+//! The threads of the store: one commits batches in groups, two read. None of them ever makes the loop wait.
+
+use std::sync::Arc;
+use std::sync::mpsc as sync;
+use std::thread;
+
+use bytes::Bytes;
+use kv_core::error::StorageError;
+use kv_core::node::ReadId;
+use kv_core::storage::{Batch, Committer, Reader, Slice, SliceRequest, Stats, StorageKey, Write};
+use kv_core::types::Seq;
+use tokio::sync::{mpsc, oneshot};
+
+/// The most batches in one commit.
+const GROUP_BATCHES_MAX: usize = 1024;
+
+/// A commit is closed when its writes reach this many bytes.
+const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the threads tell the loop.
+#[derive(Debug)]
+pub(super) enum Done {
+    Persisted {
+        seq: Seq,
+        batches: u64,
+    },
+    Failed(StorageError),
+    Read {
+        read: ReadId,
+        result: Result<Option<Bytes>, StorageError>,
+    },
+    Slice {
+        read: ReadId,
+        result: Result<Slice, StorageError>,
+    },
+    /// The committing thread has ended; everything given to it is durable, unless it failed.
+    Ended,
+}
+
+/// What the committing thread is told.
+enum Commit {
+    Batch {
+        seq: Seq,
+        batch: Batch,
+    },
+    Stats(oneshot::Sender<Arc<Stats>>),
+    /// Nothing follows.
+    End,
+}
+
+/// Reads for a reading thread.
+pub(super) enum Job {
+    Get { read: ReadId, key: StorageKey },
+    Slice { read: ReadId, request: SliceRequest },
+}
+
+/// Asks the committing thread for its statistics.
+#[derive(Clone, Debug)]
+pub(super) struct Handle {
+    commits: sync::Sender<Commit>,
+}
+
+impl Handle {
+    /// The statistics between two commits.
+    pub(super) fn stats(&self) -> oneshot::Receiver<Arc<Stats>> {
+        let (reply, answer) = oneshot::channel();
+        // If the thread has ended, dropping the sender says so.
+        drop(self.commits.send(Commit::Stats(reply)));
+        answer
+    }
+}
+
+/// The loop's ends of the channels to the threads.
+pub(super) struct Storage {
+    commits: sync::Sender<Commit>,
+    gets: sync::Sender<Job>,
+    slices: sync::Sender<Job>,
+    /// Bytes given to the committing thread that are not durable.
+    pending: std::collections::VecDeque<(Seq, usize)>,
+    pending_bytes: usize,
+}
+
+impl Storage {
+    /// Starts the threads. What they finish goes to `done`.
+    pub(super) fn start<R: Reader, C: Committer>(
+        reader: &R,
+        committer: C,
+        done: mpsc::UnboundedSender<Done>,
+    ) -> Result<Self, StorageError> {
+        let (commits, inbox) = sync::channel();
+        let to_loop = done.clone();
+        spawn("kv-commit", move || commit_all(committer, &inbox, &to_loop))?;
+        let reading = |name: &'static str| {
+            let (jobs, inbox) = sync::channel();
+            let (reader, done) = (reader.clone(), done.clone());
+            spawn(name, move || read_all(&reader, &inbox, &done)).map(|()| jobs)
+        };
+        // Slices are long: they have a thread of their own, so that no get waits behind one.
+        let gets = reading("kv-read")?;
+        let slices = reading("kv-slice")?;
+        Ok(Self { commits, gets, slices, pending: std::collections::VecDeque::new(), pending_bytes: 0 })
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        Handle { commits: self.commits.clone() }
+    }
+
+    // A thread that has ended has told the loop so: nothing is lost silently when a send fails.
+
+    pub(super) fn persist(&mut self, seq: Seq, batch: Batch) {
+        let bytes = bytes_of(&batch);
+        self.pending.push_back((seq, bytes));
+        self.pending_bytes += bytes;
+        drop(self.commits.send(Commit::Batch { seq, batch }));
+    }
+
+    pub(super) fn persisted(&mut self, seq: Seq) {
+        while let Some(&(first, bytes)) = self.pending.front()
+            && first <= seq
+        {
+            self.pending.pop_front();
+            self.pending_bytes -= bytes;
+        }
+    }
+
+    /// Lets the threads end, the committing one behind everything that was given to it.
+    pub(super) fn end(self) {
+        drop(self.commits.send(Commit::End));
+    }
+
+    /// Bytes on their way to the disk.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    pub(super) fn get(&self, read: ReadId, key: StorageKey) {
+        drop(self.gets.send(Job::Get { read, key }));
+    }
+
+    pub(super) fn slice(&self, read: ReadId, request: SliceRequest) {
+        drop(self.slices.send(Job::Slice { read, request }));
+    }
+}
+
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StorageError> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).map_err(|source| StorageError::Io {
+        action: "start a thread",
+        path: name.to_owned(),
+        source,
+    })
+}
+
+fn bytes_of(batch: &Batch) -> usize {
+    let bytes = |write: &Write| match write {
+        Write::Record { key, value, .. } => key.as_bytes().len() + value.as_ref().map_or(0, Bytes::len),
+        Write::Meta { name, value } => name.len() + value.as_ref().map_or(0, Bytes::len),
+    };
+    // Every write has some weight, so that the bound also bounds their number.
+    batch.writes.iter().map(|write| bytes(write) + 64).sum()
+}
+
+/// Group commit: whatever has come in while the last commit was being synced is committed together.
+fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, done: &mpsc::UnboundedSender<Done>) {
+    let mut batches = Vec::new();
+    let mut asked = Vec::new();
+    while let Ok(first) = inbox.recv() {
+        let mut through = None;
+        let mut bytes = 0;
+        let mut end = false;
+        let mut next = Some(first);
+        while let Some(commit) = next {
+            match commit {
+                Commit::Batch { seq, batch } => {
+                    bytes += bytes_of(&batch);
+                    batches.push(batch);
+                    through = Some(seq);
+                }
+                Commit::Stats(reply) => asked.push(reply),
+                Commit::End => end = true,
+            }
+            let full = end || batches.len() >= GROUP_BATCHES_MAX || bytes >= GROUP_BYTES_MAX;
+            next = if full { None } else { inbox.try_recv().ok() };
+        }
+        if let Some(seq) = through {
+            let count = batches.len() as u64;
+            let outcome = committer.commit(&batches, seq);
+            batches.clear();
+            let failed = outcome.is_err();
+            let message = outcome.map_or_else(Done::Failed, |()| Done::Persisted { seq, batches: count });
+            if done.send(message).is_err() || failed {
+                break;
+            }
+        }
+        if !asked.is_empty() {
+            let stats = Arc::new(committer.stats().clone());
+            for reply in asked.drain(..) {
+                drop(reply.send(Arc::clone(&stats)));
+            }
+        }
+        if end {
+            break;
+        }
+    }
+    drop(committer);
+    drop(done.send(Done::Ended));
+}
+
+fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::UnboundedSender<Done>) {
+    while let Ok(job) = inbox.recv() {
+        let message = match job {
+            Job::Get { read, key } => Done::Read { read, result: reader.get(&key) },
+            Job::Slice { read, request } => Done::Slice { read, result: reader.slice(&request) },
+        };
+        if done.send(message).is_err() {
+            break;
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The loop: take what has come in, step the core for each, then carry out the effects.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_core::error::StorageError;
+use kv_core::event::Event;
+use kv_core::message::{Message, Outcome, Request};
+use kv_core::node::{Effect, Effects, Input, Node, Tag};
+use kv_core::storage::{Committer, Reader};
+use kv_core::types::{Monotonic, NodeId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::counters::{Counters, Latencies, RequestKind};
+use super::storage::{Done, Handle, Storage};
+use super::{Command, EngineConfig, ReplyTo, Report, stopped};
+use crate::clock::Clock;
+use crate::link::Outbox;
+
+/// Commands taken at once.
+const TURN_COMMANDS_MAX: usize = 256;
+
+/// While this many bytes are on their way to the disk, nothing new is taken in: the disk sets the pace.
+const PENDING_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long a stop waits for requests in flight.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How far away a timer without a purpose is set.
+const NEVER: Duration = Duration::from_secs(3600);
+
+struct Waiting {
+    reply: ReplyTo,
+    kind: RequestKind,
+    started: Monotonic,
+}
+
+struct Session {
+    number: u64,
+    outbox: Outbox,
+}
+
+struct Loop {
+    node: Node,
+    clock: Clock,
+    storage: Storage,
+    events: mpsc::UnboundedSender<Event>,
+    effects: Effects,
+    waiting: BTreeMap<Tag, Waiting>,
+    tags: u64,
+    sessions: BTreeMap<NodeId, Session>,
+    wake: Option<Monotonic>,
+    counters: Counters,
+    latencies: Latencies,
+    poisoned: Option<String>,
+    stopping: Option<(oneshot::Sender<()>, Monotonic)>,
+}
+
+/// Starts the storage threads, and the loop on the current runtime.
+pub(super) fn start<R: Reader, C: Committer>(
+    config: EngineConfig<R, C>,
+    commands: mpsc::Receiver<Command>,
+) -> Result<Handle, StorageError> {
+    let EngineConfig { node, cluster, incarnation, reader, committer, clock, events } = config;
+    let node = Node::recover(node, cluster, incarnation, &reader, committer.stats())?;
+    let (done, finished) = mpsc::unbounded_channel();
+    let storage = Storage::start(&reader, committer, done)?;
+    let handle = storage.handle();
+    let now = clock.now().mono;
+    let latencies = Latencies::new(now).ok_or_else(|| StorageError::Engine {
+        path: "latencies".to_owned(),
+        reason: "the histogram cannot be made".to_owned(),
+    })?;
+    let this = Loop {
+        node,
+        clock,
+        storage,
+        events,
+        effects: Effects::new(),
+        waiting: BTreeMap::new(),
+        tags: 0,
+        sessions: BTreeMap::new(),
+        wake: Some(now),
+        counters: Counters::default(),
+        latencies,
+        poisoned: None,
+        stopping: None,
+    };
+    tokio::spawn(this.run(commands, finished));
+    Ok(handle)
+}
+
+/// What came of telling somebody who may have gone away. If so, nobody is left to tell.
+fn unheard<T>(_: Result<(), T>) {}
+
+impl Loop {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut finished: mpsc::UnboundedReceiver<Done>) {
+        let mut taken = Vec::with_capacity(TURN_COMMANDS_MAX);
+        let mut ready = Vec::with_capacity(TURN_COMMANDS_MAX);
+        loop {
+            let now = self.clock.now().mono;
+            let patience = self.wake.map_or(NEVER, |wake| wake.since(now));
+            let open = self.storage.pending_bytes() < PENDING_BYTES_MAX && self.stopping.is_none();
+            tokio::select! {
+                biased;
+                count = finished.recv_many(&mut ready, TURN_COMMANDS_MAX) => if count == 0 { break },
+                count = commands.recv_many(&mut taken, TURN_COMMANDS_MAX), if open => if count == 0 { break },
+                () = tokio::time::sleep(patience) => {}
+            }
+            let mut ended = false;
+            for done in ready.drain(..) {
+                ended |= self.done(done);
+            }
+            for command in taken.drain(..) {
+                self.command(command);
+            }
+            if self.wake.is_some_and(|wake| wake <= self.clock.now().mono) {
+                self.wake = None;
+                self.step(Input::Wake);
+            }
+            if ended || self.may_stop() {
+                break;
+            }
+        }
+        for (_, waiting) in std::mem::take(&mut self.waiting) {
+            waiting.reply.send(Err(stopped()));
+        }
+        let Self { storage, stopping, .. } = self;
+        storage.end();
+        while let Some(done) = finished.recv().await {
+            if matches!(done, Done::Ended) {
+                break;
+            }
+        }
+        if let Some((reply, _)) = stopping {
+            unheard(reply.send(()));
+        }
+    }
+
+    /// Whether a stop was asked for and nothing is in flight any more, or nobody waits any longer.
+    fn may_stop(&self) -> bool {
+        let Some((_, since)) = &self.stopping else { return false };
+        let idle = self.waiting.is_empty() && self.node.status().unsynced_batches == 0;
+        idle || self.poisoned.is_some() || self.clock.now().mono >= since.plus(DRAIN_PATIENCE)
+    }
+
+    /// Takes what a storage thread finished; says whether the committing thread has ended.
+    fn done(&mut self, done: Done) -> bool {
+        match done {
+            Done::Persisted { seq, batches } => {
+                self.counters.commits += 1;
+                self.counters.committed_batches += batches;
+                self.storage.persisted(seq);
+                self.step(Input::Persisted { seq });
+            }
+            Done::Failed(error) => {
+                self.poisoned = Some(error.to_string());
+                self.step(Input::PersistFailed { error });
+            }
+            Done::Read { read, result } => self.step(Input::ReadDone { read, result }),
+            Done::Slice { read, result } => self.step(Input::SliceDone { read, result }),
+            Done::Ended => return self.poisoned.is_none(),
+        }
+        false
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Request { request, timeout, reply } => self.request(request, timeout, reply),
+            Command::Requests(requests) => {
+                for (request, timeout, reply) in requests {
+                    self.request(request, timeout, reply);
+                }
+            }
+            Command::Messages { from, session, messages } => {
+                // Frames of a closed session are discarded.
+                if self.sessions.get(&from).is_some_and(|current| current.number == session) {
+                    for message in messages {
+                        self.step(Input::Message { from, message });
+                    }
+                }
+            }
+            Command::PeerUp { node, session, incarnation, outbox } => {
+                let current = self.sessions.get(&node);
+                if current.is_some_and(|current| current.number >= session) {
+                    return;
+                }
+                if self.sessions.insert(node, Session { number: session, outbox }).is_some() {
+                    self.step(Input::PeerDown { node });
+                }
+                self.step(Input::PeerUp { node, incarnation });
+            }
+            Command::PeerDown { node, session } => {
+                if self.sessions.get(&node).is_some_and(|current| current.number == session) {
+                    self.sessions.remove(&node);
+                    self.step(Input::PeerDown { node });
+                }
+            }
+            Command::Layout(layout) => self.step(Input::Layout(layout)),
+            Command::Keyspaces(keyspaces) => self.step(Input::Keyspaces(keyspaces)),
+            Command::Seen { node, store, reply } => {
+                let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
+                unheard(reply.send(seen));
+            }
+            Command::Report(reply) => drop(reply.send(self.report())),
+            Command::Stop(reply) => self.stopping = Some((reply, self.clock.now().mono)),
+        }
+    }
+
+    fn request(&mut self, request: Request, timeout: Option<Duration>, reply: ReplyTo) {
+        self.tags += 1;
+        let tag = Tag(self.tags);
+        let started = self.clock.now().mono;
+        let deadline = timeout.map(|timeout| started.plus(timeout));
+        self.waiting.insert(tag, Waiting { reply, kind: RequestKind::of(&request), started });
+        self.step(Input::Request { tag, request, deadline });
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.node.step(self.clock.now(), input, &mut effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { to, message } => {
+                self.counters.forwards += u64::from(matches!(message, Message::Forward { .. }));
+                if let Some(session) = self.sessions.get(&to) {
+                    session.outbox.push(&message);
+                }
+            }
+            Effect::Reply { tag, outcome } => self.reply(tag, outcome),
+            Effect::Read { read, key } => self.storage.get(read, key),
+            Effect::Slice { read, request } => self.storage.slice(read, request),
+            Effect::Persist { seq, batch } => self.storage.persist(seq, batch),
+            Effect::WakeAt(at) => self.wake = Some(at),
+            Effect::Event(event) => {
+                match &event {
+                    Event::ReadRepaired { replicas, .. } => self.counters.read_repairs += *replicas as u64,
+                    Event::HandedOff { records } => self.counters.handoffs += records,
+                    _ => {}
+                }
+                drop(self.events.send(event));
+            }
+        }
+    }
+
+    fn reply(&mut self, tag: Tag, outcome: Outcome) {
+        let Some(waiting) = self.waiting.remove(&tag) else { return };
+        let now = self.clock.now().mono;
+        self.counters.count(waiting.kind, &outcome);
+        self.latencies.record(now, waiting.started);
+        waiting.reply.send(outcome);
+    }
+
+    fn report(&mut self) -> Report {
+        let hot = self.node.hot_stats();
+        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, ..self.counters };
+        Report {
+            status: self.node.status(),
+            counters,
+            latency: self.latencies.last(self.clock.now().mono),
+            poisoned: self.poisoned.clone(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Opening links: to every member with a higher number, again and again while it is a member.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_core::types::NodeId;
+use kv_proto::limits::MESSAGE_BYTES_MAX;
+use kv_proto::v1::peer_client::PeerClient;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tonic::transport::Endpoint;
+
+use super::Links;
+use super::session::{SessionError, frames, hello_frame};
+
+/// How long opening a connection may take.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pause behind a failed attempt: doubled each time between these bounds.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// The addresses of all members.
+pub type Members = BTreeMap<NodeId, String>;
+
+/// Keeps a session open to each member that this node has to open one to. Ends when `members` does.
+pub async fn keep_links(links: Links, mut members: watch::Receiver<Members>) {
+    let mut tasks = JoinSet::new();
+    let mut dialled: BTreeMap<NodeId, (String, AbortHandle)> = BTreeMap::new();
+    loop {
+        let current = members.borrow_and_update().clone();
+        dialled.retain(|node, (address, task)| {
+            let keep = current.get(node) == Some(address);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (node, address) in current {
+            if node > links.0.identity.node && !dialled.contains_key(&node) {
+                let task = tasks.spawn(dial_again_and_again(links.clone(), node, address.clone()));
+                dialled.insert(node, (address, task));
+            }
+        }
+        if members.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
+    let mut pause = PAUSE_MIN;
+    let mut told = String::new();
+    loop {
+        let began = links.0.clock.now().mono;
+        if let Err(error) = dial(&links, node, &address).await {
+            // The same failure every second would fill the log.
+            let error = error.to_string();
+            if error != told {
+                tracing::info!(peer = %node, %address, %error, "no session with a peer");
+                told = error;
+            }
+        }
+        let lasted = links.0.clock.now().mono.since(began);
+        pause = if lasted > PAUSE_MAX { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionError> {
+    let unreachable = |error: tonic::transport::Error| {
+        SessionError::from(tonic::Status::unavailable(format!("{address} cannot be reached: {}", root_cause(&error))))
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(unreachable)?
+        .connect_timeout(CONNECT_PATIENCE)
+        .tcp_nodelay(true);
+    let channel = endpoint.connect().await.map_err(unreachable)?;
+    let mut client = PeerClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let mine = links.hello(links.0.engine.seen(node, None).await);
+    let (sender, outgoing) = frames();
+    // The hello must be on its way before the answer can come.
+    if sender.send(hello_frame(&mine)).await.is_err() {
+        return Err(SessionError::Closed);
+    }
+    let mut incoming = client.exchange(outgoing).await?.into_inner();
+    links.opened(node, mine, &mut incoming, &sender).await
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,132 @@
+//! Links: one long-lived stream for each pair of nodes. The node with the lower number opens it.
+
+mod dial;
+mod outbox;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kv_core::config::ClusterConfig;
+use kv_core::handshake::HandshakeError;
+use kv_core::message::{Hello, PROTOCOL_VERSION};
+use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
+use tokio::sync::watch;
+
+pub use dial::{Members, keep_links};
+pub use outbox::Outbox;
+pub use session::{Frames, accept};
+
+use crate::clock::Clock;
+use crate::control::SharedLiveness;
+use crate::engine::Engine;
+
+/// What a node is among its peers.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its number.
+    pub node: NodeId,
+    /// Its store and boot.
+    pub incarnation: Incarnation,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The seed of the ring hash.
+    pub seed: HashSeed,
+    /// The settings on which all nodes agree.
+    pub config: ClusterConfig,
+}
+
+/// The links of one node. Clones share them.
+#[derive(Clone)]
+pub struct Links(Arc<Inner>);
+
+struct Inner {
+    identity: Identity,
+    engine: Engine,
+    liveness: SharedLiveness,
+    clock: Clock,
+    sessions: AtomicU64,
+    /// The session of each peer, for those who want to know or to close it.
+    open: Mutex<BTreeMap<NodeId, Open>>,
+    /// Set when a peer has seen a younger run of this node's own store (rule D2).
+    rolled_back: watch::Sender<Option<HandshakeError>>,
+}
+
+/// A session that is open.
+struct Open {
+    number: u64,
+    outbox: Outbox,
+    round_trip_us: Arc<AtomicU64>,
+    close: watch::Sender<bool>,
+}
+
+/// What is known of a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkFigures {
+    /// The round trip of the last heartbeat, in microseconds; 0: none yet.
+    pub round_trip_us: u64,
+    /// Bytes queued for the peer.
+    pub queued_bytes: usize,
+}
+
+impl Links {
+    /// Links for a node whose engine runs.
+    #[must_use]
+    pub fn new(identity: Identity, engine: Engine, liveness: SharedLiveness, clock: Clock) -> Self {
+        let (rolled_back, _) = watch::channel(None);
+        Self(Arc::new(Inner {
+            identity,
+            engine,
+            liveness,
+            clock,
+            sessions: AtomicU64::new(1),
+            open: Mutex::default(),
+            rolled_back,
+        }))
+    }
+
+    /// Changes when a peer says that this node runs an older copy of its store. The node must then be started again
+    /// under a new store id, so that it is refilled.
+    #[must_use]
+    pub fn rolled_back(&self) -> watch::Receiver<Option<HandshakeError>> {
+        self.0.rolled_back.subscribe()
+    }
+
+    /// What is known of the link to each peer that has one.
+    #[must_use]
+    pub fn figures(&self) -> BTreeMap<NodeId, LinkFigures> {
+        let figures = |open: &Open| LinkFigures {
+            round_trip_us: open.round_trip_us.load(Ordering::Relaxed),
+            queued_bytes: open.outbox.queued_bytes(),
+        };
+        self.open().iter().map(|(node, open)| (*node, figures(open))).collect()
+    }
+
+    /// Closes the session with a peer that is taken for down: it may be stalled, and its stream never ends by itself.
+    pub fn close(&self, node: NodeId) {
+        if let Some(open) = self.open().get(&node) {
+            open.close.send_replace(true);
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<NodeId, Open>> {
+        // Every holder only moves values in or out.
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hello(&self, seen: Option<Incarnation>) -> Hello {
+        let Identity { node, incarnation, cluster, seed, config } = self.0.identity.clone();
+        Hello { protocol: PROTOCOL_VERSION, cluster: Some(cluster), seed, config, node, incarnation, seen }
+    }
+
+    fn heard(&self, node: NodeId) {
+        let now = self.0.clock.now().mono;
+        self.0.liveness.lock().unwrap_or_else(PoisonError::into_inner).heard(node, now);
+    }
+
+    fn lost(&self, node: NodeId, reason: &str) {
+        let now = self.0.clock.now().mono;
+        self.0.liveness.lock().unwrap_or_else(PoisonError::into_inner).lost(node, now, reason);
+    }
+}

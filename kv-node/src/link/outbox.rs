@@ -1,0 +1,134 @@
+//! What is queued for a peer. It is pulled: the stream takes what has gathered while it was busy, as one frame.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use kv_core::message::Message;
+use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX};
+use tokio::sync::{Notify, mpsc};
+
+/// Bytes that may be queued for a peer. One that takes less than it is sent loses its session, and comes back.
+const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The sending end of a session. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    queue: mpsc::UnboundedSender<Bytes>,
+    shared: Arc<Shared>,
+}
+
+/// The end from which the stream is fed.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    queue: mpsc::UnboundedReceiver<Bytes>,
+    shared: Arc<Shared>,
+    /// Taken from the queue, but too much for the last frame.
+    left: Option<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    bytes: AtomicUsize,
+    overflown: AtomicBool,
+    overflow: Notify,
+}
+
+pub(super) fn outbox() -> (Outbox, Outgoing) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::default());
+    (Outbox { queue: sender, shared: Arc::clone(&shared) }, Outgoing { queue: receiver, shared, left: None })
+}
+
+impl Outbox {
+    /// Queues a message. A session that has ended, or whose queue is full, drops it; its calls fail with the session.
+    pub fn push(&self, message: &Message) {
+        if self.shared.overflown.load(Ordering::Relaxed) {
+            return;
+        }
+        let bytes = Bytes::from(message.encode());
+        let queued = self.shared.bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if queued > QUEUED_BYTES_MAX {
+            self.shared.overflown.store(true, Ordering::Relaxed);
+            self.shared.overflow.notify_one();
+            return;
+        }
+        drop(self.queue.send(bytes));
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Outgoing {
+    /// The messages of the next frame: waits for the first, then takes what else has gathered.
+    pub(super) async fn next(&mut self) -> Option<Vec<Bytes>> {
+        if self.left.is_none() {
+            self.left = Some(self.queue.recv().await?);
+            // Whoever queued it may be about to queue more. A caller that gives up here finds the message in its place.
+            tokio::task::yield_now().await;
+        }
+        let first = self.left.take()?;
+        let mut bytes = first.len();
+        let mut messages = vec![first];
+        while messages.len() < FRAME_OPERATIONS_MAX
+            && let Ok(next) = self.queue.try_recv()
+        {
+            if bytes + next.len() > FRAME_BYTES_TARGET {
+                self.left = Some(next);
+                break;
+            }
+            bytes += next.len();
+            messages.push(next);
+        }
+        self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Some(messages)
+    }
+
+    /// Ends when the peer has taken too little for too long.
+    pub(super) fn overflown(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.overflow.notified().await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_core::message::{CallId, Refusal};
+
+    fn message(call: u64) -> Message {
+        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
+    }
+
+    #[tokio::test]
+    async fn what_has_gathered_leaves_in_one_frame_and_in_order() {
+        let (outbox, mut outgoing) = outbox();
+        for call in 0..FRAME_OPERATIONS_MAX as u64 + 10 {
+            outbox.push(&message(call));
+        }
+        let first = outgoing.next().await.unwrap();
+        assert_eq!(first.len(), FRAME_OPERATIONS_MAX);
+        assert_eq!(Message::decode(&first[3]), Ok(message(3)));
+        assert_eq!(outgoing.next().await.unwrap().len(), 10);
+        assert_eq!(outbox.queued_bytes(), 0);
+        drop(outbox);
+        assert_eq!(outgoing.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_never_taken_overflows_at_its_bound() {
+        let (outbox, outgoing) = outbox();
+        let each = message(0).encode().len();
+        for call in 0..(QUEUED_BYTES_MAX / each + 2) as u64 {
+            outbox.push(&message(call % 100));
+        }
+        outgoing.overflown().await;
+        let queued = outbox.queued_bytes();
+        outbox.push(&message(1));
+        assert_eq!(outbox.queued_bytes(), queued, "nothing more is taken");
+    }
+}

@@ -1,0 +1,274 @@
+//! One session: both ends say hello, check each other, and then exchange frames until the stream ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::handshake::{HandshakeError, check};
+use kv_core::message::{Hello, Message};
+use kv_core::types::NodeId;
+use kv_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::outbox::{Outgoing, outbox};
+use super::{Links, Open};
+use crate::engine::Command;
+
+/// How long the other end may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often each end shows that it is alive.
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+
+/// Frames between the queue and the stream. One more and they would gather behind a busy stream half empty.
+const FRAMES_AHEAD: usize = 1;
+
+/// What flows to the other end.
+pub type Frames = ReceiverStream<Result<v1::Frame, Status>>;
+
+/// Why a session ended or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    /// The stream failed.
+    #[error("the stream failed: {0}")]
+    Stream(Box<Status>),
+    /// The other end closed it.
+    #[error("the peer closed the stream")]
+    Closed,
+    /// The other end did not say who it is.
+    #[error("the peer did not say hello within {} s", HELLO_PATIENCE.as_secs())]
+    Silent,
+    /// The two must not talk.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// It sent something that is not a frame of ours.
+    #[error("the peer sent garbage: {0}")]
+    Garbage(String),
+    /// Another node answers at the address.
+    #[error("{found} answers where {expected} is expected")]
+    OtherNode {
+        /// Who answers.
+        found: NodeId,
+        /// Who is expected.
+        expected: NodeId,
+    },
+    /// It takes less than it is sent.
+    #[error("the peer is too slow to take what is queued for it")]
+    TooSlow,
+    /// This node closed it.
+    #[error("the peer was silent for too long")]
+    GivenUp,
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        Self::Stream(Box::new(status))
+    }
+}
+
+/// Serves a session that a peer opened; returns what flows back to it.
+pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
+    let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
+    tokio::spawn(async move {
+        let outcome = async {
+            let theirs = first_hello(&mut incoming).await?;
+            // The answer says who this node is even if the two do not talk, so that the other end learns why.
+            let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
+            drop(frames.send(Ok(hello_frame(&mine))).await);
+            links.agree(&mine, &theirs)?;
+            links.run(theirs, &mut incoming, &frames).await
+        };
+        if let Err(error) = outcome.await {
+            tracing::info!(%error, "a session with a peer ended");
+            drop(frames.send(Err(Status::aborted(error.to_string()))).await);
+        }
+    });
+    ReceiverStream::new(outgoing)
+}
+
+/// What a dialling node sends, and the handle that feeds it.
+pub(super) fn frames() -> (mpsc::Sender<v1::Frame>, ReceiverStream<v1::Frame>) {
+    let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
+    (frames, ReceiverStream::new(outgoing))
+}
+
+pub(super) fn hello_frame(hello: &Hello) -> v1::Frame {
+    v1::Frame { hello: Some(hello.into()), ..v1::Frame::default() }
+}
+
+async fn first_hello(incoming: &mut Streaming<v1::Frame>) -> Result<Hello, SessionError> {
+    let frame = tokio::time::timeout(HELLO_PATIENCE, incoming.message()).await;
+    let frame = frame.map_err(|_elapsed| SessionError::Silent)??.ok_or(SessionError::Closed)?;
+    let hello = frame.hello.ok_or_else(|| SessionError::Garbage("its first frame has no hello".to_owned()))?;
+    Hello::try_from(hello).map_err(|error| SessionError::Garbage(error.to_string()))
+}
+
+/// Where a session's frames go: towards a server as they are, towards a client as results.
+pub(super) trait Sink {
+    /// Waits for room; says whether the other end still listens.
+    fn push(&self, frame: v1::Frame) -> impl Future<Output = bool> + Send;
+}
+
+impl Sink for mpsc::Sender<v1::Frame> {
+    async fn push(&self, frame: v1::Frame) -> bool {
+        self.send(frame).await.is_ok()
+    }
+}
+
+impl Sink for mpsc::Sender<Result<v1::Frame, Status>> {
+    async fn push(&self, frame: v1::Frame) -> bool {
+        self.send(Ok(frame)).await.is_ok()
+    }
+}
+
+impl Links {
+    /// Goes on with a session that this node opened to `expected`; its own hello has been sent.
+    pub(super) async fn opened(
+        &self,
+        expected: NodeId,
+        mut mine: Hello,
+        incoming: &mut Streaming<v1::Frame>,
+        frames: &mpsc::Sender<v1::Frame>,
+    ) -> Result<(), SessionError> {
+        let theirs = first_hello(incoming).await?;
+        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await;
+        if theirs.node != expected {
+            return Err(SessionError::OtherNode { found: theirs.node, expected });
+        }
+        self.agree(&mine, &theirs)?;
+        self.run(theirs, incoming, frames).await
+    }
+
+    fn agree(&self, mine: &Hello, theirs: &Hello) -> Result<(), SessionError> {
+        let checked = check(mine, theirs);
+        if let Err(error @ HandshakeError::RolledBack { .. }) = &checked {
+            self.0.rolled_back.send_replace(Some(error.clone()));
+        }
+        Ok(checked?)
+    }
+
+    async fn run(
+        &self,
+        theirs: Hello,
+        incoming: &mut Streaming<v1::Frame>,
+        frames: &impl Sink,
+    ) -> Result<(), SessionError> {
+        let node = theirs.node;
+        let number = self.0.sessions.fetch_add(1, Ordering::Relaxed);
+        let (outbox, outgoing) = outbox();
+        let (close, closed) = watch::channel(false);
+        let round_trip_us = Arc::new(AtomicU64::new(0));
+        let open = Open { number, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), close };
+        if let Some(older) = self.open().insert(node, open) {
+            // The peer has begun anew; the older stream may take long to notice.
+            older.close.send_replace(true);
+        }
+        self.heard(node);
+        let incarnation = theirs.incarnation;
+        self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;
+        let echo = Echo::default();
+        let outcome = tokio::select! {
+            outcome = self.receive(node, number, incoming, &echo, &round_trip_us) => outcome,
+            outcome = self.transmit(outgoing, frames, &echo) => outcome,
+            () = told_to_close(closed) => Err(SessionError::GivenUp),
+        };
+        self.0.engine.tell(Command::PeerDown { node, session: number }).await;
+        let current = self.open().get(&node).is_some_and(|open| open.number == number);
+        if current {
+            self.open().remove(&node);
+            let reason = outcome.as_ref().err().map_or_else(|| "the session ended".to_owned(), ToString::to_string);
+            self.lost(node, &reason);
+        }
+        outcome
+    }
+
+    async fn receive(
+        &self,
+        node: NodeId,
+        session: u64,
+        incoming: &mut Streaming<v1::Frame>,
+        echo: &Echo,
+        round_trip_us: &AtomicU64,
+    ) -> Result<(), SessionError> {
+        while let Some(frame) = incoming.message().await? {
+            self.heard(node);
+            if let Some(heartbeat) = frame.heartbeat {
+                let now = self.0.clock.now().mono.0;
+                echo.received(heartbeat.sent_us, now);
+                if heartbeat.echo_us > 0 {
+                    round_trip_us.store(now.saturating_sub(heartbeat.echo_us).max(1), Ordering::Relaxed);
+                }
+            }
+            if frame.messages.is_empty() {
+                continue;
+            }
+            let decode =
+                |bytes: &Bytes| Message::decode(bytes).map_err(|error| SessionError::Garbage(error.to_string()));
+            let messages = frame.messages.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+            self.0.engine.tell(Command::Messages { from: node, session, messages }).await;
+        }
+        Err(SessionError::Closed)
+    }
+
+    async fn transmit(&self, mut outgoing: Outgoing, frames: &impl Sink, echo: &Echo) -> Result<(), SessionError> {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let overflown = outgoing.overflown();
+        tokio::pin!(overflown);
+        loop {
+            let mut frame = v1::Frame::default();
+            tokio::select! {
+                () = &mut overflown => return Err(SessionError::TooSlow),
+                messages = outgoing.next() => match messages {
+                    Some(messages) => frame.messages = messages,
+                    None => return Err(SessionError::Closed),
+                },
+                _ = heartbeat.tick() => {
+                    let now = self.0.clock.now().mono.0;
+                    frame.heartbeat =
+                        Some(v1::Heartbeat { sent_us: now.max(1), echo_us: echo.of(now), layout_epoch: 0 });
+                }
+            }
+            // A stream that takes nothing must not keep the overflow from being seen.
+            let taken = tokio::select! {
+                taken = frames.push(frame) => taken,
+                () = &mut overflown => return Err(SessionError::TooSlow),
+            };
+            if !taken {
+                return Err(SessionError::Closed);
+            }
+        }
+    }
+}
+
+async fn told_to_close(mut closed: watch::Receiver<bool>) {
+    if closed.wait_for(|closed| *closed).await.is_err() {
+        // Nobody can close the session any more but its stream.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The peer's last heartbeat, and when it came.
+#[derive(Debug, Default)]
+struct Echo {
+    sent_us: AtomicU64,
+    at_us: AtomicU64,
+}
+
+impl Echo {
+    fn received(&self, sent_us: u64, now_us: u64) {
+        self.sent_us.store(sent_us, Ordering::Relaxed);
+        self.at_us.store(now_us, Ordering::Relaxed);
+    }
+
+    /// The peer's clock as it would read now if the way took no time; 0: nothing was heard.
+    fn of(&self, now_us: u64) -> u64 {
+        match self.sent_us.load(Ordering::Relaxed) {
+            0 => 0,
+            sent => sent + now_us.saturating_sub(self.at_us.load(Ordering::Relaxed)),
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! A node from start to end.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kv_core::config::NodeConfig;
+use kv_core::error::StorageError;
+use kv_core::storage::{Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Opened};
+use kv_core::types::{NodeId, StoreId};
+use kv_proto::edge::Keyspaces;
+use kv_proto::request_id::RequestIds;
+use kv_proto::v1::Severity;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tonic::transport::server::TcpIncoming;
+
+use crate::clock::Clock;
+use crate::control::{
+    ClusterState, ControlConfig, ControlPlane, Entrance, GrpcTransport, MemberRecord, Refusal, RefusalKind, Standing,
+    Timing, remembered,
+};
+use crate::engine::{Command, Engine, EngineConfig};
+use crate::events::{Events, NewEvent};
+use crate::link::{Identity, Links, Members, keep_links};
+use crate::liveness::{Condition, Heartbeats, Patience};
+use crate::server::{Serving, Shared, routes};
+use crate::settings::{Settings, SettingsError};
+use crate::usage::Usage;
+use crate::{log, signals};
+
+/// Where the address is kept on which the node listened last.
+const LISTEN_FILE: &str = "listen";
+
+/// Why a node does not start, or stops by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// Flags, environment or file.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] log::LogError),
+    /// The store.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The control plane.
+    #[error(transparent)]
+    Control(#[from] crate::control::StartError),
+    /// A file of the node.
+    #[error("{path}: {problem}")]
+    File {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The address.
+    #[error("listen: {address} cannot be used: {problem}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// The cluster does not take the node as it is.
+    #[error("the cluster refuses this node: {0}")]
+    Refused(Refusal),
+    /// Something that the system does not give.
+    #[error("{0}")]
+    System(String),
+}
+
+/// How a run ended.
+enum End {
+    /// By a signal.
+    Stopped,
+    /// The store is an older copy than peers have seen: it starts again under a new id and is refilled.
+    RolledBack(String),
+}
+
+/// Runs a node with these command-line arguments, the program's name first, until a signal ends it.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match try_run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Settings(SettingsError::Flags(error))) => {
+            // Help and version are errors of this kind, too, with an exit code of their own.
+            drop(error.print());
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+        Err(error) => {
+            tracing::error!(%error, "the node stops");
+            drop(writeln!(std::io::stderr(), "kv-node: {error}"));
+            ExitCode::from(if matches!(error, RunError::Settings(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
+    let settings = Settings::read(args)?;
+    log::start(&settings.log)?;
+    let mut renew = false;
+    loop {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
+        match runtime.block_on(serve(&settings, renew)) {
+            Ok(End::Stopped) => return Ok(()),
+            Ok(End::RolledBack(why)) if !renew => tracing::warn!(%why, "the store starts again under a new id"),
+            Err(RunError::Storage(StorageError::RolledBack { what, .. })) if !renew => {
+                tracing::warn!(%what, "the store starts again under a new id");
+            }
+            Ok(End::RolledBack(why)) => return Err(RunError::System(why)),
+            Err(error) => return Err(error),
+        }
+        renew = true;
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], RunError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| RunError::System(format!("the system gives no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+fn open_store(settings: &Settings, renew: bool) -> Result<(Opened, DiskReader, DiskCommitter), RunError> {
+    let ids = OpenIds { store: StoreId(u64::from_le_bytes(random()?)), nonce: u32::from_le_bytes(random()?) };
+    let config = DiskConfig { cache_bytes: settings.cache_bytes, renew, ..DiskConfig::default() };
+    Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
+}
+
+async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
+    let signal = signals::stop()?;
+    let clock = Clock::start();
+    let data = &settings.data_dir;
+    let (opened, reader, committer) = open_store(settings, renew)?;
+    let known = remembered(&data.join("control")).map_err(crate::control::StartError::from)?;
+    let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
+    let listener = listen(settings, data).await?;
+    let local =
+        listener.local_addr().map_err(|error| RunError::System(format!("the listener has no address: {error}")))?;
+    let entrance = match (&settings.entrance, &known) {
+        (Some(entrance), _) => entrance.clone(),
+        (None, Some(_)) => Entrance::Resume,
+        (None, None) => Entrance::Bootstrap(crate::control::Founding::default()),
+    };
+    let liveness: crate::control::SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
+    let config = control_config(settings, member, entrance, local, opened, &liveness, clock)?;
+    let (name, address, zone, weight) =
+        (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
+    let control = ControlPlane::start(config, Arc::new(GrpcTransport::default())).await?;
+    let shared = Arc::new(Shared {
+        name: name.clone(),
+        address,
+        zone,
+        weight,
+        incarnation: opened.incarnation,
+        cluster: settings.cluster.clone(),
+        clock,
+        control,
+        liveness,
+        events: Events::new(),
+        request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
+        usage: Usage::new(data.clone()),
+        serving: watch::Sender::new(None),
+        keyspaces: Mutex::default(),
+        stopping: watch::Sender::new(false),
+    });
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    let routes = routes(&shared, health_service)
+        .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
+    let mut stopping = shared.stopping.subscribe();
+    let server = tonic::transport::Server::builder()
+        .accept_http1(true)
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(10)))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+            drop(stopping.wait_for(|stopping| *stopping).await);
+        });
+    let server = tokio::spawn(server);
+    announce(&name, local)?;
+
+    let end = tokio::select! {
+        end = live(Arc::clone(&shared), settings, reader, committer, health.clone()) => end,
+        () = signal => Ok(End::Stopped),
+    };
+    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    let serving = shared.serving.borrow().clone();
+    if let Some(serving) = serving {
+        serving.engine.stop().await;
+    }
+    shared.stopping.send_replace(true);
+    // Streams that nobody closes must not keep the process alive.
+    drop(tokio::time::timeout(std::time::Duration::from_secs(2), server).await);
+    shared.control.shutdown().await;
+    end
+}
+
+/// Binds the address and remembers it, so that a port that was picked once is kept.
+async fn listen(settings: &Settings, data: &Path) -> Result<TcpListener, RunError> {
+    let path = data.join(LISTEN_FILE);
+    let file = |problem: String| RunError::File { path: path.display().to_string(), problem };
+    let before = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text.trim().parse().map_err(|error| {
+            file(format!("holds {text:?}, which is not an address ({error}); remove the file and say --listen"))
+        })?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(file(error.to_string())),
+    };
+    let address = settings.listen_or(before);
+    let listener = TcpListener::bind(address).await.map_err(|error| RunError::Listen {
+        address,
+        problem: match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another process listens there; stop it, or choose another port with --listen".to_owned()
+            }
+            _ => format!("{error}; choose an address of this machine with --listen"),
+        },
+    })?;
+    let local = listener.local_addr().map_err(|error| file(error.to_string()))?;
+    if before != Some(local) {
+        std::fs::write(&path, format!("{local}\n")).map_err(|error| file(error.to_string()))?;
+    }
+    Ok(listener)
+}
+
+fn control_config(
+    settings: &Settings,
+    member: Option<MemberRecord>,
+    entrance: Entrance,
+    local: SocketAddr,
+    opened: Opened,
+    liveness: &crate::control::SharedLiveness,
+    clock: Clock,
+) -> Result<ControlConfig, RunError> {
+    let used = |field: &'static str, said: &str, member: &str| {
+        RunError::Settings(SettingsError::Value {
+            field,
+            problem: format!(
+                "is {said:?}, but this data directory belongs to a node with {member:?}; leave the flag out, or use another --data-dir"
+            ),
+        })
+    };
+    if let Some(member) = &member {
+        if let Some(name) = &settings.name
+            && *name != member.name
+        {
+            return Err(used("name", name, &member.name));
+        }
+        if let Some(zone) = &settings.zone
+            && *zone != member.zone
+        {
+            return Err(used("zone", zone, &member.zone));
+        }
+        if let Some(weight) = settings.weight
+            && weight.to_bits() != member.weight.to_bits()
+        {
+            return Err(used("weight", &weight.to_string(), &member.weight.to_string()));
+        }
+    }
+    let name = member.as_ref().map(|member| member.name.clone()).or_else(|| settings.name.clone());
+    Ok(ControlConfig {
+        dir: settings.data_dir.join("control"),
+        entrance,
+        name: name.unwrap_or_else(|| format!("{}-{}", host_name(), local.port())),
+        address: settings.advertise.clone().unwrap_or_else(|| local.to_string()),
+        zone: member
+            .as_ref()
+            .map(|member| member.zone.clone())
+            .or_else(|| settings.zone.clone())
+            .unwrap_or_else(|| "default".to_owned()),
+        weight: member.as_ref().map(|member| member.weight).or(settings.weight).unwrap_or(1.0),
+        version: crate::BUILD.to_owned(),
+        incarnation: opened.incarnation,
+        replaces: None,
+        cluster: settings.cluster.clone(),
+        liveness: Arc::clone(liveness),
+        clock: Arc::new(move || clock.now().mono),
+        timing: Timing::default(),
+    })
+}
+
+/// The host's name as far as it can be part of a node's name.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name
+        .trim()
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter.to_ascii_lowercase() } else { '-' })
+        .take(32)
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+}
+
+fn announce(name: &str, local: SocketAddr) -> Result<(), RunError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready {name} {local}")
+        .and_then(|()| out.flush())
+        .map_err(|error| RunError::System(format!("stdout: {error}")))
+}
+
+/// Waits until the node belongs to a formed cluster, then runs its data plane until something ends it.
+async fn live(
+    shared: Arc<Shared>,
+    settings: &Settings,
+    reader: DiskReader,
+    mut committer: DiskCommitter,
+    health: tonic_health::server::HealthReporter,
+) -> Result<End, RunError> {
+    let mut standing = shared.control.standing();
+    let mut state = shared.control.state();
+    let mut told = String::new();
+    let node = loop {
+        let current = standing.borrow_and_update().clone();
+        let text = current.to_string();
+        if text != told {
+            tracing::info!(standing = %text, "how the node stands");
+            told = text;
+        }
+        match current {
+            Standing::Refused(refusal) if refusal.kind == RefusalKind::RolledBack => {
+                return Ok(End::RolledBack(refusal.message));
+            }
+            Standing::Refused(refusal) => return Err(RunError::Refused(refusal)),
+            Standing::Member { node, .. } if state.borrow_and_update().layout.is_some() => break node,
+            // Puts and gets go on without the control plane, if the layout is known.
+            Standing::Failed { reason } => match member_of(&shared) {
+                Some(node) => break node,
+                None => return Err(RunError::System(reason)),
+            },
+            Standing::Joining { .. } => {
+                if let Some(node) = member_of(&shared) {
+                    break node;
+                }
+            }
+            Standing::Forming { .. } | Standing::Member { .. } => {}
+        }
+        tokio::select! {
+            changed = standing.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
+            changed = state.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
+        }
+    };
+    let agreed = shared.state();
+    let Some((cluster, seed)) = agreed.identity() else {
+        return Err(RunError::System("the cluster has a layout but no identity".into()));
+    };
+    committer.bind(cluster, seed)?;
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let node_config = NodeConfig {
+        map_seed: u64::from_le_bytes(random()?),
+        hot_bytes_max: settings.hot_bytes_max,
+        hint_bytes_max: settings.hint_bytes_max,
+        ..NodeConfig::new(node)
+    };
+    let engine = Engine::start(EngineConfig {
+        node: node_config,
+        cluster: agreed.config.clone(),
+        incarnation: shared.incarnation,
+        reader,
+        committer,
+        clock: shared.clock,
+        events,
+    })?;
+    let identity = Identity { node, incarnation: shared.incarnation, cluster, seed, config: agreed.config.clone() };
+    let links = Links::new(identity, engine.clone(), Arc::clone(&shared.liveness), shared.clock);
+    let (members, followed) = watch::channel(Members::new());
+    hand_over(&shared, &engine, &agreed, &members).await;
+    shared.serving.send_replace(Some(Serving { node, engine: engine.clone(), links: links.clone() }));
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    shared.event(NewEvent {
+        severity: Severity::Info,
+        kind: "serving",
+        message: format!("{} serves as {node} of cluster {cluster}", shared.name),
+        undo: String::new(),
+    });
+    let tasks = [
+        tokio::spawn(keep_links(links.clone(), followed)),
+        tokio::spawn(follow_liveness(Arc::clone(&shared), links.clone())),
+    ];
+    let mut rolled_back = links.rolled_back();
+    let end = loop {
+        tokio::select! {
+            changed = state.changed() => match changed {
+                Ok(()) => {
+                    let agreed = Arc::clone(&state.borrow_and_update());
+                    hand_over(&shared, &engine, &agreed, &members).await;
+                }
+                // The control plane has stopped; puts and gets go on.
+                Err(_) => std::future::pending().await,
+            },
+            event = happened.recv() => match event {
+                Some(event) => shared.event(event.into()),
+                None => break Err(RunError::System("the engine has stopped".into())),
+            },
+            changed = rolled_back.changed() => {
+                let why = rolled_back.borrow().as_ref().map(ToString::to_string);
+                if let (Ok(()), Some(why)) = (changed, why) {
+                    break Ok(End::RolledBack(why));
+                }
+            }
+        }
+    };
+    for task in tasks {
+        task.abort();
+    }
+    end
+}
+
+/// The node's number, if it knows that it is a member of a formed cluster, however long ago it learned so.
+fn member_of(shared: &Shared) -> Option<NodeId> {
+    let state = shared.state();
+    state.layout.as_ref()?;
+    state.member_of(shared.incarnation.store).map(|(node, _)| node)
+}
+
+/// Gives the agreed state to those who act on it.
+async fn hand_over(shared: &Shared, engine: &Engine, agreed: &ClusterState, members: &watch::Sender<Members>) {
+    let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
+    *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);
+    if let Some(layout) = &agreed.layout {
+        engine.tell(Command::Layout(Arc::clone(layout))).await;
+    }
+    engine.tell(Command::Keyspaces(agreed.keyspaces.values().cloned().collect())).await;
+    let current: Members = agreed.members.iter().map(|(node, member)| (*node, member.address.clone())).collect();
+    members.send_if_modified(|known| {
+        let differs = *known != current;
+        *known = current;
+        differs
+    });
+}
+
+/// Tells the operators when the opinion of a peer changes, and closes the stream of a peer that is down: it may be
+/// stalled, and its stream would stay open for ever.
+async fn follow_liveness(shared: Arc<Shared>, links: Links) {
+    /// How often at least the opinions are looked at: a change may come from elsewhere than silence.
+    const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
+    loop {
+        let now = shared.clock.now().mono;
+        let (transitions, next) = {
+            let mut liveness = shared.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+            (liveness.transitions(now), liveness.next_change(now))
+        };
+        for transition in transitions {
+            let name = shared.state().name_of(transition.peer);
+            let condition = transition.to.condition;
+            if condition == Condition::Down {
+                links.close(transition.peer);
+            }
+            let severity = if condition == Condition::Up { Severity::Info } else { Severity::Warning };
+            let because =
+                if transition.to.reason.is_empty() { String::new() } else { format!(": {}", transition.to.reason) };
+            shared.event(NewEvent {
+                severity,
+                kind: "liveness",
+                message: format!("{name} {} -> {condition}{because}", transition.from),
+                undo: String::new(),
+            });
+        }
+        let wait = next.map_or(LOOK_EVERY, |next| next.since(now).min(LOOK_EVERY));
+        tokio::time::sleep(wait.max(std::time::Duration::from_millis(10))).await;
+    }
+}

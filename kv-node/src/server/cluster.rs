@@ -1,0 +1,230 @@
+//! `Cluster`: what the cluster is made of and how it is.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::error::{Kind, RequestError};
+use kv_core::message::Request as CoreRequest;
+use kv_core::ring::hash;
+use kv_core::types::Epoch;
+use kv_proto::describe::{NewKeyspace, layout_to_wire};
+use kv_proto::limits::{WATCH_INTERVAL, WATCH_INTERVAL_DEFAULT};
+use kv_proto::peer::cluster_to_wire;
+use kv_proto::reply;
+use kv_proto::status::to_status;
+use kv_proto::v1::cluster_server::Cluster;
+use kv_proto::v1::watch_response::Item;
+use kv_proto::v1::{self, Severity, WatchResponse};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Shared;
+use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind};
+use crate::events::NewEvent;
+use crate::server::snapshot;
+
+/// How long a change of the cluster may take.
+const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Items that wait for a watcher that does not take them.
+const ITEMS_AHEAD: usize = 16;
+
+/// The service.
+pub(super) struct Service(pub(super) Arc<Shared>);
+
+type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Cluster for Service {
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
+        let shared = &self.0;
+        let state = shared.state();
+        let identity = state.identity();
+        let status = shared.control.status().borrow().clone();
+        let known = Epoch(request.get_ref().known_epoch);
+        Ok(Response::new(v1::DescribeResponse {
+            cluster_id: cluster_to_wire(identity.map(|identity| identity.0)),
+            hash_seed: identity.map_or(0, |identity| identity.1.0),
+            layout: state.layout.as_ref().map(|layout| layout_to_wire(layout, known)),
+            members: snapshot::members(shared, &state),
+            keyspaces: state.keyspaces.values().map(Into::into).collect(),
+            limits: Some((&state.config).into()),
+            forming: forming(&state),
+            node: shared.node().0,
+            node_name: shared.name.clone(),
+            build: crate::BUILD.to_owned(),
+            leader: status.leader.map_or(0, |leader| leader.0),
+            voters: status.voters.iter().map(|voter| voter.0).collect(),
+        }))
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        let watch = request.into_inner();
+        let interval = match watch.interval_ms {
+            0 => WATCH_INTERVAL_DEFAULT,
+            millis => Duration::from_millis(millis.into()),
+        };
+        if !WATCH_INTERVAL.contains(&interval) {
+            return Err(to_status(RequestError::invalid(format!(
+                "interval_ms: is {}, {} to {} are allowed",
+                watch.interval_ms,
+                WATCH_INTERVAL.start().as_millis(),
+                WATCH_INTERVAL.end().as_millis()
+            ))));
+        }
+        let (items, stream) = mpsc::channel(ITEMS_AHEAD);
+        tokio::spawn(follow(Arc::clone(&self.0), watch, interval, items));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn inspect(&self, request: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
+        let engine = self.0.serving().map_err(to_status)?.engine;
+        let incoming = self.0.edge(&self.0.keyspaces()).inspect(request.get_ref()).map_err(to_status)?;
+        let key = match &incoming.request {
+            CoreRequest::Inspect { key, .. } => key.clone(),
+            CoreRequest::Key(_) | CoreRequest::Scan(_) => {
+                return Err(Status::internal("an inspection became something else"));
+            }
+        };
+        let state = self.0.state();
+        let layout = state.layout.as_ref().ok_or_else(|| Status::unavailable("the cluster has no layout yet"))?;
+        let token = hash::token(layout.seed, &key);
+        let partition = layout.partition_of(&key);
+        let epoch = layout.entry(partition).map_or(0, |entry| entry.changed.0);
+        let outcome = engine.request(incoming.request, incoming.timeout).await;
+        let replicas = reply::replicas(outcome).map_err(to_status)?;
+        Ok(Response::new(v1::InspectResponse { token, partition: u32::from(partition.0), epoch, replicas }))
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _request: Request<v1::ListKeyspacesRequest>,
+    ) -> Result<Response<v1::ListKeyspacesResponse>, Status> {
+        let state = self.0.state();
+        let mut keyspaces: Vec<v1::Keyspace> = state.keyspaces.values().map(Into::into).collect();
+        keyspaces.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(v1::ListKeyspacesResponse { keyspaces }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<v1::CreateKeyspaceRequest>,
+    ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
+        let new = NewKeyspace::try_from(request.into_inner()).map_err(to_status)?;
+        let spec = KeyspaceSpec { name: new.name.clone(), r: new.r, w: new.w, conflict: new.conflict };
+        let existing = self.0.state().keyspace_named(&new.name).cloned();
+        if let Some(existing) = existing
+            && (existing.r, existing.w, existing.conflict) == (spec.r, spec.w, spec.conflict)
+        {
+            let keyspace = Some((&existing).into());
+            return Ok(Response::new(v1::CreateKeyspaceResponse { keyspace, created: false }));
+        }
+        let done = self.change(Command::CreateKeyspace { spec }).await?;
+        let Done::KeyspaceCreated { id } = done else { return Err(Status::internal("the command did something else")) };
+        self.0.event(NewEvent {
+            severity: Severity::Info,
+            kind: "keyspace-created",
+            message: format!("keyspace {} created", new.name),
+            undo: format!("keyspace drop {}", new.name),
+        });
+        let keyspace = kv_core::config::Keyspace { id, name: new.name, r: new.r, w: new.w, conflict: new.conflict };
+        Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some((&keyspace).into()), created: true }))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<v1::DropKeyspaceRequest>,
+    ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
+        let name = request.into_inner().name;
+        self.change(Command::DropKeyspace { name: name.clone() }).await?;
+        self.0.event(NewEvent {
+            severity: Severity::Warning,
+            kind: "keyspace-dropped",
+            message: format!("keyspace {name} dropped"),
+            undo: String::new(),
+        });
+        Ok(Response::new(v1::DropKeyspaceResponse {}))
+    }
+}
+
+impl Service {
+    async fn change(&self, command: Command) -> Result<Done, Status> {
+        self.0.control.propose(command, PROPOSE_PATIENCE).await.map_err(|error| to_status(error_of(&error)))
+    }
+}
+
+/// What a client is told of a change that was not made.
+fn error_of(error: &ProposeError) -> RequestError {
+    let kind = match error {
+        ProposeError::Refused(refusal) => match refusal.kind {
+            RefusalKind::NotFound => Kind::NotFound,
+            RefusalKind::Exhausted => Kind::Exhausted,
+            RefusalKind::Stale => Kind::StaleEpoch,
+            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::Precondition | RefusalKind::RolledBack => {
+                Kind::Invalid
+            }
+        },
+        ProposeError::NoLeader { .. } | ProposeError::Stopped { .. } => Kind::Unavailable,
+        ProposeError::Unknown { .. } => Kind::Unknown,
+        ProposeError::Overloaded => Kind::Exhausted,
+        ProposeError::TooLong { .. } => Kind::Invalid,
+    };
+    RequestError::new(kind, error.to_string())
+}
+
+/// How far a cluster that has not formed is.
+pub(super) fn forming(state: &ClusterState) -> Option<v1::Forming> {
+    match &state.phase {
+        Phase::Forming(founding) => Some(v1::Forming {
+            present: u32::try_from(state.members.len()).unwrap_or(u32::MAX),
+            expected: founding.expect,
+        }),
+        Phase::Unfounded | Phase::Formed { .. } => None,
+    }
+}
+
+/// Sends a snapshot at every interval, and events as they happen.
+async fn follow(
+    shared: Arc<Shared>,
+    watch: v1::WatchRequest,
+    interval: Duration,
+    items: mpsc::Sender<Result<WatchResponse, Status>>,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut newest = shared.events.newest();
+    let mut stopping = shared.stopping.subscribe();
+    let mut told = watch.events_after;
+    loop {
+        let mut ready = Vec::new();
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => {
+                let snapshot = snapshot::take(&shared, watch.partitions).await;
+                ready.push(Item::Snapshot(Box::new(snapshot)));
+            }
+            changed = newest.changed(), if told.is_some() => if changed.is_err() { return },
+            () = items.closed() => return,
+            () = super::stopped(&mut stopping) => return,
+        }
+        if let Some(told) = &mut told {
+            for event in shared.events.after(*told) {
+                *told = event.sequence;
+                ready.push(Item::Event(event));
+            }
+        }
+        for item in ready {
+            if items.send(Ok(WatchResponse { item: Some(item) })).await.is_err() {
+                return;
+            }
+        }
+        if watch.once {
+            return;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The gRPC services of a node, all on one port.
+
+mod cluster;
+mod key_value;
+mod metrics;
+mod peer;
+mod snapshot;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kv_core::config::ClusterConfig;
+use kv_core::error::RequestError;
+use kv_core::types::{Incarnation, NodeId};
+use kv_proto::edge::{Edge, Keyspaces};
+use kv_proto::limits::MESSAGE_BYTES_MAX;
+use kv_proto::request_id::RequestIds;
+use kv_proto::v1::cluster_server::ClusterServer;
+use kv_proto::v1::key_value_server::KeyValueServer;
+use kv_proto::v1::peer_server::PeerServer;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use crate::clock::Clock;
+use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
+use crate::engine::Engine;
+use crate::events::{Events, NewEvent};
+use crate::link::Links;
+use crate::usage::Usage;
+
+/// What the services share. It exists before the node belongs to a cluster; `serving` is set when it does.
+pub struct Shared {
+    /// The name that people use.
+    pub name: String,
+    /// Where the node takes requests.
+    pub address: String,
+    /// Its failure domain.
+    pub zone: String,
+    /// Its weight.
+    pub weight: f64,
+    /// Its store and boot.
+    pub incarnation: Incarnation,
+    /// The settings on which all nodes agree.
+    pub cluster: ClusterConfig,
+    /// Both clocks.
+    pub clock: Clock,
+    /// The control plane.
+    pub control: ControlPlane,
+    /// The opinion of the peers.
+    pub liveness: SharedLiveness,
+    /// What happened.
+    pub events: Events,
+    /// Identities for writes that came without one.
+    pub request_ids: RequestIds,
+    /// What the process uses.
+    pub usage: Usage,
+    /// The engine and the links, once the node belongs to a formed cluster.
+    pub serving: watch::Sender<Option<Serving>>,
+    /// The keyspaces by name, kept as the agreed state has them.
+    pub keyspaces: Mutex<Arc<Keyspaces>>,
+    /// Set when the node stops: long streams end.
+    pub stopping: watch::Sender<bool>,
+}
+
+/// The running data plane.
+#[derive(Clone)]
+pub struct Serving {
+    /// The node's number.
+    pub node: NodeId,
+    /// The loop.
+    pub engine: Engine,
+    /// The streams to the peers.
+    pub links: Links,
+}
+
+impl Shared {
+    /// The data plane.
+    ///
+    /// # Errors
+    /// `Unavailable` with the reason, before the cluster has formed.
+    pub fn serving(&self) -> Result<Serving, RequestError> {
+        let serving = self.serving.borrow().clone();
+        serving.ok_or_else(|| {
+            let standing = self.control.standing().borrow().to_string();
+            RequestError::unavailable(format!("{}: {standing}; try again when the cluster has formed", self.name))
+        })
+    }
+
+    /// The newest agreed state.
+    #[must_use]
+    pub fn state(&self) -> Arc<ClusterState> {
+        Arc::clone(&self.control.state().borrow())
+    }
+
+    /// The node's number; 0 while it has none.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        match &*self.control.standing().borrow() {
+            Standing::Forming { node, .. } | Standing::Member { node, .. } => *node,
+            Standing::Joining { .. } | Standing::Refused(_) | Standing::Failed { .. } => NodeId(0),
+        }
+    }
+
+    /// The keyspaces by name.
+    #[must_use]
+    pub fn keyspaces(&self) -> Arc<Keyspaces> {
+        Arc::clone(&self.keyspaces.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Validates requests against what the cluster has agreed on, with these keyspaces.
+    #[must_use]
+    pub fn edge<'a>(&'a self, keyspaces: &'a Keyspaces) -> Edge<'a> {
+        Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
+    }
+
+    /// Remembers that something happened.
+    pub fn event(&self, event: NewEvent) {
+        self.events.add(self.node().0, self.clock.now().wall, event);
+    }
+}
+
+/// Ends when the node stops.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // A sender that is gone has stopped, too.
+    drop(stopping.wait_for(|stopping| *stopping).await);
+}
+
+/// All services.
+pub fn routes<H: Health>(
+    shared: &Arc<Shared>,
+    health: HealthServer<H>,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let key_value = KeyValueServer::new(key_value::Service(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let cluster = ClusterServer::new(cluster::Service(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let peer = PeerServer::new(peer::Service(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let router = Routes::new(key_value)
+        .add_service(cluster)
+        .add_service(peer)
+        .add_service(reflection)
+        .add_service(health)
+        .into_axum_router()
+        .merge(metrics::router(Arc::clone(shared)));
+    Ok(Routes::from(router))
+}

@@ -1,0 +1,198 @@
+//! One node's own account: its figures, and its opinion of its peers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use kv_core::ring::Member;
+use kv_core::storage::{Space, Stats};
+use kv_core::types::{KeyspaceId, NodeId, PartitionId};
+use kv_proto::describe::member_to_wire;
+use kv_proto::v1::{self, MemberState};
+
+use super::Shared;
+use super::cluster::forming;
+use crate::control::ClusterState;
+use crate::liveness::{Condition, Opinion};
+
+/// The members as this node sees them.
+pub(super) fn members(shared: &Shared, state: &ClusterState) -> Vec<v1::Member> {
+    state
+        .members
+        .iter()
+        .map(|(&id, record)| {
+            let member = Member {
+                name: record.name.clone(),
+                zone: record.zone.clone(),
+                weight: record.weight,
+                store: record.incarnation.store,
+                spare: record.spare,
+            };
+            let state = state_of(shared, id, record.spare);
+            member_to_wire(id, &member, &record.address, state)
+        })
+        .collect()
+}
+
+/// The part that a member plays, in this node's opinion.
+fn state_of(shared: &Shared, id: NodeId, spare: bool) -> MemberState {
+    let condition = if id == shared.node() {
+        Condition::Up
+    } else {
+        opinion(shared, id).map_or(Condition::Suspect, |o| o.condition)
+    };
+    match (condition, spare) {
+        (Condition::Up, false) => MemberState::Up,
+        (Condition::Up, true) => MemberState::Spare,
+        (Condition::Suspect, _) => MemberState::Suspect,
+        (Condition::Down, _) => MemberState::Down,
+    }
+}
+
+fn opinion(shared: &Shared, id: NodeId) -> Option<Opinion> {
+    let now = shared.clock.now().mono;
+    shared.liveness.lock().unwrap_or_else(PoisonError::into_inner).opinion(id, now)
+}
+
+/// The node's account at this moment.
+pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::NodeSnapshot {
+    let now = shared.clock.now();
+    let state = shared.state();
+    let node = shared.node();
+    let spare = state.members.get(&node).is_some_and(|member| member.spare);
+    let mut snapshot = v1::NodeSnapshot {
+        taken_us: now.wall.0,
+        node: node.0,
+        name: shared.name.clone(),
+        address: shared.address.clone(),
+        zone: shared.zone.clone(),
+        weight: shared.weight,
+        state: if spare { MemberState::Spare } else { MemberState::Up }.into(),
+        store_id: shared.incarnation.store.0,
+        boot: shared.incarnation.boot,
+        build: crate::BUILD.to_owned(),
+        pid: std::process::id(),
+        uptime_us: now.mono.0,
+        forming: forming(&state),
+        peers: peers(shared, &state),
+        ..v1::NodeSnapshot::default()
+    };
+    let mut usage = shared.usage.read();
+    let serving = shared.serving.borrow().clone();
+    if let Some(serving) = serving {
+        match serving.engine.report().await {
+            Some(report) => {
+                let status = &report.status;
+                snapshot.layout_epoch = status.epoch.0;
+                snapshot.poisoned = report.poisoned.clone().unwrap_or_default();
+                snapshot.pending = Some(v1::Pending {
+                    requests: status.requests as u64,
+                    replications: status.replications as u64,
+                    hints: status.hints,
+                    hint_bytes: status.hint_bytes,
+                    lag: status.lagging,
+                    refills: status.unsynced.len() as u64,
+                });
+                let counters = report.counters;
+                snapshot.counters = Some(v1::Counters {
+                    gets: counters.gets,
+                    puts: counters.puts,
+                    deletes: counters.deletes,
+                    scans: counters.scans,
+                    failures: counters.failures,
+                    forwards: counters.forwards,
+                    read_repairs: counters.read_repairs,
+                    handoffs: counters.handoffs,
+                    hot_hits: counters.hot_hits,
+                    hot_misses: counters.hot_misses,
+                    commits: counters.commits,
+                    committed_batches: counters.committed_batches,
+                });
+                usage.latency_p50_us = report.latency.p50_us;
+                usage.latency_p99_us = report.latency.p99_us;
+                if let Some(stats) = serving.engine.stats().await {
+                    add_figures(&mut snapshot, &state, node, &stats, &status.unsynced, with_partitions);
+                }
+            }
+            None => "the engine does not answer: its disk may have stalled".clone_into(&mut snapshot.poisoned),
+        }
+        let figures = serving.links.figures();
+        for peer in &mut snapshot.peers {
+            if let Some(link) = figures.get(&NodeId(peer.node)) {
+                peer.round_trip_us = link.round_trip_us;
+                peer.queued_bytes = link.queued_bytes as u64;
+            }
+        }
+    }
+    snapshot.usage = Some(usage);
+    snapshot
+}
+
+fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {
+    let me = shared.node();
+    let others = state.members.iter().filter(|(id, _)| **id != me);
+    others
+        .map(|(&id, record)| {
+            let opinion = opinion(shared, id);
+            v1::PeerOpinion {
+                node: id.0,
+                state: state_of(shared, id, record.spare).into(),
+                reason: opinion.as_ref().map(|opinion| opinion.reason.clone()).unwrap_or_default(),
+                since_us: opinion.map_or(0, |opinion| shared.clock.wall_at(opinion.since).0),
+                ..v1::PeerOpinion::default()
+            }
+        })
+        .collect()
+}
+
+/// Adds what the store holds, counted from its statistics.
+fn add_figures(
+    snapshot: &mut v1::NodeSnapshot,
+    state: &ClusterState,
+    node: NodeId,
+    stats: &Stats,
+    unsynced: &[PartitionId],
+    with_partitions: bool,
+) {
+    let Some(layout) = &state.layout else { return };
+    let mut keyspaces: BTreeMap<KeyspaceId, v1::KeyspaceFigures> = BTreeMap::new();
+    for partition in layout.partition_ids() {
+        let Some(entry) = layout.entry(partition) else { continue };
+        if !entry.owns(node) {
+            continue;
+        }
+        let primary = entry.nodes().next() == Some(node);
+        snapshot.partitions_held += 1;
+        snapshot.primary += u32::from(primary);
+        let mut figures = v1::PartitionFigures {
+            partition: u32::from(partition.0),
+            synced: !unsynced.contains(&partition),
+            keyspaces: Vec::new(),
+            merkle_root: stats.root(partition),
+        };
+        for keyspace in state.keyspaces.keys() {
+            let tally = stats.tally(Space::Owned, partition, *keyspace);
+            let sum = keyspaces
+                .entry(*keyspace)
+                .or_insert_with(|| v1::KeyspaceFigures { keyspace: keyspace.0, ..v1::KeyspaceFigures::default() });
+            sum.keys += tally.keys;
+            sum.bytes += tally.bytes;
+            sum.keys_primary += if primary { tally.keys } else { 0 };
+            if tally.keys > 0 {
+                figures.keyspaces.push(v1::PartitionKeyspaceFigures {
+                    keyspace: keyspace.0,
+                    keys: tally.keys,
+                    bytes: tally.bytes,
+                });
+            }
+        }
+        if with_partitions {
+            snapshot.partitions.push(figures);
+        }
+    }
+    for figures in keyspaces.into_values() {
+        snapshot.keys += figures.keys;
+        snapshot.keys_primary += figures.keys_primary;
+        snapshot.bytes += figures.bytes;
+        snapshot.keyspaces.push(figures);
+    }
+}

@@ -1,0 +1,8 @@
+//! Real node processes, driven as an operator and a client would.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
+
+mod bad_input;
+mod data;
+mod faults;
+mod world;

@@ -1,0 +1,267 @@
+//! Node processes of one test: each with a directory and a port of its own, all ended with the test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kv_proto::client::{Client, How, Options, Write};
+use kv_proto::v1;
+
+/// How long anything may take before the test gives up. Never a measure of speed: the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One node process.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    args: Vec<String>,
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+/// The nodes of one test.
+pub(crate) struct World {
+    dir: tempfile::TempDir,
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// Starts the program; its log is collected.
+pub(crate) fn spawn(args: &[String]) -> (Child, Arc<Mutex<String>>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kv-node"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_clear()
+        .env("RUST_BACKTRACE", "1")
+        .spawn()
+        .unwrap();
+    let log = Arc::new(Mutex::new(String::new()));
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let collected = Arc::clone(&log);
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        while stderr.read_line(&mut line).is_ok_and(|count| count > 0) {
+            collected.lock().unwrap().push_str(&line);
+            line.clear();
+        }
+    });
+    (child, log)
+}
+
+/// Runs the program to its end, which must come by itself: its exit code and what it wrote to stderr.
+pub(crate) fn run_to_end(args: &[String]) -> (Option<i32>, String) {
+    let (mut child, log) = spawn(args);
+    let status = wait_for_exit(&mut child);
+    let mut rest = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+    // The collecting thread ends with the pipe.
+    let text = until("the log is complete", || {
+        let text = log.lock().unwrap().clone();
+        text.contains("kv-node: ").then_some(text)
+    });
+    (status.code(), text)
+}
+
+pub(crate) fn wait_for_exit(child: &mut Child) -> ExitStatus {
+    until("the process ends", || child.try_wait().unwrap())
+}
+
+/// Waits until `look` finds something.
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until `look` finds something, asking the nodes.
+pub(crate) async fn until_async<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) fn strings(args: &[&str]) -> Vec<String> {
+    args.iter().map(|arg| (*arg).to_owned()).collect()
+}
+
+impl Node {
+    fn start(name: &str, dir: &Path, args: &[String]) -> Self {
+        let mut all = strings(&["--data-dir", dir.to_str().unwrap(), "--listen", "127.0.0.1:0", "--name", name]);
+        all.extend_from_slice(args);
+        let (child, log) = spawn(&all);
+        let mut node = Self { name: name.to_owned(), address: String::new(), args: all, child, log };
+        node.wait_for_ready();
+        node
+    }
+
+    fn wait_for_ready(&mut self) {
+        let mut line = String::new();
+        let mut stdout = BufReader::new(self.child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words.first(), Some(&"ready"), "{}: {line:?}\n{}", self.name, self.log());
+        assert_eq!(words[1], self.name);
+        self.address = words[2].to_owned();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL: nothing is written, nothing is said.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.signal("TERM");
+        wait_for_exit(&mut self.child).code()
+    }
+
+    /// Starts it again with the same arguments, which must lead to the same address.
+    pub(crate) fn restart(&mut self) {
+        let (child, log) = spawn(&self.args);
+        self.child = child;
+        self.log = log;
+        let before = self.address.clone();
+        self.wait_for_ready();
+        assert_eq!(self.address, before, "the port is kept");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("---- log of {} ----\n{}", self.name, self.log());
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new() }
+    }
+
+    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn add(&mut self, name: &str, args: &[&str]) -> usize {
+        self.nodes.push(Node::start(name, &self.dir(name), &strings(args)));
+        self.nodes.len() - 1
+    }
+
+    /// A cluster of `count` members that has formed and whose nodes all serve.
+    pub(crate) async fn cluster(count: usize) -> (Self, Client) {
+        let mut world = Self::new();
+        world.add("n1", &["--bootstrap", "--expect", &count.to_string(), "--partitions", "32"]);
+        for number in 2..=count {
+            let first = world.nodes[0].address.clone();
+            world.add(&format!("n{number}"), &["--join", &first]);
+        }
+        let client = world.client().await;
+        world.wait_until_all_up(&client).await;
+        let voters = if count < 3 { 1 } else { 3 };
+        until_async("the control plane has its voters", || async {
+            (client.refresh().await.ok()?.voters.len() >= voters).then_some(())
+        })
+        .await;
+        (world, client)
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.address.clone()).collect()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let addresses = self.addresses();
+        until_async("the cluster has formed", || async {
+            let client = Client::connect(&addresses, options()).await.ok()?;
+            client.description().layout.is_some().then_some(client)
+        })
+        .await
+    }
+
+    /// Waits until every node serves and takes every other member for up.
+    pub(crate) async fn wait_until_all_up(&self, client: &Client) {
+        let count = self.nodes.len();
+        until_async("all nodes are up", || async {
+            let reports = reports(client).await;
+            let up = |snapshot: &v1::NodeSnapshot| {
+                snapshot.layout_epoch > 0
+                    && snapshot.peers.len() + 1 == count
+                    && snapshot
+                        .peers
+                        .iter()
+                        .all(|peer| matches!(peer.state(), v1::MemberState::Up | v1::MemberState::Spare))
+            };
+            (reports.len() == count && reports.iter().all(up)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until nothing is pending anywhere.
+    pub(crate) async fn wait_until_idle(&self, client: &Client) {
+        until_async("all nodes are idle", || async {
+            let reports = reports(client).await;
+            let idle = |snapshot: &v1::NodeSnapshot| {
+                let pending = snapshot.pending.unwrap_or_default();
+                pending.replications + pending.hints + pending.lag + pending.refills == 0
+            };
+            (reports.len() == self.nodes.len() && reports.iter().all(idle)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A client with more patience than usual.
+pub(crate) fn options() -> Options {
+    Options { timeout: Duration::from_secs(20), ..Options::default() }
+}
+
+/// The account of every member that answers.
+pub(crate) async fn reports(client: &Client) -> Vec<v1::NodeSnapshot> {
+    let request = v1::WatchRequest { once: true, partitions: true, ..v1::WatchRequest::default() };
+    // A client learns of members that came after it.
+    drop(client.refresh().await);
+    let reports = client.reports(request, Duration::from_secs(5)).await;
+    reports.into_iter().filter_map(|report| report.snapshot.ok()).map(|snapshot| *snapshot).collect()
+}
+
+pub(crate) async fn put(client: &Client, key: &str, value: &str) {
+    let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
+    client.put(&How::default(), &key, &value, &Write::default()).await.unwrap();
+}
+
+pub(crate) async fn get(client: &Client, key: &str) -> Vec<String> {
+    let got = client.get(&How::default(), &Bytes::from(key.to_owned())).await.unwrap();
+    got.values.iter().map(|value| String::from_utf8_lossy(&value.value).into_owned()).collect()
+}
