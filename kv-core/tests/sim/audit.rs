@@ -133,7 +133,7 @@ impl World {
             }
         }
         if !self.unsynced.is_empty() {
-            return Some(format!("partitions were never refilled: {:?}", self.unsynced));
+            return Some(format!("partitions were never refilled: {:?}", self.unsynced.keys()));
         }
         None
     }

@@ -18,7 +18,8 @@ use crate::dice::Dice;
 /// A copy of a disk, as an operator might keep and restore.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskCopy {
-    store: StoreId,
+    /// The store that was copied.
+    pub(crate) store: StoreId,
     /// How often the store had been opened when the copy was taken.
     pub(crate) boot: u32,
     image: MemoryImage,

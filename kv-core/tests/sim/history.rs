@@ -317,6 +317,16 @@ impl History {
         if covered.is_empty() { known.clone() } else { covered }
     }
 
+    /// The dots that may stand for an operation: its own, or before any is known, those that nobody has claimed.
+    pub(crate) fn possible_dots(&self, op: OpId) -> Vec<Dot> {
+        let key = self.ops[op.0].key;
+        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
+        match &self.ops[op.0].dots[..] {
+            [] => self.dots_of_key[key.0].iter().filter(is_free).copied().collect(),
+            known => known.to_vec(),
+        }
+    }
+
     /// A dot that was replaced within the batch that made it carries no operation that anybody could see. An
     /// acknowledgement that no other dot explains claims it: the latest in the context of the record just after the
     /// write is the write's own.

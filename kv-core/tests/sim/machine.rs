@@ -86,15 +86,12 @@ impl World {
                 if let Some(Mutation::Core(rule)) = self.settings.mutation {
                     core.break_rule(rule);
                 }
-                // What was refilled before a crash is complete, although the node had no time to say so.
-                if machine.disk.boot > 1 && core.layout().is_some() {
-                    let open = core.status().unsynced;
-                    self.unsynced.retain(|(owner, partition)| *owner != index || open.contains(partition));
-                }
                 machine.core = Some(core);
             }
             Err(error) => return self.fail(format!("{} cannot recover: {error}", node_id(index))),
         }
+        self.complete_refilled(index);
+        let machine = &self.machines[index];
         let (epoch, acted_on) = (machine.core.as_ref().map(|core| core.status().epoch), machine.acted_on);
         self.expect(check::epochs::never_fall(index, epoch.unwrap_or_default(), acted_on));
         if self.machines[index].life > 0 {
@@ -104,11 +101,38 @@ impl World {
         // The control plane tells what it has committed, sometimes late; a node that knew a layout serves meanwhile.
         self.step(index, Input::Keyspaces(self.keyspaces.clone()));
         let late = if self.dice.chance(300) { self.dice.below(300 * MS) } else { 0 };
-        let (life, input) = (self.machines[index].life, Input::Layout(self.layout()));
-        self.at(time + late, Event::Input { machine: index, life, input });
+        self.give_layouts(index, time + late);
         for peer in 0..self.machines.len() {
             let delay = self.dice.between(1, 20) * MS;
             self.at(time + delay, Event::Connect { one: index, other: peer });
+        }
+    }
+
+    /// The control plane tells a machine all that it has committed, in the order of its log.
+    pub(crate) fn give_layouts(&mut self, index: usize, at: Time) {
+        let life = self.machines[index].life;
+        for layout in self.layouts.clone() {
+            self.at(at, Event::Input { machine: index, life, input: Input::Layout(layout) });
+        }
+    }
+
+    /// What was refilled before a crash is complete, although the node had no time to say so.
+    fn complete_refilled(&mut self, index: usize) {
+        let machine = &self.machines[index];
+        // At the first boot nothing is refilled yet, and an older copy does not know that it is one.
+        let knows = machine.disk.boot > 1 && !machine.quarantined;
+        let Some(core) = machine.core.as_ref().filter(|core| knows && core.layout().is_some()) else { return };
+        let open = core.status().unsynced;
+        let lost = self.unsynced.keys().filter(|(owner, partition)| *owner == index && !open.contains(partition));
+        for (_, partition) in lost.copied().collect::<Vec<_>>() {
+            self.refilled(index, partition);
+        }
+    }
+
+    /// A partition counts as complete again.
+    fn refilled(&mut self, index: usize, partition: PartitionId) {
+        if let Some(owed) = self.unsynced.remove(&(index, partition)) {
+            self.expect(check::refilled::is_paid(self, index, partition, &owed));
         }
     }
 
@@ -274,7 +298,7 @@ impl World {
         match event {
             NodeEvent::RefillDone { partition, .. } => {
                 self.report.add(Count::Refills, 1);
-                self.unsynced.remove(&(index, *partition));
+                self.refilled(index, *partition);
             }
             NodeEvent::LayoutAdopted { epoch } => {
                 let before = std::mem::replace(&mut self.machines[index].acted_on, *epoch);
@@ -315,7 +339,8 @@ impl World {
         };
         let life = self.machines[peer].life;
         let about: Vec<PartitionId> = self.asked.get(&(peer, life, answered)).cloned().unwrap_or_default();
-        self.expect(check::ownership::may_answer(index, &about, &self.layouts[0], &self.unsynced));
+        let is_unsynced = |partition| self.unsynced.contains_key(&(index, partition));
+        self.expect(check::ownership::may_answer(index, &about, &self.layouts[0], is_unsynced));
     }
 
     /// The stored key of a record on an owner.

@@ -19,6 +19,7 @@ mod machine;
 mod mutations;
 mod nemesis;
 mod network;
+mod regressions;
 mod report;
 mod runner;
 mod scripts;

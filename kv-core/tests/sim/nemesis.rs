@@ -5,8 +5,8 @@
 //! disks durably hold the write or what replaced it. Then a quorum's worth of each write's copies has survived as far
 //! as it was ever promised, and a loss afterwards is the protocol's fault.
 //!
-//! A roll-back is the return of a copy that was taken before the store's present boot, and every peer has durably seen
-//! this boot. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
+//! A roll-back is the return of a copy that was taken before the store's present boot, or of a store that this one has
+//! replaced, and every peer has durably seen this boot. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
 //! roll-back: boot numbers that have caught up with those seen look like those of a store that was never rolled back.
 
 use kv_core::ring::Layout;
@@ -15,9 +15,9 @@ use kv_core::version::Record;
 
 use std::sync::Arc;
 
-use kv_core::node::Input;
 use kv_core::storage::Space;
 
+use crate::check;
 use crate::history::{Answer, KeyId, OpId};
 use crate::report::Count;
 use crate::settings::{MS, Mutation, node_id};
@@ -237,7 +237,7 @@ impl World {
     pub(crate) fn roll_back(&mut self, machine: usize, tries: u8) {
         let target = &self.machines[machine];
         let Some(copy) = target.copy.clone() else { return };
-        let is_older = copy.boot < target.disk.boot;
+        let is_older = copy.store != target.disk.store || copy.boot < target.disk.boot;
         if !is_older || !self.is_seen_by_all(machine) || !self.may_lose_disk(machine) {
             if tries > 1 {
                 self.try_later(Fault::RollBack { machine, tries: tries - 1 });
@@ -261,7 +261,8 @@ impl World {
         let layout = self.layout();
         for partition in layout.partition_ids() {
             if layout.entry(partition).is_some_and(|entry| entry.owns(node_id(machine))) {
-                self.unsynced.insert((machine, partition));
+                let owed = check::refilled::owed(self, machine, partition);
+                self.unsynced.insert((machine, partition), owed);
             }
         }
     }
@@ -325,12 +326,11 @@ impl World {
             }
         }
         let layout = Arc::new(layout);
-        self.layouts.push(Arc::clone(&layout));
+        self.layouts.push(layout);
         for machine in 0..self.machines.len() {
             let most = *self.dice.pick(&[1, 50, 500]);
             let at = self.time + self.dice.below(most * MS);
-            let life = self.machines[machine].life;
-            self.at(at, Event::Input { machine, life, input: Input::Layout(Arc::clone(&layout)) });
+            self.give_layouts(machine, at);
         }
     }
 
@@ -351,8 +351,7 @@ impl World {
                 }
             }
             if self.is_running(machine) {
-                let (life, input) = (self.machines[machine].life, Input::Layout(self.layout()));
-                self.at(self.time, Event::Input { machine, life, input });
+                self.give_layouts(machine, self.time);
             } else {
                 let delay = self.dice.below(100 * MS);
                 self.at(self.time + delay, Event::Start { machine });

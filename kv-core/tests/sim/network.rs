@@ -186,7 +186,7 @@ impl World {
             config: self.settings.cluster.clone(),
             node: node_id(from),
             incarnation: machine.incarnation,
-            seen: core.seen(node_id(to)),
+            seen: core.seen_against(node_id(to), self.machines[to].incarnation.store),
         })
     }
 

@@ -4,7 +4,7 @@
 //! order, so a seed decides everything.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use kv_core::config::Keyspace;
@@ -12,11 +12,12 @@ use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::Layout;
 use kv_core::types::{Monotonic, PartitionId, Seq, StoreId, WallTime};
+use kv_core::version::Context;
 
 use crate::audit::Audit;
 use crate::clock::Time;
 use crate::dice::Dice;
-use crate::history::History;
+use crate::history::{History, KeyId};
 use crate::machine::Machine;
 use crate::nemesis::Fault;
 use crate::network::{Network, SessionId};
@@ -113,8 +114,8 @@ pub(crate) struct World {
     pub(crate) report: Report,
     /// The latest wall clock reading of any machine.
     pub(crate) wall_max: WallTime,
-    /// Partitions that a machine's store has lost and that were not refilled yet.
-    pub(crate) unsynced: BTreeSet<(usize, PartitionId)>,
+    /// Partitions that a machine's store has lost and that were not refilled yet, with what it is owed of them.
+    pub(crate) unsynced: BTreeMap<(usize, PartitionId), Vec<(KeyId, Context)>>,
     /// The partitions that each open question of a machine's run is about, for rule D2's checker.
     pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<PartitionId>>,
     /// The first broken promise; it ends the run.
@@ -145,7 +146,7 @@ impl World {
             history: History::new(settings.overlooks_actors),
             report: Report::new(),
             wall_max: WallTime(0),
-            unsynced: BTreeSet::new(),
+            unsynced: BTreeMap::new(),
             asked: BTreeMap::new(),
             failure: None,
             trace: traced.then(Vec::new),

@@ -8,6 +8,7 @@ pub(crate) mod durable;
 pub(crate) mod epochs;
 pub(crate) mod kept;
 pub(crate) mod ownership;
+pub(crate) mod refilled;
 pub(crate) mod scan;
 pub(crate) mod shown;
 pub(crate) mod strict;

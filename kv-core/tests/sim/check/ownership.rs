@@ -1,7 +1,5 @@
 //! Invariant 6: a node answers only for partitions that it owns, and not while its store is being refilled.
 
-use std::collections::BTreeSet;
-
 use kv_core::ring::Layout;
 use kv_core::types::PartitionId;
 
@@ -12,14 +10,14 @@ pub(crate) fn may_answer(
     machine: usize,
     about: &[PartitionId],
     layout: &Layout,
-    unsynced: &BTreeSet<(usize, PartitionId)>,
+    is_unsynced: impl Fn(PartitionId) -> bool,
 ) -> Result<(), String> {
     let node = node_id(machine);
     for partition in about {
         if !layout.entry(*partition).is_some_and(|entry| entry.owns(node)) {
             return Err(format!("{node} answers for {partition}, which it does not own"));
         }
-        if unsynced.contains(&(machine, *partition)) {
+        if is_unsynced(*partition) {
             return Err(format!("{node} answers for {partition}, which its store has lost and not refilled (rule D2)"));
         }
     }

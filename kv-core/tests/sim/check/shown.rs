@@ -48,7 +48,7 @@ pub(crate) fn values(
 /// Whether some disk holds the write durably.
 pub(crate) fn is_durable(world: &World, key: KeyId, op: OpId) -> Result<(), String> {
     let keys = [world.storage_key(Space::Owned, key), world.storage_key(Space::Hint, key)];
-    let dots = &world.history.op(op).dots;
+    let dots = world.history.possible_dots(op);
     let durable = world.machines.iter().any(|machine| {
         keys.iter().any(|key| machine.disk.ever_held(key, |record| dots.iter().any(|dot| record.context.covers(*dot))))
     });

@@ -1,0 +1,44 @@
+//! Rule D2: a store that was lost is refilled from *all* other owners before it counts as complete. Then it durably holds
+//! all that any of them durably held when it was lost.
+
+use kv_core::storage::Space;
+use kv_core::types::PartitionId;
+use kv_core::version::Context;
+
+use crate::history::KeyId;
+use crate::settings::node_id;
+use crate::world::World;
+
+/// What the other owners of a partition durably hold: what a machine that loses its store now must get back.
+pub(crate) fn owed(world: &World, machine: usize, partition: PartitionId) -> Vec<(KeyId, Context)> {
+    let others: Vec<usize> = world.owners(partition).into_iter().filter(|owner| *owner != machine).collect();
+    let keys = world.history.key_ids().filter(|key| world.history.key(*key).partition == partition);
+    let owed = |key: KeyId| {
+        let stored = world.storage_key(Space::Owned, key);
+        let mut context = Context::new();
+        for record in others.iter().filter_map(|owner| world.machines[*owner].disk.durable_record(&stored)) {
+            context.join(&record.context);
+        }
+        (key, context)
+    };
+    keys.map(owed).collect()
+}
+
+/// Whether a machine that calls a partition complete has got back what it was owed.
+pub(crate) fn is_paid(
+    world: &World,
+    machine: usize,
+    partition: PartitionId,
+    owed: &[(KeyId, Context)],
+) -> Result<(), String> {
+    for (key, context) in owed {
+        let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
+        if !record.unwrap_or_default().context.dominates(context) {
+            return Err(format!(
+                "rule D2: {} calls {partition} complete, but lacks what other owners held of {key:?} when its store was lost",
+                node_id(machine)
+            ));
+        }
+    }
+    Ok(())
+}
