@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::apply::check_arrival;
 use super::command::{Arrival, Founding, Refusal};
-use super::disk::OsDisk;
+use super::disk::{Disk, OsDisk};
 use super::identity::{self, Entrance, Identity, StartError};
 use super::link::Link;
 use super::log::store::{LogStore, SEGMENT_BYTES};
@@ -198,6 +198,8 @@ pub(super) struct Inner {
     pub(super) state: watch::Receiver<Arc<ClusterState>>,
     pub(super) standing: watch::Sender<Standing>,
     status: watch::Sender<ControlStatus>,
+    /// Set once the disk has failed. The engine notices only when it writes next.
+    failed: watch::Receiver<Option<super::FileError>>,
     /// Why the node is not a member yet, and whether that is final.
     pub(super) report: watch::Sender<report::Progress>,
     pub(super) me: Arrival,
@@ -220,8 +222,16 @@ impl ControlPlane {
     /// # Errors
     /// If the flags do not fit the directory, or its files cannot be read or written.
     pub async fn start(config: ControlConfig, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
-        let ControlConfig { dir, entrance, incarnation, replaces, timing, .. } = &config;
-        let mut disk = OsDisk::open(dir)?;
+        Self::start_on(OsDisk::open(&config.dir)?, config, transport).await
+    }
+
+    /// Starts on any disk.
+    pub(super) async fn start_on<D: Disk>(
+        mut disk: D,
+        config: ControlConfig,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let ControlConfig { entrance, incarnation, replaces, timing, .. } = &config;
         let replaces: Vec<StoreId> = replaces.iter().copied().collect();
         let identity = identity::settle(&mut disk, entrance, incarnation.store, &replaces)?;
         let me = Arrival {
@@ -237,6 +247,7 @@ impl ControlPlane {
         let stored = machine::load(&mut disk)?;
         let (log, thread) = LogStore::open(disk, SEGMENT_BYTES)?;
         let writer = log.writer().clone();
+        let failed = writer.failed();
         let (machine, state) = Machine::new(stored, &log);
         let (rolled_back, rollback) = watch::channel(None);
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
@@ -251,6 +262,10 @@ impl ControlPlane {
         if identity.founding.is_some() && identity.group == Some(GroupId(id)) {
             begin_group(&raft, id).await?;
         }
+        if votes_alone(&raft, id) {
+            // Nobody else can lead, so there is nothing to wait for.
+            raft.trigger().elect().await.map_err(|error| StartError::Engine(error.to_string()))?;
+        }
         let contacts = match &config.entrance {
             Entrance::Join(contacts) => contacts.clone(),
             Entrance::Bootstrap(_) | Entrance::Resume => Vec::new(),
@@ -264,6 +279,7 @@ impl ControlPlane {
             state,
             standing,
             status,
+            failed,
             report,
             me,
             contacts,
@@ -387,6 +403,12 @@ impl Inner {
         self.link.peers.follow(self.id(), before, &self.state());
     }
 
+    /// Why the control plane has stopped, if it has.
+    pub(super) fn failure(&self) -> Option<String> {
+        let disk = self.failed.borrow().as_ref().map(|error| chain(error));
+        disk.or_else(|| self.raft.metrics().borrow().running_state.as_ref().err().map(|error| error.to_string()))
+    }
+
     fn update_status(&self) {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
@@ -408,7 +430,7 @@ impl Inner {
             purged: metrics.purged.map(|id| id.index),
             log_bytes: self.log_bytes(),
             quorum_ms: metrics.millis_since_quorum_ack,
-            failed: metrics.running_state.err().map(|error| error.to_string()),
+            failed: self.failure(),
         };
         self.status.send_if_modified(|current| {
             let differs = *current != status;
@@ -419,7 +441,7 @@ impl Inner {
 
     fn update_standing(&self, rolled_back: Option<Incarnation>) {
         let state = self.state();
-        let failed = self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string);
+        let failed = self.failure();
         let progress = self.report.borrow().clone();
         let member = state.member_of(self.me.incarnation.store);
         let standing = match (failed, progress.refused, rolled_back, member, state.phase) {
@@ -442,6 +464,12 @@ impl Inner {
     }
 }
 
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// Whether a node with these metrics leads and a majority has confirmed it lately. One that lost its majority believes
 /// for ever that it leads, since nobody tells it otherwise.
 pub(super) fn leads(metrics: &Metrics, timing: &Timing) -> bool {
@@ -462,6 +490,12 @@ async fn begin_group(raft: &Raft, id: RaftId) -> Result<(), StartError> {
         raft.initialize(members).await.map_err(|error| engine(&error))?;
     }
     Ok(())
+}
+
+fn votes_alone(raft: &Raft, id: RaftId) -> bool {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow();
+    metrics.state != ServerState::Leader && metrics.membership_config.voter_ids().eq([id])
 }
 
 fn raft_config(timing: &Timing) -> Result<openraft::Config, StartError> {
@@ -487,8 +521,9 @@ fn raft_config(timing: &Timing) -> Result<openraft::Config, StartError> {
 async fn watch_standing(inner: Arc<Inner>, mut rollback: watch::Receiver<Option<Incarnation>>) {
     let mut state = inner.state.clone();
     let mut report = inner.report.subscribe();
-    let mut metrics = inner.raft.server_metrics();
-    let mut data = inner.raft.data_metrics();
+    // Only these say that the engine has failed.
+    let mut metrics = inner.raft.metrics();
+    let mut failed = inner.failed.clone();
     let mut before = Arc::new(ClusterState::default());
     loop {
         inner.follow(&before);
@@ -501,7 +536,7 @@ async fn watch_standing(inner: Arc<Inner>, mut rollback: watch::Receiver<Option<
             changed = report.changed() => changed.is_ok(),
             changed = rollback.changed() => changed.is_ok(),
             changed = metrics.changed() => changed.is_ok(),
-            changed = data.changed() => changed.is_ok(),
+            Ok(()) = failed.changed() => true,
         };
         if !changed {
             // The engine has ended.

@@ -115,10 +115,10 @@ impl Inner {
     }
 
     async fn attempt(&self, proposal: &Proposal, deadline: Instant) -> Result<Result<Outcome, Attempt>, ProposeError> {
-        let metrics = self.metrics();
-        if let Err(fatal) = &metrics.running_state {
-            return Err(stopped(&fatal.to_string()));
+        if let Some(reason) = self.failure() {
+            return Err(ProposeError::Stopped { reason });
         }
+        let metrics = self.metrics();
         let left = deadline.saturating_duration_since(Instant::now());
         match metrics.current_leader {
             Some(leader) if leader == self.id() => {

@@ -173,3 +173,63 @@ fn a_node_that_moved_is_found_at_its_new_address() {
         until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
     });
 }
+
+#[test]
+fn a_disk_that_fails_stops_the_control_plane_and_not_the_state_that_is_served() {
+    run(async {
+        let world = World::new();
+        let mut nodes = world.cluster(1).await;
+        let (spec, control) = nodes.remove(0);
+        propose(&control, create("before")).await.unwrap();
+        let before = until_state(&control, "the keyspace", |state| state.keyspace_named("before").is_some()).await;
+        // A directory in the way of the file that every change writes.
+        let obstacle = world.path().join(&spec.dir).join("newest.tmp");
+        std::fs::create_dir(&obstacle).unwrap();
+        let error = propose(&control, create("never-shown")).await.unwrap_err();
+        assert!(matches!(error, ProposeError::Stopped { .. }), "{error}");
+        until_standing(&control, "a failure", |s| matches!(s, Standing::Failed { .. })).await;
+        assert_eq!(*control.state().borrow(), before, "what is served is what is durable");
+        assert!(control.status().borrow().failed.as_ref().unwrap().contains("newest"));
+        world.stop(&spec, control).await;
+
+        std::fs::remove_dir(&obstacle).unwrap();
+        let control = world.start(&spec.rebooted()).await;
+        assert!(propose(&control, create("after")).await.is_ok());
+    });
+}
+
+#[test]
+fn the_voters_spread_over_zones_that_come_later_and_the_leader_gives_way() {
+    run(async {
+        let world = World::new();
+        let mut nodes = world.cluster(3).await;
+        // The first node is left out of the lead, so that it is the leader who must go.
+        if leader_of(&nodes).await == 0 {
+            let (spec, control) = nodes.remove(0);
+            world.stop(&spec, control).await;
+            assert!(propose(&nodes[0].1, create("new-leader")).await.is_ok());
+            let spec = spec.rebooted();
+            let control = world.start(&spec).await;
+            nodes.insert(0, (spec, control));
+        }
+        let leader = leader_of(&nodes).await;
+        assert_ne!(leader, 0);
+        for number in 4..=5 {
+            let spec = Spec { zone: format!("z{number}"), ..Spec::joiner(number) };
+            let spec = Spec { entrance: kv_node::control::Entrance::Join(vec![nodes[1].0.address.clone()]), ..spec };
+            let control = world.start(&spec).await;
+            nodes.push((spec, control));
+        }
+        for (_, control) in &nodes {
+            let state = until_state(control, "five members", |state| state.members.len() == 5).await;
+            let node = |name: &str| state.member_named(name).unwrap().0;
+            let spread = std::collections::BTreeSet::from([node("n1"), node("n4"), node("n5")]);
+            until_status(control, "one voter in each zone, of the first the one with the lowest number", |status| {
+                !status.voters_change
+                    && status.voters.iter().copied().collect::<std::collections::BTreeSet<_>>() == spread
+            })
+            .await;
+        }
+        assert!(propose(&nodes[leader].1, create("after")).await.is_ok());
+    });
+}

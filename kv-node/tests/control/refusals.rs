@@ -2,7 +2,8 @@
 
 use kv_core::types::{Incarnation, StoreId};
 use kv_node::control::{
-    Command, Entrance, Founding, KeyspaceSpec, ProposeError, RaftKind, RefusalKind, Standing, StartError, remembered,
+    Command, Entrance, FileError, Founding, KeyspaceSpec, ProposeError, RaftKind, RefusalKind, Standing, StartError,
+    remembered,
 };
 
 use crate::world::{Spec, World, address, create, drop_keyspace, propose, run, until_standing, until_state};
@@ -160,6 +161,36 @@ fn an_older_copy_of_a_store_is_refused() {
         assert_eq!(state.member_of(renewed.incarnation.store).unwrap().1.name, "n3");
         assert_eq!(state.members.len(), 3);
         assert!(propose(&control, create("after")).await.is_ok());
+    });
+}
+
+#[test]
+fn damaged_files_are_named() {
+    run(async {
+        let world = World::new();
+        let mut nodes = world.cluster(1).await;
+        let (spec, control) = nodes.remove(0);
+        for round in 0..3 {
+            propose(&control, create(&format!("ks-{round}"))).await.unwrap();
+        }
+        world.stop(&spec, control).await;
+        let dir = world.path().join(&spec.dir);
+        let log = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "log"));
+        for file in [dir.join("identity"), dir.join("newest"), dir.join("vote"), log.unwrap()] {
+            let good = std::fs::read(&file).unwrap();
+            let mut bad = good.clone();
+            bad[40.min(good.len() - 1)] ^= 1;
+            std::fs::write(&file, bad).unwrap();
+            let error = world.try_start(&spec.rebooted()).await.unwrap_err();
+            assert!(matches!(error, StartError::File(FileError::Corrupt { .. })), "{}: {error}", file.display());
+            assert!(error.to_string().starts_with(&format!("{} is damaged", file.display())), "{error}");
+            std::fs::write(&file, good).unwrap();
+        }
+        let control = world.start(&spec.rebooted()).await;
+        assert!(propose(&control, create("after")).await.is_ok(), "the files were put back as they were");
     });
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use openraft::storage::LogFlushed;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{Encoded, LogFiles};
 use crate::control::disk::{Disk, FileError};
@@ -37,6 +37,7 @@ type Reply = oneshot::Sender<Result<(), FileError>>;
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     log_bytes: Arc<AtomicU64>,
+    failed: watch::Receiver<Option<FileError>>,
 }
 
 impl Writer {
@@ -44,17 +45,23 @@ impl Writer {
     pub(crate) fn start<D: Disk>(log: LogFiles<D>) -> Result<(Self, JoinHandle<()>), FileError> {
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let log_bytes = Arc::new(AtomicU64::new(log.bytes()));
-        let worker = Worker { log, poisoned: None, log_bytes: Arc::clone(&log_bytes) };
+        let (poisoned, failed) = watch::channel(None);
+        let worker = Worker { log, poisoned, log_bytes: Arc::clone(&log_bytes) };
         let thread = std::thread::Builder::new()
             .name("kv-control-log".to_owned())
             .spawn(move || worker.run(queue))
             .map_err(|source| FileError::io("start the thread that writes", "the log".to_owned(), source))?;
-        Ok((Self { jobs, log_bytes }, thread))
+        Ok((Self { jobs, log_bytes, failed }, thread))
     }
 
     /// Bytes of the log on disk.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Set once a write has failed: nothing is written any more.
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<FileError>> {
+        self.failed.clone()
     }
 
     /// Hands over entries without waiting for the disk.
@@ -91,7 +98,7 @@ fn closed(_: mpsc::error::SendError<Job>) -> FileError {
 struct Worker<D> {
     log: LogFiles<D>,
     /// Set by the first failure. Nobody knows what the disk holds then, so nothing is written any more.
-    poisoned: Option<FileError>,
+    poisoned: watch::Sender<Option<FileError>>,
     log_bytes: Arc<AtomicU64>,
 }
 
@@ -148,12 +155,12 @@ impl<D: Disk> Worker<D> {
     }
 
     fn attempt(&mut self, write: impl FnOnce(&mut LogFiles<D>) -> Result<(), FileError>) -> Result<(), FileError> {
-        if let Some(first) = &self.poisoned {
+        if let Some(first) = &*self.poisoned.borrow() {
             return Err(FileError::Poisoned { reason: first.to_string() });
         }
         write(&mut self.log).inspect_err(|error| {
             tracing::error!(error = error as &dyn std::error::Error, "the control plane's files failed");
-            self.poisoned = Some(error.clone());
+            self.poisoned.send_replace(Some(error.clone()));
         })
     }
 }

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use proptest::prelude::*;
 
-use super::sim::SimDisk;
 use crate::control::disk::FileError;
 use crate::control::log::files::{Encoded, LogFiles};
+use crate::control::tests::sim::SimDisk;
 
 /// Small, so that a case has several segments.
 const SEGMENT_BYTES: u64 = 2048;

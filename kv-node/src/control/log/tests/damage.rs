@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::sim::SimDisk;
 use crate::control::disk::{Disk as _, FileError};
 use crate::control::file;
 use crate::control::log::files::{Encoded, LogFiles};
+use crate::control::tests::sim::SimDisk;
 
 const SEGMENT_BYTES: u64 = 400;
 

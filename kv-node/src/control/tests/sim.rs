@@ -8,7 +8,7 @@ use crate::control::disk::Disk;
 
 /// The disk; clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub(super) struct SimDisk(Arc<Mutex<State>>);
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -48,14 +48,14 @@ impl SimDisk {
     }
 
     /// The disk fails for good at the change number `after` from now on.
-    pub(super) fn arm(&self, after: Option<u32>, seed: u64) {
+    pub(crate) fn arm(&self, after: Option<u32>, seed: u64) {
         let mut state = self.state();
         state.fuse = after;
         state.random = seed | 1;
     }
 
     /// The power is lost and comes back: what was not synced is kept in part.
-    pub(super) fn lose_power(&self) {
+    pub(crate) fn lose_power(&self) {
         let mut state = self.state();
         let mut inodes = std::mem::take(&mut state.inodes);
         for inode in &mut inodes {
@@ -85,24 +85,24 @@ impl SimDisk {
     }
 
     /// The process is killed: everything that it wrote is still in the cache, and as little durable as before.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.state().fuse = None;
     }
 
     /// All names that are there.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.state().names.keys().cloned().collect()
     }
 
     /// Changes one byte of a file on the medium.
-    pub(super) fn flip(&self, name: &str, at: usize, mask: u8) {
+    pub(crate) fn flip(&self, name: &str, at: usize, mask: u8) {
         let mut state = self.state();
         let inode = state.names[name];
         state.inodes[inode].bytes[at] ^= mask;
         state.inodes[inode].durable[at] ^= mask;
     }
 
-    pub(super) fn len(&self, name: &str) -> usize {
+    pub(crate) fn len(&self, name: &str) -> usize {
         let state = self.state();
         state.inodes[state.names[name]].bytes.len()
     }

@@ -8,8 +8,10 @@ use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId
 use kv_core::version::Conflict;
 use proptest::prelude::*;
 
-use super::command::{Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, RefusalKind};
-use super::state::{ClusterState, Phase};
+use crate::control::command::{
+    Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, RefusalKind,
+};
+use crate::control::state::{ClusterState, Phase};
 
 fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
     Arrival {
