@@ -32,8 +32,12 @@ pub(crate) struct Machine {
     shared: Arc<Mutex<Shared>>,
     snapshots: Gate,
     writer: Writer,
-    published: Arc<watch::Sender<Arc<ClusterState>>>,
+    published: Published,
 }
+
+/// Where the published state is looked at. It outlives the machine, which ends with a failed engine: what is known is
+/// served on.
+pub(crate) type Published = Arc<watch::Sender<Arc<ClusterState>>>;
 
 /// Held while the snapshot file is replaced: one that is being built never overwrites a newer one that arrives.
 type Gate = Arc<tokio::sync::Mutex<()>>;
@@ -87,8 +91,8 @@ pub(crate) fn forget_snapshot<D: Disk>(disk: &mut D) -> Result<(), FileError> {
 
 impl Machine {
     /// A state machine that starts with what was stored; `log` writes its files.
-    pub(crate) fn new(stored: Stored, log: &LogStore) -> (Self, watch::Receiver<Arc<ClusterState>>) {
-        let (published, state) = watch::channel(Arc::new(stored.newest));
+    pub(crate) fn new(stored: Stored, log: &LogStore) -> (Self, Published) {
+        let published = Arc::new(watch::Sender::new(Arc::new(stored.newest)));
         let shared = stored.snapshot.map_or_else(Shared::default, |(snapshot, state)| Shared {
             last_applied: snapshot.meta.last_log_id,
             membership: snapshot.meta.last_membership.clone(),
@@ -96,9 +100,13 @@ impl Machine {
             snapshot: Some(snapshot),
         });
         let shared = Arc::new(Mutex::new(shared));
-        let machine =
-            Self { shared, snapshots: Gate::default(), writer: log.writer().clone(), published: Arc::new(published) };
-        (machine, state)
+        let machine = Self {
+            shared,
+            snapshots: Gate::default(),
+            writer: log.writer().clone(),
+            published: Arc::clone(&published),
+        };
+        (machine, published)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -20,7 +20,7 @@ use super::identity::{self, Entrance, Identity, StartError};
 use super::link::Link;
 use super::log::store::{LogStore, SEGMENT_BYTES};
 use super::log::writer::Writer;
-use super::machine::{self, Machine};
+use super::machine::{self, Machine, Published};
 use super::network::Network;
 use super::peers::{Clock, Peers, SharedLiveness};
 use super::raft::{Metrics, Raft, RaftId, raft_id};
@@ -196,6 +196,8 @@ pub(super) struct Inner {
     pub(super) link: Arc<Link>,
     pub(super) raft: Raft,
     pub(super) state: watch::Receiver<Arc<ClusterState>>,
+    /// Keeps `state` open when the engine has failed.
+    _published: Published,
     pub(super) standing: watch::Sender<Standing>,
     status: watch::Sender<ControlStatus>,
     /// Set once the disk has failed. The engine notices only when it writes next.
@@ -248,7 +250,8 @@ impl ControlPlane {
         let (log, thread) = LogStore::open(disk, SEGMENT_BYTES)?;
         let writer = log.writer().clone();
         let failed = writer.failed();
-        let (machine, state) = Machine::new(stored, &log);
+        let (machine, published) = Machine::new(stored, &log);
+        let state = published.subscribe();
         let (rolled_back, rollback) = watch::channel(None);
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
         let group = identity.group.map_or_else(OnceLock::new, OnceLock::from);
@@ -277,6 +280,7 @@ impl ControlPlane {
             link,
             raft,
             state,
+            _published: published,
             standing,
             status,
             failed,
@@ -306,7 +310,8 @@ impl ControlPlane {
     }
 
     /// The newest agreed state that this node knows. It is durable on this node before it appears here, only moves
-    /// forward, and is served without a leader. The data plane takes layout and keyspaces from it.
+    /// forward, and is served without a leader, and when the control plane has failed. The data plane takes layout and
+    /// keyspaces from it. The channel stays open as long as the handle exists.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
         self.inner.state.clone()

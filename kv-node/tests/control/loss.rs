@@ -189,7 +189,11 @@ fn a_disk_that_fails_stops_the_control_plane_and_not_the_state_that_is_served() 
         assert!(matches!(error, ProposeError::Stopped { .. }), "{error}");
         until_standing(&control, "a failure", |s| matches!(s, Standing::Failed { .. })).await;
         assert_eq!(*control.state().borrow(), before, "what is served is what is durable");
-        assert!(control.status().borrow().failed.as_ref().unwrap().contains("newest"));
+        until_status(&control, "the reason", |status| {
+            status.failed.as_ref().is_some_and(|reason| reason.contains("newest"))
+        })
+        .await;
+        assert!(control.state().has_changed().is_ok(), "who follows the state is not cut off");
         world.stop(&spec, control).await;
 
         std::fs::remove_dir(&obstacle).unwrap();
