@@ -85,7 +85,7 @@ pub(crate) enum Applied {
     /// A read that repairs this node's own copy.
     Repair,
     /// A refill.
-    Refill(PartitionId),
+    Refill { partition: PartitionId, slice: CallId },
 }
 
 /// What happens once a batch is durable.
@@ -105,6 +105,7 @@ pub(crate) enum Held {
     },
     Refilled {
         partition: PartitionId,
+        slice: CallId,
     },
     Slice {
         job: ReadId,
@@ -234,7 +235,7 @@ impl Node {
             Task::Apply { applied: Applied::Peer { peer, call }, .. } => {
                 self.send(peer, Message::Replicated { call, result: Err(refusal.clone()) });
             }
-            Task::Apply { applied: Applied::Refill(partition), .. } => self.refill_refused(partition),
+            Task::Apply { applied: Applied::Refill { partition, slice }, .. } => self.refill_refused(partition, slice),
             Task::HandOff { .. } => self.handoff_skipped(),
             Task::Apply { applied: Applied::Repair, .. }
             | Task::Sweep
@@ -395,7 +396,7 @@ impl Node {
             Held::ReadForOp { op, role, record } => {
                 self.read_answered(op, self.config.node, role, HeldRecord::Full(record));
             }
-            Held::Refilled { partition } => self.refill_applied(partition),
+            Held::Refilled { partition, slice } => self.refill_applied(partition, slice),
             Held::Slice { job } => self.slice_durable(job),
             Held::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
             Held::Adopt(layout) => self.adopt(layout),

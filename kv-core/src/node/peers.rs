@@ -182,7 +182,7 @@ impl Node {
                 Purpose::Read(op, role) => self.read_failed(op, node, role, None),
                 Purpose::Slice(op) => self.scan_failed(op, node, None),
                 Purpose::Replicate(replication) => self.replication_failed(replication, node, call),
-                Purpose::Refill(partition) => self.refill_stalled(partition),
+                Purpose::Refill(partition) => self.refill_failed(partition, call),
             }
         }
     }
@@ -229,8 +229,8 @@ impl Node {
             Message::SliceResult { call, result } => match (self.answered(from, call), result) {
                 (Some(Purpose::Slice(op)), Ok(answer)) => self.scan_answered(op, from, answer),
                 (Some(Purpose::Slice(op)), Err(refusal)) => self.scan_failed(op, from, Some(refusal)),
-                (Some(Purpose::Refill(partition)), Ok(answer)) => self.refill_received(partition, from, answer),
-                (Some(Purpose::Refill(partition)), Err(_)) => self.refill_stalled(partition),
+                (Some(Purpose::Refill(partition)), Ok(answer)) => self.refill_received(partition, call, answer),
+                (Some(Purpose::Refill(partition)), Err(_)) => self.refill_failed(partition, call),
                 _ => {}
             },
         }

@@ -105,7 +105,7 @@ impl Node {
             Applied::Peer { peer, call } => {
                 self.hold_key(key, Held::Send { to: peer, message: Message::Replicated { call, result: Ok(()) } });
             }
-            Applied::Refill(partition) => self.hold_key(key, Held::Refilled { partition }),
+            Applied::Refill { partition, slice } => self.hold_key(key, Held::Refilled { partition, slice }),
             Applied::Repair => {}
         }
     }

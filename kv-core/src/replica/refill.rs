@@ -18,7 +18,10 @@ pub(crate) struct Refill {
     sources: Vec<Source>,
     /// The question that is under way, and when it was asked.
     asked: Option<(NodeId, CallId, Monotonic)>,
-    /// Records of the last slice that are not durable here.
+    /// The question whose slice is being merged. What an earlier refill of the partition asked for or merges does not
+    /// count: a layout may start the refill again at any moment.
+    slice: CallId,
+    /// Records of that slice that are not durable here.
     applying: usize,
     /// Whether a record of the last slice could not be merged: the slice is asked for again.
     spoiled: bool,
@@ -61,7 +64,10 @@ impl Node {
                 continue;
             }
             self.out.push(Effect::Event(Event::RefillStarted { partition }));
-            self.refills.insert(partition, Refill { sources, asked: None, applying: 0, spoiled: false, records: 0 });
+            self.refills.insert(
+                partition,
+                Refill { sources, asked: None, slice: CallId(0), applying: 0, spoiled: false, records: 0 },
+            );
             self.set_timer(self.now.mono, Timer::Refill(partition));
         }
     }
@@ -106,9 +112,10 @@ impl Node {
     }
 
     /// A slice has arrived: merge it.
-    pub(crate) fn refill_received(&mut self, partition: PartitionId, from: NodeId, answer: SliceAnswer) {
+    pub(crate) fn refill_received(&mut self, partition: PartitionId, call: CallId, answer: SliceAnswer) {
         let Some(refill) = self.refills.get_mut(&partition) else { return };
-        refill.asked = None;
+        let Some((from, _, _)) = refill.asked.take_if(|asked| asked.1 == call) else { return };
+        refill.slice = call;
         let Some(source) = refill.sources.iter_mut().find(|source| source.node == from) else { return };
         source.next = answer.records.last().map(|(keyspace, key, _)| (*keyspace, key.clone()));
         source.more = answer.more;
@@ -122,24 +129,28 @@ impl Node {
         }
         for (keyspace, key, record) in answer.records {
             let key = StorageKey::new(Space::Owned, partition, keyspace, &key);
-            self.with_key(key, Task::Apply { record, applied: Applied::Refill(partition) });
+            self.with_key(key, Task::Apply { record, applied: Applied::Refill { partition, slice: call } });
         }
     }
 
     /// A record of the slice is durable here.
-    pub(crate) fn refill_applied(&mut self, partition: PartitionId) {
-        if let Some(refill) = self.refills.get_mut(&partition) {
+    pub(crate) fn refill_applied(&mut self, partition: PartitionId, slice: CallId) {
+        if let Some(refill) = self.refills.get_mut(&partition)
+            && refill.slice == slice
+        {
             refill.records += 1;
+            self.refill_settled(partition);
         }
-        self.refill_settled(partition);
     }
 
     /// A record of the slice could not be merged.
-    pub(crate) fn refill_refused(&mut self, partition: PartitionId) {
-        if let Some(refill) = self.refills.get_mut(&partition) {
+    pub(crate) fn refill_refused(&mut self, partition: PartitionId, slice: CallId) {
+        if let Some(refill) = self.refills.get_mut(&partition)
+            && refill.slice == slice
+        {
             refill.spoiled = true;
+            self.refill_settled(partition);
         }
-        self.refill_settled(partition);
     }
 
     fn refill_settled(&mut self, partition: PartitionId) {
@@ -162,8 +173,16 @@ impl Node {
         self.refill_step(partition);
     }
 
-    /// The source refused, or its session ended: try again soon.
-    pub(crate) fn refill_stalled(&mut self, partition: PartitionId) {
+    /// The source refused, or its session ended.
+    pub(crate) fn refill_failed(&mut self, partition: PartitionId, call: CallId) {
+        let asked = self.refills.get(&partition).and_then(|refill| refill.asked);
+        if asked.is_some_and(|asked| asked.1 == call) {
+            self.refill_stalled(partition);
+        }
+    }
+
+    /// The last slice is lost: try again soon.
+    fn refill_stalled(&mut self, partition: PartitionId) {
         if let Some(refill) = self.refills.get_mut(&partition) {
             refill.asked = None;
             for source in &mut refill.sources {
