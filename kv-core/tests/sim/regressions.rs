@@ -14,6 +14,11 @@ fn seeds_that_once_failed() {
         // The repeated frame of a forwarded request was carried out after the first one had been refused and the client
         // told that nothing was done.
         278, 687, 753,
+        // A refill that a new layout had started again took answers and merges of its earlier self for its own, and
+        // called the partition complete with a record missing.
+        121_097,
+        // Not a defect of the core: the disk that was lost had held an attempt that was never acknowledged.
+        122_540,
     ];
     for seed in seeds {
         if let Some(failure) = run_seed(seed, false).failure {

@@ -6,9 +6,10 @@
 
 use bytes::Bytes;
 use kv_core::message::Level;
-use kv_core::storage::Space;
-use kv_core::version::{ContextToken, Dot};
+use kv_core::storage::{Space, StorageKey};
+use kv_core::version::{ContextToken, Dot, Record};
 
+use crate::disk::Disk;
 use crate::history::{Ack, OpId, replicas};
 use crate::world::World;
 
@@ -24,18 +25,27 @@ pub(crate) fn acknowledged(world: &mut World, id: OpId, token: &Bytes) -> Result
     let promised = replicas(op.consistency.level, keyspace.map_or(1, |keyspace| keyspace.w), owners.len());
     let owners_only = op.consistency.strict || op.consistency.level == Level::All;
     let (owned, hint) = (world.storage_key(Space::Owned, op.key), world.storage_key(Space::Hint, op.key));
-    let holders = |world: &World, dot| {
-        let holds = |index: &usize| {
+    let covers = |dot: Dot| move |record: &Record| record.context.covers(dot);
+    let held_now = |disk: &Disk, key: &StorageKey, dot| disk.durable_record(key).is_some_and(|it| covers(dot)(&it));
+    let held_ever = |disk: &Disk, key: &StorageKey, dot| disk.ever_held(key, covers(dot));
+    let holders = |world: &World, dot, holds: &dyn Fn(&Disk, &StorageKey, Dot) -> bool| {
+        let counts = |index: &usize| {
             let disk = &world.machines[*index].disk;
-            let owner = owners.contains(index) && disk.ever_held(&owned, |record| record.context.covers(dot));
-            owner || (!owners_only && disk.ever_held(&hint, |record| record.context.covers(dot)))
+            owners.contains(index) && holds(disk, &owned, dot) || !owners_only && holds(disk, &hint, dot)
         };
-        (0..world.machines.len()).filter(holds).count()
+        (0..world.machines.len()).filter(counts).count()
     };
     let known = world.history.acknowledged_dots(id, &context);
-    let mut dots: Vec<Dot> = known.iter().filter(|dot| holders(world, **dot) >= promised).copied().collect();
+    let mut dots: Vec<Dot> = Vec::new();
+    // What the disks hold now explains the acknowledgement better than what lost disks held.
+    for holds in [&held_now as &dyn Fn(&Disk, &StorageKey, Dot) -> bool, &held_ever] {
+        if dots.is_empty() {
+            dots.extend(known.iter().filter(|dot| holders(world, **dot, holds) >= promised));
+        }
+    }
     if dots.is_empty() {
-        dots.extend(world.history.claim_dot(id, &context).filter(|dot| holders(world, *dot) >= promised));
+        let claimed = world.history.claim_dot(id, &context);
+        dots.extend(claimed.filter(|dot| holders(world, *dot, &held_ever) >= promised));
     }
     if dots.is_empty() {
         return Err(format!(
