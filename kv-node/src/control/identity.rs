@@ -63,6 +63,8 @@ pub(crate) struct Identity {
     pub(crate) founding: Option<Founding>,
     /// Former stores of the node whose place this one takes.
     pub(crate) replaces: Vec<StoreId>,
+    /// The addresses that the node joined by: all it knows of its cluster until it has learned the agreed state.
+    pub(crate) contacts: Vec<String>,
 }
 
 /// What a directory says of the node that used it, so that flags need not be repeated.
@@ -133,12 +135,15 @@ fn new_identity<D: Disk>(
     match entrance {
         Entrance::Bootstrap(founding) => {
             super::apply::check_founding(founding).map_err(|refusal| StartError::Flags(refusal.message))?;
-            Ok(Identity { store, group: Some(GroupId(store.0)), founding: Some(*founding), replaces })
+            let group = Some(GroupId(store.0));
+            Ok(Identity { store, group, founding: Some(*founding), replaces, contacts: Vec::new() })
         }
         Entrance::Join(contacts) if contacts.is_empty() => {
             Err(StartError::Flags("--join names no address; name at least one node of the cluster".to_owned()))
         }
-        Entrance::Join(_) => Ok(Identity { store, group: None, founding: None, replaces }),
+        Entrance::Join(contacts) => {
+            Ok(Identity { store, group: None, founding: None, replaces, contacts: contacts.clone() })
+        }
         Entrance::Resume => Err(StartError::Flags(format!(
             "{} belongs to no cluster yet; start the node with --bootstrap or --join",
             disk.path("")

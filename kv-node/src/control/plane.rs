@@ -269,13 +269,14 @@ impl ControlPlane {
             // Nobody else can lead, so there is nothing to wait for.
             raft.trigger().elect().await.map_err(|error| StartError::Engine(error.to_string()))?;
         }
-        let contacts = match &config.entrance {
-            Entrance::Join(contacts) => contacts.clone(),
-            Entrance::Bootstrap(_) | Entrance::Resume => Vec::new(),
+        let given = match &config.entrance {
+            Entrance::Join(contacts) => contacts.as_slice(),
+            Entrance::Bootstrap(_) | Entrance::Resume => &[],
         };
+        let contacts = given.iter().chain(&identity.contacts).cloned().collect();
         let (standing, _) = watch::channel(Standing::Joining { reason: "starting".to_owned() });
         let (status, _) = watch::channel(ControlStatus::default());
-        let (report, _) = watch::channel(report::Progress::default());
+        let (report, _) = watch::channel(report::Progress { waits_for: "starting".to_owned(), refused: None });
         let inner = Arc::new(Inner {
             link,
             raft,

@@ -15,7 +15,7 @@ use super::state::Phase;
 use super::transport::{JoinReply, JoinRequest};
 
 /// How far the report has come.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     /// What the node waits for, for people.
     pub(super) waits_for: String,

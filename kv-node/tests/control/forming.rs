@@ -125,6 +125,24 @@ fn crashes_while_forming_are_continued_without_double_ids() {
 }
 
 #[test]
+fn a_joiner_that_died_before_it_was_admitted_resumes_without_flags() {
+    run(async {
+        let world = World::new();
+        let spec = Spec::joiner(2);
+        let joiner = world.start(&spec).await;
+        let unanswered = |s: &Standing| s.to_string() == "joining: n1:7400 does not answer: connection refused";
+        until_standing(&joiner, "an unanswered report", unanswered).await;
+        world.stop(&spec, joiner).await;
+        let founder = world.start(&Spec::founder(1, 2)).await;
+        let resumed = Spec { entrance: kv_node::control::Entrance::Resume, ..spec.rebooted() };
+        let joiner = world.start(&resumed).await;
+        for control in [&founder, &joiner] {
+            until_state(control, "formed", |state| state.layout.is_some()).await;
+        }
+    });
+}
+
+#[test]
 fn who_joins_a_formed_cluster_is_a_spare_and_three_vote() {
     run(async {
         let world = World::new();
