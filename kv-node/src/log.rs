@@ -26,7 +26,7 @@ pub(crate) enum LogError {
 /// If the filter or the directory cannot be used.
 pub(crate) fn start(settings: &LogSettings) -> Result<(), LogError> {
     let filter =
-        EnvFilter::try_new(settings.filter.as_deref().unwrap_or("info,openraft=warn,fjall=warn,lsm_tree=warn"))?;
+        EnvFilter::try_new(settings.filter.as_deref().unwrap_or("info,openraft=error,fjall=warn,lsm_tree=warn"))?;
     match &settings.dir {
         Some(dir) => {
             let files = RollingFileAppender::builder()

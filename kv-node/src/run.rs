@@ -277,7 +277,7 @@ fn control_config(
         weight: member.as_ref().map(|member| member.weight).or(settings.weight).unwrap_or(1.0),
         version: crate::BUILD.to_owned(),
         incarnation: opened.incarnation,
-        replaces: None,
+        replaces: settings.replaces,
         cluster: settings.cluster.clone(),
         liveness: Arc::clone(liveness),
         clock: Arc::new(move || clock.now().mono),
@@ -391,9 +391,27 @@ async fn live(
                     let agreed = Arc::clone(&state.borrow_and_update());
                     hand_over(&shared, &engine, &agreed, &members).await;
                 }
-                // The control plane has stopped; puts and gets go on.
-                Err(_) => std::future::pending().await,
+                Err(_) => break Err(RunError::System("the control plane ended".into())),
             },
+            changed = standing.changed() => {
+                let current = standing.borrow_and_update().clone();
+                tracing::info!(standing = %current, "how the node stands");
+                match (changed, current) {
+                    (Err(_), _) => break Err(RunError::System("the control plane ended".into())),
+                    (Ok(()), Standing::Refused(refusal)) if refusal.kind == RefusalKind::RolledBack => {
+                        break Ok(End::RolledBack(refusal.message));
+                    }
+                    (Ok(()), Standing::Refused(refusal)) => break Err(RunError::Refused(refusal)),
+                    // Without the control plane puts and gets go on with the layout that is known.
+                    (Ok(()), Standing::Failed { reason }) => shared.event(NewEvent {
+                        severity: Severity::Error,
+                        kind: "control-failed",
+                        message: format!("the control plane has stopped: {reason}; restart the node"),
+                        undo: String::new(),
+                    }),
+                    (Ok(()), _) => {}
+                }
+            }
             event = happened.recv() => match event {
                 Some(event) => shared.event(event.into()),
                 None => break Err(RunError::System("the engine has stopped".into())),

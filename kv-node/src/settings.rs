@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use kv_core::config::ClusterConfig;
 use kv_core::ring::{PARTITIONS_MAX, WEIGHT_MAX, WEIGHT_MIN};
+use kv_core::types::StoreId;
 use kv_proto::peer::{check_address, check_name};
 use serde::Deserialize;
 
@@ -72,6 +73,10 @@ pub struct Flags {
     #[arg(long, env = "KV_JOIN", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
 
+    /// Takes the place of the member of the same --name whose store was lost: the id of that store, as `node show` tells.
+    #[arg(long, env = "KV_REPLACES", value_name = "STORE")]
+    pub replaces: Option<String>,
+
     /// Memory for decoded hot records, in MiB [default: 64].
     #[arg(long, env = "KV_HOT_MIB", value_name = "MIB")]
     pub hot_mib: Option<u32>,
@@ -125,6 +130,8 @@ pub struct Settings {
     pub weight: Option<f64>,
     /// How it comes to its cluster, if that was said.
     pub entrance: Option<Entrance>,
+    /// The lost store whose place the node takes.
+    pub replaces: Option<StoreId>,
     /// The settings on which all nodes agree.
     pub cluster: ClusterConfig,
     /// Bytes of the hot tier.
@@ -261,6 +268,12 @@ impl Settings {
                 ));
             }
         }
+        let replaces = flags.replaces.map(|store| {
+            u64::from_str_radix(&store, 16).map(StoreId).map_err(|error| {
+                value("replaces", format!("{store:?} is not a store id ({error}); such as 29d9293300c5dfbb"))
+            })
+        });
+        let replaces = replaces.transpose()?;
         let data_dir = match flags.data_dir {
             Some(dir) => dir,
             None => directories::ProjectDirs::from("", "", "kv")
@@ -277,6 +290,7 @@ impl Settings {
             zone: flags.zone,
             weight: flags.weight,
             entrance,
+            replaces,
             cluster: ClusterConfig::default(),
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
@@ -313,6 +327,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         copies: first.copies.or(second.copies),
         partitions: first.partitions.or(second.partitions),
         join: first.join.or(second.join),
+        replaces: first.replaces.or(second.replaces),
         hot_mib: first.hot_mib.or(second.hot_mib),
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),

@@ -74,7 +74,7 @@ impl ClusterState {
                     RefusalKind::Exists,
                     format!(
                         "the name {} belongs to {node} at {} with store {held}; choose another name, or, if that \
-                         store is lost for good, say that this node replaces it ({held})",
+                         store is lost for good, start this node with --replaces {held}",
                         arrival.name, member.address
                     ),
                 ));

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use kv_core::message::Message;
-use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX};
+use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
 use tokio::sync::{Notify, mpsc};
 
 /// Bytes that may be queued for a peer. One that takes less than it is sent loses its session, and comes back.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What a frame adds to its messages at the most.
+const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
 
 /// The sending end of a session. Clones share it.
 #[derive(Clone, Debug)]
@@ -47,6 +50,17 @@ impl Outbox {
             return;
         }
         let bytes = Bytes::from(message.encode());
+        if bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX {
+            // It would end the session at the other side, and again each time that it is repeated. A record gets that
+            // large only by many concurrent writes of large values, which the next put with a context resolves.
+            tracing::error!(
+                bytes = bytes.len(),
+                limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX,
+                "a message to a peer is too large and is not sent; read the keys with many concurrent values and put \
+                 them with their contexts"
+            );
+            return;
+        }
         let queued = self.shared.bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
         if queued > QUEUED_BYTES_MAX {
             self.shared.overflown.store(true, Ordering::Relaxed);

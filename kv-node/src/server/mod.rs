@@ -130,10 +130,11 @@ pub fn routes<H: Health>(
     shared: &Arc<Shared>,
     health: HealthServer<H>,
 ) -> Result<Routes, tonic_reflection::server::Error> {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let key_value = KeyValueServer::new(key_value::Service(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -146,7 +147,9 @@ pub fn routes<H: Health>(
     let router = Routes::new(key_value)
         .add_service(cluster)
         .add_service(peer)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // Several clients, those of Python among them, still ask for the older version.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(health)
         .into_axum_router()
         .merge(metrics::router(Arc::clone(shared)));

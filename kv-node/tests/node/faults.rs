@@ -97,6 +97,26 @@ async fn a_wiped_node_is_refilled_before_it_answers() {
 }
 
 #[tokio::test]
+async fn a_node_takes_the_place_of_a_lost_one() {
+    let (mut world, client) = World::cluster(3).await;
+    for index in 0..100 {
+        put(&client, &format!("k{index}"), "v").await;
+    }
+    world.wait_until_idle(&client).await;
+    let lost = reports(&client).await[1].store_id;
+    world.nodes[1].kill();
+    world.nodes.remove(1);
+    std::fs::remove_dir_all(world.dir("n2")).unwrap();
+    let first = world.nodes[0].address.clone();
+    world.add("n2", &["--join", &first, "--replaces", &format!("{lost:016x}")]);
+    world.wait_until_all_up(&client).await;
+    world.wait_until_idle(&client).await;
+    let reports = reports(&client).await;
+    assert!(reports.iter().all(|node| node.keys == 100 && node.partitions_held == 32));
+    assert!(reports.iter().all(|node| node.store_id != lost));
+}
+
+#[tokio::test]
 async fn a_late_arrival_is_a_spare_that_passes_requests_on() {
     let (mut world, client) = World::cluster(3).await;
     put(&client, "k", "v").await;

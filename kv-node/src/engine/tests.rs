@@ -1,0 +1,164 @@
+//! A disk that stalls or fails, under a running engine.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex};
+
+use bytes::Bytes;
+use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::error::{Kind, StorageError};
+use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request, Response};
+use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
+use kv_core::storage::{Batch, Committer, MemoryCommitter, MemoryReader, MemoryStore, Stats};
+use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, RequestId, Seq, StoreId};
+use tokio::sync::mpsc;
+
+use super::{Command, Engine, EngineConfig};
+use crate::clock::Clock;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    Works,
+    Stalls,
+    Fails,
+}
+
+/// What the disk does, and a signal when that changes.
+type Switch = Arc<(Mutex<Disk>, Condvar)>;
+
+struct Unreliable {
+    inner: MemoryCommitter,
+    disk: Switch,
+}
+
+impl Committer for Unreliable {
+    fn commit(&mut self, batches: &[Batch], through: Seq) -> Result<(), StorageError> {
+        let guard = self.disk.0.lock().unwrap();
+        let disk = *self.disk.1.wait_while(guard, |disk| *disk == Disk::Stalls).unwrap();
+        if disk == Disk::Fails {
+            return Err(StorageError::Full { path: "test".to_owned() });
+        }
+        self.inner.commit(batches, through)
+    }
+
+    fn bind(&mut self, cluster: ClusterId, seed: HashSeed) -> Result<(), StorageError> {
+        self.inner.bind(cluster, seed)
+    }
+
+    fn stats(&self) -> &Stats {
+        self.inner.stats()
+    }
+}
+
+async fn engine() -> (Engine, Switch, MemoryReader) {
+    let (opened, reader, inner) = MemoryStore::open(StoreId(7), 1);
+    let disk: Switch = Arc::new((Mutex::new(Disk::Works), Condvar::new()));
+    let (events, _) = mpsc::unbounded_channel();
+    let engine = Engine::start(EngineConfig {
+        node: NodeConfig::new(NodeId(1)),
+        cluster: ClusterConfig::default(),
+        incarnation: opened.incarnation,
+        reader: reader.clone(),
+        committer: Unreliable { inner, disk: Arc::clone(&disk) },
+        clock: Clock::start(),
+        events,
+    })
+    .unwrap();
+    let member = Member { name: "n1".into(), zone: "a".into(), weight: 1.0, store: StoreId(7), spare: false };
+    let layout = first_layout(FirstLayout {
+        cluster: ClusterId(1),
+        seed: HashSeed(1),
+        epoch: FIRST_EPOCH,
+        copies: 1,
+        partitions: 8,
+        members: BTreeMap::from([(NodeId(1), member)]),
+    });
+    engine.tell(Command::Layout(Arc::new(layout.unwrap()))).await;
+    engine.tell(Command::Keyspaces(vec![Keyspace::initial()])).await;
+    while engine.report().await.is_none_or(|report| report.status.epoch == Epoch(0)) {
+        tokio::task::yield_now().await;
+    }
+    (engine, disk, reader)
+}
+
+fn turn(disk: &Switch, to: Disk) {
+    *disk.0.lock().unwrap() = to;
+    disk.1.notify_all();
+}
+
+async fn ask(engine: &Engine, key: &str, operation: Operation) -> Outcome {
+    let request = KeyRequest {
+        keyspace: KeyspaceId(0),
+        key: Bytes::from(key.to_owned()),
+        epoch: Epoch(0),
+        consistency: Consistency::default(),
+        operation,
+    };
+    engine.request(Request::Key(request), None).await
+}
+
+async fn put(engine: &Engine, key: &str) -> Outcome {
+    let request = RequestId { client: 1, sequence: key.len() as u64 };
+    let value = Some(Bytes::from_static(b"v"));
+    ask(engine, key, Operation::Write { request, value, context: None, ttl: None }).await
+}
+
+async fn holds(engine: &Engine, key: &str) -> bool {
+    match ask(engine, key, Operation::Get).await.unwrap() {
+        Response::Got { values, .. } => !values.is_empty(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_disk_holds_only_what_depends_on_it() {
+    let (engine, disk, _) = engine().await;
+    put(&engine, "before").await.unwrap();
+    turn(&disk, Disk::Stalls);
+    let waiting = tokio::spawn({
+        let engine = engine.clone();
+        async move { put(&engine, "waits").await }
+    });
+    while engine.report().await.unwrap().status.unsynced_batches == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Other keys are served, and the one that waits is neither acknowledged nor shown.
+    assert!(holds(&engine, "before").await);
+    assert!(!holds(&engine, "never written").await);
+    let shown = tokio::spawn({
+        let engine = engine.clone();
+        async move { holds(&engine, "waits").await }
+    });
+    assert!(holds(&engine, "before").await);
+    assert!(!waiting.is_finished() && !shown.is_finished(), "nothing undurable is acknowledged or shown");
+    turn(&disk, Disk::Works);
+    waiting.await.unwrap().unwrap();
+    assert!(shown.await.unwrap());
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_commit_stops_the_engine_and_says_why() {
+    let (engine, disk, _) = engine().await;
+    put(&engine, "before").await.unwrap();
+    turn(&disk, Disk::Fails);
+    let error = put(&engine, "lost").await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unknown, "{error}");
+    let error = ask(&engine, "before", Operation::Get).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Poisoned, "{error}");
+    assert!(error.message.contains("full"), "{error}");
+    assert!(engine.report().await.unwrap().poisoned.is_some());
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_makes_everything_durable() {
+    let (engine, _, reader) = engine().await;
+    for index in 0..100 {
+        put(&engine, &format!("k{index}")).await.unwrap();
+    }
+    engine.stop().await;
+    let error = put(&engine, "late").await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    let stored = kv_core::storage::recount(&reader).unwrap();
+    assert_eq!(stored.stats.total(kv_core::storage::Space::Owned).keys, 100);
+}
