@@ -22,6 +22,7 @@ use cli::{Cli, Exec, LocalAction, Program, Reach};
 use command::{Command, Line};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
+pub use local::NODE_MODE;
 use output::Format;
 
 /// The pause before a waiting command tries to connect again.

@@ -19,6 +19,9 @@ impl Node {
         let is_member = |layout: &Layout| layout.members.get(&self.config.node).is_some_and(|me| me.store == store);
         if layout.epoch == FIRST_EPOCH && is_member(&layout) {
             self.original = Some(store);
+        }
+        if self.original == Some(store) {
+            // With every layout, so that no disk can keep a later one and lose this.
             self.persist_meta(bytes::Bytes::from_static(meta::ORIGINAL), meta::encode(&store));
         }
         self.newest = layout.epoch;

@@ -19,6 +19,9 @@ fn seeds_that_once_failed() {
         121_097,
         // Not a defect of the core: the disk that was lost had held an attempt that was never acknowledged.
         122_540,
+        // A crash kept a later layout and lost the first one, and with it that the store was there from the start: with
+        // one copy, its partitions stayed closed.
+        220_291,
     ];
     for seed in seeds {
         if let Some(failure) = run_seed(seed, false).failure {

@@ -21,6 +21,7 @@ use crate::output::{Human, Item, Printer, Sink};
 use crate::paths::Paths;
 use crate::run::execute;
 use process::Identity;
+pub use process::NODE_MODE;
 use state::{LocalNode, State};
 
 /// How long a node may take to stop before it is killed; nothing acknowledged is lost by that.

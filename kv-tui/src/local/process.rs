@@ -14,7 +14,7 @@ use super::state::{LocalNode, State};
 use crate::error::CommandError;
 
 /// The first argument that makes this program a node.
-pub(crate) const NODE_MODE: &str = "run-node";
+pub const NODE_MODE: &str = "run-node";
 
 /// A process. Numbers are used again, so the start time belongs to the identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +90,12 @@ pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child
     let errors = log.try_clone().map_err(|error| CommandError::file("write", &shown, &error))?;
     let program = std::env::current_exe()
         .map_err(|error| CommandError::failed(format!("this program does not know its own path: {error}")))?;
-    Command::new(&program)
+    let mut command = Command::new(&program);
+    // Settings of a single node that the user runs beside it; the flags below decide.
+    for variable in ["KV_ADVERTISE", "KV_BOOTSTRAP", "KV_CONFIG", "KV_EXPECT", "KV_JOIN", "KV_ZONE"] {
+        command.env_remove(variable);
+    }
+    command
         .args(arguments(state, index, cluster))
         .stdin(Stdio::null())
         .stdout(log)

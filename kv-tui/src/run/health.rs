@@ -195,3 +195,179 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kv_core::config::{ClusterConfig, Keyspace};
+    use kv_core::error::RequestError;
+    use kv_core::ring::{Entry, Layout, Member, Owner};
+    use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, PartitionId, StoreId};
+    use kv_proto::client::NodeReport;
+    use kv_proto::describe::{Description, MemberView};
+
+    use super::*;
+
+    /// Four partitions on three nodes, each with all of its keys, nothing pending.
+    fn picture() -> Picture {
+        let member = |id: u64| Member {
+            name: format!("n{id}"),
+            zone: "a".to_owned(),
+            weight: 1.0,
+            store: StoreId(id),
+            spare: false,
+        };
+        let owners =
+            |first: u64| (0..3).map(|place| Owner { node: NodeId((first + place) % 3 + 1), since: Epoch(1) }).collect();
+        let layout = Layout {
+            cluster: ClusterId(1),
+            seed: HashSeed(1),
+            epoch: Epoch(3),
+            copies: 3,
+            members: (1..=3).map(|id| (NodeId(id), member(id))).collect(),
+            partitions: (0..4).map(|first| Entry { changed: Epoch(1), owners: owners(first) }).collect(),
+        };
+        let view = |id: u64| MemberView {
+            id: NodeId(id),
+            member: member(id),
+            address: format!("127.0.0.1:{id}"),
+            state: v1::MemberState::Up,
+        };
+        let figures = |partition: u32| v1::PartitionFigures {
+            partition,
+            synced: true,
+            keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 10 + u64::from(partition), bytes: 1 }],
+            merkle_root: 0,
+        };
+        let report = |id: u64| NodeReport {
+            node: NodeId(id),
+            address: format!("127.0.0.1:{id}"),
+            snapshot: Ok(Box::new(v1::NodeSnapshot {
+                node: id,
+                name: format!("n{id}"),
+                state: v1::MemberState::Up.into(),
+                layout_epoch: 3,
+                partitions: (0..4).map(figures).collect(),
+                ..Default::default()
+            })),
+            events: Vec::new(),
+        };
+        Picture {
+            description: Arc::new(Description {
+                cluster: Some(ClusterId(1)),
+                seed: HashSeed(1),
+                layout: Some(Arc::new(layout)),
+                members: (1..=3).map(view).collect(),
+                keyspaces: vec![Keyspace::initial()],
+                limits: ClusterConfig::default(),
+                forming: None,
+                node: NodeId(1),
+                node_name: "n1".to_owned(),
+                build: String::new(),
+                leader: None,
+                voters: Vec::new(),
+            }),
+            reports: (1..=3).map(report).collect(),
+        }
+    }
+
+    fn lose(picture: &mut Picture, index: usize) {
+        picture.reports[index].snapshot = Err(RequestError::unavailable("connection refused"));
+    }
+
+    fn snapshot(picture: &mut Picture, index: usize) -> &mut v1::NodeSnapshot {
+        picture.reports[index].snapshot.as_mut().expect("told")
+    }
+
+    fn check(change: impl FnOnce(&mut Picture), expected: &str) {
+        let mut picture = picture();
+        change(&mut picture);
+        let health = Health::of(&picture);
+        let reasons: Vec<&str> = health.reasons.iter().map(|reason| reason.what.as_str()).collect();
+        let told = format!(
+            "{}{}{}: {}",
+            health.word.text(),
+            if health.ready { " ready" } else { "" },
+            if health.idle { " idle" } else { "" },
+            reasons.join("; ")
+        );
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn every_word_has_its_reasons() {
+        check(|_| {}, "healthy ready idle: ");
+        check(
+            |picture| snapshot(picture, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
+            "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",
+        );
+        check(
+            |picture| snapshot(picture, 2).layout_epoch = 2,
+            "settling ready idle: n3 acts on layout 2, the newest is 3",
+        );
+        check(|picture| lose(picture, 1), "degraded ready: n2 is not in reach (connection refused)");
+        check(
+            |picture| {
+                lose(picture, 1);
+                lose(picture, 2);
+            },
+            "unavailable: n2 is not in reach (connection refused); n3 is not in reach (connection refused); \
+             4 of 4 partitions have too few owners in reach for R or W",
+        );
+        check(
+            |picture| snapshot(picture, 0).poisoned = "fsync failed".to_owned(),
+            "degraded ready: n1 has stopped serving: fsync failed",
+        );
+        check(
+            |picture| snapshot(picture, 0).partitions[2].synced = false,
+            "degraded ready idle: 1 copies of partitions are being refilled",
+        );
+        check(
+            |picture| {
+                snapshot(picture, 0).peers.push(v1::PeerOpinion {
+                    node: 2,
+                    state: v1::MemberState::Down.into(),
+                    reason: "no heartbeat".to_owned(),
+                    ..Default::default()
+                });
+            },
+            "degraded ready idle: n1 takes n2 to be down: no heartbeat",
+        );
+        check(|picture| Arc::make_mut(&mut picture.description).keyspaces[0].w = 3, "healthy ready idle: ");
+        check(
+            |picture| {
+                let description = Arc::make_mut(&mut picture.description);
+                description.layout = None;
+                description.forming = Some((2, 3));
+            },
+            "forming idle: 2 of 3 members have reported",
+        );
+    }
+
+    #[test]
+    fn keys_are_counted_at_the_first_complete_owner() {
+        let mut picture = picture();
+        let layout = picture.description.layout.clone().expect("formed");
+        let keyspace = KeyspaceId(0);
+        assert_eq!(picture.count(&layout, keyspace), Ok(10 + 11 + 12 + 13));
+        assert_eq!(picture.count(&layout, KeyspaceId(9)), Ok(0));
+        // Partition 1 belongs to n2 first, whose copy is not complete; n3 holds another number.
+        snapshot(&mut picture, 1).partitions[1].synced = false;
+        snapshot(&mut picture, 2).partitions[1].keyspaces[0].keys = 100;
+        assert_eq!(picture.count(&layout, keyspace), Ok(10 + 100 + 12 + 13));
+        lose(&mut picture, 0);
+        lose(&mut picture, 2);
+        assert_eq!(picture.count(&layout, keyspace), Err(PartitionId(1)));
+    }
+
+    #[test]
+    fn shares_add_up() {
+        let shares = picture().shares();
+        assert_eq!(shares.values().map(|share| share.partitions).sum::<u64>(), 12);
+        assert_eq!(shares.values().map(|share| share.primary).sum::<u64>(), 4);
+        let owned: f64 = shares.values().map(|share| share.ownership).sum();
+        let fair: f64 = shares.values().map(|share| share.fair).sum();
+        assert!((owned - 1.0).abs() < 1e-5 && (fair - 1.0).abs() < 1e-5, "{shares:?}");
+    }
+}

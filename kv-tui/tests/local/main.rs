@@ -1,0 +1,137 @@
+//! Real node processes on this machine: started, filled, killed, restarted, stopped, destroyed.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_proto::client::{Client, How, Options, Retry, Write};
+use serde_json::{Value, json};
+use support::{Local, kill};
+use tokio::task::JoinSet;
+
+const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/packages.ndjson.gz");
+
+/// The records of the catalogue.
+fn catalogue() -> Vec<(Bytes, Bytes)> {
+    let file = std::fs::File::open(CATALOGUE).expect("the catalogue");
+    let lines = BufReader::new(flate2::read::GzDecoder::new(file)).lines();
+    let text = |value: &Value| Bytes::from(value.as_str().expect("text").to_owned());
+    lines
+        .map(|line| {
+            let record: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+            (text(&record["key"]), text(&record["value"]))
+        })
+        .collect()
+}
+
+#[test]
+fn a_local_cluster_lives_and_keeps_its_data() {
+    let local = Local::new();
+    assert_eq!(local.exec(&["status"]).code, 5, "nothing runs yet");
+    let started = local.run(&["local", "start", "--nodes", "3", "--output", "json"]).ok().json();
+    assert_eq!(started.len(), 3);
+    local.exec(&["put", "k", "v"]).ok();
+    assert_eq!(local.exec(&["get", "k"]).ok().one()["versions"][0]["value"], json!("v"));
+    assert_eq!(local.start(), started, "a second start finds the same processes");
+    assert_eq!(local.run(&["local", "start", "--nodes", "5"]).code, 2);
+
+    let imported = local.exec(&["import", CATALOGUE]).ok().one();
+    assert_eq!(imported["imported"], json!(20_000));
+    local.exec(&["wait", "idle", "--timeout", "120s"]).ok();
+    let nodes = local.exec(&["node", "ls"]).ok().json();
+    let sum = |field: &str| nodes.iter().map(|node| node[field].as_u64().expect("a number")).sum::<u64>();
+    assert_eq!((sum("keys"), sum("keys_primary"), sum("primary")), (3 * 20_001, 20_001, 256));
+    assert_eq!(local.exec(&["count"]).ok().one()["keys"], json!(20_001));
+
+    let stopped = local.run(&["local", "stop", "--output", "json"]).ok().json();
+    assert!(stopped.iter().all(|node| node["state"] == json!("stopped") && node["pid"] == Value::Null));
+    assert_eq!(local.exec(&["get", "k"]).code, 5);
+    let addresses = |nodes: &[Value]| nodes.iter().map(|node| node["address"].clone()).collect::<Vec<_>>();
+    assert_eq!(addresses(&local.start()), addresses(&started), "ports are kept");
+    assert_eq!(local.exec(&["count"]).ok().one()["keys"], json!(20_001));
+    assert_eq!(local.run(&["local", "destroy"]).code, 6);
+    local.run(&["local", "destroy", "--yes"]).ok();
+    assert_eq!(local.run(&["local", "status"]).code, 3);
+}
+
+#[test]
+fn a_single_node_is_a_complete_store() {
+    let local = Local::new();
+    local.run(&["local", "start", "--nodes", "1"]).ok();
+    local.exec(&["put", "k", "v", "--ttl", "1h"]).ok();
+    let got = local.exec(&["get", "k", "-c", "all"]).ok().one();
+    assert!(got["versions"][0]["expires"].is_string(), "{got}");
+    local.exec(&["wait", "healthy"]).ok();
+    local.exec(&["del", "k"]).ok();
+    assert_eq!(local.exec(&["get", "k"]).code, 3);
+    assert_eq!(local.exec(&["scan"]).ok().out, "");
+}
+
+/// Writes the catalogue until `stop`; gives what was acknowledged.
+async fn write_all(
+    client: Client,
+    records: Arc<Vec<(Bytes, Bytes)>>,
+    acknowledged: Arc<Mutex<BTreeMap<Bytes, Bytes>>>,
+) {
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut writers = JoinSet::new();
+    for _ in 0..64 {
+        let (client, records) = (client.clone(), Arc::clone(&records));
+        let (next, acknowledged) = (Arc::clone(&next), Arc::clone(&acknowledged));
+        writers.spawn(async move {
+            while let Some((key, value)) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if client.put(&How::default(), key, value, &Write::default()).await.is_ok() {
+                    acknowledged.lock().expect("lock").insert(key.clone(), value.clone());
+                }
+            }
+        });
+    }
+    while writers.join_next().await.is_some() {}
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_death_of_all_nodes_at_once() {
+    let local = Local::new();
+    local.start();
+    let (addresses, pids) = (local.addresses(), local.pids());
+    assert_eq!(pids.len(), 3);
+    let records = Arc::new(catalogue());
+    let acknowledged: Arc<Mutex<BTreeMap<Bytes, Bytes>>> = Arc::default();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    // Nothing is repeated: after the crash the writers run through what is left, and fail at once.
+    let options = Options { retry: Retry::Never, ..Options::default() };
+    let client = runtime.block_on(Client::connect(&addresses, options)).expect("connected");
+    let writing = runtime.spawn(write_all(client, Arc::clone(&records), Arc::clone(&acknowledged)));
+    while acknowledged.lock().expect("lock").len() < 5000 {
+        std::thread::yield_now();
+    }
+    kill(&pids);
+    runtime.block_on(writing).expect("the writers end");
+    let acknowledged = acknowledged.lock().expect("lock").clone();
+    assert!(acknowledged.len() < records.len(), "the nodes died in the middle");
+
+    local.start();
+    let client = runtime.block_on(Client::connect(&addresses, Options::default())).expect("connected");
+    let how = How { timeout: Some(Duration::from_secs(30)), ..How::default() };
+    runtime.block_on(async {
+        for (key, value) in &acknowledged {
+            let got = client.get(&how, key).await.expect("readable");
+            let values: Vec<&Bytes> = got.values.iter().map(|version| &version.value).collect();
+            assert_eq!(values, [value], "{key:?}");
+        }
+    });
+
+    // The interrupted import is simply done again.
+    let imported = local.exec(&["import", CATALOGUE]).ok().one();
+    assert_eq!(imported["imported"], json!(20_000));
+    local.exec(&["wait", "idle", "--timeout", "120s"]).ok();
+    let nodes = local.exec(&["node", "ls"]).ok().json();
+    let keys: u64 = nodes.iter().map(|node| node["keys"].as_u64().expect("a number")).sum();
+    assert_eq!(keys, 3 * 20_000);
+}

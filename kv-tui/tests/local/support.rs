@@ -1,0 +1,96 @@
+//! A local cluster of real processes in a folder of its own, stopped and deleted with the test.
+
+use std::process::{Command, Output};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What one run of the program did.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) errors: String,
+}
+
+impl Ran {
+    /// The lines of standard output as JSON.
+    pub(crate) fn json(&self) -> Vec<Value> {
+        let line = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line} {}", self.errors));
+        self.out.lines().map(line).collect()
+    }
+
+    /// The one line of standard output as JSON.
+    pub(crate) fn one(&self) -> Value {
+        let mut lines = self.json();
+        assert_eq!(lines.len(), 1, "{}{}", self.out, self.errors);
+        lines.remove(0)
+    }
+
+    /// This run, which must have succeeded.
+    pub(crate) fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.errors);
+        self
+    }
+}
+
+/// The folder of a local cluster.
+pub(crate) struct Local {
+    folder: TempDir,
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // Where a test has failed, its nodes must not outlive it.
+        drop(self.run(&["local", "destroy", "--yes"]));
+    }
+}
+
+impl Local {
+    pub(crate) fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
+            .args(arguments)
+            .env_remove("KV_CONNECT")
+            .env("KV_LOCAL_DIR", self.folder.path())
+            .output()
+            .expect("the program runs");
+        Ran {
+            code: status.code().expect("an exit code"),
+            out: String::from_utf8_lossy(&stdout).into_owned(),
+            errors: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
+    pub(crate) fn start(&self) -> Vec<Value> {
+        self.run(&["local", "start", "--output", "json"]).ok().json()
+    }
+
+    pub(crate) fn exec(&self, arguments: &[&str]) -> Ran {
+        let mut all = vec!["exec", "--output", "json"];
+        all.extend(arguments);
+        self.run(&all)
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let nodes = self.run(&["local", "status", "--output", "json"]).ok().json();
+        nodes.iter().map(|node| node["address"].as_str().expect("an address").to_owned()).collect()
+    }
+
+    /// The processes of the nodes that run.
+    pub(crate) fn pids(&self) -> Vec<Pid> {
+        let nodes = self.run(&["local", "status", "--output", "json"]).ok().json();
+        let numbers = nodes.iter().filter_map(|node| node["pid"].as_i64());
+        numbers.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw)).collect()
+    }
+}
+
+/// Ends nodes as a crash would.
+pub(crate) fn kill(pids: &[Pid]) {
+    for pid in pids {
+        kill_process(*pid, Signal::KILL).expect("killed");
+    }
+}
