@@ -88,10 +88,10 @@ impl Description {
         })
     }
 
-    /// The member of this name, or with this number written as `n7` or `7`.
+    /// The member of this name, or else with this number.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&MemberView> {
-        let number = name.strip_prefix('n').unwrap_or(name).parse().ok().map(NodeId);
+        let number = name.parse().ok().map(NodeId);
         let by_name = self.members.iter().find(|view| view.member.name == name);
         by_name.or_else(|| self.members.iter().find(|view| Some(view.id) == number))
     }

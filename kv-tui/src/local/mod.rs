@@ -15,11 +15,10 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::{LocalAction, Place};
-use crate::command::{Command, Line, Until, WaitArgs};
 use crate::error::{Class, CommandError};
 use crate::output::{Human, Item, Printer, Sink};
 use crate::paths::Paths;
-use crate::run::execute;
+use crate::run::wait::all_serve;
 use process::Identity;
 pub use process::NODE_MODE;
 use state::{LocalNode, State};
@@ -126,8 +125,6 @@ async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
 async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder: &Path) -> Result<(), CommandError> {
     let deadline = Instant::now() + START_TIMEOUT;
     let addresses = state.addresses();
-    let args = WaitArgs { until: Until::Ready, timeout: LOOK_EVERY };
-    let line = Line { output: None, yes: false, command: Command::Wait(args) };
     loop {
         for (index, child) in started.iter_mut() {
             let name = &state.nodes[*index].name;
@@ -137,10 +134,7 @@ async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder:
             }
         }
         let ready = match Client::connect(&addresses, Options::default()).await {
-            Ok(client) => {
-                let mut nowhere = Printer::new(crate::output::Format::Raw, io::sink(), io::sink());
-                execute(&line, &client, &mut nowhere).await
-            }
+            Ok(client) => all_serve(&client).await,
             Err(error) => Err(error.into()),
         };
         match ready {

@@ -129,7 +129,7 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
     let json = json!({
         "schema": 1,
         "name": name,
-        "id": member.id.to_string(),
+        "id": member.id.0.to_string(),
         "address": member.address,
         "zone": member.member.zone,
         "state": state,

@@ -12,7 +12,7 @@ mod keys;
 mod ndjson;
 pub mod picture;
 mod stream;
-mod wait;
+pub(crate) mod wait;
 
 use kv_core::message::{Consistency, Level};
 use kv_proto::client::{Client, How};

@@ -45,10 +45,10 @@ impl Picture {
         self.reports.iter().filter_map(|report| report.snapshot.as_deref().ok())
     }
 
-    /// Whether a member serves: it tells its figures and its store works.
+    /// Whether a member serves: it tells its figures, acts on a layout, and its store works.
     #[must_use]
     pub fn serves(&self, node: NodeId) -> bool {
-        self.snapshot(node).is_some_and(|snapshot| snapshot.poisoned.is_empty())
+        self.snapshot(node).is_some_and(|snapshot| snapshot.layout_epoch > 0 && snapshot.poisoned.is_empty())
     }
 
     /// How a member is: by its own account, or else by what the others think of it.

@@ -15,6 +15,20 @@ use crate::output::Sink;
 /// How often the members are asked.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
+/// Whether every member serves.
+///
+/// # Errors
+/// Why not, or that no node is in reach.
+pub(crate) async fn all_serve(client: &Client) -> Result<(), CommandError> {
+    let picture = Picture::take(client, false).await?;
+    let health = Health::of(&picture);
+    if health.ready && picture.description.members.iter().all(|member| picture.serves(member.id)) {
+        return Ok(());
+    }
+    let reasons: Vec<String> = health.reasons.into_iter().map(|reason| reason.what).collect();
+    Err(CommandError::new(Class::Unavailable, reasons.join("; ")))
+}
+
 pub(super) async fn wait(args: WaitArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let deadline = Instant::now() + args.timeout;
     loop {
