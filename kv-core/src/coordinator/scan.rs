@@ -26,6 +26,8 @@ pub(super) struct ScanOp {
     /// Nodes that failed; they are not asked again.
     avoid: BTreeSet<NodeId>,
     failures: Vec<String>,
+    /// Counts how often the scan was started.
+    attempt: u32,
 }
 
 impl Node {
@@ -47,6 +49,7 @@ impl Node {
             answers: Vec::new(),
             avoid: BTreeSet::new(),
             failures: Vec::new(),
+            attempt: 0,
         };
         let op = self.open_op(origin, deadline, OpState::Scan(scan));
         self.restart_scan(op);
@@ -83,11 +86,17 @@ impl Node {
             }
         }
         let request = scan.request.clone();
-        if let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) {
-            scan.waiting = asked.keys().copied().collect();
-            scan.answers.clear();
-        }
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
+        scan.waiting = asked.keys().copied().collect();
+        scan.answers.clear();
+        scan.attempt += 1;
+        let attempt = scan.attempt;
         for (node, partitions) in asked {
+            // This node may have refused its own slice at once, which starts the scan again: the rest is asked there.
+            let current = |op: &Op| matches!(&op.state, OpState::Scan(scan) if scan.attempt == attempt);
+            if !self.ops.get(&op).is_some_and(current) {
+                return;
+            }
             let slice = SliceQuery::Scan {
                 partitions,
                 keyspace: request.keyspace,
