@@ -209,6 +209,7 @@ impl World {
             ttl: false,
             end: None,
             dots: Vec::new(),
+            dots_before: 0,
         };
         let op = self.history.add_op(op);
         self.audit_asks(vec![(Ask::Write(op), machine)]);

@@ -68,6 +68,8 @@ pub(crate) struct WriteOp {
     pub(crate) end: Option<End>,
     /// The dots that carry it. More than one if it was repeated.
     pub(crate) dots: Vec<Dot>,
+    /// How many dots the key had before the operation began: none of these is its own.
+    pub(crate) dots_before: usize,
 }
 
 /// What is known of a dot on one key.
@@ -156,8 +158,9 @@ impl History {
         self.by_name.get(&(keyspace, bytes.clone())).copied()
     }
 
-    pub(crate) fn add_op(&mut self, op: WriteOp) -> OpId {
+    pub(crate) fn add_op(&mut self, mut op: WriteOp) -> OpId {
         let id = OpId(self.ops.len());
+        op.dots_before = self.dots_of_key[op.key.0].len();
         self.by_request.insert(op.request, id);
         self.ops.push(op);
         id
@@ -322,7 +325,7 @@ impl History {
         let key = self.ops[op.0].key;
         let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
         match &self.ops[op.0].dots[..] {
-            [] => self.dots_of_key[key.0].iter().filter(is_free).copied().collect(),
+            [] => self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().filter(is_free).copied().collect(),
             known => known.to_vec(),
         }
     }
@@ -333,7 +336,7 @@ impl History {
     pub(crate) fn claim_dot(&mut self, op: OpId, context: &Context) -> Option<Dot> {
         let key = self.ops[op.0].key;
         let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
-        let mut free = self.dots_of_key[key.0].iter().rev().filter(is_free);
+        let mut free = self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().rev().filter(is_free);
         let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next())?;
         let info = self.dots.get_mut(&(key, dot))?;
         info.ops.push(op);

@@ -207,7 +207,7 @@ impl World {
         self.clients[client].sequence += 1;
         let request = RequestId { client: client as u64 + 1, sequence: self.clients[client].sequence };
         let value = (!delete).then(|| self.history.next_value(padding));
-        let op = WriteOp { key, consistency, request, value, seen, ttl, end: None, dots: Vec::new() };
+        let op = WriteOp { key, consistency, request, value, seen, ttl, end: None, dots: Vec::new(), dots_before: 0 };
         Ask::Write(self.history.add_op(op))
     }
 
