@@ -299,7 +299,8 @@ impl History {
         }
         let info = DotInfo {
             ops: op.into_iter().collect(),
-            written: version.map_or(Hlc::default(), |version| version.written),
+            // A write exceeds every timestamp that its coordinator holds (rule A8); of an unseen one no more is known.
+            written: version.map_or_else(|| before.latest().next(), |version| version.written),
             expires: version.and_then(|version| version.expires),
             tombstone: version.is_some_and(|version| version.value.is_none()),
             replaced_by: Vec::new(),

@@ -24,7 +24,7 @@ fn seeds_that_once_failed() {
         220_291,
         // A scan whose own node refused its slice at once started again in the middle of its start, and mixed the two.
         305_948,
-        // Not a defect of the core: an acknowledgement claimed a dot that was older than its operation.
+        // Not a defect of the core: the history knew no timestamp of a dot that was replaced at once.
         316_921,
     ];
     for seed in seeds {
