@@ -30,7 +30,7 @@ fn a_name_that_is_taken_is_refused() {
         let _nodes = world.cluster(3).await;
         let twin = Spec { name: "n2".to_owned(), ..Spec::joiner(9) };
         let message = "the name n2 belongs to n2 at n2:7400 with store 00000000000003ea; choose another name, or, if \
-                       that store is lost for good, say that this node replaces it (00000000000003ea)";
+                       that store is lost for good, start this node with --replaces 00000000000003ea";
         // Numbers follow the order of arrival, so the second node to come has number 2.
         check_refused(&world, &twin, RefusalKind::Exists, message).await;
         let wrong = Spec { replaces: Some(StoreId(5)), ..Spec::joiner(8) };
