@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::dashboard::Look;
 use crate::output::Format;
 
 /// The kv store's terminal: scripting, the local cluster, and the state of any cluster.
@@ -16,6 +17,9 @@ pub(crate) struct Cli {
     /// Which cluster.
     #[command(flatten)]
     pub(crate) reach: Reach,
+    /// The dashboard, which opens without a program.
+    #[command(flatten)]
+    pub(crate) look: Look,
     #[command(subcommand)]
     pub(crate) program: Option<Program>,
 }

@@ -19,6 +19,7 @@ pub(crate) fn info(format: Format) -> Result<(), CommandError> {
         ("executable", Some(executable)),
         ("config", Some(paths.config.display().to_string())),
         ("data", Some(paths.data.display().to_string())),
+        ("history", Some(paths.data.join("history").display().to_string())),
         ("local_cluster", Some(local)),
         ("KV_CONNECT", variable("KV_CONNECT")),
         ("KV_LOCAL_DIR", variable("KV_LOCAL_DIR")),

@@ -2,6 +2,7 @@
 
 mod cli;
 pub mod command;
+pub mod dashboard;
 pub mod error;
 pub mod exec;
 mod info;
@@ -19,11 +20,11 @@ use kv_proto::client::{Client, Options};
 use tokio::time::{Instant, sleep};
 
 use cli::{Cli, Exec, LocalAction, Program, Reach};
-use command::{Command, Line};
+use command::{Command, Line, NodeCommand};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 pub use local::NODE_MODE;
-use output::Format;
+use output::{Format, Printer};
 
 /// The pause before a waiting command tries to connect again.
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
@@ -49,6 +50,40 @@ pub fn main() -> ExitCode {
 
 async fn run_program(cli: Cli) -> ExitCode {
     match cli.program {
+        None if !cli.look.once && dashboard::has_terminal() => {
+            let target = if cli.reach.connect.is_empty() { "local".to_owned() } else { cli.reach.connect.join(",") };
+            let addresses =
+                if cli.reach.connect.is_empty() { local::addresses() } else { Ok(cli.reach.connect.clone()) };
+            let done = match addresses {
+                Ok(addresses) => dashboard::run(target, addresses, cli.look).await,
+                Err(error) => Err(error),
+            };
+            done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
+        }
+        None if cli.look.once && !cli.look.json => {
+            let target = if cli.reach.connect.is_empty() { "local".to_owned() } else { cli.reach.connect.join(",") };
+            with_cluster(&cli.reach, Options::default(), Format::Table, async |client| {
+                let mut printer = Printer::new(Format::Table, std::io::stdout().lock(), std::io::stderr());
+                let done = dashboard::once::plain(target, cli.look.ascii, client, &mut printer).await;
+                done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
+            })
+            .await
+        }
+        None if cli.look.once => {
+            let settings = Settings { format: Format::Json, yes: false };
+            with_cluster(&cli.reach, Options::default(), Format::Json, async |client| {
+                for command in [Command::Status, Command::Node(NodeCommand::Ls)] {
+                    let line = Line { output: None, yes: false, command };
+                    let code = exec::one(&line, client, settings).await;
+                    if code != ExitCode::SUCCESS {
+                        return code;
+                    }
+                }
+                ExitCode::SUCCESS
+            })
+            .await
+        }
+        // Without a terminal there is no dashboard: the health in words, as a script would ask for it.
         None => {
             let line = Line { output: None, yes: false, command: Command::Status };
             with_cluster(&cli.reach, Options::default(), Format::Table, async |client| {

@@ -1,0 +1,115 @@
+//! What the dashboard is told, and what it asks for in return.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_core::types::NodeId;
+use kv_proto::client::Inspection;
+use kv_proto::describe::Description;
+use kv_proto::v1;
+
+use super::keymap::Key;
+
+/// Everything that can change the model.
+#[derive(Clone, Debug)]
+pub enum Msg {
+    /// The time, in microseconds since 1970-01-01T00:00:00Z. Told before each of the others, and once a second.
+    Clock(u64),
+    /// A key was pressed.
+    Key(Key),
+    /// Text was pasted.
+    Paste(String),
+    /// The terminal has this size, in columns and rows.
+    Resize(u16, u16),
+    /// The cluster tells something.
+    Feed(Feed),
+    /// The lines of the history of earlier runs, oldest first.
+    History(Vec<String>),
+    /// Something went wrong in the surroundings.
+    Notice(String),
+}
+
+/// What a source tells.
+#[derive(Clone, Debug)]
+pub enum Feed {
+    /// A connection stands, and this is what the members agree on.
+    Description(Arc<Description>),
+    /// No node is in reach; the next attempt is at `retry_us`.
+    Offline {
+        /// Why.
+        error: String,
+        /// When it is tried again, in microseconds since 1970.
+        retry_us: u64,
+    },
+    /// A member's figures.
+    Snapshot(NodeId, Box<v1::NodeSnapshot>),
+    /// A member does not tell its figures.
+    Lost(NodeId, String),
+    /// Something happened on a node.
+    Event(v1::Event),
+    /// A page of keys.
+    Keys {
+        /// Which question it answers.
+        generation: u64,
+        /// The keys, ascending, and where to go on.
+        result: Result<(Vec<Bytes>, Option<Bytes>), String>,
+    },
+    /// What the replicas of a key hold.
+    Inspected {
+        /// Which question it answers.
+        generation: u64,
+        /// The key.
+        key: Bytes,
+        /// What they hold.
+        result: Result<Box<Inspection>, String>,
+    },
+    /// Lines that a command printed.
+    Output(Vec<String>),
+    /// The command has ended.
+    Ended {
+        /// The exit code that `exec` would give.
+        code: u8,
+        /// Why it failed; empty: it did not.
+        error: String,
+    },
+}
+
+/// What is asked of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A page of keys behind `cursor`.
+    Browse {
+        /// Names the question.
+        generation: u64,
+        /// Only keys that start with it.
+        prefix: Bytes,
+        /// Where to go on; empty: from the first key.
+        cursor: Bytes,
+    },
+    /// What each replica of a key holds.
+    Inspect {
+        /// Names the question.
+        generation: u64,
+        /// The key.
+        key: Bytes,
+    },
+    /// Carry out a line of the command language.
+    Run(String),
+    /// End the command that runs.
+    Cancel,
+}
+
+/// What the runtime is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask the source.
+    Ask(Ask),
+    /// Keep a line of the history.
+    Remember(String),
+    /// Draw every cell again.
+    Redraw,
+    /// Leave the terminal and stop the process until it is continued.
+    Suspend,
+    /// Leave.
+    Quit,
+}

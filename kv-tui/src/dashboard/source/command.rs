@@ -1,0 +1,195 @@
+//! Commands of the bar: parsed and carried out by the functions that serve `exec`, on a thread of their own.
+
+use std::io::{self, Write};
+
+use kv_proto::client::{Client, Options};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::command::{Command, KeyspaceCommand, Line, is_standard};
+use crate::dashboard::msg::Feed;
+use crate::error::{Class, CommandError};
+use crate::output::bytes::printable;
+use crate::output::{Format, Printer};
+use crate::run::execute;
+
+/// Carries out a line and tells what it prints and how it ends.
+pub fn run(
+    line: &str,
+    addresses: &[String],
+    read_only: bool,
+    feed: &mpsc::Sender<Feed>,
+    stopped: oneshot::Receiver<()>,
+) {
+    let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Err(error) => Err(CommandError::failed(format!("no runtime: {error}"))),
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                done = carry_out(line, addresses, read_only, feed) => done,
+                _ = stopped => Err(CommandError::failed("ended by Esc; the outcome of a write under way is unknown")),
+            }
+        }),
+    };
+    let ended = match done {
+        Ok(()) => Feed::Ended { code: 0, error: String::new() },
+        Err(error) if error.help => {
+            let lines = error.message.lines().map(|line| printable(line.as_bytes())).collect();
+            // Without a listener there is nobody to help.
+            drop(feed.blocking_send(Feed::Output(lines)));
+            Feed::Ended { code: 0, error: String::new() }
+        }
+        Err(error) => Feed::Ended { code: error.class.exit_code(), error: error.message },
+    };
+    drop(feed.blocking_send(ended));
+}
+
+async fn carry_out(
+    line: &str,
+    addresses: &[String],
+    read_only: bool,
+    feed: &mpsc::Sender<Feed>,
+) -> Result<(), CommandError> {
+    let Some(line) = Line::parse_line(line.as_bytes())? else { return Ok(()) };
+    check(&line.command, read_only)?;
+    let client = Client::connect(addresses, Options::default()).await?;
+    let format = line.output.unwrap_or(Format::Table);
+    let mut printer = Printer::new(format, Lines::new(feed), Lines::new(feed));
+    execute(&line, &client, &mut printer).await
+}
+
+/// Refuses what must not run here.
+///
+/// # Errors
+/// `Refused` for a change in read-only mode, `Usage` for a standard stream, which belongs to the screen.
+pub fn check(command: &Command, read_only: bool) -> Result<(), CommandError> {
+    let standard = match command {
+        Command::Put(args) => args.value_file.as_deref().is_some_and(is_standard),
+        Command::Import(args) => is_standard(&args.file),
+        Command::Export(args) => is_standard(&args.file),
+        _ => false,
+    };
+    if standard {
+        return Err(CommandError::usage("the terminal belongs to the dashboard; name a file instead of -"));
+    }
+    if read_only && changes(command) {
+        return Err(CommandError::new(
+            Class::Refused,
+            "this dashboard is read-only; start it without --read-only to change the cluster",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a command changes the cluster.
+fn changes(command: &Command) -> bool {
+    match command {
+        Command::Put(_) | Command::Del(_) | Command::Import(_) | Command::Bench(_) => true,
+        Command::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
+        Command::Get(_)
+        | Command::Scan(_)
+        | Command::Count(_)
+        | Command::Export(_)
+        | Command::Where(_)
+        | Command::Status
+        | Command::Wait(_)
+        | Command::Node(_)
+        | Command::Ring(_)
+        | Command::Events(_) => false,
+    }
+}
+
+/// A writer whose lines become output. It waits when the dashboard is behind.
+struct Lines<'a> {
+    feed: &'a mpsc::Sender<Feed>,
+    rest: Vec<u8>,
+    whole: Vec<String>,
+}
+
+/// Lines told at once.
+const LINES_AT_ONCE: usize = 200;
+
+/// Bytes of a line after which it is broken.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+impl<'a> Lines<'a> {
+    fn new(feed: &'a mpsc::Sender<Feed>) -> Self {
+        Self { feed, rest: Vec::new(), whole: Vec::new() }
+    }
+
+    fn tell(&mut self) -> io::Result<()> {
+        if self.whole.is_empty() {
+            return Ok(());
+        }
+        let mut told = Feed::Output(std::mem::take(&mut self.whole));
+        // A command's thread has nothing else to do than to wait, but its runtime must not be blocked by a channel.
+        loop {
+            match self.feed.try_send(told) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(mpsc::error::TrySendError::Full(back)) => {
+                    told = back;
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+impl Write for Lines<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            if *byte == b'\n' || self.rest.len() >= LINE_BYTES_MAX {
+                self.whole.push(printable(&std::mem::take(&mut self.rest)));
+            }
+            if *byte != b'\n' {
+                self.rest.push(*byte);
+            }
+        }
+        // A stream tells each line as it comes, a table in lots.
+        if self.whole.len() >= LINES_AT_ONCE || bytes.ends_with(b"\n") { self.tell() } else { Ok(()) }
+            .map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.rest.is_empty() {
+            self.whole.push(printable(&std::mem::take(&mut self.rest)));
+        }
+        self.tell()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_line(line: &str, read_only: bool, expected: Option<Class>) {
+        let line = Line::parse_line(line.as_bytes()).expect("parses").expect("a command");
+        assert_eq!(check(&line.command, read_only).err().map(|error| error.class), expected);
+    }
+
+    #[test]
+    fn the_terminal_is_not_read_and_read_only_refuses_changes() {
+        check_line("put k v", false, None);
+        check_line("put k v", true, Some(Class::Refused));
+        check_line("bench", true, Some(Class::Refused));
+        check_line("keyspace drop users --yes", true, Some(Class::Refused));
+        check_line("keyspace ls", true, None);
+        check_line("get k", true, None);
+        check_line("put k --value-file -", false, Some(Class::Usage));
+        check_line("import -", false, Some(Class::Usage));
+        check_line("export -", true, Some(Class::Usage));
+    }
+
+    #[test]
+    fn output_becomes_printable_lines() {
+        let (feed, mut told) = mpsc::channel(8);
+        let mut lines = Lines::new(&feed);
+        lines.write_all("강남\nb\u{1b}[31m\n".as_bytes()).expect("written");
+        lines.write_all(b"rest").expect("written");
+        lines.flush().expect("written");
+        let mut found = Vec::new();
+        while let Ok(Feed::Output(lines)) = told.try_recv() {
+            found.extend(lines);
+        }
+        assert_eq!(found, ["강남", "b\\x1b[31m", "rest"]);
+    }
+}

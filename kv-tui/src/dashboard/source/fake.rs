@@ -1,0 +1,232 @@
+//! A cluster that exists only in memory and always tells the same: for tests of the screens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::ring::{FirstLayout, LayoutError, Member, first_layout};
+use kv_core::types::{ClusterId, Epoch, HashSeed, NodeId, StoreId};
+use kv_proto::describe::{Description, MemberView};
+use kv_proto::v1;
+use kv_proto::v1::replica_view::Answer;
+use tokio::sync::mpsc;
+
+use super::Source;
+use crate::dashboard::msg::{Ask, Feed};
+
+/// When it began: 2026-01-31T12:00:00Z, in microseconds.
+pub const START_US: u64 = 1_769_860_800_000_000;
+
+/// A cluster in memory.
+#[derive(Clone, Debug)]
+pub struct Fake {
+    description: Arc<Description>,
+    keys: Vec<Bytes>,
+}
+
+impl Fake {
+    /// A cluster of some members with 256 partitions, three copies and a few keys.
+    ///
+    /// # Errors
+    /// If there is no layout for so many members.
+    pub fn new(members: u64) -> Result<Self, LayoutError> {
+        let members: BTreeMap<NodeId, Member> = (1..=members)
+            .map(|id| {
+                let member = Member {
+                    name: format!("n{id}"),
+                    zone: "default".to_owned(),
+                    weight: 1.0,
+                    store: StoreId(id),
+                    spare: false,
+                };
+                (NodeId(id), member)
+            })
+            .collect();
+        let views = members.iter().map(|(id, member)| MemberView {
+            id: *id,
+            member: member.clone(),
+            address: format!("127.0.0.1:{}", 7400 + id.0),
+            state: v1::MemberState::Up,
+        });
+        let views = views.collect();
+        let (cluster, seed, epoch) = (ClusterId(7), HashSeed(7), Epoch(1));
+        let layout = first_layout(FirstLayout { cluster, seed, epoch, copies: 3, partitions: 256, members })?;
+        let description = Arc::new(Description {
+            cluster: Some(cluster),
+            seed,
+            layout: Some(Arc::new(layout)),
+            members: views,
+            keyspaces: vec![Keyspace::initial()],
+            limits: ClusterConfig::default(),
+            forming: None,
+            node: NodeId(1),
+            node_name: "n1".to_owned(),
+            build: "0.1.0".to_owned(),
+            leader: Some(NodeId(1)),
+            voters: vec![NodeId(1), NodeId(2), NodeId(3)],
+        });
+        let keys = ["cart:1001", "cart:강남점", "cart:👩‍👩‍👧", "cart:\u{1b}[31m", "naïve", "user:42"]
+            .map(|key| Bytes::from_static(key.as_bytes()));
+        Ok(Self { description, keys: keys.to_vec() })
+    }
+
+    /// What is agreed on.
+    #[must_use]
+    pub fn description(&self) -> Arc<Description> {
+        Arc::clone(&self.description)
+    }
+
+    /// What a member tells `second` seconds after the start.
+    #[must_use]
+    pub fn snapshot(&self, node: NodeId, second: u64) -> Feed {
+        let id = node.0;
+        let layout = self.description.layout.as_deref();
+        let entries = || layout.into_iter().flat_map(|layout| &layout.partitions);
+        let held = entries().filter(|entry| entry.owns(node)).count();
+        let primary = entries().filter(|entry| entry.nodes().next() == Some(node)).count();
+        let held = u32::try_from(held).unwrap_or(u32::MAX);
+        let primary = u32::try_from(primary).unwrap_or(u32::MAX);
+        let up_us = (second + 100) * 1_000_000;
+        let others = self.description.members.iter().filter(|member| member.id != node);
+        let snapshot = v1::NodeSnapshot {
+            taken_us: START_US + second * 1_000_000,
+            node: id,
+            name: format!("n{id}"),
+            address: format!("127.0.0.1:{}", 7400 + id),
+            zone: "default".to_owned(),
+            weight: 1.0,
+            state: v1::MemberState::Up.into(),
+            store_id: id,
+            boot: 1,
+            build: "0.1.0".to_owned(),
+            pid: 4000 + u32::try_from(id).unwrap_or(0),
+            uptime_us: up_us,
+            layout_epoch: 1,
+            partitions_held: held,
+            primary,
+            keys: 1000 * u64::from(held),
+            keys_primary: 1000 * u64::from(primary),
+            bytes: 120_000 * u64::from(held),
+            pending: Some(v1::Pending::default()),
+            counters: Some(v1::Counters {
+                gets: (second + 100) * 1000 * id + second * second * 10,
+                puts: (second + 100) * 250 * id,
+                ..v1::Counters::default()
+            }),
+            usage: Some(v1::Usage {
+                memory_bytes: 64 << 20,
+                disk_bytes: 120 << 20,
+                disk_free_bytes: 8 << 30,
+                latency_p50_us: 400,
+                latency_p99_us: 900 * id,
+                ..v1::Usage::default()
+            }),
+            peers: others
+                .map(|other| v1::PeerOpinion {
+                    node: other.id.0,
+                    state: v1::MemberState::Up.into(),
+                    round_trip_us: 250,
+                    ..v1::PeerOpinion::default()
+                })
+                .collect(),
+            ..v1::NodeSnapshot::default()
+        };
+        Feed::Snapshot(node, Box::new(snapshot))
+    }
+
+    /// All that is told in a second.
+    #[must_use]
+    pub fn second(&self, second: u64) -> Vec<Feed> {
+        self.description.members.iter().map(|member| self.snapshot(member.id, second)).collect()
+    }
+
+    /// What is told at the start: the members, and that they are up.
+    #[must_use]
+    pub fn first(&self) -> Vec<Feed> {
+        let events = self.description.members.iter().map(|member| {
+            Feed::Event(v1::Event {
+                sequence: 1,
+                time_us: START_US + member.id.0,
+                node: member.id.0,
+                severity: v1::Severity::Info.into(),
+                kind: "serving".to_owned(),
+                message: format!("{} serves its partitions", member.member.name),
+                undo: String::new(),
+            })
+        });
+        [Feed::Description(self.description())].into_iter().chain(events).collect()
+    }
+
+    /// The answers to a question.
+    #[must_use]
+    pub fn answer(&self, ask: Ask) -> Vec<Feed> {
+        match ask {
+            Ask::Browse { generation, prefix, .. } => {
+                let keys = self.keys.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
+                vec![Feed::Keys { generation, result: Ok((keys, None)) }]
+            }
+            Ask::Inspect { generation, key } => {
+                let result = Ok(Box::new(self.inspection(&key)));
+                vec![Feed::Inspected { generation, key, result }]
+            }
+            Ask::Run(line) => {
+                vec![Feed::Output(vec![format!("ran {line}")]), Feed::Ended { code: 0, error: String::new() }]
+            }
+            Ask::Cancel => Vec::new(),
+        }
+    }
+
+    fn inspection(&self, key: &[u8]) -> v1::InspectResponse {
+        let layout = self.description.layout.as_deref();
+        let partition = layout.map(|layout| layout.partition_of(key)).unwrap_or_default();
+        let owners = layout.and_then(|layout| layout.entry(partition)).into_iter().flat_map(|entry| entry.nodes());
+        let version = v1::VersionView {
+            dot: Some(v1::Dot { actor: "s1.1.1".to_owned(), counter: 3 }),
+            written_us: START_US,
+            value: Some(Bytes::from_static("{\"store\": \"강남점\", \"total\": 17000}".as_bytes())),
+            ..v1::VersionView::default()
+        };
+        let record = v1::RecordView { versions: vec![version], context: Vec::new(), digest: 9 };
+        let replicas = owners.map(|owner| v1::ReplicaView {
+            node: owner.0,
+            owner: true,
+            answer: Some(Answer::Record(record.clone())),
+        });
+        v1::InspectResponse {
+            token: 0x9e31_0000_0000_e07a,
+            partition: u32::from(partition.0),
+            epoch: 1,
+            replicas: replicas.collect(),
+        }
+    }
+}
+
+impl Source for Fake {
+    fn start(self: Box<Self>, feed: mpsc::Sender<Feed>, mut asks: mpsc::Receiver<Ask>) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let telling = async move {
+            for told in self.first() {
+                feed.send(told).await.ok()?;
+            }
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            let mut second = 0;
+            loop {
+                let told = tokio::select! {
+                    _ = tick.tick() => {
+                        second += 1;
+                        self.second(second)
+                    }
+                    ask = asks.recv() => self.answer(ask?),
+                };
+                for told in told {
+                    feed.send(told).await.ok()?;
+                }
+            }
+        };
+        thread::Builder::new().name("source".to_owned()).spawn(move || -> Option<()> { runtime.block_on(telling) })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! The live source: it follows every member's account, reconnects with growing pauses, and answers questions. It has a
+//! thread of its own, so that nothing that a network does delays a key press.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::types::NodeId;
+use kv_proto::client::{Client, How, Options, ScanQuery};
+use kv_proto::v1;
+use kv_proto::v1::watch_response::Item;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Source;
+use super::command;
+use crate::dashboard::model::FRESH_US;
+use crate::dashboard::msg::{Ask, Feed};
+use crate::output::time::now_us;
+
+/// How often members tell their figures.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the members and the layout are asked for.
+const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
+
+/// The pauses between attempts to connect: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// The longest pause before a member that does not tell its figures is asked again: one that is back is seen soon.
+const WATCH_AGAIN_MAX: Duration = Duration::from_secs(1);
+
+/// Keys of a page.
+const PAGE_KEYS: u64 = 500;
+
+/// A cluster in reach of the network.
+#[derive(Clone, Debug)]
+pub struct Grpc {
+    /// Some of its nodes, as host:port.
+    pub addresses: Vec<String>,
+    /// Refuse commands that change it.
+    pub read_only: bool,
+}
+
+impl Source for Grpc {
+    fn start(self: Box<Self>, feed: mpsc::Sender<Feed>, asks: mpsc::Receiver<Ask>) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("source".to_owned()).spawn(move || runtime.block_on(run(*self, feed, asks)))?;
+        Ok(())
+    }
+}
+
+fn options() -> Options {
+    Options { timeout: Duration::from_secs(2), attempt_timeout: Duration::from_secs(1), ..Options::default() }
+}
+
+/// Runs until nobody listens.
+async fn run(source: Grpc, feed: mpsc::Sender<Feed>, mut asks: mpsc::Receiver<Ask>) {
+    let mut commands = Commands { source: source.clone(), running: None };
+    let mut pause = BACKOFF.0;
+    loop {
+        let error = match Client::connect(&source.addresses, options()).await {
+            Ok(client) => {
+                pause = BACKOFF.0;
+                match follow(&client, &feed, &mut asks, &mut commands).await {
+                    Some(error) => error,
+                    None => return,
+                }
+            }
+            Err(error) => error.message,
+        };
+        let until = Instant::now() + pause;
+        let retry_us = now_us() + u64::try_from(pause.as_micros()).unwrap_or(0);
+        if feed.send(Feed::Offline { error: error.clone(), retry_us }).await.is_err() {
+            return;
+        }
+        pause = (pause * 2).min(BACKOFF.1);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => break,
+                ask = asks.recv() => match ask {
+                    None => return,
+                    Some(ask) => refuse(ask, &error, &feed, &mut commands).await,
+                },
+            }
+        }
+    }
+}
+
+/// Follows a cluster until no node answers, which gives the reason, or nobody listens.
+async fn follow(
+    client: &Client,
+    feed: &mpsc::Sender<Feed>,
+    asks: &mut mpsc::Receiver<Ask>,
+    commands: &mut Commands,
+) -> Option<String> {
+    let mut watchers = Watchers::default();
+    let mut known = client.description();
+    feed.send(Feed::Description(Arc::clone(&known))).await.ok()?;
+    watchers.keep(client, feed);
+    let (told, mut described) = mpsc::channel(1);
+    let describing = client.clone();
+    let describer = tokio::spawn(async move {
+        loop {
+            sleep(DESCRIBE_EVERY).await;
+            if told.send(describing.refresh().await).await.is_err() {
+                return;
+            }
+        }
+    });
+    let _ends = Ends(vec![describer]);
+    loop {
+        tokio::select! {
+            answer = described.recv() => match answer? {
+                Ok(description) => {
+                    if description != known {
+                        known = description;
+                        feed.send(Feed::Description(Arc::clone(&known))).await.ok()?;
+                        watchers.keep(client, feed);
+                    }
+                }
+                Err(error) => return Some(error.message),
+            },
+            ask = asks.recv() => answer(ask?, client, feed, commands),
+            () = feed.closed() => return None,
+        }
+    }
+}
+
+/// Tasks that end with their owner.
+struct Ends(Vec<JoinHandle<()>>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// One task for each member.
+#[derive(Default)]
+struct Watchers(BTreeMap<NodeId, (String, Ends)>);
+
+impl Watchers {
+    /// Starts and ends tasks so that exactly the members that are known now are watched.
+    fn keep(&mut self, client: &Client, feed: &mpsc::Sender<Feed>) {
+        let description = client.description();
+        let members: BTreeMap<NodeId, &str> = description
+            .members
+            .iter()
+            .filter(|member| !member.address.is_empty())
+            .map(|member| (member.id, member.address.as_str()))
+            .collect();
+        self.0.retain(|node, (address, _)| members.get(node) == Some(&address.as_str()));
+        for (node, address) in members {
+            self.0.entry(node).or_insert_with(|| {
+                let task = tokio::spawn(watch(client.clone(), node, feed.clone()));
+                (address.to_owned(), Ends(vec![task]))
+            });
+        }
+    }
+}
+
+/// Follows one member until nobody listens, also over its restarts.
+async fn watch(client: Client, node: NodeId, feed: mpsc::Sender<Feed>) {
+    let interval_ms = u32::try_from(INTERVAL.as_millis()).unwrap_or(1000);
+    let mut pause = BACKOFF.0;
+    loop {
+        let request =
+            v1::WatchRequest { interval_ms, partitions: true, events_after: Some(0), ..v1::WatchRequest::default() };
+        let error = match client.watch(node, request).await {
+            Err(error) => error.message,
+            Ok(mut stream) => loop {
+                match timeout(Duration::from_micros(FRESH_US), stream.message()).await {
+                    Err(_) => break format!("no figures for {} ms", FRESH_US / 1000),
+                    Ok(Err(status)) => break status.message().to_owned(),
+                    Ok(Ok(None)) => break "the node has ended the stream".to_owned(),
+                    Ok(Ok(Some(told))) => {
+                        let told = match told.item {
+                            Some(Item::Snapshot(snapshot)) => Feed::Snapshot(node, snapshot),
+                            Some(Item::Event(event)) => Feed::Event(event),
+                            None => continue,
+                        };
+                        pause = BACKOFF.0;
+                        if feed.send(told).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            },
+        };
+        if feed.send(Feed::Lost(node, error)).await.is_err() {
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(WATCH_AGAIN_MAX);
+    }
+}
+
+/// Answers a question without making anything else wait.
+fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut Commands) {
+    let (client, feed) = (client.clone(), feed.clone());
+    match ask {
+        Ask::Browse { generation, prefix, cursor } => {
+            tokio::spawn(async move {
+                let result = page(&client, prefix, cursor).await;
+                drop(feed.send(Feed::Keys { generation, result }).await);
+            });
+        }
+        Ask::Inspect { generation, key } => {
+            tokio::spawn(async move {
+                let result = client.inspect(&How::default(), &key).await.map(Box::new).map_err(|error| error.message);
+                drop(feed.send(Feed::Inspected { generation, key, result }).await);
+            });
+        }
+        Ask::Run(line) => commands.run(line, feed),
+        Ask::Cancel => commands.running = None,
+    }
+}
+
+async fn page(client: &Client, prefix: Bytes, cursor: Bytes) -> Result<(Vec<Bytes>, Option<Bytes>), String> {
+    let query = ScanQuery { prefix, cursor, limit: Some(PAGE_KEYS), keys_only: true };
+    let mut scan = client.scan(&How::default(), query);
+    let (mut keys, mut more) = (Vec::new(), None);
+    while let Some(page) = scan.next_page().await.map_err(|error| error.message)? {
+        keys.extend(page.entries.into_iter().map(|entry| entry.key));
+        more = page.cursor;
+    }
+    Ok((keys, more))
+}
+
+/// What is asked while no node is in reach.
+async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut Commands) {
+    let told = match ask {
+        Ask::Browse { generation, .. } => Feed::Keys { generation, result: Err(error.to_owned()) },
+        Ask::Inspect { generation, key } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
+        // A command connects by itself and says what it finds.
+        Ask::Run(line) => return commands.run(line, feed.clone()),
+        Ask::Cancel => {
+            commands.running = None;
+            return;
+        }
+    };
+    // Nobody listens any more: the loop ends at its next turn.
+    drop(feed.send(told).await);
+}
+
+/// The command that runs; it ends when this is dropped.
+struct Commands {
+    source: Grpc,
+    running: Option<oneshot::Sender<()>>,
+}
+
+impl Commands {
+    fn run(&mut self, line: String, feed: mpsc::Sender<Feed>) {
+        let (stop, stopped) = oneshot::channel();
+        self.running = Some(stop);
+        let source = self.source.clone();
+        let failed = feed.clone();
+        let started = thread::Builder::new()
+            .name("command".to_owned())
+            .spawn(move || command::run(&line, &source.addresses, source.read_only, &feed, stopped));
+        if let Err(error) = started {
+            // The queue has room for what a person types; a full one means that nobody reads it.
+            drop(failed.try_send(Feed::Ended { code: 1, error: format!("cannot start a thread: {error}") }));
+        }
+    }
+}

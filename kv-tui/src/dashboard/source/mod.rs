@@ -1,0 +1,18 @@
+//! Where the dashboard's figures come from. Sources are interchangeable: the model cannot tell them apart.
+
+pub mod command;
+pub mod fake;
+pub mod grpc;
+
+use tokio::sync::mpsc;
+
+use super::msg::{Ask, Feed};
+
+/// Tells about a cluster and answers questions.
+pub trait Source: Send {
+    /// Starts to tell, on threads of its own, until the receiver of `feed` is dropped.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    fn start(self: Box<Self>, feed: mpsc::Sender<Feed>, asks: mpsc::Receiver<Ask>) -> std::io::Result<()>;
+}

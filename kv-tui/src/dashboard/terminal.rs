@@ -1,0 +1,202 @@
+//! The terminal: taken on entering, and given back in order on leaving, also in a panic.
+
+use std::io::{self, Write};
+use std::panic;
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use crossterm::cursor::{Hide, MoveTo, Show};
+use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
+use crossterm::queue;
+use crossterm::style::ResetColor;
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
+    disable_raw_mode, enable_raw_mode,
+};
+use ratatui::backend::{Backend, CrosstermBackend};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Position;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Whether the terminal is ours now. Whoever turns it off gives it back.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// The exit code after a panic, as of any Rust program.
+const PANICKED: i32 = 101;
+
+/// How long a terminal that takes no more bytes may delay the end.
+const LAST_FRAME: Duration = Duration::from_millis(500);
+
+/// Takes the terminal.
+///
+/// # Errors
+/// If it cannot be set or written.
+pub fn enter() -> io::Result<()> {
+    enable_raw_mode()?;
+    TAKEN.store(true, Ordering::SeqCst);
+    let mut out = io::stdout().lock();
+    queue!(out, EnterAlternateScreen, EnableBracketedPaste, Hide, Clear(ClearType::All))?;
+    out.flush()
+}
+
+/// Gives the terminal back: modes off, what was typed meanwhile dropped, the screen, the cursor, raw mode. Twice is no
+/// mistake.
+pub fn leave() {
+    if !TAKEN.swap(false, Ordering::SeqCst) {
+        return;
+    }
+    // Every step is tried even where one before it fails; there is nobody left to tell.
+    let mut out = io::stdout().lock();
+    drop(queue!(out, EndSynchronizedUpdate, ResetColor, DisableBracketedPaste).and_then(|()| out.flush()));
+    rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush).unwrap_or(());
+    drop(queue!(out, LeaveAlternateScreen, Show).and_then(|()| out.flush()));
+    drop(disable_raw_mode());
+}
+
+/// Makes a panic of any thread give the terminal back before it is reported, and end the process.
+pub fn guard_panics() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |what| {
+        if TAKEN.load(Ordering::SeqCst) {
+            leave();
+            report(what);
+            process::exit(PANICKED);
+        }
+        report(what);
+    }));
+}
+
+/// Whether the terminal is still there.
+#[must_use]
+pub fn is_there() -> bool {
+    rustix::termios::tcgetattr(io::stdout()).is_ok() && rustix::termios::tcgetattr(io::stdin()).is_ok()
+}
+
+/// Turns screens into the bytes that change one into the next.
+#[derive(Debug, Default)]
+pub struct Painter {
+    shown: Option<(Buffer, Option<Position>)>,
+}
+
+impl Painter {
+    /// Forgets what is on the screen, so that every cell is drawn again.
+    pub fn forget(&mut self) {
+        self.shown = None;
+    }
+
+    /// The bytes that bring `next` on the screen; empty if nothing has changed.
+    ///
+    /// # Errors
+    /// If they cannot be encoded.
+    pub fn paint(&mut self, next: Buffer, cursor: Option<Position>) -> io::Result<Vec<u8>> {
+        let same_size = self.shown.as_ref().is_some_and(|(shown, _)| shown.area == next.area);
+        let blank = Buffer::empty(next.area);
+        let (before, cursor_before) = match &self.shown {
+            Some((shown, cursor)) if same_size => (shown, Some(*cursor)),
+            _ => (&blank, None),
+        };
+        let changes = before.diff(&next);
+        let mut bytes = Vec::new();
+        if !changes.is_empty() || cursor_before != Some(cursor) {
+            queue!(bytes, BeginSynchronizedUpdate, Hide)?;
+            if !same_size {
+                queue!(bytes, ResetColor, Clear(ClearType::All))?;
+            }
+            let mut backend = CrosstermBackend::new(&mut bytes);
+            backend.draw(changes.into_iter())?;
+            Backend::flush(&mut backend)?;
+            if let Some(position) = cursor {
+                queue!(bytes, MoveTo(position.x, position.y), Show)?;
+            }
+            queue!(bytes, EndSynchronizedUpdate)?;
+        }
+        self.shown = Some((next, cursor));
+        Ok(bytes)
+    }
+}
+
+/// Writes frames on a thread of its own: a terminal that takes no bytes delays no key and no signal.
+#[derive(Debug)]
+pub struct Writer {
+    frames: SyncSender<Vec<u8>>,
+    /// Frames given that are not written yet.
+    pending: usize,
+}
+
+impl Writer {
+    /// Starts the thread, which tells how each frame was written.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(written: UnboundedSender<io::Result<()>>) -> io::Result<Self> {
+        let (frames, given): (SyncSender<Vec<u8>>, Receiver<Vec<u8>>) = sync_channel(1);
+        thread::Builder::new().name("terminal".to_owned()).spawn(move || {
+            for frame in given {
+                let mut out = io::stdout().lock();
+                let done = out.write_all(&frame).and_then(|()| out.flush());
+                drop(out);
+                if written.send(done).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { frames, pending: 0 })
+    }
+
+    /// Whether a frame can be given.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Gives a frame.
+    pub fn give(&mut self, frame: Vec<u8>) {
+        if !frame.is_empty() && self.frames.try_send(frame).is_ok() {
+            self.pending += 1;
+        }
+    }
+
+    /// A frame has been written.
+    pub fn written(&mut self) {
+        self.pending = self.pending.saturating_sub(1);
+    }
+}
+
+/// Leaves within a bound: a terminal that takes no more bytes is left as it is.
+pub fn leave_in_time() {
+    let (done, waiting) = sync_channel(1);
+    let leaving = thread::Builder::new().name("leaving".to_owned()).spawn(move || {
+        leave();
+        // The receiver may have given up.
+        done.send(()).unwrap_or(());
+    });
+    if leaving.is_err() || waiting.recv_timeout(LAST_FRAME).is_err() {
+        drop(disable_raw_mode());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::layout::Rect;
+    use ratatui::style::Style;
+
+    use super::*;
+
+    #[test]
+    fn what_stays_the_same_is_not_written() {
+        let mut painter = Painter::default();
+        let mut buffer = Buffer::empty(Rect::new(0, 0, 10, 2));
+        assert!(!painter.paint(buffer.clone(), None).expect("bytes").is_empty(), "the first frame clears the screen");
+        assert!(painter.paint(buffer.clone(), None).expect("bytes").is_empty());
+        buffer.set_string(0, 0, "안", Style::new());
+        let bytes = String::from_utf8(painter.paint(buffer.clone(), None).expect("bytes")).expect("text");
+        assert!(bytes.starts_with("\u{1b}[?2026h") && bytes.ends_with("\u{1b}[?2026l"), "{bytes:?}");
+        assert!(bytes.contains('안'));
+        assert!(!painter.paint(buffer.clone(), Some(Position::new(1, 1))).expect("bytes").is_empty());
+        painter.forget();
+        assert!(painter.paint(buffer, None).expect("bytes").windows(4).any(|bytes| bytes == b"\x1b[2J"));
+    }
+}

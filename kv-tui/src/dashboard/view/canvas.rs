@@ -1,0 +1,178 @@
+//! Drawing text and frames into a buffer, clipped to an area.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use unicode_width::UnicodeWidthStr;
+
+use crate::dashboard::theme::{Role, Theme};
+
+/// A buffer with the theme in which it is drawn.
+pub(super) struct Canvas<'a> {
+    buffer: &'a mut Buffer,
+    pub(super) theme: Theme,
+}
+
+impl<'a> Canvas<'a> {
+    pub(super) fn new(buffer: &'a mut Buffer, theme: Theme) -> Self {
+        Self { buffer, theme }
+    }
+
+    /// Writes at a place within `area`, cut at its right edge, and tells the column behind the text. What does not fit
+    /// is left out; control characters never reach a cell.
+    pub(super) fn text(&mut self, area: Rect, x: u16, y: u16, text: &str, role: Role) -> u16 {
+        let area = area.intersection(self.buffer.area);
+        if x >= area.width || y >= area.height {
+            return x;
+        }
+        let style = self.theme.style(role);
+        let room = usize::from(area.width - x);
+        let (end, _) = self.buffer.set_stringn(area.x + x, area.y + y, text, room, style);
+        end - area.x
+    }
+
+    /// Writes with its right edge at column `end`.
+    pub(super) fn right(&mut self, area: Rect, end: u16, y: u16, text: &str, role: Role) {
+        self.text(area, end.saturating_sub(self.width(text)), y, text, role);
+    }
+
+    /// Reverses a row of `area`.
+    pub(super) fn select(&mut self, area: Rect, y: u16) {
+        if y < area.height {
+            let row = Rect { y: area.y + y, height: 1, ..area }.intersection(self.buffer.area);
+            self.buffer.set_style(row, self.theme.style(Role::Selected));
+        }
+    }
+
+    /// The columns that a text takes.
+    pub(super) fn width(&self, text: &str) -> u16 {
+        u16::try_from(text.width()).unwrap_or(u16::MAX)
+    }
+
+    /// A symbol in this theme.
+    pub(super) fn symbol(&self, symbol: char) -> char {
+        self.theme.symbol(symbol)
+    }
+
+    /// Empties an area.
+    pub(super) fn clear(&mut self, area: Rect) {
+        let blank = " ".repeat(usize::from(area.width));
+        for y in 0..area.height {
+            self.text(area, 0, y, &blank, Role::Text);
+        }
+    }
+
+    /// A titled part of the screen, framed or below a rule; what is left inside.
+    pub(super) fn panel(&mut self, area: Rect, title: &str, note: &str, framed: bool) -> Rect {
+        let area = area.intersection(self.buffer.area);
+        if area.width < 4 || area.height < 2 {
+            return Rect { height: 0, ..area };
+        }
+        let (line, side) = (self.symbol('─'), self.symbol('│'));
+        let rule: String = std::iter::repeat_n(line, usize::from(area.width)).collect();
+        self.text(area, 0, 0, &rule, Role::Dim);
+        if framed {
+            let bottom = area.height - 1;
+            self.text(area, 0, bottom, &rule, Role::Dim);
+            let corners = ['╭', '╮', '╰', '╯'].map(|corner| self.symbol(corner).to_string());
+            let right = area.width - 1;
+            for (corner, (x, y)) in corners.iter().zip([(0, 0), (right, 0), (0, bottom), (right, bottom)]) {
+                self.text(area, x, y, corner, Role::Dim);
+            }
+            for y in 1..bottom {
+                self.text(area, 0, y, &side.to_string(), Role::Dim);
+                self.text(area, right, y, &side.to_string(), Role::Dim);
+            }
+        }
+        let inside = Rect { width: area.width - 2, ..area };
+        let end = self.text(inside, 2, 0, &format!(" {title} "), Role::Title);
+        let note = if note.is_empty() { String::new() } else { format!(" {note} ") };
+        if end + self.width(&note) < inside.width {
+            self.right(inside, inside.width, 0, &note, Role::Dim);
+        }
+        if framed {
+            Rect::new(area.x + 2, area.y + 1, area.width - 4, area.height - 2)
+        } else {
+            Rect::new(area.x + 1, area.y + 1, area.width - 2, area.height - 1)
+        }
+    }
+
+    /// A text in lines of at most `width` columns, broken at spaces where there are any.
+    pub(super) fn wrapped(&self, text: &str, width: u16) -> Vec<String> {
+        let mut lines = vec![String::new()];
+        for word in text.split_whitespace() {
+            let Some(line) = lines.last_mut() else { break };
+            if line.is_empty() {
+                line.push_str(word);
+            } else if line.width() + 1 + word.width() <= usize::from(width) {
+                line.push(' ');
+                line.push_str(word);
+            } else {
+                lines.push(word.to_owned());
+            }
+        }
+        lines
+    }
+
+    /// A bar of `width` cells, of which the part `share` (0 to 1) is filled.
+    pub(super) fn meter(&self, share: f64, width: usize) -> String {
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a bar has few cells, and casts of floats saturate"
+        )]
+        let filled = ((share.clamp(0.0, 1.0) * width as f64).round() as usize).min(width);
+        let (full, empty) = (self.symbol('█'), self.symbol('░'));
+        std::iter::repeat_n(full, filled).chain(std::iter::repeat_n(empty, width - filled)).collect()
+    }
+}
+
+/// A count with separators, such as 1,204,318.
+pub(super) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A rate with three digits or so.
+pub(super) fn rate(value: f64) -> String {
+    match value {
+        value if value >= 999_500.0 => format!("{:.1}M", value / 1e6),
+        value if value >= 9_999.5 => format!("{:.1}k", value / 1e3),
+        value if value >= 99.5 || value == 0.0 => format!("{value:.0}"),
+        value => format!("{value:.1}"),
+    }
+}
+
+/// A latency.
+pub(super) fn latency(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us}us"),
+        1000..100_000 => format!("{}.{}ms", us / 1000, us % 1000 / 100),
+        100_000..10_000_000 => format!("{}ms", us / 1000),
+        _ => format!("{}s", us / 1_000_000),
+    }
+}
+
+/// `-` for what is not known.
+pub(super) fn known<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), show)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!([grouped(7), grouped(1_204_318), grouped(999)], ["7", "1,204,318", "999"]);
+        assert_eq!([rate(0.0), rate(0.25), rate(4120.4), rate(19_520.0)], ["0", "0.2", "4120", "19.5k"]);
+        assert_eq!([latency(950), latency(1900), latency(250_000)], ["950us", "1.9ms", "250ms"]);
+    }
+}
