@@ -21,10 +21,11 @@ use tokio::time::{Instant, sleep};
 
 use cli::{Cli, Exec, LocalAction, Program, Reach};
 use command::{Command, Line, NodeCommand};
+use dashboard::Look;
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 pub use local::NODE_MODE;
-use output::{Format, Printer};
+use output::{Format, Printer, Sink};
 
 /// The pause before a waiting command tries to connect again.
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
@@ -51,13 +52,7 @@ pub fn main() -> ExitCode {
 async fn run_program(cli: Cli) -> ExitCode {
     match cli.program {
         None if !cli.look.once && dashboard::has_terminal() => {
-            let target = if cli.reach.connect.is_empty() { "local".to_owned() } else { cli.reach.connect.join(",") };
-            let addresses =
-                if cli.reach.connect.is_empty() { local::addresses() } else { Ok(cli.reach.connect.clone()) };
-            let done = match addresses {
-                Ok(addresses) => dashboard::run(target, addresses, cli.look).await,
-                Err(error) => Err(error),
-            };
+            let done = show(cli.reach, cli.look).await;
             done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
         }
         None if cli.look.once && !cli.look.json => {
@@ -104,6 +99,19 @@ async fn run_program(cli: Cli) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Opens the dashboard of the cluster that is named, or of the local one, which is started unless it runs.
+async fn show(reach: Reach, look: Look) -> Result<(), CommandError> {
+    if !reach.connect.is_empty() {
+        return dashboard::run(reach.connect.join(","), reach.connect, look).await;
+    }
+    let addresses = local::ensure().await?;
+    let count = addresses.len();
+    dashboard::run("local".to_owned(), addresses, look).await?;
+    let mut printer = Printer::new(Format::Table, std::io::stdout(), std::io::stderr());
+    printer.note(&format!("the {count} nodes of the local cluster go on running; kv-tui local stop ends them"));
+    printer.flush()
 }
 
 fn format_of(action: &LocalAction) -> Format {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cli::{LocalAction, Place};
 use crate::error::{Class, CommandError};
-use crate::output::{Human, Item, Printer, Sink};
+use crate::output::{Format, Human, Item, Printer, Sink};
 use crate::paths::Paths;
 use crate::run::wait::all_serve;
 use process::Identity;
@@ -87,8 +87,24 @@ impl Folder {
     }
 }
 
+/// Starts the local cluster unless it runs, and returns the addresses of its nodes.
+pub(crate) async fn ensure() -> Result<Vec<String>, CommandError> {
+    let place = Place { dir: std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from), output: Format::Table };
+    let folder = Folder::open(&place)?;
+    Ok(start_nodes(None, &folder).await?.addresses())
+}
+
 async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
     let folder = Folder::open(place)?;
+    let state = start_nodes(nodes, &folder).await?;
+    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
+    for node in &state.nodes {
+        printer.item(node_item(node, &folder.path))?;
+    }
+    printer.flush()
+}
+
+async fn start_nodes(nodes: Option<u8>, folder: &Folder) -> Result<State, CommandError> {
     let mut state = match State::read(&folder.path)? {
         Some(state) => state,
         None => State::new(free_addresses(usize::from(nodes.unwrap_or(3)))?),
@@ -115,11 +131,7 @@ async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
         started.push((index, child));
     }
     wait_until_ready(&state, &mut started, &folder.path).await?;
-    let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
-    for node in &state.nodes {
-        printer.item(node_item(node, &folder.path))?;
-    }
-    printer.flush()
+    Ok(state)
 }
 
 async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder: &Path) -> Result<(), CommandError> {
