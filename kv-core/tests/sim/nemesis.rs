@@ -3,7 +3,8 @@
 //! A disk is only taken away while the promise about lost disks (invariant 1) covers it. Before a wipe or a roll-back
 //! the oracle looks at all disks: every partition has another owner, none is being refilled anywhere, and for every acknowledged write the *other*
 //! disks durably hold the write or what replaced it. Then a quorum's worth of each write's copies has survived as far
-//! as it was ever promised, and a loss afterwards is the protocol's fault.
+//! as it was ever promised, and a loss afterwards is the protocol's fault. The replicas of a strictly acknowledged write
+//! are its owners alone: what survives only in a hint is not lost, but a strict read may miss it until it is delivered.
 //!
 //! A roll-back is the return of a copy that was taken before the store's present boot, or of a store that this one has
 //! replaced, and every peer has durably seen this boot. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
@@ -289,20 +290,25 @@ impl World {
 
     fn is_safe_without(&self, machine: usize, key: KeyId) -> bool {
         let conflict = self.history.key(key).conflict;
-        let mut rest = Record::default();
-        for (index, other) in self.machines.iter().enumerate() {
-            if index != machine {
-                for space in [Space::Owned, Space::Hint] {
-                    if let Some(record) = other.disk.durable_record(&self.storage_key(space, key)) {
-                        rest.merge(&record, conflict);
+        let acks = &self.history.acks[key.0];
+        let survive = |spaces: &[Space], only_strict: bool| {
+            let mut rest = Record::default();
+            for (index, other) in self.machines.iter().enumerate() {
+                if index != machine {
+                    for space in spaces {
+                        if let Some(record) = other.disk.durable_record(&self.storage_key(*space, key)) {
+                            rest.merge(&record, conflict);
+                        }
                     }
                 }
             }
-        }
-        let held: Vec<OpId> = self.ops_of(key, &rest);
-        let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_max };
-        let safe = |op, dot| rest.context.covers(dot) && self.history.is_settled(op, dot, &answer);
-        self.history.acks[key.0].iter().all(|ack| ack.dots.iter().all(|dot| safe(ack.op, *dot)))
+            let held: Vec<OpId> = self.ops_of(key, &rest);
+            let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_max };
+            let safe = |op, dot| rest.context.covers(dot) && self.history.is_settled(op, dot, &answer);
+            let mut asked = acks.iter().filter(|ack| !only_strict || ack.owners > 0);
+            asked.all(|ack| ack.dots.iter().all(|dot| safe(ack.op, *dot)))
+        };
+        survive(&[Space::Owned, Space::Hint], false) && survive(&[Space::Owned], true)
     }
 
     /// The operations whose values a record holds.
