@@ -23,6 +23,8 @@ pub enum Kind {
     Corrupt,
     /// The node's store failed; the node has stopped serving.
     Poisoned,
+    /// A condition does not hold, or what the request was made for has changed since: look again, then decide anew.
+    Conflict,
 }
 
 /// Why a request was not served.
@@ -54,6 +56,11 @@ impl RequestError {
     /// A bound was reached.
     pub fn exhausted(message: impl Into<String>) -> Self {
         Self::new(Kind::Exhausted, message)
+    }
+
+    /// A condition that does not hold.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(Kind::Conflict, message)
     }
 
     /// Whether nothing was done, so that even a request without an id may be repeated.

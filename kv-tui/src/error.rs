@@ -109,6 +109,7 @@ impl From<RequestError> for CommandError {
             Kind::StaleEpoch => (Class::Unavailable, "stale_epoch", true),
             Kind::Corrupt => (Class::Failed, "corrupt", false),
             Kind::Poisoned => (Class::Unavailable, "poisoned", true),
+            Kind::Conflict => (Class::Conflict, "conflict", false),
         };
         Self { class, kind, message: error.message, retry, help: false }
     }

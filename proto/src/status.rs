@@ -29,6 +29,7 @@ pub fn code_of(kind: Kind) -> Code {
         Kind::StaleEpoch => Code::Aborted,
         Kind::Corrupt => Code::DataLoss,
         Kind::Poisoned => Code::Internal,
+        Kind::Conflict => Code::FailedPrecondition,
     }
 }
 
@@ -92,6 +93,7 @@ impl From<RequestError> for v1::Error {
             Kind::StaleEpoch => v1::ErrorKind::StaleEpoch,
             Kind::Corrupt => v1::ErrorKind::Corrupt,
             Kind::Poisoned => v1::ErrorKind::Poisoned,
+            Kind::Conflict => v1::ErrorKind::Conflict,
         };
         Self { kind: kind.into(), message: error.message }
     }
@@ -118,6 +120,7 @@ impl TryFrom<v1::Error> for RequestError {
             Ok(v1::ErrorKind::StaleEpoch) => Kind::StaleEpoch,
             Ok(v1::ErrorKind::Corrupt) => Kind::Corrupt,
             Ok(v1::ErrorKind::Poisoned) => Kind::Poisoned,
+            Ok(v1::ErrorKind::Conflict) => Kind::Conflict,
             Ok(v1::ErrorKind::Unspecified) | Err(_) => return Err(UnknownKind { kind: error.kind }),
         };
         Ok(Self::new(kind, error.message))
@@ -135,7 +138,7 @@ pub fn from_error(error: v1::Error) -> RequestError {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 8] = [
+    const KINDS: [Kind; 9] = [
         Kind::Invalid,
         Kind::NotFound,
         Kind::Unavailable,
@@ -144,6 +147,7 @@ mod tests {
         Kind::StaleEpoch,
         Kind::Corrupt,
         Kind::Poisoned,
+        Kind::Conflict,
     ];
 
     #[test]

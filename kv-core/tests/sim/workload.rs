@@ -436,7 +436,7 @@ impl World {
             Kind::Unknown | Kind::Poisoned | Kind::Corrupt => Count::Unknown,
             Kind::Exhausted => Count::Exhausted,
             Kind::StaleEpoch => Count::StaleEpochs,
-            Kind::Invalid | Kind::NotFound => Count::Invalid,
+            Kind::Invalid | Kind::NotFound | Kind::Conflict => Count::Invalid,
         };
         self.count(what);
     }

@@ -164,10 +164,8 @@ fn error_of(error: &ProposeError) -> RequestError {
         ProposeError::Refused(refusal) => match refusal.kind {
             RefusalKind::NotFound => Kind::NotFound,
             RefusalKind::Exhausted => Kind::Exhausted,
-            RefusalKind::Stale => Kind::StaleEpoch,
-            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::Precondition | RefusalKind::RolledBack => {
-                Kind::Invalid
-            }
+            RefusalKind::Stale | RefusalKind::Precondition => Kind::Conflict,
+            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::RolledBack => Kind::Invalid,
         },
         ProposeError::NoLeader { .. } | ProposeError::Stopped { .. } => Kind::Unavailable,
         ProposeError::Unknown { .. } => Kind::Unknown,

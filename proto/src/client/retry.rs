@@ -209,7 +209,7 @@ impl Client {
     fn may_repeat(&self, operation: &KeyOperation<'_>, kind: Kind) -> bool {
         let retry = self.options().retry;
         match kind {
-            Kind::Invalid | Kind::NotFound | Kind::Corrupt => false,
+            Kind::Invalid | Kind::NotFound | Kind::Corrupt | Kind::Conflict => false,
             Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch => retry != Retry::Never,
             Kind::Unknown | Kind::Poisoned if operation.is_read() => retry != Retry::Never,
             Kind::Unknown | Kind::Poisoned => retry == Retry::SameId,
