@@ -15,5 +15,6 @@ mod replica;
 pub mod ring;
 pub mod rule;
 pub mod storage;
+pub mod topology;
 pub mod types;
 pub mod version;

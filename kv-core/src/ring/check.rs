@@ -240,7 +240,7 @@ pub fn check(layout: &Layout) -> Result<(), LayoutError> {
 }
 
 /// Checks the numbers that shape a layout.
-pub(super) fn check_size(partitions: usize, copies: u8) -> Result<(), LayoutError> {
+pub(crate) fn check_size(partitions: usize, copies: u8) -> Result<(), LayoutError> {
     if !partitions.is_power_of_two() || partitions > PARTITIONS_MAX as usize {
         return Err(LayoutError::PartitionCount { found: partitions });
     }
@@ -251,7 +251,7 @@ pub(super) fn check_size(partitions: usize, copies: u8) -> Result<(), LayoutErro
 }
 
 /// Checks the members by themselves.
-pub(super) fn check_members(members: &BTreeMap<NodeId, Member>) -> Result<(), LayoutError> {
+pub(crate) fn check_members(members: &BTreeMap<NodeId, Member>) -> Result<(), LayoutError> {
     if members.len() > MEMBERS_MAX {
         return Err(LayoutError::MemberCount { found: members.len() });
     }
@@ -300,23 +300,23 @@ pub(super) struct Held {
 }
 
 /// What the members of a layout demand of its entries.
-pub(super) struct Rules {
+pub(crate) struct Rules {
     /// Owners of each partition.
-    pub(super) owners: usize,
+    pub(crate) owners: usize,
     /// The most owners of one partition in one zone.
-    pub(super) zone_limit: usize,
+    pub(crate) zone_limit: usize,
     /// Fair shares of the members that may own.
-    pub(super) shares: BTreeMap<NodeId, f64>,
+    pub(crate) shares: BTreeMap<NodeId, f64>,
 }
 
 impl Rules {
     /// The rules of a layout whose members and size have been checked.
-    pub(super) fn of(layout: &Layout) -> Self {
+    pub(crate) fn of(layout: &Layout) -> Self {
         Self::new(&layout.members, layout.partition_count(), layout.copies)
     }
 
     /// The rules for members and a size that have been checked.
-    pub(super) fn new(members: &BTreeMap<NodeId, Member>, partitions: u32, copies: u8) -> Self {
+    pub(crate) fn new(members: &BTreeMap<NodeId, Member>, partitions: u32, copies: u8) -> Self {
         let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
         for member in members.values().filter(|member| !member.spare) {
             *zones.entry(&member.zone).or_default() += 1;
@@ -329,7 +329,7 @@ impl Rules {
 
     /// The fair share of first places of a node with this fair share of copies: each owner has the same part of its
     /// partitions' first places.
-    pub(super) fn first_share(&self, share: f64) -> f64 {
+    pub(crate) fn first_share(&self, share: f64) -> f64 {
         share / f64::from(u8::try_from(self.owners).unwrap_or(u8::MAX)).max(1.0)
     }
 }

@@ -66,16 +66,18 @@ pub fn first_layout(input: FirstLayout) -> Result<Layout, LayoutError> {
 }
 
 /// The members that may own, grouped by zone, addressed by their position.
-struct Nodes {
-    ids: Vec<NodeId>,
-    /// The number of each node's zone.
-    zones: Vec<u32>,
-    /// How many copies each node gets.
-    quotas: Vec<u32>,
+pub(crate) struct Nodes {
+    /// Their numbers.
+    pub(crate) ids: Vec<NodeId>,
+    /// The number of each node's zone, from 0 and ascending.
+    pub(crate) zones: Vec<u32>,
+    /// How many copies each node gets: its fair share rounded down or up.
+    pub(crate) quotas: Vec<u32>,
 }
 
 impl Nodes {
-    fn new(members: &BTreeMap<NodeId, Member>, rules: &Rules, partitions: u32) -> Self {
+    /// The nodes of members and a size that have been checked.
+    pub(crate) fn new(members: &BTreeMap<NodeId, Member>, rules: &Rules, partitions: u32) -> Self {
         let mut grouped: Vec<(&str, NodeId)> =
             rules.shares.keys().filter_map(|&id| Some((members.get(&id)?.zone.as_str(), id))).collect();
         grouped.sort_unstable();
@@ -119,15 +121,17 @@ fn round(shares: &[f64], zones: &[u32], partitions: u32, rules: &Rules) -> Vec<u
     quotas
 }
 
-/// Who holds which partition: the owners of one partition after the other, as positions in `Nodes`.
-struct Deal {
-    places: Vec<u32>,
+/// Who holds which partition.
+pub(crate) struct Deal {
+    /// The owners of one partition after the other, as positions in `Nodes`.
+    pub(crate) places: Vec<u32>,
     /// Owners of each partition.
     owners: usize,
 }
 
 impl Deal {
-    fn wrap_around(nodes: &Nodes, partitions: usize, owners: usize) -> Self {
+    /// Deals every quota so that the zone rule holds, and no partition gets a node twice.
+    pub(crate) fn wrap_around(nodes: &Nodes, partitions: usize, owners: usize) -> Self {
         let mut places = vec![0; partitions * owners];
         let copies = (0u32..).zip(&nodes.quotas).flat_map(|(node, &quota)| std::iter::repeat_n(node, quota as usize));
         for (turn, node) in copies.enumerate().take(places.len()) {

@@ -4,13 +4,24 @@
 //! Quotas with a lower bound need no construction of their own: run once with the lower bounds as the capacities of the
 //! edges into the sink, raise these to the upper bounds, and run again. Further paths never take flow back from an edge
 //! that enters the sink, so the lower bounds stay met, and the second run ends at a maximum as if it had been the first.
+//!
+//! Where edges have costs, the primal-dual method (Ford and Fulkerson, "Flows in Networks", 1962) finds a cheapest maximum
+//! flow: potentials make the cheapest paths those along edges of reduced cost zero, and a maximum flow runs among them;
+//! then the next cheapest paths are measured. The quotas work as before: filling lower bounds first is what a reward
+//! above any cost on that part of each edge would do.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 /// A directed network that keeps its flow between runs.
-pub(super) struct Network {
+pub(crate) struct Network {
     /// Edges in pairs: each edge is followed by its reverse, whose capacity is the flow that can be taken back.
     edges: Vec<Edge>,
     /// The latest edge that leaves each vertex.
     latest: Vec<u32>,
+    /// What the cheapest way to each vertex costs. No edge with capacity left has a reduced cost (its cost, plus the
+    /// potential of its start, less that of its end) below zero, but for those that leave the sink, which no path uses.
+    potential: Vec<i64>,
 }
 
 struct Edge {
@@ -19,48 +30,124 @@ struct Edge {
     residual: u32,
     /// The edge that left the same vertex before this one was added.
     previous: u32,
+    /// What one unit costs; the opposite for the reverse.
+    cost: i32,
 }
 
 /// An edge of a network.
 #[derive(Clone, Copy)]
-pub(super) struct EdgeId(u32);
+pub(crate) struct EdgeId(u32);
 
 /// No edge, no vertex, no distance.
 const NONE: u32 = u32::MAX;
 
 impl Network {
     /// A network of that many vertices, numbered from 0.
-    pub(super) fn new(vertices: usize, edges: usize) -> Self {
-        Self { edges: Vec::with_capacity(2 * edges), latest: vec![NONE; vertices] }
+    pub(crate) fn new(vertices: usize, edges: usize) -> Self {
+        Self { edges: Vec::with_capacity(2 * edges), latest: vec![NONE; vertices], potential: vec![0; vertices] }
     }
 
-    /// Adds an edge.
-    pub(super) fn edge(&mut self, from: u32, to: u32, capacity: u32) -> EdgeId {
-        let id = self.half(from, to, capacity);
-        self.half(to, from, 0);
+    /// Adds an edge without cost.
+    pub(crate) fn edge(&mut self, from: u32, to: u32, capacity: u32) -> EdgeId {
+        self.edge_at(from, to, capacity, 0)
+    }
+
+    /// Adds an edge on which each unit costs `cost`, at least 0. All edges are added before the first run.
+    pub(crate) fn edge_at(&mut self, from: u32, to: u32, capacity: u32, cost: i32) -> EdgeId {
+        debug_assert!(cost >= 0, "potentials start at zero");
+        let id = self.half(from, to, capacity, cost);
+        self.half(to, from, 0, -cost);
         EdgeId(id)
     }
 
-    fn half(&mut self, from: u32, to: u32, residual: u32) -> u32 {
+    fn half(&mut self, from: u32, to: u32, residual: u32, cost: i32) -> u32 {
         #[allow(clippy::cast_possible_truncation, reason = "at most 2^24 places, so below 2^26 half edges")]
         let id = self.edges.len() as u32;
         let previous = std::mem::replace(&mut self.latest[from as usize], id);
-        self.edges.push(Edge { to, residual, previous });
+        self.edges.push(Edge { to, residual, previous, cost });
         id
     }
 
     /// Adds to an edge's capacity.
-    pub(super) fn raise(&mut self, edge: EdgeId, by: u32) {
+    pub(crate) fn raise(&mut self, edge: EdgeId, by: u32) {
         self.edges[edge.0 as usize].residual += by;
     }
 
     /// What flows through an edge.
-    pub(super) fn flow(&self, edge: EdgeId) -> u32 {
+    pub(crate) fn flow(&self, edge: EdgeId) -> u32 {
         self.edges[edge.0 as usize + 1].residual
     }
 
-    /// Increases the flow from `source` to `sink` to the maximum; returns the increase.
-    pub(super) fn run(&mut self, source: u32, sink: u32) -> u32 {
+    /// What the cheapest way to `vertex` costs, after [`Self::run_cheapest`].
+    pub(crate) fn potential(&self, vertex: u32) -> i64 {
+        self.potential[vertex as usize]
+    }
+
+    /// Increases the flow from `source` to `sink` to the maximum, and what it costs by the least; returns the increase.
+    pub(crate) fn run_cheapest(&mut self, source: u32, sink: u32) -> u32 {
+        // Edges into the sink that were raised have capacity again: lowering the sink keeps their reduced costs sound.
+        let mut edge = self.latest[sink as usize];
+        while let Some(Edge { to, previous, .. }) = self.edges.get(edge as usize) {
+            let forward = &self.edges[edge as usize ^ 1];
+            if forward.residual > 0 {
+                let reached = self.potential[*to as usize] + i64::from(forward.cost);
+                self.potential[sink as usize] = self.potential[sink as usize].min(reached);
+            }
+            edge = *previous;
+        }
+        let mut total = 0;
+        while self.reprice(source, sink) {
+            total += self.run(source, sink);
+        }
+        total
+    }
+
+    /// Brings the potentials up to date, so that the cheapest paths have reduced cost zero; whether the sink can be reached.
+    /// Dijkstra's algorithm on reduced costs; vertices beyond the sink's distance rise by that distance.
+    fn reprice(&mut self, source: u32, sink: u32) -> bool {
+        let mut distance = vec![i64::MAX; self.latest.len()];
+        distance[source as usize] = 0;
+        // Most reduced costs are zero: what is as near as the vertex at hand needs no place in the heap.
+        let mut near = vec![source];
+        let mut far: BinaryHeap<Reverse<(i64, u32)>> = BinaryHeap::new();
+        while let Some(vertex) = near.pop().or_else(|| {
+            std::iter::from_fn(|| far.pop())
+                .find(|Reverse((at, vertex))| distance[*vertex as usize] == *at)
+                .map(|Reverse((_, vertex))| vertex)
+        }) {
+            if vertex == sink {
+                break;
+            }
+            let at = distance[vertex as usize];
+            let mut edge = self.latest[vertex as usize];
+            while let Some(step) = self.edges.get(edge as usize) {
+                if step.residual > 0 {
+                    let reached = at + self.reduced_cost(vertex, step);
+                    if reached < distance[step.to as usize] {
+                        distance[step.to as usize] = reached;
+                        if reached == at { near.push(step.to) } else { far.push(Reverse((reached, step.to))) }
+                    }
+                }
+                edge = step.previous;
+            }
+        }
+        let limit = distance[sink as usize];
+        if limit == i64::MAX {
+            return false;
+        }
+        for (potential, distance) in self.potential.iter_mut().zip(&distance) {
+            *potential += limit.min(*distance);
+        }
+        true
+    }
+
+    fn reduced_cost(&self, from: u32, edge: &Edge) -> i64 {
+        i64::from(edge.cost) + self.potential[from as usize] - self.potential[edge.to as usize]
+    }
+
+    /// Increases the flow from `source` to `sink` along edges of reduced cost zero to the maximum; returns the increase.
+    /// Without costs these are all edges.
+    pub(crate) fn run(&mut self, source: u32, sink: u32) -> u32 {
         let mut distance = vec![NONE; self.latest.len()];
         let mut queue = Vec::with_capacity(self.latest.len());
         let mut total = 0;
@@ -87,12 +174,12 @@ impl Network {
         while let Some(&vertex) = queue.get(at) {
             at += 1;
             let mut edge = self.latest[vertex as usize];
-            while let Some(Edge { to, residual, previous }) = self.edges.get(edge as usize) {
-                if *residual > 0 && distance[*to as usize] == NONE {
-                    distance[*to as usize] = distance[vertex as usize] + 1;
-                    queue.push(*to);
+            while let Some(step) = self.edges.get(edge as usize) {
+                if step.residual > 0 && distance[step.to as usize] == NONE && self.reduced_cost(vertex, step) == 0 {
+                    distance[step.to as usize] = distance[vertex as usize] + 1;
+                    queue.push(step.to);
                 }
-                edge = *previous;
+                edge = step.previous;
             }
         }
         distance[sink as usize] != NONE
@@ -109,7 +196,8 @@ impl Network {
                 Some(step)
                     if step.residual > 0
                         && distance[step.to as usize] != NONE
-                        && distance[step.to as usize] == distance[vertex as usize] + 1 =>
+                        && distance[step.to as usize] == distance[vertex as usize] + 1
+                        && self.reduced_cost(vertex, step) == 0 =>
                 {
                     path.push(edge);
                     vertex = step.to;
@@ -153,7 +241,48 @@ mod tests {
         assert_eq!((network.flow(to_3), network.flow(to_4)), (0, 1));
     }
 
+    /// The least cost of each amount of flow from 0 to 3, by trying every flow of small edges.
+    fn cheapest_by_force(edges: &[(u32, u32, u32, i32)]) -> std::collections::BTreeMap<u32, i64> {
+        let mut found = std::collections::BTreeMap::new();
+        let mut flows = vec![0u32; edges.len()];
+        loop {
+            let net = |vertex: u32| -> i64 {
+                edges
+                    .iter()
+                    .zip(&flows)
+                    .map(|(&(from, to, _, _), &flow)| {
+                        i64::from(flow) * (i64::from(u8::from(from == vertex)) - i64::from(u8::from(to == vertex)))
+                    })
+                    .sum()
+            };
+            if (1..3).all(|vertex| net(vertex) == 0) && net(0) >= 0 {
+                let cost: i64 = edges.iter().zip(&flows).map(|(edge, &flow)| i64::from(edge.3) * i64::from(flow)).sum();
+                let amount = u32::try_from(net(0)).unwrap();
+                let least = found.entry(amount).or_insert(cost);
+                *least = cost.min(*least);
+            }
+            let Some(at) = (0..edges.len()).find(|&at| flows[at] < edges[at].2) else { return found };
+            flows[..at].fill(0);
+            flows[at] += 1;
+        }
+    }
+
     proptest! {
+        /// The cheapest maximum flow, found by trying all flows.
+        #[test]
+        fn is_as_cheap_as_can_be(
+            edges in prop::collection::vec((0u32..4, 0u32..4, 0u32..3, 0i32..5), 0..9),
+        ) {
+            // Nothing enters the source or leaves the sink, as in every network that has quotas.
+            let edges: Vec<_> = edges.into_iter().filter(|&(from, to, ..)| from != 3 && to != 0 && from != to).collect();
+            let mut network = Network::new(4, edges.len());
+            let ids: Vec<EdgeId> =
+                edges.iter().map(|&(from, to, capacity, cost)| network.edge_at(from, to, capacity, cost)).collect();
+            let amount = network.run_cheapest(0, 3);
+            let cost: i64 = ids.iter().zip(&edges).map(|(&id, edge)| i64::from(network.flow(id)) * i64::from(edge.3)).sum();
+            prop_assert_eq!(Some((amount, cost)), cheapest_by_force(&edges).pop_last());
+        }
+
         /// The maximum flow is the least cut, found by trying all of them.
         #[test]
         fn equals_the_least_cut(

@@ -1,8 +1,8 @@
 //! Where data lives: the hash ring, its partitions, and the layout that gives each partition its owners.
 
-mod check;
-mod first;
-mod flow;
+pub(crate) mod check;
+pub(crate) mod first;
+pub(crate) mod flow;
 pub mod hash;
 mod layout;
 mod picture;
