@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::RequestError;
-use kv_core::ring::{Entry, Layout, Member, Owner, PARTITIONS_MAX};
+use kv_core::ring::{Entry, Joint, Layout, Member, Owner, PARTITIONS_MAX, Receiver};
 use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId};
 use kv_core::version::Conflict;
 
@@ -115,7 +115,8 @@ pub fn layout_to_wire(layout: &Layout, known: Epoch) -> v1::Layout {
         .map(|(id, entry)| v1::PartitionEntry {
             partition: u32::from(id.0),
             changed: entry.changed.0,
-            owners: entry.owners.iter().map(|owner| v1::Owner { node: owner.node.0, since: owner.since.0 }).collect(),
+            owners: owners_to_wire(&entry.owners),
+            joint: entry.joint.as_ref().map(joint_to_wire),
         })
         .collect();
     v1::Layout {
@@ -124,6 +125,21 @@ pub fn layout_to_wire(layout: &Layout, known: Epoch) -> v1::Layout {
         partitions: layout.partition_count(),
         copies: u32::from(layout.copies),
         entries,
+        unsettled: !layout.settled,
+    }
+}
+
+fn owners_to_wire(owners: &[Owner]) -> Vec<v1::Owner> {
+    owners.iter().map(|owner| v1::Owner { node: owner.node.0, since: owner.since.0 }).collect()
+}
+
+fn joint_to_wire(joint: &Joint) -> v1::Joint {
+    let receiver = |receiver: &Receiver| v1::Receiver { node: receiver.node.0, source: receiver.source.0 };
+    v1::Joint {
+        epoch: joint.epoch.0,
+        owners: owners_to_wire(&joint.owners),
+        receivers: joint.receivers.iter().map(receiver).collect(),
+        sources_min: u32::from(joint.sources_min),
     }
 }
 
@@ -189,25 +205,61 @@ fn layout_from_wire(
             entry.ok_or_else(|| RequestError::invalid(format!("layout.entries: partition {index} is missing")))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(Layout { cluster, seed, epoch: Epoch(wire.epoch), copies, members, partitions }))
+    Ok(Arc::new(Layout {
+        cluster,
+        seed,
+        epoch: Epoch(wire.epoch),
+        copies,
+        members,
+        partitions,
+        settled: !wire.unsettled,
+    }))
 }
 
 fn entry_from_wire(wire: v1::PartitionEntry, members: &BTreeMap<NodeId, Member>) -> Result<Entry, RequestError> {
-    let mut owners: Vec<Owner> = Vec::with_capacity(wire.owners.len());
-    for owner in wire.owners {
+    let owners = owners_from_wire(wire.owners, wire.partition, members)?;
+    let joint = wire.joint.map(|joint| joint_from_wire(joint, wire.partition, members)).transpose()?;
+    let entry = Entry { changed: Epoch(wire.changed), owners, joint };
+    if entry.joint.is_some() && !entry.is_valid() {
+        return Err(RequestError::invalid(format!(
+            "layout.entries: partition {} migrates in a way that cannot work",
+            wire.partition
+        )));
+    }
+    Ok(entry)
+}
+
+fn joint_from_wire(wire: v1::Joint, partition: u32, members: &BTreeMap<NodeId, Member>) -> Result<Joint, RequestError> {
+    let receiver = |wire: v1::Receiver| Receiver { node: NodeId(wire.node), source: NodeId(wire.source) };
+    Ok(Joint {
+        epoch: Epoch(wire.epoch),
+        owners: owners_from_wire(wire.owners, partition, members)?,
+        receivers: wire.receivers.into_iter().map(receiver).collect(),
+        // What does not fit is more than there can be owners, which the entry as a whole is then refused for.
+        sources_min: u8::try_from(wire.sources_min).unwrap_or(u8::MAX),
+    })
+}
+
+fn owners_from_wire(
+    wire: Vec<v1::Owner>,
+    partition: u32,
+    members: &BTreeMap<NodeId, Member>,
+) -> Result<Vec<Owner>, RequestError> {
+    let mut owners: Vec<Owner> = Vec::with_capacity(wire.len());
+    for owner in wire {
         let owner = Owner { node: NodeId(owner.node), since: Epoch(owner.since) };
         if !members.contains_key(&owner.node) || owners.iter().any(|other| other.node == owner.node) {
             return Err(RequestError::invalid(format!(
-                "layout.entries: {} owns partition {} but is not a member, or does so twice",
-                owner.node, wire.partition
+                "layout.entries: {} owns partition {partition} but is not a member, or does so twice",
+                owner.node
             )));
         }
         owners.push(owner);
     }
     if owners.is_empty() {
-        return Err(RequestError::invalid(format!("layout.entries: partition {} has no owner", wire.partition)));
+        return Err(RequestError::invalid(format!("layout.entries: partition {partition} has no owner")));
     }
-    Ok(Entry { changed: Epoch(wire.changed), owners })
+    Ok(owners)
 }
 
 impl TryFrom<v1::Member> for MemberView {

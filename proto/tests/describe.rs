@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
-use kv_core::ring::{Entry, Layout, Member, Owner};
+use kv_core::ring::{Entry, Joint, Layout, Member, Owner, Receiver};
 use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, NodeId, StoreId};
 use kv_proto::describe::{Description, NewKeyspace, layout_to_wire, member_to_wire};
 use kv_proto::peer::{Joining, check_address, check_name, cluster_from_wire, cluster_to_wire};
@@ -14,7 +14,7 @@ use kv_proto::v1;
 
 fn entry(changed: u64, owners: &[u64]) -> Entry {
     let owners = owners.iter().map(|node| Owner { node: NodeId(*node), since: Epoch(1) }).collect();
-    Entry { changed: Epoch(changed), owners }
+    Entry::settled(Epoch(changed), owners)
 }
 
 fn layout() -> Layout {
@@ -32,6 +32,7 @@ fn layout() -> Layout {
         copies: 2,
         members: (1..=3).map(|id| (NodeId(id), member(id))).collect(),
         partitions: vec![entry(1, &[1, 2]), entry(1, &[2, 3]), entry(1, &[3, 1]), entry(1, &[1, 3])],
+        settled: true,
     }
 }
 
@@ -75,8 +76,18 @@ fn only_changed_entries_travel_to_who_knows_the_rest() {
     let mut new = layout();
     new.epoch = Epoch(2);
     new.partitions[2] = entry(2, &[2, 1]);
+    new.partitions[3] = Entry {
+        joint: Some(Joint {
+            epoch: Epoch(2),
+            owners: vec![Owner { node: NodeId(1), since: Epoch(1) }, Owner { node: NodeId(2), since: Epoch(2) }],
+            receivers: vec![Receiver { node: NodeId(2), source: NodeId(3) }],
+            sources_min: 2,
+        }),
+        ..entry(2, &[1, 3])
+    };
+    new.settled = false;
     let wire = answer(&new, Epoch(1));
-    assert_eq!(wire.layout.as_ref().map(|layout| layout.entries.len()), Some(1));
+    assert_eq!(wire.layout.as_ref().map(|layout| layout.entries.len()), Some(2));
     let read = Description::from_wire(wire.clone(), Some(&old)).expect("valid");
     assert_eq!(read.layout.as_deref(), Some(&new));
     // Nothing at all travels to who knows it already.
@@ -112,6 +123,18 @@ fn contradictions_are_refused() {
     check(
         |wire| inner(wire).entries[1].owners[0].node = 3,
         "layout.entries: n3 owns partition 1 but is not a member, or does so twice",
+    );
+    check(
+        |wire| inner(wire).entries[1].joint = Some(v1::Joint { epoch: 1, sources_min: 1, ..Default::default() }),
+        "layout.entries: partition 1 has no owner",
+    );
+    check(
+        |wire| {
+            let entry = &mut inner(wire).entries[1];
+            let owners = entry.owners.clone();
+            entry.joint = Some(v1::Joint { epoch: 1, owners, receivers: Vec::new(), sources_min: 1 });
+        },
+        "layout.entries: partition 1 migrates in a way that cannot work",
     );
     check(|wire| wire.cluster_id = Bytes::from_static(b"short"), "cluster_id: has 5 bytes, 16 are expected");
     check(|wire| wire.cluster_id = Bytes::new(), "cluster_id: is missing");

@@ -38,7 +38,7 @@ fn any_bytes() -> impl Strategy<Value = Bytes> {
 
 fn any_entry() -> impl Strategy<Value = Entry> {
     let owner = |node| Owner { node: NodeId(node), since: Epoch(1) };
-    (1u64..4).prop_map(move |owners| Entry { changed: Epoch(5), owners: (0..owners).map(owner).collect() })
+    (1u64..4).prop_map(move |owners| Entry::settled(Epoch(5), (0..owners).map(owner).collect()))
 }
 
 fn any_refusal() -> impl Strategy<Value = Refusal> {
@@ -223,7 +223,7 @@ fn malformed_contents_are_refused() {
     for owners in
         [vec![], vec![owner(1, 1), owner(1, 1)], vec![owner(1, 9)], (0..256).map(|node| owner(node, 1)).collect()]
     {
-        let refusal = || Refusal::Stale { newer: Entry { changed: Epoch(5), owners: owners.clone() } };
+        let refusal = || Refusal::Stale { newer: Entry::settled(Epoch(5), owners.clone()) };
         refused(Message::Replicated { call, result: Err(refusal()) });
         refused(Message::ReadResult { call, result: Err(refusal()) });
         refused(Message::SliceResult { call, result: Err(refusal()) });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Layout, Member, PARTITIONS_MAX, fair_shares, zone_limit};
+use super::{Entry, Layout, Member, PARTITIONS_MAX, fair_shares, zone_limit};
 use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 
 /// The most members of a cluster.
@@ -162,6 +162,15 @@ pub enum LayoutError {
         /// How many are allowed.
         limit: usize,
     },
+    /// A migration that its entry does not describe soundly.
+    #[error(
+        "{partition} migrates in a way that cannot work: its new owners must be distinct, those that enter must copy from \
+         old owners, and a settled layout has no migrations"
+    )]
+    Joint {
+        /// The partition.
+        partition: PartitionId,
+    },
     /// A node holds too much or too little.
     #[error("{node} holds {found} copies; its fair share is {fair:.2}, and it may be at most one away")]
     Copies {
@@ -184,19 +193,51 @@ pub enum LayoutError {
     },
 }
 
-/// Checks everything that is true of every layout.
+/// Checks everything that is true of every layout. The numbers of owners, the zones and the balance are demanded of
+/// settled layouts only.
 ///
 /// # Errors
 /// The first invariant that is broken.
 pub fn check(layout: &Layout) -> Result<(), LayoutError> {
     check_size(layout.partitions.len(), layout.copies)?;
     check_members(&layout.members)?;
+    for (partition, entry) in layout.partition_ids().zip(&layout.partitions) {
+        check_entry(layout, partition, entry)?;
+    }
+    if layout.settled { check_balance(layout) } else { Ok(()) }
+}
+
+/// Checks what is true of an entry whether or not an operation runs.
+fn check_entry(layout: &Layout, partition: PartitionId, entry: &Entry) -> Result<(), LayoutError> {
+    if entry.changed > layout.epoch {
+        return Err(LayoutError::Changed { partition, changed: entry.changed, epoch: layout.epoch });
+    }
+    for owners in entry.sets() {
+        if owners.is_empty() {
+            return Err(LayoutError::OwnerCount { partition, found: 0, wanted: layout.owners_per_partition() });
+        }
+        for (place, owner) in owners.iter().enumerate() {
+            let node = owner.node;
+            if !layout.members.contains_key(&node) {
+                return Err(LayoutError::NotMember { partition, node });
+            }
+            if owners[..place].iter().any(|earlier| earlier.node == node) {
+                return Err(LayoutError::OwnerTwice { partition, node });
+            }
+            if owner.since > entry.changed {
+                return Err(LayoutError::Since { partition, node, since: owner.since, changed: entry.changed });
+            }
+        }
+    }
+    let joint = entry.joint.is_some();
+    if joint && (layout.settled || !entry.is_valid()) { Err(LayoutError::Joint { partition }) } else { Ok(()) }
+}
+
+/// Checks that every partition has its owners, in distinct zones as far as there are enough, and every node its share.
+fn check_balance(layout: &Layout) -> Result<(), LayoutError> {
     let mut held: BTreeMap<NodeId, Held> = BTreeMap::new();
     let rules = Rules::of(layout);
     for (partition, entry) in layout.partition_ids().zip(&layout.partitions) {
-        if entry.changed > layout.epoch {
-            return Err(LayoutError::Changed { partition, changed: entry.changed, epoch: layout.epoch });
-        }
         if entry.owners.len() != rules.owners {
             return Err(LayoutError::OwnerCount { partition, found: entry.owners.len(), wanted: rules.owners });
         }
@@ -206,12 +247,6 @@ pub fn check(layout: &Layout) -> Result<(), LayoutError> {
             let member = layout.members.get(&node).ok_or(LayoutError::NotMember { partition, node })?;
             if member.spare {
                 return Err(LayoutError::Spare { partition, node });
-            }
-            if entry.owners[..place].iter().any(|earlier| earlier.node == node) {
-                return Err(LayoutError::OwnerTwice { partition, node });
-            }
-            if owner.since > entry.changed {
-                return Err(LayoutError::Since { partition, node, since: owner.since, changed: entry.changed });
             }
             zones.push(&member.zone);
             let held = held.entry(node).or_default();

@@ -60,9 +60,9 @@ pub fn first_layout(input: FirstLayout) -> Result<Layout, LayoutError> {
     deal.assign_first_places(&nodes);
     deal.choose_second_places(nodes.ids.len());
     let owner = |&at: &u32| Owner { node: nodes.ids[at as usize], since: epoch };
-    let entry = |places: &[u32]| Entry { changed: epoch, owners: places.iter().map(owner).collect() };
+    let entry = |places: &[u32]| Entry::settled(epoch, places.iter().map(owner).collect());
     let partitions = deal.places.chunks_exact(rules.owners).map(entry).collect();
-    Ok(Layout { cluster, seed, epoch, copies, members, partitions })
+    Ok(Layout { cluster, seed, epoch, copies, members, partitions, settled: true })
 }
 
 /// The members that may own, grouped by zone, addressed by their position.

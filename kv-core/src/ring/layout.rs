@@ -44,31 +44,120 @@ pub struct Owner {
 pub struct Entry {
     /// The epoch that last changed this entry. Requests carry it, so that a change elsewhere disturbs nobody (rule E1).
     pub changed: Epoch,
-    /// The preference list: distinct nodes, the first place first.
+    /// The preference list: distinct nodes, the first place first. While the partition migrates these are the old
+    /// owners: they hold all of it, answer for it, and are copied from.
     pub owners: Vec<Owner>,
+    /// Set while the partition migrates to other owners.
+    pub joint: Option<Joint>,
+}
+
+/// The second half of a migrating partition's entry: from its epoch to the cut-over, every quorum is needed among the
+/// old owners and among these (rule A3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joint {
+    /// The joint epoch. Cursors and receipts are keyed by it, so that nothing of an earlier try counts (rule E3).
+    pub epoch: Epoch,
+    /// The preference list from the cut-over on. Who stays keeps its `since`; who enters has entered at `epoch`.
+    pub owners: Vec<Owner>,
+    /// The new owners that must be covered by old ones before the cut-over: those that enter, and when the number of
+    /// copies shrinks all of them, since fewer owners may then hold what a quorum of the old ones confirmed.
+    pub receivers: Vec<Receiver>,
+    /// By how many old owners each receiver must be covered: a majority, or all that are left where members were
+    /// declared dead.
+    pub sources_min: u8,
+}
+
+/// A new owner that copies a migrating partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    /// The new owner.
+    pub node: NodeId,
+    /// The old owner that the plan lets it copy from first. Another one may serve if it is down.
+    pub source: NodeId,
+}
+
+/// Whether there is an owner, each once, and none entered later than `changed`.
+fn are_valid(owners: &[Owner], changed: Epoch) -> bool {
+    let once = |(at, owner): (usize, &Owner)| owners[..at].iter().all(|other| other.node != owner.node);
+    !owners.is_empty()
+        && owners.len() <= usize::from(u8::MAX)
+        && owners.iter().all(|owner| owner.since <= changed)
+        && owners.iter().enumerate().all(once)
 }
 
 impl Entry {
+    /// An entry that does not migrate.
+    #[must_use]
+    pub fn settled(changed: Epoch, owners: Vec<Owner>) -> Self {
+        Self { changed, owners, joint: None }
+    }
+
     /// Whether the entry is well formed by itself: there are owners, each once, that entered no later than the entry last
-    /// changed. What comes from a peer is checked on receipt; [`super::check`] looks at whole layouts.
+    /// changed, and the same holds for the new owners of a migrating partition, whose receivers are among them and copy
+    /// from old owners. What comes from a peer is checked on receipt; [`super::check`] looks at whole layouts.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let once = |(at, owner): (usize, &Owner)| self.owners[..at].iter().all(|other| other.node != owner.node);
-        !self.owners.is_empty()
-            && self.owners.len() <= usize::from(u8::MAX)
-            && self.owners.iter().all(|owner| owner.since <= self.changed)
-            && self.owners.iter().enumerate().all(once)
+        are_valid(&self.owners, self.changed) && self.joint.as_ref().is_none_or(|joint| self.is_joint_valid(joint))
     }
 
-    /// Whether `node` holds a copy.
+    fn is_joint_valid(&self, joint: &Joint) -> bool {
+        let old = |node: NodeId| self.owners.iter().any(|owner| owner.node == node);
+        let receives = |node: NodeId| joint.receivers.iter().any(|receiver| receiver.node == node);
+        let sound = |owner: &Owner| old(owner.node) || (owner.since == joint.epoch && receives(owner.node));
+        let once = |(at, receiver): (usize, &Receiver)| {
+            joint.receivers[..at].iter().all(|other| other.node != receiver.node)
+                && joint.owners.iter().any(|owner| owner.node == receiver.node)
+                && old(receiver.source)
+                && receiver.source != receiver.node
+        };
+        are_valid(&joint.owners, self.changed)
+            && joint.epoch <= self.changed
+            && joint.owners.iter().all(sound)
+            && !joint.receivers.is_empty()
+            && joint.receivers.iter().enumerate().all(once)
+            && (1..=self.owners.len()).contains(&usize::from(joint.sources_min))
+    }
+
+    /// Whether `node` is an owner: an old or a new one while the partition migrates.
     #[must_use]
     pub fn owns(&self, node: NodeId) -> bool {
-        self.owners.iter().any(|owner| owner.node == node)
+        self.owner(node).is_some()
     }
 
-    /// The owning nodes in preference order.
+    /// `node` as an owner; while the partition migrates, an old one or one that enters.
+    #[must_use]
+    pub fn owner(&self, node: NodeId) -> Option<Owner> {
+        self.sets().flatten().find(|owner| owner.node == node).copied()
+    }
+
+    /// The owning nodes in preference order; while the partition migrates, those that enter follow the old ones.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + '_ {
-        self.owners.iter().map(|owner| owner.node)
+        let entering = self.joint.iter().flat_map(|joint| &joint.owners);
+        let entering = entering.filter(|owner| self.owners.iter().all(|old| old.node != owner.node));
+        self.owners.iter().chain(entering).map(|owner| owner.node)
+    }
+
+    /// The sets of owners whose quorums count, one or, while the partition migrates, two: the old ones first.
+    pub fn sets(&self) -> impl Iterator<Item = &[Owner]> + Clone + '_ {
+        std::iter::once(&*self.owners).chain(self.joint.iter().map(|joint| &*joint.owners))
+    }
+
+    /// The preference list that the entry has or will have.
+    #[must_use]
+    pub fn target(&self) -> &[Owner] {
+        self.joint.as_ref().map_or(&self.owners, |joint| &joint.owners)
+    }
+
+    /// Whether `node` becomes an owner by the migration under way.
+    #[must_use]
+    pub fn enters(&self, node: NodeId) -> bool {
+        self.owns(node) && self.owners.iter().all(|owner| owner.node != node)
+    }
+
+    /// Whether `node` is no owner any more after the migration under way.
+    #[must_use]
+    pub fn leaves(&self, node: NodeId) -> bool {
+        self.owns(node) && self.target().iter().all(|owner| owner.node != node)
     }
 }
 
@@ -87,6 +176,9 @@ pub struct Layout {
     pub members: BTreeMap<NodeId, Member>,
     /// One entry per partition, in token order; the length is a power of two.
     pub partitions: Vec<Entry>,
+    /// Whether the layout is the end of an operation. While one runs, or after one was cancelled midway, the numbers of
+    /// owners and the balance are those of neither side, and only what holds of each entry is demanded.
+    pub settled: bool,
 }
 
 impl Layout {

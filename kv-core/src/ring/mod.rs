@@ -12,5 +12,5 @@ mod tests;
 
 pub use check::{LayoutError, MEMBERS_MAX, NAME_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN, check};
 pub use first::{FirstLayout, first_layout};
-pub use layout::{Entry, FIRST_EPOCH, Layout, Member, Owner, PARTITIONS_MAX};
+pub use layout::{Entry, FIRST_EPOCH, Joint, Layout, Member, Owner, PARTITIONS_MAX, Receiver};
 pub use share::{fair_shares, zone_limit};

@@ -219,9 +219,22 @@ proptest! {
         );
         prop_assert_eq!(
             entry(&|e| e.owners.push(e.owners[0])),
-            Err(E::OwnerCount { partition: id, found: owners + 1, wanted: owners })
+            Err(E::OwnerTwice { partition: id, node: layout.partitions[partition].owners[0].node })
         );
         prop_assert_eq!(broken(&|l| drop(l.members.remove(&node))).is_err(), true);
+        let stays = Joint {
+            epoch: Epoch(3),
+            owners: layout.partitions[partition].owners.clone(),
+            receivers: Vec::new(),
+            sources_min: 1,
+        };
+        for settled in [true, false] {
+            let joint = broken(&|l| {
+                l.settled = settled;
+                l.partitions[partition].joint = Some(stays.clone());
+            });
+            prop_assert_eq!(joint, Err(E::Joint { partition: id }), "nobody receives, settled: {}", settled);
+        }
         prop_assert_eq!(broken(&|l| l.members.values_mut().for_each(|m| m.spare = true)), Err(E::NoOwners { members: layout.members.len() }));
         for weight in [0.0, -1.0, f64::NAN, f64::INFINITY, WEIGHT_MIN / 2.0, WEIGHT_MAX * 2.0] {
             let error = in_member(&|m| m.weight = weight);

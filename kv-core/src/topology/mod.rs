@@ -1,4 +1,5 @@
-//! How the topology changes: a change is planned before anything moves, and the plan is data.
+//! How the layout changes: a change is planned before anything moves, the plan is data, and an operation carries it out
+//! partition by partition.
 //!
 //! [`plan`] is a pure function of a layout and a list of changes. Each node of the result holds its fair share of copies
 //! and of first places, rounded down or up, and among all such layouts the plan moves the fewest replicas; `Plan::minimum`
@@ -7,14 +8,17 @@
 mod assign;
 mod bound;
 mod change;
+pub mod operation;
 mod places;
 mod plan;
 mod planner;
 mod refusal;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use change::Change;
 pub use plan::{Move, PartitionChange, Plan, PlanHash};
 pub use planner::plan;
 pub use refusal::{Refusal, RefusalKind};
+pub use transfer::{Receipt, Residue, SourceReceipt, Transfer, TransferPhase, TransferSettings};

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::operation::{self, Standing};
 use super::{Change, Refusal, RefusalKind};
 use crate::ring::{Entry, Layout, Member, Owner};
 use crate::types::{ClusterId, Epoch, NodeId, PartitionId};
@@ -114,11 +115,26 @@ impl Plan {
             let since =
                 |node: NodeId| entry.owners.iter().find(|owner| owner.node == node).map_or(epoch, |owner| owner.since);
             let owners = change.owners.iter().map(|&node| Owner { node, since: since(node) }).collect();
-            *entry = Entry { changed: epoch, owners };
+            *entry = Entry::settled(epoch, owners);
         }
+        layout.settled = true;
         crate::ring::check(&layout)
             .map_err(|error| stale(format!("plan {} leads to no sound layout: {error}", self.hash)))?;
         Ok(layout)
+    }
+
+    /// The goal of the operation that carries the plan out.
+    ///
+    /// # Errors
+    /// As [`Plan::target`], and if a partition of the layout is migrating.
+    pub fn operation(&self, parent: &Layout) -> Result<operation::Target, Refusal> {
+        self.target(parent, parent.epoch)?;
+        let members = self.members.iter().map(|(&node, member)| (node, Standing::of(member))).collect();
+        let lists = self.partitions.iter().map(|change| (change.partition, change.owners.clone())).collect();
+        let sources = self.moves.iter().map(|step| ((step.partition, step.to), step.source)).collect();
+        operation::Target::new(parent, members, self.copies, &lists, &sources).map_err(|error| {
+            Refusal::new(RefusalKind::Stale, error.to_string(), "make the plan again when nothing migrates")
+        })
     }
 
     /// The hash of all that the plan would do.

@@ -27,6 +27,11 @@ pub fn plan(layout: &Layout, changes: &[Change]) -> Result<Plan, Refusal> {
         let remedy = "a plan needs a sound layout; this is a fault of the software, please report it";
         Refusal::new(RefusalKind::Stale, format!("layout {} is not sound: {error}", layout.epoch), remedy)
     })?;
+    if let Some(partition) = layout.partition_ids().find(|&id| layout.entry(id).is_some_and(|it| it.joint.is_some())) {
+        let reason = format!("{partition} is migrating: an operation is under way");
+        let remedy = "wait for it or cancel it; `op ls` shows it";
+        return Err(Refusal::new(RefusalKind::Precondition, reason, remedy));
+    }
     let target = Target::of(layout, changes)?;
     let rules = Rules::new(&target.members, layout.partition_count(), target.copies);
     let nodes = Nodes::new(&target.members, &rules, layout.partition_count());

@@ -226,7 +226,8 @@ mod tests {
             epoch: Epoch(3),
             copies: 3,
             members: (1..=3).map(|id| (NodeId(id), member(id))).collect(),
-            partitions: (0..4).map(|first| Entry { changed: Epoch(1), owners: owners(first) }).collect(),
+            partitions: (0..4).map(|first| Entry::settled(Epoch(1), owners(first))).collect(),
+            settled: true,
         };
         let view = |id: u64| MemberView {
             id: NodeId(id),

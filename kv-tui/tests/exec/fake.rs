@@ -71,7 +71,7 @@ fn layout() -> Layout {
     let entry = |index: usize| {
         let owners =
             (0..3).map(|place| Owner { node: NodeId((index as u64 + place) % 3 + 1), since: Epoch(1) }).collect();
-        Entry { changed: Epoch(1), owners }
+        Entry::settled(Epoch(1), owners)
     };
     Layout {
         cluster: ClusterId(7),
@@ -80,6 +80,7 @@ fn layout() -> Layout {
         copies: 3,
         members: (1..=3).map(|id| (NodeId(id), member(id))).collect(),
         partitions: (0..PARTITIONS).map(entry).collect(),
+        settled: true,
     }
 }
 

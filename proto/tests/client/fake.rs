@@ -102,7 +102,7 @@ pub(crate) fn layout(epoch: u64) -> Layout {
     let entry = |index: usize| {
         let first = index as u64 % 3;
         let owners = (0..2).map(|place| Owner { node: NodeId((first + place) % 3 + 1), since: Epoch(1) }).collect();
-        Entry { changed: Epoch(1), owners }
+        Entry::settled(Epoch(1), owners)
     };
     Layout {
         cluster: ClusterId(7),
@@ -111,6 +111,7 @@ pub(crate) fn layout(epoch: u64) -> Layout {
         copies: 2,
         members: (1..=3).map(|id| (NodeId(id), member(id))).collect(),
         partitions: (0..PARTITIONS).map(entry).collect(),
+        settled: true,
     }
 }
 

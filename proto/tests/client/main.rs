@@ -97,7 +97,7 @@ async fn a_refusal_by_epoch_teaches_the_new_layout() {
     let mut next = layout(2);
     for entry in &mut next.partitions {
         let other = (1..=3).map(NodeId).find(|id| !entry.owns(*id)).expect("three nodes, two owners");
-        *entry = Entry { changed: Epoch(2), owners: vec![Owner { node: other, since: Epoch(2) }] };
+        *entry = Entry::settled(Epoch(2), vec![Owner { node: other, since: Epoch(2) }]);
     }
     for node in &cluster.nodes {
         *node.layout.lock().expect("lock") = Some(next.clone());
