@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kv_core::storage::{
-    Batch, Committer, DiskConfig, DiskStore, Footprint, HotTier, MemoryStore, OpenIds, Reader, SliceRequest, Space,
-    StorageKey, Stored, Write,
+    Batch, Committer, DiskConfig, DiskStore, Footprint, Hot, HotTier, MemoryStore, OpenIds, Reader, SliceRequest,
+    Space, StorageKey, Stored, Write,
 };
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, Seq, StoreId};
 use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
@@ -130,7 +130,11 @@ fn commits(criterion: &mut Criterion, name: &str, maker: &mut Maker, committer: 
 fn hot(criterion: &mut Criterion) {
     let mut maker = Maker::new();
     let mut tier = HotTier::new(256 * 1024 * 1024, 1);
-    (0..RECORDS).for_each(|number| tier.insert(key(number), Arc::new(maker.record())));
+    for number in 0..RECORDS {
+        let (key, stored) = (key(number), Arc::new(maker.record()));
+        let footprint = stored.footprint(&key, stored.encode().len());
+        tier.insert(key, Hot { stored, footprint });
+    }
     assert_eq!(tier.stats().records, RECORDS);
     let mut random = StdRng::seed_from_u64(2);
     let mut group = criterion.benchmark_group("get");

@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::message::{CallId, Held as HeldRecord, Message, Refusal, Role};
 use crate::ring::Layout;
 use crate::rule::Rule;
-use crate::storage::{Footprint, Space, StorageKey, Stored, Write};
+use crate::storage::{Footprint, Hot, Space, StorageKey, Stored, Write};
 use crate::types::{Incarnation, NodeId, PartitionId, Seq};
 use crate::version::Record;
 
@@ -147,14 +147,13 @@ impl Node {
             }
             return;
         }
-        if let Some(stored) = self.hot.get(&key) {
+        if let Some(Hot { stored, footprint }) = self.hot.get(&key) {
             if matches!(task, Task::ReadForOp(..) | Task::ReadForPeer { .. }) {
                 // Nothing is in flight on the key and a read changes nothing: it needs no slot.
                 self.run(&key, Some(stored), task);
                 return;
             }
-            let footprint = Some(footprint(&key, &stored, stored.encode().len()));
-            self.open(&key, State::Ready(Some(stored.clone())), footprint);
+            self.open(&key, State::Ready(Some(stored.clone())), Some(footprint));
             self.run(&key, Some(stored), task);
             self.settle(&key);
             return;
@@ -412,9 +411,11 @@ impl Node {
         if !slot.waiting.is_empty() || slot.seq > self.durable {
             return;
         }
-        match stored {
-            Some(stored) => self.hot.insert(key.clone(), stored.clone()),
-            None => self.hot.remove(key),
+        match (stored, slot.footprint) {
+            (Some(stored), Some(footprint)) => {
+                self.hot.insert(key.clone(), Hot { stored: stored.clone(), footprint });
+            }
+            _ => self.hot.remove(key),
         }
         self.slots.remove(key);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 
-use super::{StorageKey, Stored};
+use super::{Footprint, StorageKey, Stored};
 use crate::map::MapState;
 use crate::version::{Actor, Version};
 
@@ -33,13 +33,23 @@ pub struct HotStats {
     pub bytes: u64,
 }
 
+/// A record in memory, and what it adds to the statistics of the store: a write that replaces it must say so, and would
+/// have to encode it once more to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// The record.
+    pub stored: Arc<Stored>,
+    /// Its footprint.
+    pub footprint: Footprint,
+}
+
 /// Decoded records by storage key, least useful ones evicted first (S3-FIFO and Clock-PRO, as `quick_cache` has them).
 ///
 /// It belongs to one loop, which fills it when a write is durable or a read is done, and so it never shows what a crash
 /// could take back. It does not remember that a key is absent: a negative entry would have to be dropped by writes
 /// that today only add an entry, to save look-ups that the engine's filters answer from memory.
 pub struct HotTier {
-    cache: Cache<StorageKey, Arc<Stored>, Bytes, MapState, DefaultLifecycle<StorageKey, Arc<Stored>>>,
+    cache: Cache<StorageKey, Hot, Bytes, MapState, DefaultLifecycle<StorageKey, Hot>>,
     hits: u64,
     misses: u64,
 }
@@ -56,7 +66,7 @@ impl HotTier {
     }
 
     /// The record at `key`, if the tier has it; `None` says nothing about the store.
-    pub fn get(&mut self, key: &StorageKey) -> Option<Arc<Stored>> {
+    pub fn get(&mut self, key: &StorageKey) -> Option<Hot> {
         let found = self.cache.get(key).cloned();
         if found.is_some() {
             self.hits += 1;
@@ -68,7 +78,7 @@ impl HotTier {
 
     /// Keeps the record that the store now holds at `key`, in place of an earlier one. A record that is too large for
     /// the tier is not kept, nor is the earlier one.
-    pub fn insert(&mut self, key: StorageKey, record: Arc<Stored>) {
+    pub fn insert(&mut self, key: StorageKey, record: Hot) {
         self.cache.insert(key, record);
     }
 
@@ -89,14 +99,14 @@ impl HotTier {
 #[derive(Clone, Copy)]
 struct Bytes;
 
-impl Weighter<StorageKey, Arc<Stored>> for Bytes {
-    fn weight(&self, key: &StorageKey, stored: &Arc<Stored>) -> u64 {
-        let record = &stored.record;
+impl Weighter<StorageKey, Hot> for Bytes {
+    fn weight(&self, key: &StorageKey, hot: &Hot) -> u64 {
+        let record = &hot.stored.record;
         let values = record.siblings.iter().filter(|sibling| sibling.value.is_some()).count();
         let total = SLOT
             + size_of::<StorageKey>()
             + key.as_bytes().len()
-            + size_of::<Arc<Stored>>()
+            + size_of::<Hot>()
             + size_of::<Stored>()
             + record.context.len() * size_of::<(Actor, u64)>()
             + record.siblings.len() * size_of::<Version>()

@@ -32,7 +32,7 @@ use bytes::Bytes;
 
 pub use codec::{FORMAT, Stored, StoredError};
 pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds};
-pub use hot::{HotStats, HotTier};
+pub use hot::{Hot, HotStats, HotTier};
 pub use key::{Space, StorageKey};
 pub use memory::{MemoryCommitter, MemoryImage, MemoryReader, MemoryStore};
 pub use stats::{Footprint, LEAVES, Leaf, PartitionStats, Recount, Stats, Tally, leaf_of, recount};

@@ -1,11 +1,14 @@
 use std::sync::Arc;
 
-use kv_core::storage::{HotTier, Space, Stored};
+use kv_core::storage::{Footprint, Hot, HotTier, Space};
 
 use crate::support::{key, stored};
 
-fn record(bytes: usize) -> Arc<Stored> {
-    Arc::new(stored(1, Some(&vec![1; bytes])))
+fn record(bytes: usize) -> Hot {
+    let stored = Arc::new(stored(1, Some(&vec![1; bytes])));
+    let encoded = stored.encode();
+    let footprint = Footprint::of_entry(&key(Space::Owned, 0, 0, b"a"), &encoded).expect("a whole record");
+    Hot { stored, footprint }
 }
 
 #[test]
