@@ -25,5 +25,9 @@ pub mod usage;
 
 pub use run::run;
 
+/// The file that a node leaves in its data directory when it was removed from its cluster: why, in words. A node does not
+/// start on such a directory.
+pub const REMOVED_FILE: &str = "removed";
+
 /// The release, for people.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");

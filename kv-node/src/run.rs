@@ -30,7 +30,7 @@ use crate::liveness::{Condition, Heartbeats, Patience};
 use crate::server::{Serving, Shared, routes};
 use crate::settings::{Settings, SettingsError};
 use crate::usage::Usage;
-use crate::{log, signals};
+use crate::{REMOVED_FILE, log, signals};
 
 /// Where the address is kept on which the node listened last.
 const LISTEN_FILE: &str = "listen";
@@ -80,6 +80,19 @@ enum End {
     Stopped,
     /// The store is an older copy than peers have seen: it starts again under a new id and is refilled.
     RolledBack(String),
+    /// The node is no member any more.
+    Removed(String),
+}
+
+impl End {
+    /// What a refusal by the cluster leads to.
+    fn of(refusal: Refusal) -> Result<Self, RunError> {
+        match refusal.kind {
+            RefusalKind::RolledBack => Ok(Self::RolledBack(refusal.message)),
+            RefusalKind::Removed => Ok(Self::Removed(refusal.message)),
+            _ => Err(RunError::Refused(refusal)),
+        }
+    }
 }
 
 /// Runs a node with these command-line arguments, the program's name first, until a signal ends it.
@@ -108,6 +121,10 @@ fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
         let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
         match runtime.block_on(serve(&settings, renew)) {
             Ok(End::Stopped) => return Ok(()),
+            Ok(End::Removed(why)) => {
+                tracing::warn!(%why, "the node ends");
+                return mark_removed(&settings.data_dir, &why);
+            }
             Ok(End::RolledBack(why)) if !renew => tracing::warn!(%why, "the store starts again under a new id"),
             Err(RunError::Storage(StorageError::RolledBack { what, .. })) if !renew => {
                 tracing::warn!(%what, "the store starts again under a new id");
@@ -116,6 +133,22 @@ fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
             Err(error) => return Err(error),
         }
         renew = true;
+    }
+}
+
+/// Leaves a word in the data directory, so that a start by mistake ends at once.
+fn mark_removed(data: &Path, why: &str) -> Result<(), RunError> {
+    let path = data.join(REMOVED_FILE);
+    std::fs::write(&path, format!("{why}\n"))
+        .map_err(|error| RunError::File { path: path.display().to_string(), problem: error.to_string() })
+}
+
+/// Refuses a data directory whose node was removed.
+fn check_not_removed(data: &Path) -> Result<(), RunError> {
+    let path = data.join(REMOVED_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(why) => Err(RunError::File { path: path.display().to_string(), problem: why.trim_end().to_owned() }),
+        Err(_) => Ok(()),
     }
 }
 
@@ -136,6 +169,7 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
     let signal = signals::stop()?;
     let clock = Clock::start();
     let data = &settings.data_dir;
+    check_not_removed(data)?;
     let (opened, reader, committer) = open_store(settings, renew)?;
     let known = remembered(&data.join("control")).map_err(crate::control::StartError::from)?;
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
@@ -324,10 +358,7 @@ async fn live(
             told = text;
         }
         match current {
-            Standing::Refused(refusal) if refusal.kind == RefusalKind::RolledBack => {
-                return Ok(End::RolledBack(refusal.message));
-            }
-            Standing::Refused(refusal) => return Err(RunError::Refused(refusal)),
+            Standing::Refused(refusal) => return End::of(refusal),
             Standing::Member { node, .. } if state.borrow_and_update().layout.is_some() => break node,
             // Puts and gets go on without the control plane, if the layout is known.
             Standing::Failed { reason } => match member_of(&shared) {
@@ -398,10 +429,7 @@ async fn live(
                 tracing::info!(standing = %current, "how the node stands");
                 match (changed, current) {
                     (Err(_), _) => break Err(RunError::System("the control plane ended".into())),
-                    (Ok(()), Standing::Refused(refusal)) if refusal.kind == RefusalKind::RolledBack => {
-                        break Ok(End::RolledBack(refusal.message));
-                    }
-                    (Ok(()), Standing::Refused(refusal)) => break Err(RunError::Refused(refusal)),
+                    (Ok(()), Standing::Refused(refusal)) => break End::of(refusal),
                     // Without the control plane puts and gets go on with the layout that is known.
                     (Ok(()), Standing::Failed { reason }) => shared.event(NewEvent {
                         severity: Severity::Error,

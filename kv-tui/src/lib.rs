@@ -151,6 +151,9 @@ async fn run_words(words: &[OsString], reach: &Reach, options: Options, settings
         }
         Err(error) => return fail(&error, settings.format),
     };
+    if line.command.on_process().is_some() {
+        return exec::on_process(&line, &reach.connect, settings).await;
+    }
     let format = line.output.unwrap_or(settings.format);
     match connect_for(&line.command, reach, &options).await {
         Ok(client) => exec::one(&line, &client, settings).await,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::handshake::is_rolled_back;
 use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
-use kv_core::types::{Epoch, KeyspaceId, NodeId};
+use kv_core::types::{Epoch, KeyspaceId, NodeId, StoreId};
 
 use super::command::{Arrival, Done, Founding, KeyspaceSpec, Refusal, RefusalKind};
 use super::state::{ClusterState, MemberRecord, Phase};
@@ -59,9 +59,7 @@ impl ClusterState {
             return Err(precondition("the cluster is not founded yet; try again when its first node is up"));
         }
         if self.retired.contains(&store) {
-            return Err(precondition(format!(
-                "store {store} was given up and must not come back; start the node with an empty data directory"
-            )));
+            return Err(removed(store));
         }
         if let Some((node, member)) = self.member_of(store) {
             check_known(node, member, &arrival)?;
@@ -256,6 +254,17 @@ fn invalid(message: impl Into<String>) -> Refusal {
 
 fn precondition(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalKind::Precondition, message)
+}
+
+/// What the owner of a store is told that was given up.
+pub(super) fn removed(store: StoreId) -> Refusal {
+    Refusal::new(
+        RefusalKind::Removed,
+        format!(
+            "store {store} was given up and must not come back: its node was removed, or another took its place; start \
+             the node with an empty data directory"
+        ),
+    )
 }
 
 /// Checks what is decided once for a cluster.

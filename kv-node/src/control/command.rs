@@ -213,4 +213,6 @@ pub enum RefusalKind {
     Exhausted,
     /// The node shows an older copy of its store than it has shown before: it must draw a new store id (rule D2).
     RolledBack,
+    /// The store was given up: its member was removed, or another store took its place. It can never come back.
+    Removed,
 }

@@ -13,7 +13,7 @@ use openraft::{EmptyNode, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::apply::check_arrival;
+use super::apply::{check_arrival, removed};
 use super::command::{Arrival, Founding, Refusal};
 use super::disk::{Disk, OsDisk};
 use super::identity::{self, Entrance, Identity, StartError};
@@ -459,6 +459,9 @@ impl Inner {
             }
             (None, None, None, Some((node, member)), Phase::Formed { .. }) => {
                 Standing::Member { node, spare: member.spare }
+            }
+            (None, None, None, None, _) if state.retired.contains(&self.me.incarnation.store) => {
+                Standing::Refused(removed(self.me.incarnation.store))
             }
             (None, None, None, None, _) | (.., Phase::Unfounded) => Standing::Joining { reason: progress.waits_for },
         };

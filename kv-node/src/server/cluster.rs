@@ -165,7 +165,9 @@ fn error_of(error: &ProposeError) -> RequestError {
             RefusalKind::NotFound => Kind::NotFound,
             RefusalKind::Exhausted => Kind::Exhausted,
             RefusalKind::Stale | RefusalKind::Precondition => Kind::Conflict,
-            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::RolledBack => Kind::Invalid,
+            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::RolledBack | RefusalKind::Removed => {
+                Kind::Invalid
+            }
         },
         ProposeError::NoLeader { .. } | ProposeError::Stopped { .. } => Kind::Unavailable,
         ProposeError::Unknown { .. } => Kind::Unknown,

@@ -214,7 +214,7 @@ fn a_lost_store_is_replaced_under_the_same_number() {
         let ghost = world.start(&lost.rebooted()).await;
         let standing = until_standing(&ghost, "a refusal", |s| matches!(s, Standing::Refused(_))).await;
         let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
-        assert_eq!(refusal.kind, RefusalKind::Precondition);
+        assert_eq!(refusal.kind, RefusalKind::Removed);
         assert!(refusal.message.contains("was given up and must not come back"), "{refusal}");
     });
 }

@@ -263,6 +263,38 @@ pub enum NodeCommand {
         /// Its name or number.
         node: String,
     },
+    /// Run a node of the local cluster again.
+    Start(ProcessArgs),
+    /// Ask a node of the local cluster to finish and end.
+    Stop(ProcessArgs),
+    /// End a node of the local cluster at once, as a crash would.
+    Kill(ProcessArgs),
+    /// Stop a node of the local cluster in its tracks.
+    Freeze(ProcessArgs),
+    /// Let a frozen node of the local cluster go on.
+    Thaw(ProcessArgs),
+}
+
+/// `node start` and its like
+#[derive(Clone, Debug, Args)]
+pub struct ProcessArgs {
+    /// The name of a node of the local cluster.
+    pub node: String,
+}
+
+/// What is done to the process of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// Runs it again with its data.
+    Start,
+    /// Asks it to finish and end.
+    Stop,
+    /// Ends it at once, as a crash would.
+    Kill,
+    /// Stops it in its tracks.
+    Freeze,
+    /// Lets a frozen one go on.
+    Thaw,
 }
 
 /// `ring`
@@ -365,6 +397,23 @@ pub struct BenchArgs {
     /// How many copies it waits for.
     #[command(flatten)]
     pub consistency: Consistency,
+}
+
+impl Command {
+    /// What the command does to a process of the local cluster, if that is all it does. It needs no node in reach.
+    #[must_use]
+    pub fn on_process(&self) -> Option<(Process, &str)> {
+        let Self::Node(command) = self else { return None };
+        let (process, args) = match command {
+            NodeCommand::Start(args) => (Process::Start, args),
+            NodeCommand::Stop(args) => (Process::Stop, args),
+            NodeCommand::Kill(args) => (Process::Kill, args),
+            NodeCommand::Freeze(args) => (Process::Freeze, args),
+            NodeCommand::Thaw(args) => (Process::Thaw, args),
+            NodeCommand::Ls | NodeCommand::Show { .. } => return None,
+        };
+        Some((process, &args.node))
+    }
 }
 
 impl Line {

@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn words_are_completed_from_the_language() {
         check_completion("st", &["status"]);
-        check_completion("node ", &["help", "ls", "show"]);
+        check_completion("node s", &["show", "start", "stop"]);
         check_completion("node show ", &["n1", "n2"]);
         check_completion("get k -k ", &["users"]);
         check_completion("get k -c ", &["all", "one", "quorum"]);

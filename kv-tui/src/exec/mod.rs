@@ -40,6 +40,16 @@ pub async fn one(line: &Line, client: &Client, settings: Settings) -> ExitCode {
     }
 }
 
+/// Executes one command on a process of the local cluster, for which no node need be in reach.
+pub async fn on_process(line: &Line, addresses: &[String], settings: Settings) -> ExitCode {
+    let format = line.output.unwrap_or(settings.format);
+    let mut printer = Printer::new(format, io::stdout().lock(), io::stderr());
+    match crate::run::on_process(line, addresses, &mut printer).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, format),
+    }
+}
+
 /// Executes the lines of a script on the standard streams. The exit code is that of the first failure.
 pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: Settings) -> ExitCode {
     let path = file.to_string_lossy().into_owned();

@@ -1,5 +1,6 @@
 //! The local cluster: real node processes on this machine, which outlive the program that started them.
 
+pub(crate) mod nodes;
 mod process;
 mod state;
 
@@ -122,16 +123,21 @@ async fn start_nodes(nodes: Option<u8>, folder: &Folder) -> Result<State, Comman
     state.write(&folder.path)?;
     let mut started = Vec::new();
     for index in 0..state.nodes.len() {
-        if state.nodes[index].is_running() {
+        if state.nodes[index].is_running() || state.nodes[index].is_removed(&folder.path) {
             continue;
         }
-        let child = process::spawn(&state, index, &folder.path)?;
-        state.nodes[index].process = Identity::of(child.id());
-        state.write(&folder.path)?;
-        started.push((index, child));
+        started.push((index, launch(&mut state, index, &folder.path)?));
     }
     wait_until_ready(&state, &mut started, &folder.path).await?;
     Ok(state)
+}
+
+/// Starts one node and remembers its process.
+fn launch(state: &mut State, index: usize, folder: &Path) -> Result<Child, CommandError> {
+    let child = process::spawn(state, index, folder)?;
+    state.nodes[index].process = Identity::of(child.id());
+    state.write(folder)?;
+    Ok(child)
 }
 
 async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder: &Path) -> Result<(), CommandError> {
@@ -139,11 +145,7 @@ async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder:
     let addresses = state.addresses();
     loop {
         for (index, child) in started.iter_mut() {
-            let name = &state.nodes[*index].name;
-            if let Ok(Some(status)) = child.try_wait() {
-                let log = process::log_tail(&state.nodes[*index], folder, LOG_TAIL);
-                return Err(CommandError::failed(format!("{name} ended at once ({status}); its log says:\n{log}")));
-            }
+            check_alive(&state.nodes[*index], child, folder)?;
         }
         let ready = match Client::connect(&addresses, Options::default()).await {
             Ok(client) => all_serve(&client).await,
@@ -163,6 +165,12 @@ async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder:
             Err(_) => sleep(LOOK_EVERY).await,
         }
     }
+}
+
+fn check_alive(node: &LocalNode, child: &mut Child, folder: &Path) -> Result<(), CommandError> {
+    let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
+    let log = process::log_tail(node, folder, LOG_TAIL);
+    Err(CommandError::failed(format!("{} ended at once ({status}); its log says:\n{log}", node.name)))
 }
 
 async fn stop(place: &Place) -> Result<(), CommandError> {
@@ -188,17 +196,22 @@ async fn stop_all(state: &State, sink: &mut dyn Sink) -> Result<(), CommandError
     }
     let deadline = Instant::now() + STOP_TIMEOUT;
     for node in &state.nodes {
-        let Some(process) = &node.process else { continue };
-        while process.is_running() {
-            if Instant::now() >= deadline {
-                sink.note(&format!("{} did not stop within {} s and is killed", node.name, STOP_TIMEOUT.as_secs()));
-                process.kill()?;
-                while process.is_running() {
-                    sleep(LOOK_EVERY).await;
-                }
-            }
-            sleep(LOOK_EVERY).await;
+        wait_for_end(node, deadline, sink).await?;
+    }
+    Ok(())
+}
+
+/// Waits for a node that was asked to end; kills it when the time is over.
+async fn wait_for_end(node: &LocalNode, deadline: Instant, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let Some(process) = &node.process else { return Ok(()) };
+    let mut killed = false;
+    while process.is_running() {
+        if Instant::now() >= deadline && !killed {
+            sink.note(&format!("{} did not stop within {} s and is killed", node.name, STOP_TIMEOUT.as_secs()));
+            process.kill()?;
+            killed = true;
         }
+        sleep(LOOK_EVERY).await;
     }
     Ok(())
 }
@@ -256,9 +269,8 @@ fn none_in(folder: &Path) -> CommandError {
 }
 
 fn node_item(node: &LocalNode, folder: &Path) -> Item {
-    let running = node.is_running();
-    let pid = node.process.as_ref().filter(|_| running).map(|process| process.pid);
-    let state = if running { "running" } else { "stopped" };
+    let pid = node.process.as_ref().filter(|process| process.is_running()).map(|process| process.pid);
+    let state = node.state(folder);
     let path = node.folder(folder).display().to_string();
     Item {
         json: json!({

@@ -16,6 +16,9 @@ use crate::error::CommandError;
 /// The first argument that makes this program a node.
 pub const NODE_MODE: &str = "run-node";
 
+/// Exists in a node's folder once it has been started.
+const IDENTITY: &str = "data/control/identity";
+
 /// A process. Numbers are used again, so the start time belongs to the identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
@@ -36,14 +39,30 @@ impl Identity {
         started(self.pid).as_deref() == Some(&self.started)
     }
 
-    /// Asks it to finish and end.
+    /// Whether it was frozen.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.is_running() && is_stopped(self.pid)
+    }
+
+    /// Asks it to finish and end; one that is frozen goes on for that.
     pub(crate) fn terminate(&self) -> Result<(), CommandError> {
-        self.signal(Signal::TERM)
+        self.signal(Signal::TERM)?;
+        self.thaw()
     }
 
     /// Ends it at once.
     pub(crate) fn kill(&self) -> Result<(), CommandError> {
         self.signal(Signal::KILL)
+    }
+
+    /// Stops it in its tracks, until it is told to go on.
+    pub(crate) fn freeze(&self) -> Result<(), CommandError> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) -> Result<(), CommandError> {
+        self.signal(Signal::CONT)
     }
 
     fn signal(&self, signal: Signal) -> Result<(), CommandError> {
@@ -76,6 +95,20 @@ fn started(pid: u32) -> Option<String> {
         .then(|| text.split_once(' ').map_or("", |(_, at)| at).trim().to_owned())
 }
 
+/// Whether the process does nothing until it is told to go on.
+#[cfg(target_os = "linux")]
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
+}
+
+/// Whether the process does nothing until it is told to go on.
+#[cfg(not(target_os = "linux"))]
+fn is_stopped(pid: u32) -> bool {
+    let told = Command::new("ps").args(["-o", "state=", "-p", &pid.to_string()]).output();
+    told.is_ok_and(|told| String::from_utf8_lossy(&told.stdout).trim().starts_with('T'))
+}
+
 /// Starts a node as a process of its own, which no signal of this terminal reaches.
 pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child, CommandError> {
     let node = &state.nodes[index];
@@ -92,7 +125,9 @@ pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child
         .map_err(|error| CommandError::failed(format!("this program does not know its own path: {error}")))?;
     let mut command = Command::new(&program);
     // Settings of a single node that the user runs beside it; the flags below decide.
-    for variable in ["KV_ADVERTISE", "KV_BOOTSTRAP", "KV_CONFIG", "KV_EXPECT", "KV_JOIN", "KV_ZONE"] {
+    for variable in
+        ["KV_ADVERTISE", "KV_BOOTSTRAP", "KV_CONFIG", "KV_EXPECT", "KV_JOIN", "KV_REPLACES", "KV_WEIGHT", "KV_ZONE"]
+    {
         command.env_remove(variable);
     }
     command
@@ -112,11 +147,20 @@ fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
     for argument in ["--listen", &node.address, "--name", &node.name] {
         arguments.push(argument.into());
     }
-    let first = &state.nodes[0];
-    if index == 0 {
-        arguments.extend(["--bootstrap".into(), "--expect".into(), state.nodes.len().to_string().into()]);
-    } else {
-        arguments.extend(["--join".into(), OsString::from(&first.address)]);
+    match state.founding() {
+        Some(founding) if founding.name == node.name => {
+            arguments.extend(["--bootstrap".into(), "--expect".into(), founding.expect.to_string().into()]);
+        }
+        _ => {
+            // Any node of the cluster will do, and the founding one may be gone.
+            let others = state.nodes.iter().filter(|other| other.name != node.name);
+            let others: Vec<&str> = others.map(|other| other.address.as_str()).collect();
+            arguments.extend(["--join".into(), OsString::from(others.join(","))]);
+        }
+    }
+    if !node.folder(cluster).join(IDENTITY).exists() {
+        // On a used directory flags are checked, and what they say may have been changed since.
+        arguments.extend(node.flags.iter().map(OsString::from));
     }
     arguments
 }
@@ -164,12 +208,17 @@ mod tests {
 
     #[test]
     fn the_first_node_forms_the_cluster_and_the_others_join() {
-        let state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
-        let told = |index| {
-            let arguments = arguments(&state, index, Path::new("/c"));
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        let told = |state: &State, index| {
+            let arguments = arguments(state, index, Path::new("/c"));
             arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(told(0), "run-node --data-dir /c/n1/data --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2");
-        assert_eq!(told(1), "run-node --data-dir /c/n2/data --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1");
+        assert_eq!(
+            told(&state, 0),
+            "run-node --data-dir /c/n1/data --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
+        );
+        assert_eq!(told(&state, 1), "run-node --data-dir /c/n2/data --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1");
+        state.nodes.remove(0);
+        assert!(told(&state, 0).ends_with("--name n2 --join "), "a founder that is gone founds nothing");
     }
 }

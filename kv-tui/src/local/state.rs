@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use kv_node::REMOVED_FILE;
 use serde::{Deserialize, Serialize};
 
 use super::process::Identity;
@@ -20,8 +21,20 @@ pub(super) struct State {
     schema: u32,
     /// The version of the program that wrote it.
     pub build: String,
-    /// The first one forms the cluster.
+    /// Who forms the cluster. Not set by older builds: the first node, with all that there are.
+    #[serde(default)]
+    pub founding: Option<Founding>,
+    /// The nodes, the oldest first.
     pub nodes: Vec<LocalNode>,
+}
+
+/// How the cluster was formed. It stays as it was when nodes come and go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Founding {
+    /// The name of the founding node.
+    pub name: String,
+    /// The members that it waited for.
+    pub expect: usize,
 }
 
 /// One node.
@@ -33,11 +46,29 @@ pub(super) struct LocalNode {
     pub address: String,
     /// Its process, as far as it was started.
     pub process: Option<Identity>,
+    /// Flags that it was first started with, beside those that follow from the above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 impl LocalNode {
     pub(super) fn is_running(&self) -> bool {
         self.process.as_ref().is_some_and(Identity::is_running)
+    }
+
+    /// Whether the cluster has removed it. Its data is of no use any more.
+    pub(super) fn is_removed(&self, cluster: &Path) -> bool {
+        self.folder(cluster).join("data").join(REMOVED_FILE).exists()
+    }
+
+    /// How it is, in a word.
+    pub(super) fn state(&self, cluster: &Path) -> &'static str {
+        match &self.process {
+            Some(process) if process.is_frozen() => "frozen",
+            Some(process) if process.is_running() => "running",
+            _ if self.is_removed(cluster) => "removed",
+            _ => "stopped",
+        }
     }
 
     /// Its folder, with its data and its log.
@@ -52,9 +83,26 @@ impl State {
         let nodes = addresses
             .into_iter()
             .enumerate()
-            .map(|(index, address)| LocalNode { name: format!("n{}", index + 1), address, process: None })
-            .collect();
-        Self { schema: SCHEMA, build: env!("CARGO_PKG_VERSION").to_owned(), nodes }
+            .map(|(index, address)| LocalNode {
+                name: format!("n{}", index + 1),
+                address,
+                process: None,
+                flags: Vec::new(),
+            })
+            .collect::<Vec<_>>();
+        let founding =
+            nodes.first().map(|first: &LocalNode| Founding { name: first.name.clone(), expect: nodes.len() });
+        Self { schema: SCHEMA, build: env!("CARGO_PKG_VERSION").to_owned(), founding, nodes }
+    }
+
+    pub(super) fn index_of(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
+    /// How the cluster was formed.
+    pub(super) fn founding(&self) -> Option<Founding> {
+        let first = || self.nodes.first().map(|node| Founding { name: node.name.clone(), expect: self.nodes.len() });
+        self.founding.clone().or_else(first)
     }
 
     pub(super) fn addresses(&self) -> Vec<String> {

@@ -19,6 +19,7 @@ use kv_proto::client::{Client, How};
 
 use crate::command::{self, Command, KeyspaceCommand, Line, NodeCommand};
 use crate::error::CommandError;
+use crate::local::nodes;
 use crate::output::Sink;
 
 /// Carries out one command. Results that were already given to `sink` stand even if it then fails.
@@ -37,6 +38,17 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Where(args) => inspect::inspect(&args.key, &args.within, client, sink).await,
         Command::Status => cluster::status(client, sink).await,
         Command::Wait(args) => wait::wait(*args, client, sink).await,
+        Command::Node(
+            NodeCommand::Start(_)
+            | NodeCommand::Stop(_)
+            | NodeCommand::Kill(_)
+            | NodeCommand::Freeze(_)
+            | NodeCommand::Thaw(_),
+        ) => {
+            let addresses: Vec<String> =
+                client.description().members.iter().map(|member| member.address.clone()).collect();
+            on_process(line, &addresses, sink).await
+        }
         Command::Node(NodeCommand::Ls) => cluster::node_list(client, sink).await,
         Command::Node(NodeCommand::Show { node }) => cluster::node_show(node, client, sink).await,
         Command::Ring(args) => cluster::ring(*args, client, sink).await,
@@ -46,6 +58,20 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Events(args) => events::events(*args, client, sink).await,
         Command::Bench(args) => bench::bench(args, client, sink).await,
     };
+    let flushed = sink.flush();
+    done.and(flushed)
+}
+
+/// Carries out a command on a process of the local cluster, which must be the one with nodes at `addresses`.
+///
+/// # Errors
+/// Why it failed, with the exit code.
+pub async fn on_process(line: &Line, addresses: &[String], sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let Some((process, node)) = line.command.on_process() else {
+        return Err(CommandError::usage("this command is not about a process of the local cluster"));
+    };
+    nodes::check_local(addresses)?;
+    let done = nodes::act(process, node, sink).await;
     let flushed = sink.flush();
     done.and(flushed)
 }

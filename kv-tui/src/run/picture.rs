@@ -26,7 +26,7 @@ pub struct Picture {
 
 impl Picture {
     /// Asks all members; with the figures of every partition if `partitions`.
-    pub(super) async fn take(client: &Client, partitions: bool) -> Result<Self, CommandError> {
+    pub(crate) async fn take(client: &Client, partitions: bool) -> Result<Self, CommandError> {
         let description = client.refresh().await?;
         let request = v1::WatchRequest { partitions, once: true, ..Default::default() };
         let reports = client.reports(request, REPORT_TIMEOUT).await;

@@ -72,6 +72,37 @@ fn a_single_node_is_a_complete_store() {
     assert_eq!(local.exec(&["scan"]).ok().out, "");
 }
 
+#[test]
+fn single_nodes_are_killed_frozen_and_started_again() {
+    let local = Local::new();
+    assert_eq!(local.exec(&["node", "start", "n1"]).code, 3, "there is no local cluster");
+    local.start();
+    local.exec(&["put", "k", "v"]).ok();
+    let state = |action: &str, node: &str| {
+        let node = local.exec(&["node", action, node]).ok().one();
+        node["state"].as_str().expect("a word").to_owned()
+    };
+    assert_eq!(state("kill", "n1"), "stopped");
+    assert_eq!(state("kill", "n1"), "stopped", "killing what does not run is no error");
+    assert_eq!(local.exec(&["get", "k"]).ok().one()["versions"][0]["value"], json!("v"), "two of three serve");
+    assert_eq!(local.exec(&["node", "freeze", "n1"]).code, 4, "it does not run");
+    assert_eq!(state("stop", "n2"), "stopped");
+    assert_eq!(state("stop", "n3"), "stopped");
+    assert_eq!(state("start", "n2"), "running", "no node need be in reach for that");
+    assert_eq!(state("start", "n1"), "running");
+    assert_eq!(state("freeze", "n1"), "frozen");
+    let refused = local.exec(&["node", "start", "n1"]);
+    assert_eq!((refused.code, refused.errors.contains("node thaw n1")), (4, true), "{}", refused.errors);
+    assert_eq!(state("thaw", "n1"), "running");
+    assert_eq!(state("start", "n3"), "running");
+    local.exec(&["wait", "healthy"]).ok();
+    let unknown = local.exec(&["node", "kill", "n9"]);
+    assert_eq!(unknown.code, 3);
+    assert!(unknown.errors.contains("its nodes are: n1, n2, n3"), "{}", unknown.errors);
+    let other = local.run(&["exec", "--connect", "127.0.0.1:1", "node", "kill", "n1"]);
+    assert_eq!(other.code, 2, "another cluster's processes are not ours: {}", other.errors);
+}
+
 /// Writes the catalogue until `stop`; gives what was acknowledged.
 async fn write_all(
     client: Client,

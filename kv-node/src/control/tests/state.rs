@@ -130,7 +130,7 @@ fn a_store_is_replaced_only_by_one_that_names_it() {
     assert_eq!(admitted, Done::Admitted { node: NodeId(2), spare: true });
     let layout = state.layout.clone().unwrap();
     assert_eq!((layout.epoch, layout.members[&NodeId(2)].store), (Epoch(epoch.0 + 1), StoreId(9)));
-    assert_eq!(refused(&mut state, 6, Command::Admit(arrival(2, 2, 6))), RefusalKind::Precondition, "never again");
+    assert_eq!(refused(&mut state, 6, Command::Admit(arrival(2, 2, 6))), RefusalKind::Removed, "never again");
     // Reporting again, still naming the lost store, changes nothing.
     let before = state.revision;
     assert_eq!(done(&mut state, 7, Command::Admit(wiped)), admitted);

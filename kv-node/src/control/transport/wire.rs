@@ -148,6 +148,7 @@ impl From<RefusalKind> for v1::JoinRefusalKind {
             RefusalKind::Precondition | RefusalKind::Stale => Self::Precondition,
             RefusalKind::Exhausted => Self::Exhausted,
             RefusalKind::RolledBack => Self::RolledBack,
+            RefusalKind::Removed => Self::Removed,
         }
     }
 }
@@ -170,6 +171,7 @@ pub(super) fn join_reply(wire: v1::JoinReply) -> Result<JoinReply, RequestError>
                 v1::JoinRefusalKind::Precondition | v1::JoinRefusalKind::Unspecified => RefusalKind::Precondition,
                 v1::JoinRefusalKind::Exhausted => RefusalKind::Exhausted,
                 v1::JoinRefusalKind::RolledBack => RefusalKind::RolledBack,
+                v1::JoinRefusalKind::Removed => RefusalKind::Removed,
             };
             Ok(JoinReply::Refused(Refusal::new(kind, refusal.message)))
         }

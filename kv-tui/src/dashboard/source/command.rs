@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use kv_proto::client::{Client, Options};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::command::{Command, KeyspaceCommand, Line, is_standard};
+use crate::command::{Command, KeyspaceCommand, Line, NodeCommand, is_standard};
 use crate::dashboard::msg::Feed;
 use crate::error::{Class, CommandError};
 use crate::output::bytes::printable;
 use crate::output::{Format, Printer};
-use crate::run::execute;
+use crate::run::{execute, on_process};
 
 /// Carries out a line and tells what it prints and how it ends.
 pub fn run(
@@ -50,9 +50,12 @@ async fn carry_out(
 ) -> Result<(), CommandError> {
     let Some(line) = Line::parse_line(line.as_bytes())? else { return Ok(()) };
     check(&line.command, read_only)?;
-    let client = Client::connect(addresses, Options::default()).await?;
     let format = line.output.unwrap_or(Format::Table);
     let mut printer = Printer::new(format, Lines::new(feed), Lines::new(feed));
+    if line.command.on_process().is_some() {
+        return on_process(&line, addresses, &mut printer).await;
+    }
+    let client = Client::connect(addresses, Options::default()).await?;
     execute(&line, &client, &mut printer).await
 }
 
@@ -84,6 +87,7 @@ fn changes(command: &Command) -> bool {
     match command {
         Command::Put(_) | Command::Del(_) | Command::Import(_) | Command::Bench(_) => true,
         Command::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
+        Command::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
         Command::Get(_)
         | Command::Scan(_)
         | Command::Count(_)
@@ -91,7 +95,6 @@ fn changes(command: &Command) -> bool {
         | Command::Where(_)
         | Command::Status
         | Command::Wait(_)
-        | Command::Node(_)
         | Command::Ring(_)
         | Command::Events(_) => false,
     }
@@ -173,6 +176,8 @@ mod tests {
         check_line("bench", true, Some(Class::Refused));
         check_line("keyspace drop users --yes", true, Some(Class::Refused));
         check_line("keyspace ls", true, None);
+        check_line("node ls", true, None);
+        check_line("node kill n1", true, Some(Class::Refused));
         check_line("get k", true, None);
         check_line("put k --value-file -", false, Some(Class::Usage));
         check_line("import -", false, Some(Class::Usage));

@@ -1,0 +1,133 @@
+//! Single nodes of the local cluster: started, stopped, killed, frozen and thawed as real processes.
+
+use std::path::PathBuf;
+
+use kv_proto::client::{Client, Options};
+use tokio::time::{Instant, sleep};
+
+use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of};
+use super::{launch, node_item, wait_for_end};
+use crate::cli::Place;
+use crate::command::Process;
+use crate::error::{Class, CommandError};
+use crate::output::{Format, Sink};
+use crate::run::picture::Picture;
+
+/// The addresses of the nodes of the local cluster, running or not; none if there is no local cluster.
+pub(crate) fn known_addresses() -> Result<Vec<String>, CommandError> {
+    let folder = folder_of(std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from))?;
+    Ok(State::read(&folder)?.map(|state| state.addresses()).unwrap_or_default())
+}
+
+/// Refuses unless the cluster with nodes at `addresses` is the local one, which no addresses mean, too.
+///
+/// # Errors
+/// `Usage`, saying which cluster this is.
+pub(crate) fn check_local(addresses: &[String]) -> Result<(), CommandError> {
+    let local = known_addresses()?;
+    if addresses.is_empty() || addresses.iter().any(|address| local.contains(address)) {
+        return Ok(());
+    }
+    Err(CommandError::usage(format!(
+        "the cluster of {} is not the local one, whose processes alone this program starts and stops; do it on the \
+         machine of the node, or leave --connect out",
+        addresses.join(", ")
+    )))
+}
+
+fn open() -> Result<(Folder, State), CommandError> {
+    let place = Place { dir: std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from), output: Format::Table };
+    let folder = Folder::open(&place)?;
+    let state = existing(&folder)?;
+    Ok((folder, state))
+}
+
+/// Does something to the process of the node called `name`.
+///
+/// # Errors
+/// If there is no such node, or it cannot be done.
+pub(crate) async fn act(action: Process, name: &str, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let (folder, mut state) = open()?;
+    let index = state.index_of(name).ok_or_else(|| {
+        let names: Vec<&str> = state.nodes.iter().map(|node| node.name.as_str()).collect();
+        CommandError::new(
+            Class::NotFound,
+            format!("the local cluster has no node {name:?}; its nodes are: {}", names.join(", ")),
+        )
+    })?;
+    let process = state.nodes[index].process.clone().filter(super::Identity::is_running);
+    match (action, process) {
+        (Process::Start, None) => start(&folder, &mut state, index).await?,
+        (Process::Start, Some(process)) if process.is_frozen() => {
+            return Err(CommandError::new(
+                Class::Conflict,
+                format!("{name} runs and is frozen; let it go on with: node thaw {name}"),
+            ));
+        }
+        (Process::Start, Some(_)) | (Process::Stop | Process::Kill, None) => {}
+        (Process::Stop, Some(process)) => {
+            process.terminate()?;
+            wait_for_end(&state.nodes[index], Instant::now() + STOP_TIMEOUT, sink).await?;
+        }
+        (Process::Kill, Some(process)) => {
+            process.kill()?;
+            while process.is_running() {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+        (Process::Freeze | Process::Thaw, Some(process)) => {
+            let freeze = action == Process::Freeze;
+            if freeze { process.freeze() } else { process.thaw() }?;
+            // A signal takes its time.
+            while process.is_running() && process.is_frozen() != freeze {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+        (Process::Freeze | Process::Thaw, None) => {
+            return Err(CommandError::new(
+                Class::Conflict,
+                format!("{name} does not run; start it with: node start {name}"),
+            ));
+        }
+    }
+    sink.item(node_item(&state.nodes[index], &folder.path))
+}
+
+async fn start(folder: &Folder, state: &mut State, index: usize) -> Result<(), CommandError> {
+    if state.nodes[index].is_removed(&folder.path) {
+        return Err(CommandError::new(
+            Class::Conflict,
+            format!(
+                "{} was removed from the cluster and its data is of no use any more; node add starts a new node",
+                state.nodes[index].name
+            ),
+        ));
+    }
+    let mut child = launch(state, index, &folder.path)?;
+    let node = &state.nodes[index];
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        check_alive(node, &mut child, &folder.path)?;
+        match serves(&node.name, &node.address).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(CommandError::new(
+                    Class::Unavailable,
+                    format!("{} runs but does not serve: {error}; see its log in {}", node.name, folder.path.display()),
+                ));
+            }
+            Err(_) => sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+/// Whether the node at `address` serves as the member called `name`.
+async fn serves(name: &str, address: &str) -> Result<(), CommandError> {
+    let client = Client::connect(&[address.to_owned()], Options::default()).await?;
+    let picture = Picture::take(&client, false).await?;
+    match picture.description.member(name) {
+        Some(member) if picture.serves(member.id) => Ok(()),
+        Some(_) => Err(CommandError::new(Class::Unavailable, format!("{name} acts on no layout yet"))),
+        None => Err(CommandError::new(Class::Unavailable, format!("{name} is not a member yet"))),
+    }
+}
