@@ -110,11 +110,14 @@ impl Network {
         // Most reduced costs are zero: what is as near as the vertex at hand needs no place in the heap.
         let mut near = vec![source];
         let mut far: BinaryHeap<Reverse<(i64, u32)>> = BinaryHeap::new();
-        while let Some(vertex) = near.pop().or_else(|| {
-            std::iter::from_fn(|| far.pop())
-                .find(|Reverse((at, vertex))| distance[*vertex as usize] == *at)
-                .map(|Reverse((_, vertex))| vertex)
-        }) {
+        let nearest = |far: &mut BinaryHeap<Reverse<(i64, u32)>>, distance: &[i64]| loop {
+            let Reverse((at, vertex)) = far.pop()?;
+            // What came nearer since it was put in has another entry.
+            if distance[vertex as usize] == at {
+                return Some(vertex);
+            }
+        };
+        'search: while let Some(vertex) = near.pop().or_else(|| nearest(&mut far, &distance)) {
             if vertex == sink {
                 break;
             }
@@ -125,7 +128,12 @@ impl Network {
                     let reached = at + self.reduced_cost(vertex, step);
                     if reached < distance[step.to as usize] {
                         distance[step.to as usize] = reached;
-                        if reached == at { near.push(step.to) } else { far.push(Reverse((reached, step.to))) }
+                        match reached == at {
+                            // Nothing that is left is nearer.
+                            true if step.to == sink => break 'search,
+                            true => near.push(step.to),
+                            false => far.push(Reverse((reached, step.to))),
+                        }
                     }
                 }
                 edge = step.previous;
@@ -164,7 +172,7 @@ impl Network {
         total
     }
 
-    /// Distances from the source along edges with capacity left; whether the sink can be reached.
+    /// Distances from the source along edges with capacity left, up to that of the sink; whether the sink can be reached.
     fn measure(&self, source: u32, sink: u32, distance: &mut [u32], queue: &mut Vec<u32>) -> bool {
         distance.fill(NONE);
         distance[source as usize] = 0;
@@ -177,12 +185,15 @@ impl Network {
             while let Some(step) = self.edges.get(edge as usize) {
                 if step.residual > 0 && distance[step.to as usize] == NONE && self.reduced_cost(vertex, step) == 0 {
                     distance[step.to as usize] = distance[vertex as usize] + 1;
+                    if step.to == sink {
+                        return true;
+                    }
                     queue.push(step.to);
                 }
                 edge = step.previous;
             }
         }
-        distance[sink as usize] != NONE
+        false
     }
 
     /// Sends flow along one shortest path; 0 if none is left. `next` holds the first edge of each vertex that is not

@@ -11,7 +11,7 @@
 //! 3. If the bound meets the cost, no assignment is cheaper. Otherwise the bound names partitions that could do better
 //!    with places that the network lacks: these are added, and it is solved again.
 
-use super::bound::{Scratch, lower_bound};
+use super::bound::Pricing;
 use crate::ring::flow::{EdgeId, Network};
 
 /// Solutions of growing networks that are tried before the best one is returned with a gap.
@@ -20,6 +20,9 @@ const ROUNDS_MAX: usize = 64;
 /// New places offered to each partition that loses owners, and to every other one, at the start.
 const OFFERS_LOSING: usize = 12;
 const OFFERS: usize = 4;
+
+/// New places offered after a solution, to all partitions that could do better together.
+const NEW_OFFERS: usize = 1 << 16;
 
 /// What is to be assigned. Partitions, nodes and zones are numbered from 0.
 pub(super) struct Problem {
@@ -65,22 +68,23 @@ pub(super) struct Solution {
 pub(super) fn assign(problem: &Problem, fair: &[u32]) -> Option<Solution> {
     let mut columns = first_columns(problem, fair);
     let mut bound = i64::MIN;
-    let mut scratch = Scratch::new(problem);
+    let mut pricing = Pricing::new(problem);
     for round in 1.. {
         let solved = solve(problem, &columns)?;
-        let found = lower_bound(problem, &solved.prices, &mut scratch, |partition, best, value| {
-            let columns = &mut columns[partition];
+        pricing.set(problem, &solved.prices);
+        let mut better = Vec::new();
+        let found = pricing.bound(problem, |partition, value| {
             if value < solved.value(problem, partition) {
-                for node in best {
-                    if !columns.contains(node) {
-                        columns.push(*node);
-                    }
-                }
+                better.push(partition);
             }
         });
         bound = bound.max(found);
         if bound >= solved.cost || round >= ROUNDS_MAX {
             return Some(Solution { places: solved.places, bound });
+        }
+        let offers = (NEW_OFFERS / better.len().max(1)).max(1);
+        for partition in better {
+            pricing.offers(problem, partition, offers, &mut columns[partition]);
         }
     }
     None
@@ -153,10 +157,6 @@ fn solve(problem: &Problem, columns: &[Vec<u32>]) -> Option<Solved> {
     let (source, sink) = (ids(vertices), ids(vertices + 1));
     let edges: usize = columns.iter().map(Vec::len).sum::<usize>() + (vertices - first_zone) + columns.len() + nodes;
     let mut network = Network::new(vertices + 2, edges);
-    let quotas: Vec<(EdgeId, u32)> = (0..)
-        .zip(&problem.bounds)
-        .map(|(node, &(least, most))| (network.edge(node, sink, least), most.saturating_sub(least)))
-        .collect();
     let mut next_zone = ids(first_zone);
     let mut zone_vertex = vec![u32::MAX; in_zone.len()];
     let mut places: Vec<Vec<EdgeId>> = Vec::with_capacity(columns.len());
@@ -181,6 +181,11 @@ fn solve(problem: &Problem, columns: &[Vec<u32>]) -> Option<Solved> {
         }
         places.push(made);
     }
+    // Added last, so that they are found first.
+    let quotas: Vec<(EdgeId, u32)> = (0..)
+        .zip(&problem.bounds)
+        .map(|(node, &(least, most))| (network.edge(node, sink, least), most.saturating_sub(least)))
+        .collect();
     let mut placed = network.run_cheapest(source, sink) as usize;
     for (edge, by) in quotas {
         network.raise(edge, by);

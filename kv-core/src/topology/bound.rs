@@ -11,92 +11,119 @@
 
 use super::assign::{Problem, scatter};
 
-/// Buffers of [`lower_bound`].
-pub(super) struct Scratch {
+/// Prices of the nodes, and what follows from them.
+pub(super) struct Pricing {
+    /// What a copy at each node is worth.
+    prices: Vec<i64>,
     /// The nodes by price, the highest first.
     order: Vec<u32>,
     /// Where each run of equal prices ends.
     ends: Vec<usize>,
     /// Owners chosen in each zone.
     chosen: Vec<u32>,
-    best: Vec<u32>,
+    /// The cheapest owners of the partition at hand: each one's cost less its price, and the node.
+    best: Vec<(i64, u32)>,
 }
 
-impl Scratch {
+impl Pricing {
     pub(super) fn new(problem: &Problem) -> Self {
-        Self { order: Vec::new(), ends: Vec::new(), chosen: vec![0; problem.zone_count()], best: Vec::new() }
+        let chosen = vec![0; problem.zone_count()];
+        Self { prices: Vec::new(), order: Vec::new(), ends: Vec::new(), chosen, best: Vec::new() }
     }
-}
 
-/// The bound that the prices give. `visit` sees the cheapest owners of each partition at these prices, and their value.
-pub(super) fn lower_bound(
-    problem: &Problem,
-    prices: &[i64],
-    scratch: &mut Scratch,
-    mut visit: impl FnMut(usize, &[u32], i64),
-) -> i64 {
-    let price = |node: u32| prices[node as usize];
-    scratch.order.clear();
-    scratch.order.extend((0..).take(prices.len()));
-    scratch.order.sort_by_key(|&node| std::cmp::Reverse(price(node)));
-    scratch.ends.clear();
-    for (at, pair) in scratch.order.windows(2).enumerate() {
-        if price(pair[0]) != price(pair[1]) {
-            scratch.ends.push(at + 1);
+    /// Takes new prices.
+    pub(super) fn set(&mut self, problem: &Problem, prices: &[i64]) {
+        debug_assert_eq!(problem.zones.len(), prices.len());
+        self.prices = prices.to_vec();
+        self.order = (0..).take(prices.len()).collect();
+        self.order.sort_by_key(|&node| std::cmp::Reverse(prices[node as usize]));
+        self.ends.clear();
+        for (at, pair) in self.order.windows(2).enumerate() {
+            if prices[pair[0] as usize] != prices[pair[1] as usize] {
+                self.ends.push(at + 1);
+            }
+        }
+        self.ends.push(prices.len());
+    }
+
+    /// The bound that the prices give. `visit` sees what the cheapest owners of each partition are worth.
+    pub(super) fn bound(&mut self, problem: &Problem, mut visit: impl FnMut(usize, i64)) -> i64 {
+        let mut total = 0;
+        for (&price, &(least, most)) in self.prices.iter().zip(&problem.bounds) {
+            total += price * i64::from(if price > 0 { least } else { most });
+        }
+        for partition in 0..problem.cheap.len() {
+            let value = self.choose(problem, partition);
+            total += value;
+            visit(partition, value);
+        }
+        total
+    }
+
+    /// Adds to `columns` the cheapest owners of a partition, and up to `wanted` places that are as good as the worst of
+    /// them.
+    pub(super) fn offers(&mut self, problem: &Problem, partition: usize, wanted: usize, columns: &mut Vec<u32>) {
+        self.choose(problem, partition);
+        for &(_, node) in &self.best {
+            if !columns.contains(&node) {
+                columns.push(node);
+            }
+        }
+        let worst = self.best.iter().map(|place| place.0).max().unwrap_or(i64::MIN);
+        let full = columns.len() + wanted;
+        for (value, node) in self.new_places(problem, partition) {
+            if value > worst || columns.len() >= full {
+                return;
+            }
+            if !columns.contains(&node) {
+                columns.push(node);
+            }
         }
     }
-    scratch.ends.push(prices.len());
 
-    let mut total = 0;
-    for (&price, &(least, most)) in prices.iter().zip(&problem.bounds) {
-        total += price * i64::from(if price > 0 { least } else { most });
-    }
-    for (partition, cheap) in problem.cheap.iter().enumerate() {
-        let value = cheapest(problem, prices, partition, cheap, scratch);
-        total += value;
-        visit(partition, &scratch.best, value);
-    }
-    total
-}
-
-/// Leaves the cheapest owners of a partition in `scratch.best` and returns their value.
-fn cheapest(problem: &Problem, prices: &[i64], partition: usize, cheap: &[(u32, i32)], scratch: &mut Scratch) -> i64 {
-    let Scratch { order, ends, chosen, best } = scratch;
-    let price = |node: u32| prices[node as usize];
-    let mut existing: Vec<(i64, u32)> =
-        cheap.iter().map(|&(node, cost)| (i64::from(cost) - price(node), node)).collect();
-    existing.sort_unstable();
-    let mut existing = existing.into_iter().peekable();
-    // Among nodes of one price each partition begins elsewhere, so that they do not all want the same one.
-    let mut start = 0;
-    let new = ends.iter().flat_map(|&end| {
-        let run = &order[std::mem::replace(&mut start, end)..end];
-        let turn = scatter(partition) as usize % run.len().max(1);
-        run[turn..].iter().chain(&run[..turn]).copied()
-    });
-    let mut new = new.filter(|&node| cheap.iter().all(|place| place.0 != node)).peekable();
-    best.clear();
-    let mut value = 0;
-    while best.len() < problem.owners {
-        let offer = new.peek().map(|&node| (i64::from(problem.cost_new) - price(node), node));
-        let next = match (existing.peek(), offer) {
-            (Some(&place), offer) if offer.is_none_or(|offer| place.0 <= offer.0) => {
-                existing.next();
-                place
+    /// Chooses the cheapest owners of a partition; returns what they are worth together.
+    fn choose(&mut self, problem: &Problem, partition: usize) -> i64 {
+        let mut chosen = std::mem::take(&mut self.chosen);
+        let mut best = std::mem::take(&mut self.best);
+        best.clear();
+        let cheap = &problem.cheap[partition];
+        let mut existing: Vec<(i64, u32)> =
+            cheap.iter().map(|&(node, cost)| (i64::from(cost) - self.prices[node as usize], node)).collect();
+        existing.sort_unstable();
+        let mut existing = existing.into_iter().peekable();
+        let mut new = self.new_places(problem, partition).peekable();
+        while best.len() < problem.owners {
+            let offer = new.peek().copied();
+            let next = match existing.next_if(|place| offer.is_none_or(|offer| place.0 <= offer.0)) {
+                Some(place) => place,
+                None => match new.next() {
+                    Some(offer) => offer,
+                    None => break,
+                },
+            };
+            let zone = &mut chosen[problem.zones[next.1 as usize] as usize];
+            if *zone < problem.zone_limit {
+                *zone += 1;
+                best.push(next);
             }
-            (_, Some(offer)) => {
-                new.next();
-                offer
-            }
-            (_, None) => break,
-        };
-        let zone = &mut chosen[problem.zones[next.1 as usize] as usize];
-        if *zone < problem.zone_limit {
-            *zone += 1;
-            best.push(next.1);
-            value += next.0;
         }
+        drop(new);
+        best.iter().for_each(|place| chosen[problem.zones[place.1 as usize] as usize] = 0);
+        (self.chosen, self.best) = (chosen, best);
+        self.best.iter().map(|place| place.0).sum()
     }
-    best.iter().for_each(|&node| chosen[problem.zones[node as usize] as usize] = 0);
-    value
+
+    /// The new places of a partition, the cheapest first. Among nodes of one price each partition begins elsewhere, so that
+    /// they do not all want the same one.
+    fn new_places<'a>(&'a self, problem: &'a Problem, partition: usize) -> impl Iterator<Item = (i64, u32)> + 'a {
+        let mut start = 0;
+        let nodes = self.ends.iter().flat_map(move |&end| {
+            let run = &self.order[std::mem::replace(&mut start, end)..end];
+            let turn = scatter(partition) as usize % run.len().max(1);
+            run[turn..].iter().chain(&run[..turn]).copied()
+        });
+        let cheap = &problem.cheap[partition];
+        let new = nodes.filter(|&node| cheap.iter().all(|place| place.0 != node));
+        new.map(|node| (i64::from(problem.cost_new) - self.prices[node as usize], node))
+    }
 }

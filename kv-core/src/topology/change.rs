@@ -89,7 +89,7 @@ impl Target {
     /// If a change names an unknown node or one in the wrong state, contradicts another one, or leaves too few nodes or
     /// zones.
     pub(super) fn of(layout: &Layout, changes: &[Change]) -> Result<Self, Refusal> {
-        if changes.is_empty() {
+        if changes.is_empty() && layout.settled {
             return Err(Refusal::new(RefusalKind::Invalid, "no change is given", "name at least one"));
         }
         let mut target = Self {

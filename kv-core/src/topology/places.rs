@@ -65,10 +65,6 @@ pub(super) fn choose_first(lists: &mut [List], bounds: &[(u32, u32)]) -> bool {
     let (source, sink) = (ids(nodes + lists.len()), ids(nodes + lists.len() + 1));
     let places: usize = lists.iter().map(|list| list.owners.len()).sum();
     let mut network = Network::new(sink as usize + 1, places + lists.len() + nodes);
-    let quotas: Vec<(EdgeId, u32)> = (0..)
-        .zip(bounds)
-        .map(|(node, &(least, most))| (network.edge(node, sink, least), most.saturating_sub(least)))
-        .collect();
     let mut choices = Vec::with_capacity(lists.len());
     for (vertex, list) in (ids(nodes)..).zip(lists.iter()) {
         network.edge(source, vertex, 1);
@@ -77,6 +73,11 @@ pub(super) fn choose_first(lists: &mut [List], bounds: &[(u32, u32)]) -> bool {
         let edges = list.owners.iter().zip(costs).map(|(&node, cost)| network.edge_at(vertex, node, 1, cost));
         choices.push(edges.collect::<Vec<_>>());
     }
+    // Added last, so that they are found first.
+    let quotas: Vec<(EdgeId, u32)> = (0..)
+        .zip(bounds)
+        .map(|(node, &(least, most))| (network.edge(node, sink, least), most.saturating_sub(least)))
+        .collect();
     let mut chosen = network.run_cheapest(source, sink);
     for (edge, by) in quotas {
         network.raise(edge, by);

@@ -30,7 +30,7 @@ pub fn plan(layout: &Layout, changes: &[Change]) -> Result<Plan, Refusal> {
     if let Some(partition) = layout.partition_ids().find(|&id| layout.entry(id).is_some_and(|it| it.joint.is_some())) {
         let reason = format!("{partition} is migrating: an operation is under way");
         let remedy = "wait for it or cancel it; `op ls` shows it";
-        return Err(Refusal::new(RefusalKind::Precondition, reason, remedy));
+        return Err(Refusal::new(RefusalKind::Running, reason, remedy));
     }
     let target = Target::of(layout, changes)?;
     let rules = Rules::new(&target.members, layout.partition_count(), target.copies);
