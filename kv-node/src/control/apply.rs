@@ -190,7 +190,7 @@ impl ClusterState {
         self.members.iter().map(|(&node, member)| (node, layout_member(member))).collect()
     }
 
-    fn check_formed(&self) -> Result<(), Refusal> {
+    pub(super) fn check_formed(&self) -> Result<(), Refusal> {
         match self.phase {
             Phase::Formed { .. } => Ok(()),
             Phase::Unfounded | Phase::Forming(_) => {
@@ -227,7 +227,7 @@ impl ClusterState {
     }
 
     /// Carries the members over into a new layout, whose partitions stay as they are.
-    fn members_changed(&mut self) {
+    pub(super) fn members_changed(&mut self) {
         let members = self.layout_members();
         if let Some(layout) = &mut self.layout {
             let layout = Arc::make_mut(layout);
@@ -248,11 +248,11 @@ fn layout_member(member: &MemberRecord) -> Member {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Refusal {
+pub(super) fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalKind::Invalid, message)
 }
 
-fn precondition(message: impl Into<String>) -> Refusal {
+pub(super) fn precondition(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalKind::Precondition, message)
 }
 
@@ -307,19 +307,12 @@ pub(super) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
 
 /// Checks the report of a store that is a member against what is known of it.
 fn check_known(node: NodeId, member: &MemberRecord, arrival: &Arrival) -> Result<(), Refusal> {
-    let mismatch = |field: &str, known: &dyn std::fmt::Display, given: &dyn std::fmt::Display| {
-        Err(precondition(format!(
-            "{node} is known with {field} {known}, not {given}; start it with --{field} {known} or without the flag"
-        )))
-    };
+    // Zone and weight are what was agreed on: an operator may have changed them while the node was away.
     if member.name != arrival.name {
-        return mismatch("name", &member.name, &arrival.name);
-    }
-    if member.zone != arrival.zone {
-        return mismatch("zone", &member.zone, &arrival.zone);
-    }
-    if member.weight.to_bits() != arrival.weight.to_bits() {
-        return mismatch("weight", &member.weight, &arrival.weight);
+        return Err(precondition(format!(
+            "{node} is known with name {0}, not {1}; start it with --name {0} or without the flag",
+            member.name, arrival.name
+        )));
     }
     if is_rolled_back(arrival.incarnation, member.incarnation) {
         return Err(Refusal::new(

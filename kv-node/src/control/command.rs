@@ -1,12 +1,16 @@
 //! What can be agreed on: commands, and what became of them.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use kv_core::config::ClusterConfig;
 use kv_core::ring::Layout;
+use kv_core::topology::{Plan, Receipt};
 use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, StoreId};
 use kv_core::version::Conflict;
 use serde::{Deserialize, Serialize};
+
+use super::operation::{Asked, Estimate, OperationId};
 
 /// The identity of one proposal, random. A proposal that is sent again under its id is applied once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,10 +32,8 @@ impl fmt::Display for Proposal {
 }
 
 /// A change of the agreed state. Everything that is random or depends on a clock is drawn by the proposer and is part
-/// of the command, so that applying it is deterministic.
-///
-/// Topology operations (planned moves, their receipts, pause, resume and cancel) will be further variants. The
-/// encoding numbers variants in order, so new ones go to the end.
+/// of the command, so that applying it is deterministic. The encoding numbers variants in order, so new ones go to the
+/// end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// The first command of every cluster: what is to be formed, and its first member.
@@ -61,6 +63,70 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Begins to carry a plan out, as an operation.
+    Apply {
+        /// Exactly what is to be done. It is refused as stale if the layout has changed since it was made.
+        plan: Plan,
+        /// How much it moves, as far as the proposer knows.
+        estimate: Estimate,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// The next step of an operation: receipts, the cut-over of what has all of its own, and the next partitions.
+    Advance {
+        /// The operation.
+        operation: OperationId,
+        /// The layout that the proposer saw; another one has other joint partitions.
+        epoch: Epoch,
+        /// What receivers have reported.
+        receipts: Vec<Receipt>,
+        /// When it was proposed.
+        asked: Asked,
+    },
+    /// Copies and cuts over nothing new until the operation is resumed.
+    Pause {
+        /// The operation.
+        operation: OperationId,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// Goes on with a paused operation.
+    Resume {
+        /// The operation.
+        operation: OperationId,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// Limits the bytes per second that each receiving node copies, in every operation from now on.
+    Throttle {
+        /// The limit; `None` takes it away.
+        bytes_per_second_max: Option<NonZeroU64>,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// Transfers that do not get on begin anew.
+    Retry {
+        /// The operation.
+        operation: OperationId,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// Ends an operation. What is not cut over goes back to its owners.
+    Cancel {
+        /// The operation.
+        operation: OperationId,
+        /// Who wants it.
+        asked: Asked,
+    },
+    /// A node that was removed owns and holds nothing any more: it leaves the cluster, and its store for good.
+    Dismiss {
+        /// The node.
+        node: NodeId,
+        /// Its store.
+        store: StoreId,
+        /// The layout on which it acted when it said so.
+        epoch: Epoch,
+    },
 }
 
 impl fmt::Display for Command {
@@ -73,6 +139,17 @@ impl fmt::Display for Command {
             Self::Form { layout } => write!(f, "form cluster {}", layout.cluster),
             Self::CreateKeyspace { spec } => write!(f, "create keyspace {}", spec.name),
             Self::DropKeyspace { name } => write!(f, "drop keyspace {name}"),
+            Self::Apply { plan, .. } => write!(f, "carry out plan {}", plan.hash),
+            Self::Advance { operation, receipts, .. } => {
+                write!(f, "advance operation {operation} by {} receipts", receipts.len())
+            }
+            Self::Pause { operation, .. } => write!(f, "pause operation {operation}"),
+            Self::Resume { operation, .. } => write!(f, "resume operation {operation}"),
+            Self::Throttle { bytes_per_second_max: Some(limit), .. } => write!(f, "throttle to {limit} bytes/s"),
+            Self::Throttle { bytes_per_second_max: None, .. } => f.write_str("throttle off"),
+            Self::Retry { operation, .. } => write!(f, "retry operation {operation}"),
+            Self::Cancel { operation, .. } => write!(f, "cancel operation {operation}"),
+            Self::Dismiss { node, .. } => write!(f, "{node} leaves the cluster"),
         }
     }
 }
@@ -177,6 +254,35 @@ pub enum Done {
     KeyspaceDropped {
         /// The number that it had.
         id: KeyspaceId,
+    },
+    /// An operation has begun.
+    Begun {
+        /// Its number.
+        operation: OperationId,
+    },
+    /// An operation has taken a step.
+    Advanced {
+        /// Its number.
+        operation: OperationId,
+        /// Whether the layout has changed.
+        cut_over: bool,
+    },
+    /// An operation was paused, resumed or told to retry.
+    Changed {
+        /// Its number.
+        operation: OperationId,
+    },
+    /// The limit on copying is what was asked for.
+    Throttled,
+    /// An operation was cancelled; its record says what that undid.
+    Cancelled {
+        /// Its number.
+        operation: OperationId,
+    },
+    /// A node has left the cluster.
+    Dismissed {
+        /// The number that it had.
+        node: NodeId,
     },
 }
 

@@ -1,16 +1,19 @@
 //! What the leader does by itself: found, form, and keep the Raft group equal to the members.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_core::ring::{FirstLayout, Layout, LayoutError, first_layout};
 use kv_core::types::{ClusterId, Epoch, HashSeed};
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
+use tokio::time::Instant;
 
 use super::command::{Command, Founding, Outcome, Proposal};
-use super::plane::{Inner, leads};
+use super::drive::drive;
+use super::plane::{Inner, leads, unpoisoned};
 use super::propose::command_id;
 use super::raft::{Metrics, RaftId, TypeConfig, raft_id};
 use super::state::{ClusterState, Phase};
@@ -37,6 +40,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let changed = tokio::select! {
             changed = state.changed() => changed.is_ok(),
             changed = servers.changed() => changed.is_ok(),
+            () = inner.reported.notified() => true,
             () = tokio::time::sleep(inner.timing.review) => true,
         };
         if !changed {
@@ -56,7 +60,8 @@ async fn review(inner: &Inner) {
         let progressed = match state.phase {
             Phase::Unfounded => found(inner).await,
             Phase::Forming(founding) if is_complete(&state, founding) => form(inner, &state, founding).await,
-            Phase::Forming(_) | Phase::Formed { .. } => false,
+            Phase::Forming(_) => false,
+            Phase::Formed { .. } => drive(inner, &state).await,
         };
         if progressed {
             continue;
@@ -126,7 +131,7 @@ fn draw_layout(state: &ClusterState, founding: Founding) -> Result<Layout, DrawE
     })?)
 }
 
-async fn commit(inner: &Inner, command: Command) -> bool {
+pub(super) async fn commit(inner: &Inner, command: Command) -> bool {
     let Ok(id) = command_id() else { return false };
     let what = command.to_string();
     match inner.write(Proposal { id, command }, inner.timing.call).await {
@@ -177,7 +182,25 @@ fn next_change(inner: &Inner, state: &ClusterState, metrics: &Metrics) -> Option
     if chosen != voters {
         return Some(Change::SetVoters(chosen));
     }
-    present.difference(&wanted).find(|&id| !voters.contains(id)).map(|&id| Change::Remove(id))
+    let surplus: BTreeSet<RaftId> = present.difference(&wanted).filter(|&id| !voters.contains(id)).copied().collect();
+    let told = |id: RaftId| keeps_up(metrics, id);
+    farewell(&mut unpoisoned(&inner.surplus), &surplus, told, inner.timing.election_max).map(Change::Remove)
+}
+
+/// Which of the surplus stores may be removed from the group now: after a while, so that the node learns why, and a node
+/// that does not answer after a longer one.
+fn farewell(
+    since: &mut BTreeMap<RaftId, Instant>,
+    surplus: &BTreeSet<RaftId>,
+    told: impl Fn(RaftId) -> bool,
+    grace: Duration,
+) -> Option<RaftId> {
+    let now = Instant::now();
+    since.retain(|id, _| surplus.contains(id));
+    surplus.iter().copied().find(|&id| {
+        let waited = now.duration_since(*since.entry(id).or_insert(now));
+        waited >= grace * if told(id) { 1 } else { 10 }
+    })
 }
 
 /// The voters to have: the choice among the present ones and the learners that are `ready`. As long as too few are

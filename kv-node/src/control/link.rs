@@ -21,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) transport: Arc<dyn Transport>,
     /// Told when a peer says that this node runs an older copy of its store.
     pub(crate) rolled_back: tokio::sync::watch::Sender<Option<Incarnation>>,
+    /// Set when a peer says that the store of this node was given up.
+    pub(crate) given_up: tokio::sync::watch::Sender<bool>,
 }
 
 /// Why a call brought no answer that can be used.
@@ -91,6 +93,10 @@ impl Link {
                 Err(CallError::RolledBack { address, shown: self.me, seen })
             }
             Answer::Failed(reason) => Err(CallError::Failed { address, reason }),
+            Answer::GivenUp => {
+                self.given_up.send_replace(true);
+                Err(CallError::NotMine { address, reason: format!("store {} was given up", self.me.store) })
+            }
         }
     }
 
@@ -116,7 +122,7 @@ impl Link {
             return Err(Answer::NotMine(format!("this is store {me}, the message is for {}", store_of(envelope.to))));
         }
         if self.peers.is_retired(envelope.from.store) {
-            return Err(Answer::NotMine(format!("store {} was given up", envelope.from.store)));
+            return Err(Answer::GivenUp);
         }
         match self.peers.heard(envelope.from, &envelope.address) {
             Ok(()) => Ok(envelope),

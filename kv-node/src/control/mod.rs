@@ -8,6 +8,8 @@
 //! | --- | --- |
 //! | `plane` | the handle: start, look, shut down |
 //! | `command`, `state`, `apply` | what is agreed on: a pure state machine |
+//! | `operation`, `operate` | plans that are carried out, and how each command changes them |
+//! | `drive` | the leader takes the next step of an operation when the nodes' reports allow it |
 //! | `propose`, `serve` | having a command agreed on; answering other nodes |
 //! | `report`, `keeper` | a node makes itself known; the leader founds, forms, and keeps the group equal to the members |
 //! | `voters` | who votes: a pure function |
@@ -30,6 +32,7 @@
 mod apply;
 mod command;
 mod disk;
+mod drive;
 mod file;
 mod identity;
 mod keeper;
@@ -37,6 +40,8 @@ mod link;
 mod log;
 mod machine;
 mod network;
+mod operate;
+mod operation;
 mod peers;
 mod plane;
 mod propose;
@@ -52,8 +57,13 @@ mod voters;
 pub use apply::{COPIES_MAX, KEYSPACES_MAX};
 pub use command::{Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, Refusal, RefusalKind};
 pub use disk::FileError;
+pub use drive::{REPORT_EVERY, Reported, TransferReport};
 pub use identity::{Entrance, Remembered, StartError, remembered};
 pub use log::ENTRY_BYTES_MAX;
+pub use operation::{
+    Asked, BY_BYTES_MAX, Estimate, Operation, OperationId, OperationState, THROTTLE_BYTES, Throttle, command_of,
+    joint_max, undo_of,
+};
 pub use peers::{Clock, SharedLiveness};
 pub use plane::{ControlConfig, ControlPlane, ControlStatus, PROPOSALS_MAX, Standing, Timing};
 pub use propose::ProposeError;

@@ -1,5 +1,6 @@
 //! The handle of the control plane: start, look, shut down.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,20 +9,23 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kv_core::config::ClusterConfig;
-use kv_core::types::{Incarnation, NodeId, StoreId};
+use kv_core::types::{Incarnation, NodeId, StoreId, WallTime};
 use openraft::{EmptyNode, ServerState, SnapshotPolicy};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::apply::{check_arrival, removed};
 use super::command::{Arrival, Founding, Refusal};
 use super::disk::{Disk, OsDisk};
+use super::drive::Reports;
 use super::identity::{self, Entrance, Identity, StartError};
 use super::link::Link;
 use super::log::store::{LogStore, SEGMENT_BYTES};
 use super::log::writer::Writer;
 use super::machine::{self, Machine, Published};
 use super::network::Network;
+use super::operation::Asked;
 use super::peers::{Clock, Peers, SharedLiveness};
 use super::raft::{Metrics, Raft, RaftId, raft_id};
 use super::state::{ClusterState, Phase};
@@ -210,6 +214,12 @@ pub(super) struct Inner {
     pub(super) cluster: ClusterConfig,
     pub(super) timing: Timing,
     pub(super) proposals: Semaphore,
+    /// What nodes have reported while this one led.
+    pub(super) reports: Mutex<Reports>,
+    /// Told when a report is new.
+    pub(super) reported: Notify,
+    /// Since when stores take part that belong to no member any more.
+    pub(super) surplus: Mutex<BTreeMap<RaftId, Instant>>,
     identity: Mutex<Identity>,
     writer: Mutex<Option<Writer>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -253,10 +263,11 @@ impl ControlPlane {
         let (machine, published) = Machine::new(stored, &log);
         let state = published.subscribe();
         let (rolled_back, rollback) = watch::channel(None);
+        let (given_up, _) = watch::channel(false);
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
         let group = identity.group.map_or_else(OnceLock::new, OnceLock::from);
         let address = config.address.clone();
-        let link = Arc::new(Link { me: *incarnation, address, group, peers, transport, rolled_back });
+        let link = Arc::new(Link { me: *incarnation, address, group, peers, transport, rolled_back, given_up });
         let network = Network(Arc::clone(&link));
         let id = raft_id(incarnation.store);
         let raft = Raft::new(id, Arc::new(raft_config(timing)?), network, log, machine)
@@ -292,6 +303,9 @@ impl ControlPlane {
             cluster: config.cluster.clone(),
             timing: config.timing,
             proposals: Semaphore::new(PROPOSALS_MAX),
+            reports: Mutex::default(),
+            reported: Notify::new(),
+            surplus: Mutex::default(),
             identity: Mutex::new(identity),
             writer: Mutex::new(Some(writer)),
             thread: Mutex::new(Some(thread)),
@@ -387,6 +401,12 @@ impl Inner {
         Arc::clone(&self.state.borrow())
     }
 
+    /// The moment, for the records of operations. No decision depends on it.
+    pub(super) fn wall(&self) -> Asked {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Asked { by: String::new(), at: WallTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX)) }
+    }
+
     pub(super) fn log_bytes(&self) -> u64 {
         unpoisoned(&self.writer).as_ref().map_or(0, Writer::log_bytes)
     }
@@ -445,6 +465,11 @@ impl Inner {
         });
     }
 
+    /// Whether the node was removed: it has learned so itself, or was told.
+    fn is_given_up(&self, state: &ClusterState) -> bool {
+        state.retired.contains(&self.me.incarnation.store) || *self.link.given_up.borrow()
+    }
+
     fn update_standing(&self, rolled_back: Option<Incarnation>) {
         let state = self.state();
         let failed = self.failure();
@@ -454,14 +479,14 @@ impl Inner {
             (Some(reason), ..) => Standing::Failed { reason },
             (None, Some(refusal), ..) => Standing::Refused(refusal),
             (None, None, Some(seen), ..) => Standing::Refused(report::rolled_back(&self.me, seen)),
+            (None, None, None, _, _) if self.is_given_up(&state) => {
+                Standing::Refused(removed(self.me.incarnation.store))
+            }
             (None, None, None, Some((node, _)), Phase::Forming(founding)) => {
                 Standing::Forming { node, members: state.members.len(), expect: founding.expect }
             }
             (None, None, None, Some((node, member)), Phase::Formed { .. }) => {
                 Standing::Member { node, spare: member.spare }
-            }
-            (None, None, None, None, _) if state.retired.contains(&self.me.incarnation.store) => {
-                Standing::Refused(removed(self.me.incarnation.store))
             }
             (None, None, None, None, _) | (.., Phase::Unfounded) => Standing::Joining { reason: progress.waits_for },
         };
@@ -533,6 +558,7 @@ async fn watch_standing(inner: Arc<Inner>, mut rollback: watch::Receiver<Option<
     // Only these say that the engine has failed.
     let mut metrics = inner.raft.metrics();
     let mut failed = inner.failed.clone();
+    let mut given_up = inner.link.given_up.subscribe();
     let mut before = Arc::new(ClusterState::default());
     loop {
         inner.follow(&before);
@@ -544,6 +570,7 @@ async fn watch_standing(inner: Arc<Inner>, mut rollback: watch::Receiver<Option<
             changed = state.changed() => changed.is_ok(),
             changed = report.changed() => changed.is_ok(),
             changed = rollback.changed() => changed.is_ok(),
+            changed = given_up.changed() => changed.is_ok(),
             changed = metrics.changed() => changed.is_ok(),
             Ok(()) = failed.changed() => true,
         };

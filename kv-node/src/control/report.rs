@@ -67,8 +67,6 @@ fn is_known(inner: &Inner) -> bool {
                 && member.address == me.address
                 && member.version == me.version
                 && member.name == me.name
-                && member.zone == me.zone
-                && member.weight.to_bits() == me.weight.to_bits()
         })
 }
 

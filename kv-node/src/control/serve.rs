@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::command::{Command, Done, Outcome, Proposal, Refusal, RefusalKind};
+use super::drive::TransferReport;
 use super::machine::SNAPSHOT_BYTES_MAX;
 use super::plane::{ControlPlane, Inner};
 use super::raft::{RaftId, TypeConfig};
@@ -32,24 +33,32 @@ impl ControlPlane {
 
 impl Inner {
     async fn answer(&self, kind: RaftKind, payload: &[u8]) -> Answer {
-        let body = match self.link.open(payload) {
-            Ok(envelope) => envelope.body,
+        let envelope = match self.link.open(payload) {
+            Ok(envelope) => envelope,
             Err(answer) => return answer,
         };
+        let body = &envelope.body;
         match kind {
-            RaftKind::Append => match read::<AppendEntriesRequest<TypeConfig>>(&body) {
+            RaftKind::Append => match read::<AppendEntriesRequest<TypeConfig>>(body) {
                 Ok(request) => self.reply(self.raft.append_entries(request).await),
                 Err(answer) => answer,
             },
-            RaftKind::Vote => match read::<VoteRequest<RaftId>>(&body) {
+            RaftKind::Vote => match read::<VoteRequest<RaftId>>(body) {
                 Ok(request) => self.reply(self.raft.vote(request).await),
                 Err(answer) => answer,
             },
-            RaftKind::Snapshot => match read(&body) {
+            RaftKind::Snapshot => match read(body) {
                 Ok(request) => self.install(request).await,
                 Err(answer) => answer,
             },
-            RaftKind::Propose => match read(&body) {
+            RaftKind::Report => match read::<TransferReport>(body) {
+                Ok(report) if report.store != envelope.from.store => {
+                    Answer::Failed(format!("a report of store {} from {}", report.store, envelope.from.store))
+                }
+                Ok(report) => self.link.answer(&self.take_report(report)),
+                Err(answer) => answer,
+            },
+            RaftKind::Propose => match read(body) {
                 Ok(proposal) => self.link.answer(&self.lead(proposal, self.timing.call).await),
                 Err(answer) => answer,
             },

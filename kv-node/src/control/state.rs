@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::ring::Layout;
-use kv_core::types::{ClusterId, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
+use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, CommandId, Founding, Outcome, Proposal};
+use super::operation::{Operation, Throttle};
 
 /// The state machine of the control plane: pure and deterministic, so that every node that applied the same commands
 /// holds the same value.
-///
-/// Topology operations will add a map of operations beside `keyspaces`; their cut-overs replace `layout`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterState {
     /// How often the state has changed. Of two states of one cluster the one with the greater revision is newer.
@@ -33,6 +32,15 @@ pub struct ClusterState {
     /// Stores that were given up. None of them may come back, since others may rely on what it has forgotten or has
     /// not heard (rule D2).
     pub retired: BTreeSet<StoreId>,
+    /// The last operations, oldest first. Only the newest can be under way.
+    pub operations: VecDeque<Operation>,
+    /// The limit on copying, of the operation under way and of later ones.
+    pub throttle: Throttle,
+    /// Members that were removed and may still hold records that they have to hand over, with the epoch at which their
+    /// last partition was cut over.
+    pub leaving: BTreeMap<NodeId, Epoch>,
+    /// The number of the last operation.
+    pub(super) next_operation: u64,
     /// The number of the next member; those of removed members are never used again.
     pub(super) next_node: u64,
     /// The number of the next keyspace; those of dropped keyspaces are never used again.
@@ -105,6 +113,14 @@ impl ClusterState {
             Command::Form { layout } => self.form(layout),
             Command::CreateKeyspace { spec } => self.create_keyspace(spec),
             Command::DropKeyspace { name } => self.drop_keyspace(&name),
+            Command::Apply { plan, estimate, asked } => self.apply_plan(plan, estimate, asked),
+            Command::Advance { operation, epoch, receipts, asked } => self.advance(operation, epoch, receipts, asked),
+            Command::Pause { operation, asked } => self.pause(operation, &asked),
+            Command::Resume { operation, asked } => self.resume(operation, &asked),
+            Command::Throttle { bytes_per_second_max, asked } => self.throttle(bytes_per_second_max, asked),
+            Command::Retry { operation, asked } => self.retry(operation, &asked),
+            Command::Cancel { operation, asked } => self.cancel(operation, asked),
+            Command::Dismiss { node, store, epoch } => self.dismiss(node, store, epoch),
         }
     }
 

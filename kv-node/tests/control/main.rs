@@ -6,5 +6,6 @@ mod catch_up;
 mod forming;
 mod grpc;
 mod loss;
+mod operations;
 mod refusals;
 mod world;

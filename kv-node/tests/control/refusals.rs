@@ -69,8 +69,8 @@ fn flags_that_do_not_fit_a_used_directory_are_refused() {
         })
         .await;
         world.stop(&resumed, second).await;
-        let renamed = Spec { zone: "elsewhere".to_owned(), ..specs[1].rebooted() };
-        let message = "n2 is known with zone z, not elsewhere; start it with --zone z or without the flag";
+        let renamed = Spec { name: "elsewhere".to_owned(), ..specs[1].rebooted() };
+        let message = "n2 is known with name n2, not elsewhere; start it with --name n2 or without the flag";
         check_refused(&world, &renamed, RefusalKind::Precondition, message).await;
     });
 }
@@ -242,7 +242,7 @@ fn garbage_from_the_network_is_answered_and_harmless() {
         let world = World::new();
         let nodes = world.cluster(1).await;
         let control = &nodes[0].1;
-        for kind in [RaftKind::Append, RaftKind::Vote, RaftKind::Snapshot, RaftKind::Propose] {
+        for kind in [RaftKind::Append, RaftKind::Vote, RaftKind::Snapshot, RaftKind::Propose, RaftKind::Report] {
             for payload in [&b""[..], &[0xff; 100], &[0; 4096]] {
                 assert!(!control.handle_raft(kind, payload).await.is_empty());
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kv_core::config::ClusterConfig;
 use kv_core::ring::{FirstLayout, first_layout};
+use kv_core::topology::{Change, plan};
 use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
 use kv_core::version::Conflict;
 use proptest::prelude::*;
@@ -11,9 +12,10 @@ use proptest::prelude::*;
 use crate::control::command::{
     Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, RefusalKind,
 };
+use crate::control::operation::{Asked, Estimate, OperationId};
 use crate::control::state::{ClusterState, Phase};
 
-fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
+pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
     Arrival {
         name: format!("n{number}"),
         address: format!("host-{number}:7400"),
@@ -36,7 +38,7 @@ fn create(name: &str) -> Command {
 }
 
 /// The command that forms a cluster in this state.
-fn form(state: &ClusterState) -> Command {
+pub(super) fn form(state: &ClusterState) -> Command {
     let copies = if let Phase::Forming(founding) = state.phase { founding.copies } else { 3 };
     let layout = first_layout(FirstLayout {
         cluster: ClusterId(7),
@@ -49,17 +51,17 @@ fn form(state: &ClusterState) -> Command {
     Command::Form { layout: layout.unwrap() }
 }
 
-fn apply(state: &mut ClusterState, id: u128, command: Command) -> Outcome {
+pub(super) fn apply(state: &mut ClusterState, id: u128, command: Command) -> Outcome {
     state.apply(Proposal { id: CommandId(id), command })
 }
 
 #[track_caller]
-fn done(state: &mut ClusterState, id: u128, command: Command) -> Done {
+pub(super) fn done(state: &mut ClusterState, id: u128, command: Command) -> Done {
     apply(state, id, command).into_result().unwrap()
 }
 
 #[track_caller]
-fn refused(state: &mut ClusterState, id: u128, command: Command) -> RefusalKind {
+pub(super) fn refused(state: &mut ClusterState, id: u128, command: Command) -> RefusalKind {
     apply(state, id, command).into_result().unwrap_err().kind
 }
 
@@ -170,12 +172,23 @@ fn reports_that_make_no_sense_are_refused() {
 #[test]
 fn the_encoding_of_commands_is_stable() {
     let state = formed();
+    let change = Change::Copies { copies: 2 };
+    let plan = plan(state.layout.as_deref().unwrap(), &[change]).unwrap();
+    let (operation, asked) = (OperationId(1), Asked::default());
     let commands = [
         found(1),
         Command::Admit(arrival(1, 1, 1)),
         form(&state),
         create("a"),
         Command::DropKeyspace { name: "a".to_owned() },
+        Command::Apply { plan, estimate: Estimate::default(), asked: asked.clone() },
+        Command::Advance { operation, epoch: Epoch(2), receipts: Vec::new(), asked: asked.clone() },
+        Command::Pause { operation, asked: asked.clone() },
+        Command::Resume { operation, asked: asked.clone() },
+        Command::Throttle { bytes_per_second_max: None, asked: asked.clone() },
+        Command::Retry { operation, asked: asked.clone() },
+        Command::Cancel { operation, asked },
+        Command::Dismiss { node: NodeId(1), store: StoreId(1), epoch: Epoch(2) },
     ];
     for (number, command) in (0..).zip(&commands) {
         let bytes = postcard::to_stdvec(command).unwrap();

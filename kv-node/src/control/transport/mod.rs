@@ -57,6 +57,8 @@ pub enum RaftKind {
     Snapshot,
     /// A proposal, for the leader to commit.
     Propose,
+    /// What a node tells the leader of its part in an operation.
+    Report,
 }
 
 /// A node reports to a cluster, to become a member of it or to say that it is back.
@@ -138,6 +140,8 @@ pub(crate) enum Answer {
     RolledBack { seen: Incarnation },
     /// The node cannot answer.
     Failed(String),
+    /// The sender's store was given up: it was removed, or another one took its place.
+    GivenUp,
 }
 
 /// The leader's answer to a proposal.
@@ -151,6 +155,15 @@ pub(crate) enum ProposeReply {
     Overloaded,
     /// The proposal may or may not be committed later.
     Unknown(String),
+}
+
+/// The answer to a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ReportReply {
+    /// It is kept.
+    Taken,
+    /// The node does not lead; report to the leader.
+    NotLeader,
 }
 
 /// The answer to a piece of a snapshot.

@@ -22,6 +22,7 @@ pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Res
         v1::RaftKind::Vote => RaftKind::Vote,
         v1::RaftKind::InstallSnapshot => RaftKind::Snapshot,
         v1::RaftKind::Propose => RaftKind::Propose,
+        v1::RaftKind::Report => RaftKind::Report,
         v1::RaftKind::Unspecified => {
             return Err(invalid(format!("kind: {} is not known; run the same release on all nodes", request.kind)));
         }
@@ -71,6 +72,7 @@ impl From<RaftKind> for v1::RaftKind {
             RaftKind::Vote => Self::Vote,
             RaftKind::Snapshot => Self::InstallSnapshot,
             RaftKind::Propose => Self::Propose,
+            RaftKind::Report => Self::Report,
         }
     }
 }

@@ -1,0 +1,122 @@
+//! The leader drives operations: nodes report to it, and it proposes the next step as soon as one is possible.
+//!
+//! What nodes report is in the leader's memory only. It is reported until it is agreed on, so a new leader soon knows
+//! it, too, and nothing depends on who asked for the operation.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_core::topology::{Receipt, operation};
+use kv_core::types::{Epoch, NodeId, StoreId};
+use serde::{Deserialize, Serialize};
+
+use super::command::Command;
+use super::keeper::commit;
+use super::link::CallError;
+use super::operation::{Asked, OperationState, RECEIPTS_MAX, joint_max};
+use super::plane::{ControlPlane, Inner, unpoisoned};
+use super::state::ClusterState;
+use super::transport::{RaftKind, ReportReply};
+
+/// How often a node reports while something is under way.
+pub const REPORT_EVERY: Duration = Duration::from_millis(200);
+
+/// What a node tells the leader about the copies that it makes and the records that it still has to hand over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferReport {
+    /// Its store.
+    pub store: StoreId,
+    /// The epoch of the layout on which it acts.
+    pub epoch: Epoch,
+    /// Receipts that are not agreed on yet, at most [`TransferReport::RECEIPTS_MAX`].
+    pub receipts: Vec<Receipt>,
+    /// Records that others may need from it: residue, hints and lag marks.
+    pub left: u64,
+}
+
+impl TransferReport {
+    /// The most receipts in one report; the others follow.
+    pub const RECEIPTS_MAX: usize = RECEIPTS_MAX;
+}
+
+/// What became of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reported {
+    /// The leader has it.
+    Taken,
+    /// Nobody took it; report again.
+    Later(String),
+}
+
+/// The reports that the leader has, by member.
+pub(super) type Reports = BTreeMap<NodeId, TransferReport>;
+
+impl ControlPlane {
+    /// Hands a report to the leader, which may be this node.
+    pub async fn report(&self, report: TransferReport) -> Reported {
+        let inner = &self.inner;
+        let later = |reason: String| Reported::Later(reason);
+        let reply = match inner.leader() {
+            None => return later("nobody leads the control plane".to_owned()),
+            Some(leader) if leader == inner.id() => Ok(inner.take_report(report)),
+            Some(leader) => inner.link.call(leader, RaftKind::Report, &report, inner.timing.call).await,
+        };
+        match reply {
+            Ok(ReportReply::Taken) => Reported::Taken,
+            Ok(ReportReply::NotLeader) => later("the leader has changed".to_owned()),
+            Err(CallError::Unreachable(error)) => later(error.to_string()),
+            Err(error) => later(error.to_string()),
+        }
+    }
+}
+
+impl Inner {
+    /// Keeps a report if this node leads.
+    pub(super) fn take_report(&self, report: TransferReport) -> ReportReply {
+        if !self.is_leader() {
+            return ReportReply::NotLeader;
+        }
+        let state = self.state();
+        let Some((node, _)) = state.member_of(report.store) else { return ReportReply::Taken };
+        let mut reports = unpoisoned(&self.reports);
+        reports.retain(|node, _| state.members.contains_key(node));
+        let differs = reports.get(&node) != Some(&report);
+        reports.insert(node, report);
+        drop(reports);
+        if differs {
+            self.reported.notify_one();
+        }
+        ReportReply::Taken
+    }
+}
+
+/// Proposes the next step, if there is one. Returns whether the state has changed.
+pub(super) async fn drive(inner: &Inner, state: &ClusterState) -> bool {
+    let reports = unpoisoned(&inner.reports).clone();
+    match next_step(state, &reports, inner.wall()) {
+        Some(command) => commit(inner, command).await,
+        None => false,
+    }
+}
+
+/// The next step that the reports allow.
+pub(super) fn next_step(state: &ClusterState, reports: &Reports, asked: Asked) -> Option<Command> {
+    let layout = state.layout.as_deref()?;
+    if let Some(active) = state.active_operation().filter(|active| active.state == OperationState::Running) {
+        let target = active.target.as_ref()?;
+        let told = reports.values().flat_map(|report| &report.receipts).take(RECEIPTS_MAX);
+        let mut known = active.receipts.clone();
+        known.extend(told.clone().map(|receipt| ((receipt.partition, receipt.node), receipt.clone())));
+        if operation::advance(layout, target, &known, joint_max(layout.partition_count())).is_some() {
+            let is_new = |receipt: &&Receipt| active.receipts.get(&(receipt.partition, receipt.node)) != Some(*receipt);
+            let receipts = told.filter(is_new).cloned().collect();
+            return Some(Command::Advance { operation: active.id, epoch: layout.epoch, receipts, asked });
+        }
+    }
+    state.leaving.iter().find_map(|(&node, &since)| {
+        let report = reports.get(&node)?;
+        let member = state.members.get(&node)?;
+        let holds_nothing = report.left == 0 && report.epoch >= since && report.store == member.incarnation.store;
+        holds_nothing.then_some(Command::Dismiss { node, store: report.store, epoch: report.epoch })
+    })
+}

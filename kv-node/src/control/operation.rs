@@ -1,0 +1,294 @@
+//! Operations: plans that are carried out, and what is remembered of those that have ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::NonZeroU64;
+
+use kv_core::ring::Layout;
+use kv_core::topology::operation::Target;
+use kv_core::topology::{Change, Move, Plan, PlanHash, Receipt, TransferSettings};
+use kv_core::types::{Epoch, NodeId, PartitionId, WallTime};
+use serde::{Deserialize, Serialize};
+
+/// Numbers operations from 1; never used again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OperationId(pub u64);
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Operations that are kept, the running one included. The oldest makes room.
+pub(super) const OPERATIONS_MAX: usize = 64;
+
+/// Moves and receipts that all ended operations together keep in detail; beyond that the oldest keep their numbers only.
+pub(super) const DETAILS_MAX: usize = 16_384;
+
+/// The longest text that says who asked, in bytes.
+pub const BY_BYTES_MAX: usize = 128;
+
+/// The most receipts in one command.
+pub(super) const RECEIPTS_MAX: usize = 4096;
+
+/// The bytes per second that a throttle may allow: slower is a pause, faster is none.
+pub const THROTTLE_BYTES: std::ops::RangeInclusive<u64> = 1024..=1 << 40;
+
+/// Partitions in joint at once: enough that an epoch cuts over many, few enough that most of the cluster is exposed to
+/// one quorum only while the control plane has no majority.
+#[must_use]
+pub fn joint_max(partitions: u32) -> usize {
+    usize::try_from((partitions / 8).clamp(8, 512)).unwrap_or(8)
+}
+
+/// Who wanted something, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The person or program, as it calls itself; may be empty.
+    pub by: String,
+    /// By the clock of the node that took the command.
+    pub at: WallTime,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum OperationState {
+    /// It is carried out.
+    Running,
+    /// Nothing new is copied or cut over until it is resumed.
+    Paused,
+    /// Its last partition was cut over.
+    Done,
+    /// It was cancelled before that.
+    Cancelled,
+}
+
+impl OperationState {
+    /// Whether it is the one operation that may be under way.
+    #[must_use]
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+impl fmt::Display for OperationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// How much a plan moves, as the node estimated it that made the plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Live keys in the copies that are made.
+    pub keys: u64,
+    /// Bytes of their keys and records.
+    pub bytes: u64,
+}
+
+/// A plan that is carried out, or was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its number.
+    pub id: OperationId,
+    /// What was asked for.
+    pub changes: Vec<Change>,
+    /// In the words of the command language, with the names that the nodes had.
+    pub command: String,
+    /// The plan.
+    pub hash: PlanHash,
+    /// The epoch for which the plan was made.
+    pub parent: Epoch,
+    /// Who began it.
+    pub asked: Asked,
+    /// How far it is.
+    pub state: OperationState,
+    /// The replicas that move; empty for an old operation.
+    pub moves: Vec<Move>,
+    /// How many there are.
+    pub moves_planned: u64,
+    /// How few there could have been.
+    pub moves_minimum: u64,
+    /// How many have been cut over. Never shrinks.
+    pub moved: u64,
+    /// How much it moves.
+    pub estimate: Estimate,
+    /// Live keys and bytes of all receipts that were agreed on.
+    pub copied: Estimate,
+    /// Nodes that begin to own partitions.
+    pub entering: BTreeSet<NodeId>,
+    /// Nodes that give all their partitions away.
+    pub leaving: BTreeSet<NodeId>,
+    /// The proofs that its copies are complete; empty for an old operation.
+    pub receipts: BTreeMap<(PartitionId, NodeId), Receipt>,
+    /// How many there are.
+    pub receipts_agreed: u64,
+    /// When the first partition was cut over.
+    pub first_cut_over: Option<WallTime>,
+    /// When the last one so far was cut over.
+    pub last_cut_over: Option<WallTime>,
+    /// When it ended.
+    pub ended: Option<Asked>,
+    /// How often transfers were told to begin anew.
+    pub retries: u32,
+    /// What a cancel undid and what stays, in words; otherwise empty.
+    pub outcome: String,
+    /// What is left to do; `None` once it has ended.
+    pub target: Option<Target>,
+}
+
+impl Operation {
+    /// An operation that begins.
+    pub(super) fn new(id: OperationId, plan: Plan, target: Target, names: &Layout, asked: Asked) -> Self {
+        let command = plan.changes.iter().map(|change| command_of(change, names)).collect::<Vec<_>>().join(" and ");
+        let was_spare = |node: &NodeId| names.members.get(node).is_none_or(|member| member.spare);
+        let crossing = |spare: bool| {
+            let members = target.members.iter().filter(move |(_, standing)| standing.spare == spare);
+            members.map(|(&node, _)| node).filter(move |node| was_spare(node) != spare).collect()
+        };
+        Self {
+            id,
+            command,
+            hash: plan.hash,
+            parent: plan.parent,
+            asked,
+            state: OperationState::Running,
+            moves_planned: plan.moves.len() as u64,
+            moves_minimum: plan.minimum,
+            changes: plan.changes,
+            moves: plan.moves,
+            moved: 0,
+            estimate: Estimate::default(),
+            copied: Estimate::default(),
+            entering: crossing(false),
+            leaving: crossing(true),
+            receipts: BTreeMap::new(),
+            receipts_agreed: 0,
+            first_cut_over: None,
+            last_cut_over: None,
+            ended: None,
+            retries: 0,
+            outcome: String::new(),
+            target: Some(target),
+        }
+    }
+
+    /// What sort of operation it is, in one word of the command language.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        let words = self.changes.iter().map(|change| match change {
+            Change::Add { .. } => "add",
+            Change::Remove { .. } | Change::RemoveDead { .. } => "remove",
+            Change::Replace { .. } => "replace",
+            Change::Copies { .. } => "copies",
+            Change::Weight { .. } => "weight",
+            Change::Zone { .. } => "zone",
+        });
+        // A node that is added with another weight is added.
+        let rank =
+            |word: &&str| ["zone", "weight", "copies", "add", "remove", "replace"].iter().position(|it| it == word);
+        words.max_by_key(rank).unwrap_or("none")
+    }
+
+    /// Notes that a receipt was agreed on.
+    pub(super) fn keep(&mut self, receipt: Receipt) {
+        self.copied.keys = self.copied.keys.saturating_add(receipt.keys);
+        self.copied.bytes = self.copied.bytes.saturating_add(receipt.bytes);
+        if let Some(before) = self.receipts.insert((receipt.partition, receipt.node), receipt) {
+            // Another store of the same node began anew.
+            self.copied.keys = self.copied.keys.saturating_sub(before.keys);
+            self.copied.bytes = self.copied.bytes.saturating_sub(before.bytes);
+        }
+        self.receipts_agreed = self.receipts.len() as u64;
+    }
+
+    /// Counts the moves that `layout` has cut over.
+    pub(super) fn count_moved(&mut self, layout: &Layout) -> bool {
+        let is_done = |step: &&Move| {
+            layout.entry(step.partition).is_some_and(|entry| entry.joint.is_none() && entry.owns(step.to))
+        };
+        let moved = self.moves.iter().filter(is_done).count() as u64;
+        let grew = moved > self.moved;
+        self.moved = self.moved.max(moved);
+        grew
+    }
+
+    /// Ends it.
+    pub(super) fn end(&mut self, state: OperationState, asked: Asked) {
+        self.state = state;
+        self.ended = Some(asked);
+        self.target = None;
+    }
+
+    /// Moves and receipts that it keeps in detail.
+    pub(super) fn details(&self) -> usize {
+        self.moves.len() + self.receipts.len()
+    }
+
+    /// Keeps the numbers only.
+    pub(super) fn forget_details(&mut self) {
+        self.moves = Vec::new();
+        self.receipts = BTreeMap::new();
+    }
+}
+
+/// The limit on the bytes that each node copies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// Bytes per second for each receiving node; `None`: no limit.
+    pub bytes_per_second_max: Option<NonZeroU64>,
+    /// Who set it; not set: nobody has.
+    pub asked: Option<Asked>,
+}
+
+impl Throttle {
+    /// What nodes are to do while `operation` is under way.
+    #[must_use]
+    pub fn settings(&self, operation: Option<&Operation>) -> TransferSettings {
+        TransferSettings {
+            paused: operation.is_some_and(|operation| operation.state == OperationState::Paused),
+            bytes_per_second_max: self.bytes_per_second_max,
+            transfers_max: TransferSettings::TRANSFERS_MAX,
+        }
+    }
+}
+
+/// A change in the words of the command language, with names for numbers.
+#[must_use]
+pub fn command_of(change: &Change, names: &Layout) -> String {
+    let name = |node: &NodeId| names.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
+    match change {
+        Change::Add { node } => format!("node add {}", name(node)),
+        Change::Remove { node } => format!("node remove {}", name(node)),
+        Change::RemoveDead { node } => format!("node remove {} --dead", name(node)),
+        Change::Replace { old, new } => format!("node replace {} {}", name(old), name(new)),
+        Change::Weight { node, weight } => format!("node weight {} {weight}", name(node)),
+        Change::Zone { node, zone } => format!("node zone {} {zone}", name(node)),
+        Change::Copies { copies } => format!("copies {copies}"),
+    }
+}
+
+/// The command that undoes a change of `before`; empty if none does.
+#[must_use]
+pub fn undo_of(change: &Change, before: &Layout) -> String {
+    let name = |node: &NodeId| before.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
+    match change {
+        Change::Add { node } => format!("node remove {}", name(node)),
+        Change::Remove { .. } | Change::RemoveDead { .. } | Change::Replace { .. } => String::new(),
+        Change::Weight { node, .. } => before
+            .members
+            .get(node)
+            .map_or_else(String::new, |member| format!("node weight {} {}", member.name, member.weight)),
+        Change::Zone { node, .. } => before
+            .members
+            .get(node)
+            .map_or_else(String::new, |member| format!("node zone {} {}", member.name, member.zone)),
+        Change::Copies { .. } => format!("copies {}", before.copies),
+    }
+}
