@@ -37,10 +37,13 @@ pub(crate) struct Reach {
 pub(crate) enum Program {
     /// Execute one command, or a script.
     Exec(Exec),
-    /// The local cluster of real node processes.
+    /// The local cluster of real node processes: started unless it runs, and shown.
+    #[command(args_conflicts_with_subcommands = true)]
     Local {
+        #[command(flatten)]
+        open: LocalOpen,
         #[command(subcommand)]
-        action: LocalAction,
+        action: Option<LocalAction>,
     },
     /// Every path and setting that is used.
     Info {
@@ -67,6 +70,9 @@ pub(crate) struct Exec {
     /// Do what destroys without asking.
     #[arg(long, short = 'y')]
     pub(crate) yes: bool,
+    /// Refuse what changes the cluster.
+    #[arg(long)]
+    pub(crate) read_only: bool,
     /// How long each operation may take.
     #[arg(long, value_parser = crate::command::duration, default_value = "5s")]
     pub(crate) timeout: Duration,
@@ -79,6 +85,32 @@ pub(crate) struct Exec {
     /// The command; `kv-tui exec help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required_unless_present = "file")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// `local` without an action
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct LocalOpen {
+    /// How many nodes at the first start; 3 unless it says otherwise.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) nodes: Option<u8>,
+    /// Its folder; without it, local/ in the data folder.
+    #[arg(long, value_name = "DIR", env = "KV_LOCAL_DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// A temporary folder, stopped and deleted on leaving.
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    #[command(flatten)]
+    pub(crate) look: Look,
+    /// `local` was named; not an argument.
+    #[arg(skip = true)]
+    pub(crate) named: bool,
+}
+
+impl LocalOpen {
+    /// Whether it was asked for by its name, and is not only what is shown where nothing is named.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.named
+    }
 }
 
 /// `local`
@@ -132,6 +164,23 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_local_cluster_is_shown_without_an_action() {
+        let open = |words: &[&str]| match Cli::try_parse_from(words).map(|cli| cli.program) {
+            Ok(Some(Program::Local { open, action: None })) => open,
+            other => panic!("{other:?}"),
+        };
+        let told = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
+        assert!((told.nodes, told.ephemeral, told.look.plain) == (Some(5), true, true));
+        assert!(Cli::try_parse_from(["kv-tui", "local", "--ephemeral", "stop"]).is_err());
+        let Ok(Cli { program: Some(Program::Local { action: Some(LocalAction::Start { nodes, .. }), .. }), .. }) =
+            Cli::try_parse_from(["kv-tui", "local", "start", "--nodes", "4"])
+        else {
+            panic!("start is an action");
+        };
+        assert_eq!(nodes, Some(4));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io;
+use std::path::PathBuf;
 
 use serde_json::json;
 
@@ -12,15 +13,20 @@ use crate::paths::Paths;
 pub(crate) fn info(format: Format) -> Result<(), CommandError> {
     let paths = Paths::new()?;
     let variable = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    let local = variable("KV_LOCAL_DIR").unwrap_or_else(|| paths.local().display().to_string());
+    let local = variable("KV_LOCAL_DIR").map_or_else(|| paths.local(), PathBuf::from);
+    let told = |path: PathBuf| Some(path.display().to_string());
     let executable = env::current_exe().map(|path| path.display().to_string()).unwrap_or_default();
     let entries = [
         ("version", Some(env!("CARGO_PKG_VERSION").to_owned())),
         ("executable", Some(executable)),
-        ("config", Some(paths.config.display().to_string())),
-        ("data", Some(paths.data.display().to_string())),
-        ("history", Some(paths.data.join("history").display().to_string())),
-        ("local_cluster", Some(local)),
+        ("config", told(paths.config_file())),
+        ("data", told(paths.data.clone())),
+        ("history", told(paths.history())),
+        ("dashboard", told(paths.kept())),
+        ("local_cluster", told(local.clone())),
+        ("local_nodes", told(local.join("local.json"))),
+        ("local_logs", told(local.join("n*").join("node.log"))),
+        ("single_node", told(paths.data.join("node"))),
         ("KV_CONNECT", variable("KV_CONNECT")),
         ("KV_LOCAL_DIR", variable("KV_LOCAL_DIR")),
     ];

@@ -19,13 +19,15 @@ use clap::{CommandFactory, Parser};
 use kv_proto::client::{Client, Options};
 use tokio::time::{Instant, sleep};
 
-use cli::{Cli, Exec, LocalAction, Program, Reach};
+use cli::{Cli, Exec, LocalAction, LocalOpen, Program, Reach};
 use command::{Command, Line, NodeCommand};
 use dashboard::Look;
+use dashboard::config::{Config, Context};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 pub use local::NODE_MODE;
 use output::{Format, Printer, Sink};
+use paths::Paths;
 
 /// The pause before a waiting command tries to connect again.
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
@@ -50,44 +52,35 @@ pub fn main() -> ExitCode {
 }
 
 async fn run_program(cli: Cli) -> ExitCode {
+    let (config, problem) =
+        Paths::new().map_or_else(|_| (Config::default(), None), |paths| Config::read(&paths.config_file()));
+    let context = config.context.clone().filter(|_| cli.reach.connect.is_empty());
+    // A context stands for what its flags would say.
+    let named = |connect: Vec<String>| if connect.is_empty() { named_nodes(context.as_ref()) } else { connect };
+    let read_only = cli.look.read_only || context.as_ref().is_some_and(|context| context.read_only);
+    let look = Look { read_only, ..cli.look };
+    if let (Some(problem), false) = (&problem, is_dashboard(&cli)) {
+        Printer::new(Format::Table, std::io::stdout(), std::io::stderr()).note(problem);
+    }
     match cli.program {
-        None if !cli.look.once && dashboard::has_terminal() => {
-            let done = show(cli.reach, cli.look).await;
-            done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
-        }
-        None if cli.look.once && !cli.look.json => {
-            let target = if cli.reach.connect.is_empty() { "local".to_owned() } else { cli.reach.connect.join(",") };
-            with_cluster(&cli.reach, Options::default(), Format::Table, async |client| {
-                let mut printer = Printer::new(Format::Table, std::io::stdout().lock(), std::io::stderr());
-                let done = dashboard::once::plain(target, cli.look.ascii, client, &mut printer).await;
-                done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
-            })
-            .await
-        }
-        None if cli.look.once => {
-            let settings = Settings { format: Format::Json, yes: false };
-            with_cluster(&cli.reach, Options::default(), Format::Json, async |client| {
-                for command in [Command::Status, Command::Node(NodeCommand::Ls)] {
-                    let line = Line { output: None, yes: false, command };
-                    let code = exec::one(&line, client, settings).await;
-                    if code != ExitCode::SUCCESS {
-                        return code;
-                    }
-                }
-                ExitCode::SUCCESS
-            })
-            .await
-        }
-        // Without a terminal there is no dashboard: the health in words, as a script would ask for it.
         None => {
-            let line = Line { output: None, yes: false, command: Command::Status };
-            with_cluster(&cli.reach, Options::default(), Format::Table, async |client| {
-                exec::one(&line, client, Settings::default()).await
-            })
-            .await
+            let target = context.as_ref().map(|context| context.name.clone());
+            let reach = Reach { connect: named(cli.reach.connect) };
+            let local = if reach.connect.is_empty() { Some(LocalOpen::default()) } else { None };
+            show(Show { reach, target, local, look, config, problem }).await
         }
-        Some(Program::Exec(exec)) => run_exec(exec, cli.reach).await,
-        Some(Program::Local { action }) => {
+        Some(Program::Local { open, action: None }) => {
+            let look = Look { read_only: cli.look.read_only, ..look }.or(open.look);
+            show(Show { reach: Reach::default(), target: None, local: Some(open), look, config, problem }).await
+        }
+        Some(Program::Exec(exec)) => {
+            let own = exec.reach.connect.clone();
+            let reach = Reach { connect: if own.is_empty() { named(cli.reach.connect) } else { own } };
+            let read_only =
+                exec.read_only || if exec.reach.connect.is_empty() { look.read_only } else { cli.look.read_only };
+            run_exec(Exec { reach, read_only, ..exec }).await
+        }
+        Some(Program::Local { action: Some(action), .. }) => {
             let format = format_of(&action);
             local::run(action).await.map_or_else(|error| fail(&error, format), |()| ExitCode::SUCCESS)
         }
@@ -101,17 +94,115 @@ async fn run_program(cli: Cli) -> ExitCode {
     }
 }
 
-/// Opens the dashboard of the cluster that is named, or of the local one, which is started unless it runs.
-async fn show(reach: Reach, look: Look) -> Result<(), CommandError> {
-    if !reach.connect.is_empty() {
-        return dashboard::run(reach.connect.join(","), reach.connect, look).await;
-    }
-    let addresses = local::ensure().await?;
-    let count = addresses.len();
-    dashboard::run("local".to_owned(), addresses, look).await?;
+fn named_nodes(context: Option<&Context>) -> Vec<String> {
+    context.map(|context| context.connect.clone()).unwrap_or_default()
+}
+
+/// Whether the dashboard opens, which tells what is to be told by itself.
+fn is_dashboard(cli: &Cli) -> bool {
+    let (shown, once) = match &cli.program {
+        None => (true, cli.look.once),
+        Some(Program::Local { open, action: None }) => (true, cli.look.once || open.look.once),
+        Some(_) => (false, false),
+    };
+    shown && !once && dashboard::has_terminal()
+}
+
+/// What is to be shown, and how.
+struct Show {
+    reach: Reach,
+    target: Option<String>,
+    /// The local cluster, started unless it runs.
+    local: Option<LocalOpen>,
+    look: Look,
+    config: Config,
+    problem: Option<String>,
+}
+
+/// Shows a cluster: on the screen, or once as text.
+async fn show(what: Show) -> ExitCode {
+    let on_screen = !what.look.once && dashboard::has_terminal();
+    // A look at what runs starts nothing, unless it was asked for.
+    let open = what.local.as_ref().filter(|open| on_screen || open.is_asked());
+    let local = match open {
+        None => None,
+        Some(open) => match local::open(open, !on_screen).await {
+            Ok(shown) => Some(shown),
+            Err(error) => return fail(&error, Format::Table),
+        },
+    };
+    let rescue = local.as_ref().and_then(local::Shown::rescue);
+    let done = if on_screen {
+        show_on_screen(what, local.as_ref()).await.map(|()| ExitCode::SUCCESS)
+    } else {
+        Ok(show_once(&what, local.as_ref()).await)
+    };
+    let left = match local {
+        Some(local) => local.leave().await,
+        None => Ok(String::new()),
+    };
     let mut printer = Printer::new(Format::Table, std::io::stdout(), std::io::stderr());
-    printer.note(&format!("the {count} nodes of the local cluster go on running; kv-tui local stop ends them"));
-    printer.flush()
+    match (&left, &rescue) {
+        (Ok(text), _) if !text.is_empty() && on_screen => printer.note(text),
+        (Err(_), Some(rescue)) => printer.note(rescue),
+        _ => {}
+    }
+    match (done, left) {
+        (Ok(code), Ok(_)) => code,
+        (Err(error), _) | (_, Err(error)) => fail(&error, Format::Table),
+    }
+}
+
+async fn show_on_screen(what: Show, local: Option<&local::Shown>) -> Result<(), CommandError> {
+    let addresses = local.map_or(what.reach.connect, |local| local.addresses.clone());
+    let target = match (what.target, local) {
+        (_, Some(_)) => "local".to_owned(),
+        (Some(name), None) => name,
+        (None, None) => addresses.join(","),
+    };
+    let (tell, notices) = tokio::sync::mpsc::unbounded_channel();
+    if let Some(problem) = what.problem {
+        // The receiver is here.
+        tell.send(problem).unwrap_or(());
+    }
+    if let Some(local) = local {
+        local.watch(&tell);
+    }
+    let (look, config) = (what.look, what.config);
+    dashboard::run(dashboard::Start { target, addresses, look, config, notices: (tell, notices) }).await
+}
+
+/// Without taking the terminal: the overview as text, or what scripts ask for.
+async fn show_once(what: &Show, local: Option<&local::Shown>) -> ExitCode {
+    let connect = local.map_or_else(|| what.reach.connect.clone(), |local| local.addresses.clone());
+    let reach = Reach { connect };
+    let (commands, format) = match (what.look.once, what.look.json) {
+        (true, true) => (vec![Command::Status, Command::Node(NodeCommand::Ls)], Format::Json),
+        (true, false) => {
+            let named =
+                if local.is_some() || reach.connect.is_empty() { "local".to_owned() } else { reach.connect.join(",") };
+            let target = what.target.clone().unwrap_or(named);
+            return with_cluster(&reach, Options::default(), Format::Table, async |client| {
+                let mut printer = Printer::new(Format::Table, std::io::stdout().lock(), std::io::stderr());
+                let done = dashboard::once::plain(target, what.look.ascii, client, &mut printer).await;
+                done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
+            })
+            .await;
+        }
+        // Without a terminal there is no dashboard: the health in words, as a script would ask for it.
+        (false, _) => (vec![Command::Status], Format::Table),
+    };
+    with_cluster(&reach, Options::default(), format, async |client| {
+        for command in commands {
+            let line = Line { output: None, yes: false, command };
+            let code = exec::one(&line, client, Settings { format, ..Settings::default() }).await;
+            if code != ExitCode::SUCCESS {
+                return code;
+            }
+        }
+        ExitCode::SUCCESS
+    })
+    .await
 }
 
 fn format_of(action: &LocalAction) -> Format {
@@ -123,9 +214,9 @@ fn format_of(action: &LocalAction) -> Format {
     }
 }
 
-async fn run_exec(exec: Exec, outer: Reach) -> ExitCode {
-    let settings = Settings { format: exec.output, yes: exec.yes };
-    let reach = if exec.reach.connect.is_empty() { outer } else { exec.reach };
+async fn run_exec(exec: Exec) -> ExitCode {
+    let settings = Settings { format: exec.output, yes: exec.yes, read_only: exec.read_only };
+    let reach = exec.reach;
     let options = Options {
         timeout: exec.timeout,
         attempt_timeout: (exec.timeout / 2).clamp(Duration::from_millis(1), Options::default().attempt_timeout),

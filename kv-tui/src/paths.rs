@@ -24,6 +24,21 @@ impl Paths {
         Ok(Self { config: project.config_dir().to_owned(), data: project.data_dir().to_owned() })
     }
 
+    /// The settings of the dashboard.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.config.join("config.toml")
+    }
+
+    /// The lines of the command bar.
+    pub(crate) fn history(&self) -> PathBuf {
+        self.data.join("history")
+    }
+
+    /// What the dashboard keeps from one run to the next.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.data.join("dashboard.json")
+    }
+
     /// The local cluster's folder.
     pub(crate) fn local(&self) -> PathBuf {
         self.data.join("local")

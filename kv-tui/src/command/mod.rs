@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::error::CommandError;
+use crate::error::{Class, CommandError};
 use crate::output::Format;
+use crate::output::bytes::printable;
 pub use line::{LineError, split};
 pub(crate) use values::duration;
 pub use values::is_standard;
@@ -414,9 +415,57 @@ impl Command {
         };
         Some((process, &args.node))
     }
+
+    /// Whether it changes the cluster; such commands are refused where only reading is allowed.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Put(_) | Self::Del(_) | Self::Import(_) | Self::Bench(_) => true,
+            Self::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
+            Self::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
+            Self::Get(_)
+            | Self::Scan(_)
+            | Self::Count(_)
+            | Self::Export(_)
+            | Self::Where(_)
+            | Self::Status
+            | Self::Wait(_)
+            | Self::Ring(_)
+            | Self::Events(_) => false,
+        }
+    }
+
+    /// What it destroys for good, as people are asked about it, and the word that confirms it; `None`: nothing.
+    #[must_use]
+    pub fn destroys(&self) -> Option<(String, String)> {
+        match self {
+            Self::Del(args) => {
+                let key = printable(&args.key.0);
+                Some((format!("deletes the key {key} of the keyspace {}", args.within.keyspace), key))
+            }
+            Self::Keyspace(KeyspaceCommand::Drop { name }) => {
+                Some((format!("drops the keyspace {name} with all of its keys"), name.clone()))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Line {
+    /// Refuses what changes the cluster where only reading is allowed.
+    ///
+    /// # Errors
+    /// `Refused`, with the remedy.
+    pub fn check_read_only(&self, read_only: bool) -> Result<(), CommandError> {
+        if read_only && self.command.changes() {
+            return Err(CommandError::new(
+                Class::Refused,
+                "this changes the cluster, and only reading is allowed; leave --read-only out to do it",
+            ));
+        }
+        Ok(())
+    }
+
     /// Parses the words of a command.
     ///
     /// # Errors

@@ -1,13 +1,26 @@
 //! The line being typed: editing by whole characters, history by prefix, completion and usage from the command language.
 
+use bytes::Bytes;
 use clap::CommandFactory;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::keymap::Key;
-use crate::command::Line;
+use crate::command::{Line, split, unescape};
+use crate::output::bytes::printable;
 
 /// Bytes that a line may have.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// The names that completion offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Nodes.
+    pub nodes: Vec<String>,
+    /// Keyspaces.
+    pub keyspaces: Vec<String>,
+    /// Keys that may stand where a key is typed.
+    pub keys: Vec<Bytes>,
+}
 
 /// A line being typed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,8 +91,8 @@ impl Bar {
     }
 
     /// Completes the word at the cursor as far as the candidates agree.
-    pub fn complete(&mut self, nodes: &[String], keyspaces: &[String]) {
-        let candidates = self.candidates(nodes, keyspaces);
+    pub fn complete(&mut self, names: &Names) {
+        let candidates = self.candidates(names);
         let Some(first) = candidates.first() else { return };
         let common = candidates.iter().skip(1).fold(first.as_str(), |common, candidate| {
             let same = common.char_indices().zip(candidate.chars()).find(|((_, a), b)| a != b);
@@ -97,7 +110,7 @@ impl Bar {
 
     /// The words that may stand at the cursor.
     #[must_use]
-    pub fn candidates(&self, nodes: &[String], keyspaces: &[String]) -> Vec<String> {
+    pub fn candidates(&self, names: &Names) -> Vec<String> {
         let typed = &self.text[self.word_start()..self.cursor];
         let words: Vec<&str> = self.text[..self.word_start()].split_whitespace().collect();
         let (command, rest) = command_of(&words);
@@ -105,7 +118,7 @@ impl Bar {
         let option = words.last().and_then(|word| command.get_arguments().find(|arg| is_option(arg, word)));
         if let Some(option) = option.filter(|option| option.get_action().takes_values()) {
             if option.get_id() == "keyspace" {
-                found.extend(keyspaces.iter().cloned());
+                found.extend(names.keyspaces.iter().cloned());
             }
             found.extend(option.get_possible_values().iter().map(|value| value.get_name().to_owned()));
         } else if typed.starts_with('-') {
@@ -115,8 +128,9 @@ impl Bar {
             if let Some(place) = command.get_positionals().nth(rest) {
                 found.extend(place.get_possible_values().iter().map(|value| value.get_name().to_owned()));
                 match place.get_id().as_str() {
-                    "node" => found.extend(nodes.iter().cloned()),
-                    "name" if command.get_name() == "drop" => found.extend(keyspaces.iter().cloned()),
+                    "node" => found.extend(names.nodes.iter().cloned()),
+                    "name" if command.get_name() == "drop" => found.extend(names.keyspaces.iter().cloned()),
+                    "key" | "prefix" => found.extend(names.keys.iter().map(|key| quoted(key))),
                     _ => {}
                 }
             }
@@ -127,19 +141,42 @@ impl Bar {
         found
     }
 
+    /// The keyspace and the beginning of the key being typed; `None` where no key stands.
+    #[must_use]
+    pub fn key_place(&self) -> Option<(String, Bytes)> {
+        let start = self.word_start();
+        let typed = &self.text[start..self.cursor];
+        let words: Vec<&str> = self.text[..start].split_whitespace().collect();
+        let (command, rest) = command_of(&words);
+        let place = command.get_positionals().nth(rest)?;
+        let follows_option = words
+            .last()
+            .and_then(|word| command.get_arguments().find(|arg| is_option(arg, word)))
+            .is_some_and(|option| option.get_action().takes_values());
+        if follows_option || typed.starts_with('-') || !matches!(place.get_id().as_str(), "key" | "prefix") {
+            return None;
+        }
+        let all: Vec<&str> = self.text.split_whitespace().collect();
+        let named = all.iter().position(|word| matches!(*word, "-k" | "--keyspace")).and_then(|at| all.get(at + 1));
+        let keyspace = named.map_or("default", |name| *name).to_owned();
+        // A word with an open quote is completed by its owner.
+        let word = split(typed.as_bytes()).ok()?.pop().unwrap_or_default();
+        Some((keyspace, Bytes::from(unescape(word.as_encoded_bytes()))))
+    }
+
     /// The usage of the command being typed, and what it does.
     #[must_use]
-    pub fn usage(&self) -> String {
+    pub fn usage(&self) -> (String, String) {
         let words: Vec<&str> = self.text.split_whitespace().collect();
         let (mut command, _) = command_of(&words);
         if command.get_name() == "kv" {
             let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-            return names.join(" ");
+            return ("COMMAND".to_owned(), names.join(" "));
         }
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let usage = command.render_usage().to_string();
         let usage = usage.trim_start_matches("Usage:").trim().trim_start_matches("kv-tui exec").trim();
-        format!("{usage}   {about}")
+        (usage.to_owned(), about)
     }
 
     fn cut(&mut self, from: usize, to: usize) {
@@ -172,20 +209,39 @@ impl Bar {
     }
 }
 
-/// The command that the words name, and how many words stand behind its name.
+/// A key as it is typed in a line.
+#[must_use]
+pub fn quoted(key: &[u8]) -> String {
+    let text = printable(key);
+    let plain = |c: char| !c.is_whitespace() && !matches!(c, '\'' | '"' | '#' | '\\');
+    // An escape such as \x00 stays as it is outside quotes, and so does what needs none.
+    if !text.is_empty() && !text.starts_with('-') && text.replace("\\x", "x").chars().all(plain) {
+        text
+    } else if text.contains('\'') {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        format!("'{text}'")
+    }
+}
+
+/// The command that the words name, and how many of its values stand behind its name.
 fn command_of(words: &[&str]) -> (clap::Command, usize) {
     let mut command = Line::command();
     command.build();
-    let mut named = 0;
-    for word in words {
-        match command.find_subcommand(word) {
-            Some(inner) => command = inner.clone(),
-            None => break,
+    let (mut values, mut words) = (0, words.iter());
+    while let Some(word) = words.next() {
+        if let Some(inner) = command.find_subcommand(word).filter(|_| values == 0) {
+            command = inner.clone();
+        } else if word.starts_with('-') {
+            let option = command.get_arguments().find(|arg| is_option(arg, word));
+            if option.is_some_and(|option| option.get_action().takes_values()) {
+                words.next();
+            }
+        } else {
+            values += 1;
         }
-        named += 1;
     }
-    let rest = words[named..].iter().filter(|word| !word.starts_with('-')).count();
-    (command, rest)
+    (command, values)
 }
 
 fn is_option(arg: &clap::Arg, word: &str) -> bool {
@@ -236,8 +292,36 @@ mod tests {
     }
 
     fn check_completion(text: &str, expected: &[&str]) {
-        let found = Bar::with(text).candidates(&["n1".to_owned(), "n2".to_owned()], &["users".to_owned()]);
+        let names = Names {
+            nodes: vec!["n1".to_owned(), "n2".to_owned()],
+            keyspaces: vec!["users".to_owned()],
+            keys: vec![Bytes::from_static(b"cart:1"), Bytes::from_static(b"cart 2")],
+        };
+        let found = Bar::with(text).candidates(&names);
         assert_eq!(found, expected, "{text:?}");
+    }
+
+    #[test]
+    fn keys_are_quoted_so_that_they_are_read_back() {
+        for key in
+            [&b"cart:1"[..], b"a b", b"it's", b"it's \"so\"", b"#1", b"a\\b", b"\x00\xff", b"-k", "강남점".as_bytes()]
+        {
+            let line = format!("get {}", quoted(key));
+            let words = split(line.as_bytes()).expect("splits");
+            assert_eq!(words.len(), 2, "{line}");
+            assert_eq!(unescape(words[1].as_encoded_bytes()), key, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_key_is_found() {
+        let place = |text: &str| Bar::with(text).key_place().map(|(keyspace, key)| (keyspace, key.to_vec()));
+        assert_eq!(place("get ca"), Some(("default".to_owned(), b"ca".to_vec())));
+        assert_eq!(place("get -k users c\\x00"), Some(("users".to_owned(), b"c\x00".to_vec())));
+        assert_eq!(place("get k -k us"), None);
+        assert_eq!(place("put k v"), None);
+        assert_eq!(place("node show n"), None);
+        assert_eq!(place("ge"), None);
     }
 
     #[test]
@@ -248,10 +332,15 @@ mod tests {
         check_completion("get k -k ", &["users"]);
         check_completion("get k -c ", &["all", "one", "quorum"]);
         check_completion("wait ", &["healthy", "idle", "ready"]);
+        check_completion("get ca", &["cart:1"]);
+        check_completion("scan ", &["'cart 2'", "cart:1"]);
+        check_completion("-o json no", &["node"]);
+        check_completion("get -c one ca", &["cart:1"]);
         check_completion("scan --ke", &["--keys-only", "--keyspace"]);
         let mut bar = Bar::with("stat");
-        bar.complete(&[], &[]);
+        bar.complete(&Names::default());
         assert_eq!(bar.text, "status ");
-        assert!(Bar::with("put k").usage().starts_with("put [OPTIONS] <KEY>"), "{}", Bar::with("put k").usage());
+        let (usage, about) = Bar::with("put k").usage();
+        assert!(usage.starts_with("put [OPTIONS] <KEY>") && about == "Write a key", "{usage} {about}");
     }
 }

@@ -4,6 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::model::HISTORY_MAX;
 
@@ -50,6 +54,49 @@ impl History {
         }
         private(OpenOptions::new().append(true))?.write_all(format!("{line}\n").as_bytes())
     }
+
+    /// Keeps lines on a thread of its own, so that no disk delays a key press. What goes wrong is told to `notices`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn keep(mut self, notices: UnboundedSender<String>) -> io::Result<Keeper> {
+        let (lines, given) = channel::<String>();
+        let thread = thread::Builder::new().name("history".to_owned()).spawn(move || {
+            for line in given {
+                if let Err(error) = self.add(&line) {
+                    // Where nobody listens any more, nobody is there to be told.
+                    notices.send(format!("cannot keep the history: {error}")).unwrap_or(());
+                }
+            }
+        })?;
+        Ok(Keeper { lines: Some(lines), thread: Some(thread) })
+    }
+}
+
+/// Takes lines to keep. When it is dropped, they are kept.
+#[derive(Debug)]
+pub struct Keeper {
+    lines: Option<Sender<String>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Gives a line to keep.
+    pub fn give(&self, line: String) {
+        if let Some(lines) = &self.lines {
+            // The thread ends only with its owner.
+            lines.send(line).unwrap_or(());
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap_or(());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -60,11 +107,23 @@ mod tests {
     fn lines_survive_and_are_bounded() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("kv/history");
-        let mut history = History::open(path.clone());
+        let (notices, _told) = tokio::sync::mpsc::unbounded_channel();
+        let keeper = History::open(path.clone()).keep(notices).expect("a thread");
         for index in 0..=FILE_LINES_MAX {
-            history.add(&format!("get k{index}")).expect("kept");
+            keeper.give(format!("get k{index}"));
         }
+        drop(keeper);
         let lines = History::open(path).lines();
         assert_eq!((lines.len(), lines[HISTORY_MAX - 1].as_str()), (HISTORY_MAX, "get k2000"));
+    }
+
+    #[test]
+    fn a_failure_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (notices, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let keeper = History::open(folder.path().to_owned()).keep(notices).expect("a thread");
+        keeper.give("get k".to_owned());
+        drop(keeper);
+        assert!(told.try_recv().expect("a notice").contains("cannot keep the history"));
     }
 }

@@ -1,13 +1,21 @@
 //! The dashboard. What happens becomes a message; `update` changes the model and asks for effects; a view draws it.
 //!
-//! Reading order: `msg`, `model`, `update`, `keymap`, `view`, then the edges: `source`, `runtime`, `terminal`.
+//! Reading order: `msg`, `model`, `cluster`, `update`, `keymap`, `view`, then the edges: `source`, `runtime`, `terminal`.
 
 pub mod bar;
+pub mod cluster;
+pub mod columns;
+pub mod config;
+pub mod dialog;
 pub mod history;
+pub mod kept;
 pub mod keymap;
+pub mod list;
 pub mod model;
+pub mod mouse;
 pub mod msg;
 pub mod once;
+pub mod picture;
 pub mod runtime;
 pub mod source;
 pub mod terminal;
@@ -19,14 +27,19 @@ pub mod view;
 mod tests;
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
 
 use crate::error::CommandError;
 use crate::output::time::now_us;
 use crate::paths::Paths;
+use config::Config;
 use history::History;
+use kept::Kept;
 use model::Model;
 use source::grpc::Grpc;
-use theme::{Palette, Theme};
+use theme::{Depth, Marks, Palette, Theme};
 
 /// How the dashboard looks and what it may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
@@ -34,9 +47,12 @@ pub struct Look {
     /// Refuse what changes the cluster.
     #[arg(long)]
     pub read_only: bool,
-    /// The colours; without it dark, or mono if NO_COLOR is set.
+    /// The colours; without it those of the configuration, else dark, or mono if NO_COLOR is set.
     #[arg(long, value_enum)]
     pub theme: Option<Palette>,
+    /// What charts are drawn with.
+    #[arg(long, value_enum)]
+    pub markers: Option<Marks>,
     /// Draw with ASCII only.
     #[arg(long)]
     pub ascii: bool,
@@ -52,10 +68,29 @@ pub struct Look {
 }
 
 impl Look {
-    fn theme(self) -> Theme {
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let palette = self.theme.unwrap_or(if no_color { Palette::Mono } else { Palette::Dark });
-        Theme { palette, ascii: self.ascii }
+    /// This look, or what another one says beside it.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            read_only: self.read_only || other.read_only,
+            theme: self.theme.or(other.theme),
+            markers: self.markers.or(other.markers),
+            ascii: self.ascii || other.ascii,
+            once: self.once || other.once,
+            plain: self.plain || other.plain,
+            json: self.json || other.json,
+        }
+    }
+
+    fn theme(self, config: &Config) -> Theme {
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        let plain = if variable("NO_COLOR").is_empty() { Palette::Dark } else { Palette::Mono };
+        Theme {
+            palette: self.theme.or(config.theme).unwrap_or(plain),
+            depth: Depth::of(&variable("COLORTERM"), &variable("TERM")),
+            marks: self.markers.unwrap_or(config.marks),
+            ascii: self.ascii || config.ascii,
+        }
     }
 }
 
@@ -65,15 +100,45 @@ pub fn has_terminal() -> bool {
     std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
-/// Runs the dashboard of the cluster of which `addresses` are nodes.
+/// Which cluster is shown, and how.
+#[derive(Debug)]
+pub struct Start {
+    /// What it is called on the screen.
+    pub target: String,
+    /// Some of its nodes, as host:port.
+    pub addresses: Vec<String>,
+    /// What the arguments say.
+    pub look: Look,
+    /// What the configuration says.
+    pub config: Config,
+    /// Messages from whoever else is at work, and where they are sent.
+    pub notices: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
+}
+
+/// Runs the dashboard of a cluster.
 ///
 /// # Errors
 /// If the terminal cannot be used.
-pub async fn run(target: String, addresses: Vec<String>, look: Look) -> Result<(), CommandError> {
+pub async fn run(start: Start) -> Result<(), CommandError> {
     let failed = |error: std::io::Error| CommandError::failed(format!("the terminal cannot be used: {error}"));
     let size = crossterm::terminal::size().map_err(failed)?;
-    let model = Model::new(target, look.theme(), look.read_only, size, now_us());
-    let history = Paths::new().map(|paths| History::open(paths.data.join("history"))).unwrap_or_default();
+    let Start { target, addresses, look, config, notices } = start;
+    let mut model = Model::new(target, look.theme(&config), look.read_only, size, now_us());
+    model.keymap = Arc::clone(&config.keymap);
+    for (columns, configured) in model.columns.iter_mut().zip(config.columns) {
+        *columns = configured.unwrap_or_else(|| Arc::clone(columns));
+    }
+    let paths = Paths::new().ok();
+    if let Some(paths) = &paths {
+        Kept::read(&paths.kept()).apply(&mut model);
+    }
+    let history = paths.as_ref().map(|paths| History::open(paths.history())).unwrap_or_default();
     let source = Box::new(Grpc { addresses, read_only: look.read_only });
-    runtime::run(model, source, history).await.map_err(failed)
+    let parts = runtime::Parts { model, source, history, notices, view: view::draw };
+    let left = runtime::run(parts).await.map_err(failed)?;
+    if let Some(paths) = &paths {
+        // The choices of a run are a convenience; a full disk must not make leaving fail.
+        Kept::of(&left).write(&paths.kept()).unwrap_or(());
+    }
+    Ok(())
 }

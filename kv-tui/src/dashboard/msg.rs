@@ -9,6 +9,7 @@ use kv_proto::describe::Description;
 use kv_proto::v1;
 
 use super::keymap::Key;
+use super::mouse::Mouse;
 
 /// Everything that can change the model.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub enum Msg {
     Clock(u64),
     /// A key was pressed.
     Key(Key),
+    /// Something was done with the mouse.
+    Mouse(Mouse),
     /// Text was pasted.
     Paste(String),
     /// The terminal has this size, in columns and rows.
@@ -54,6 +57,13 @@ pub enum Feed {
         /// The keys, ascending, and where to go on.
         result: Result<(Vec<Bytes>, Option<Bytes>), String>,
     },
+    /// Keys that may complete a line.
+    Completions {
+        /// Which question it answers.
+        generation: u64,
+        /// The keys, ascending.
+        keys: Vec<Bytes>,
+    },
     /// What the replicas of a key hold.
     Inspected {
         /// Which question it answers.
@@ -81,20 +91,38 @@ pub enum Ask {
     Browse {
         /// Names the question.
         generation: u64,
+        /// Of this keyspace.
+        keyspace: String,
         /// Only keys that start with it.
         prefix: Bytes,
         /// Where to go on; empty: from the first key.
         cursor: Bytes,
     },
+    /// The first keys that start with a prefix, to complete a line.
+    Complete {
+        /// Names the question.
+        generation: u64,
+        /// Of this keyspace.
+        keyspace: String,
+        /// What they start with.
+        prefix: Bytes,
+    },
     /// What each replica of a key holds.
     Inspect {
         /// Names the question.
         generation: u64,
+        /// Of this keyspace.
+        keyspace: String,
         /// The key.
         key: Bytes,
     },
     /// Carry out a line of the command language.
-    Run(String),
+    Run {
+        /// The line.
+        line: String,
+        /// What it destroys is confirmed.
+        confirmed: bool,
+    },
     /// End the command that runs.
     Cancel,
 }
@@ -106,6 +134,10 @@ pub enum Effect {
     Ask(Ask),
     /// Keep a line of the history.
     Remember(String),
+    /// Give a text to the clipboard of the terminal.
+    Copy(String),
+    /// Take the mouse, or leave it to the terminal.
+    Mouse(bool),
     /// Draw every cell again.
     Redraw,
     /// Leave the terminal and stop the process until it is continued.

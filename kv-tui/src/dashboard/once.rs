@@ -31,7 +31,7 @@ pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn 
     let description = client.refresh().await?;
     let request = v1::WatchRequest { partitions: true, events_after: Some(0), ..v1::WatchRequest::default() };
     let reports = client.reports(request, REPORT_TIMEOUT).await;
-    let theme = Theme { palette: Palette::Mono, ascii };
+    let theme = Theme { palette: Palette::Mono, ascii, ..Theme::default() };
     let mut model = Model::new(target, theme, true, SIZE, now_us());
     let mut feeds = vec![Feed::Description(Arc::clone(&description))];
     for report in reports {
@@ -44,8 +44,7 @@ pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn 
     for feed in feeds {
         update(&mut model, Msg::Feed(feed));
     }
-    let (screen, _) = draw(&model);
-    let text = text_of(&screen);
+    let text = text_of(&draw(&model).buffer);
     // The last line holds hints for keys, which nobody presses here.
     let shown: Vec<&str> = text.lines().take(usize::from(SIZE.1) - 1).collect();
     let text = shown.join("\n");

@@ -4,20 +4,21 @@ use std::io;
 use std::time::Duration;
 
 use crossterm::event::{Event, EventStream};
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, getsid, kill_current_process_group};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::StreamExt;
 
-use super::history::History;
+use super::history::{History, Keeper};
 use super::keymap::Key;
 use super::model::Model;
+use super::mouse::Mouse;
 use super::msg::{Ask, Effect, Feed, Msg};
 use super::source::Source;
 use super::terminal::{self, Painter, Writer};
 use super::update::update;
-use super::view;
+use super::view::Frame;
 use crate::output::time::now_us;
 
 /// Messages of the source that wait.
@@ -32,46 +33,70 @@ const MESSAGES_A_FRAME: usize = 256;
 /// How often the time is told and the terminal is looked after.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Runs the dashboard on the terminal until the person leaves or the terminal goes away.
+/// Everything that the dashboard is made of.
+pub struct Parts {
+    /// What it knows at the start.
+    pub model: Model,
+    /// Where its figures come from.
+    pub source: Box<dyn Source>,
+    /// The lines typed in earlier runs.
+    pub history: History,
+    /// Messages to the person from whoever else is at work, and where they are sent.
+    pub notices: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
+    /// Draws the model.
+    pub view: fn(&Model) -> Frame,
+}
+
+/// Runs the dashboard on the terminal until the person leaves or the terminal goes away; gives the model as it was left.
 ///
 /// # Errors
 /// If the terminal cannot be used, or was lost.
-pub async fn run(mut model: Model, source: Box<dyn Source>, history: History) -> io::Result<()> {
+pub async fn run(mut parts: Parts) -> io::Result<Model> {
     let (feed, feeds) = mpsc::channel(FEED_MAX);
     let (asks, asked) = mpsc::channel(ASKS_MAX);
-    source.start(feed, asked)?;
-    update(&mut model, Msg::History(history.lines()));
+    parts.source.start(feed, asked)?;
+    update(&mut parts.model, Msg::History(parts.history.lines()));
+    let (tell, written) = mpsc::unbounded_channel();
+    let mut runtime = Runtime {
+        feeds,
+        asks,
+        history: parts.history.keep(parts.notices.0)?,
+        notices: parts.notices.1,
+        view: parts.view,
+        painter: Painter::default(),
+        writer: Writer::start(tell)?,
+        written,
+        beside: Vec::new(),
+        model: parts.model,
+        quit: false,
+    };
     terminal::guard_panics();
     // A step that fails on entering still leaves what the steps before it have changed.
-    let done = match terminal::enter() {
-        Ok(()) => Runtime::new(model, feeds, asks, history)?.run().await,
+    let done = match terminal::enter(runtime.model.mouse) {
+        Ok(()) => runtime.run().await,
         Err(error) => Err(error),
     };
     terminal::leave_in_time();
-    done
+    done.map(|()| runtime.model)
 }
 
 struct Runtime {
     model: Model,
     feeds: mpsc::Receiver<Feed>,
     asks: mpsc::Sender<Ask>,
-    history: History,
+    history: Keeper,
+    notices: mpsc::UnboundedReceiver<String>,
+    view: fn(&Model) -> Frame,
     painter: Painter,
     writer: Writer,
     written: mpsc::UnboundedReceiver<io::Result<()>>,
-    dirty: bool,
+    /// Bytes for the terminal that are no cells: the clipboard, and who has the mouse.
+    beside: Vec<u8>,
     quit: bool,
 }
 
 impl Runtime {
-    fn new(model: Model, feeds: mpsc::Receiver<Feed>, asks: mpsc::Sender<Ask>, history: History) -> io::Result<Self> {
-        let (tell, written) = mpsc::unbounded_channel();
-        let writer = Writer::start(tell)?;
-        let painter = Painter::default();
-        Ok(Self { model, feeds, asks, history, painter, writer, written, dirty: true, quit: false })
-    }
-
-    async fn run(mut self) -> io::Result<()> {
+    async fn run(&mut self) -> io::Result<()> {
         let mut keys = EventStream::new();
         let mut ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
         let (Some(mut interrupt), Some(mut terminate), Some(mut hangup)) =
@@ -99,6 +124,7 @@ impl Runtime {
                     done?;
                     self.writer.written();
                 },
+                Some(text) = self.notices.recv() => self.tell(vec![Msg::Notice(text)])?,
                 _ = tick.tick() => {
                     if !terminal::is_there() {
                         return Ok(());
@@ -115,22 +141,27 @@ impl Runtime {
         Ok(())
     }
 
-    /// Draws if something has changed and the terminal has taken the frame before.
+    /// Draws if something may have changed and the terminal has taken the frame before.
     fn show(&mut self) -> io::Result<()> {
-        if self.dirty && self.writer.is_idle() {
-            let (screen, cursor) = view::draw(&self.model);
-            self.writer.give(self.painter.paint(screen, cursor)?);
-            self.dirty = false;
+        if !self.writer.is_idle() {
+            return Ok(());
         }
+        let mut bytes = std::mem::take(&mut self.beside);
+        if std::mem::take(&mut self.model.changed) {
+            let frame = (self.view)(&self.model);
+            bytes.extend(self.painter.paint(frame.buffer, frame.cursor)?);
+        }
+        self.writer.give(bytes);
         Ok(())
     }
 
     fn on_event(&mut self, event: Event) -> io::Result<()> {
         let msg = match event {
             Event::Key(key) => Key::from_event(&key).map(Msg::Key),
+            Event::Mouse(mouse) => Mouse::from_event(&mouse).map(Msg::Mouse),
             Event::Paste(text) => Some(Msg::Paste(text)),
             Event::Resize(width, height) => Some(Msg::Resize(width, height)),
-            Event::FocusGained | Event::FocusLost | Event::Mouse(_) => None,
+            Event::FocusGained | Event::FocusLost => None,
         };
         msg.map_or(Ok(()), |msg| self.tell(vec![msg]))
     }
@@ -146,7 +177,6 @@ impl Runtime {
     }
 
     fn tell(&mut self, messages: Vec<Msg>) -> io::Result<()> {
-        self.dirty = true;
         let clock = Msg::Clock(now_us());
         for msg in [clock].into_iter().chain(messages) {
             for effect in update(&mut self.model, msg) {
@@ -163,11 +193,9 @@ impl Runtime {
                     update(&mut self.model, Msg::Notice("too many questions are waiting; try again".to_owned()));
                 }
             }
-            Effect::Remember(line) => {
-                if let Err(error) = self.history.add(&line) {
-                    update(&mut self.model, Msg::Notice(format!("cannot keep the history: {error}")));
-                }
-            }
+            Effect::Remember(line) => self.history.give(line),
+            Effect::Copy(text) => self.beside.extend(terminal::copied(&text)),
+            Effect::Mouse(ours) => self.beside.extend(terminal::mouse(ours)),
             Effect::Redraw => self.painter.forget(),
             Effect::Suspend => self.suspend()?,
             Effect::Quit => self.quit = true,
@@ -175,17 +203,21 @@ impl Runtime {
         Ok(())
     }
 
-    /// Gives the terminal to the shell, and stops until `fg`.
+    /// Gives the terminal to the shell, and stops until `fg`: with all processes of its job, of which `cargo run` is one.
     fn suspend(&mut self) -> io::Result<()> {
+        // The first process of a session has no shell that could bring it back.
+        if getsid(None).is_ok_and(|session| session == getpid()) {
+            update(&mut self.model, Msg::Notice("there is no shell that could bring the dashboard back".to_owned()));
+            return Ok(());
+        }
         terminal::leave();
-        let own: Pid = getpid();
-        kill_process(own, Signal::STOP)?;
+        kill_current_process_group(Signal::STOP)?;
         self.retake()
     }
 
     /// Takes the terminal again, whose size may have changed meanwhile.
     fn retake(&mut self) -> io::Result<()> {
-        terminal::enter()?;
+        terminal::enter(self.model.mouse)?;
         let (width, height) = crossterm::terminal::size()?;
         self.tell(vec![Msg::Resize(width, height)])
     }

@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use crossterm::cursor::{Hide, MoveTo, Show};
 use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
 use crossterm::queue;
@@ -34,12 +36,29 @@ const LAST_FRAME: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// If it cannot be set or written.
-pub fn enter() -> io::Result<()> {
+pub fn enter(with_mouse: bool) -> io::Result<()> {
     enable_raw_mode()?;
     TAKEN.store(true, Ordering::SeqCst);
     let mut out = io::stdout().lock();
     queue!(out, EnterAlternateScreen, EnableBracketedPaste, Hide, Clear(ClearType::All))?;
+    out.write_all(&mouse(with_mouse))?;
     out.flush()
+}
+
+/// The bytes that take the mouse, or leave it to the terminal: buttons and the wheel (1000) as SGR reports (1006).
+/// Movements are not asked for, so a moved mouse costs nothing.
+#[must_use]
+pub fn mouse(ours: bool) -> Vec<u8> {
+    if ours { MOUSE_ON.to_vec() } else { MOUSE_OFF.to_vec() }
+}
+
+const MOUSE_ON: &[u8] = b"\x1b[?1000h\x1b[?1006h";
+const MOUSE_OFF: &[u8] = b"\x1b[?1006l\x1b[?1000l";
+
+/// The bytes that give a text to the clipboard (OSC 52), also through ssh and tmux.
+#[must_use]
+pub fn copied(text: &str) -> Vec<u8> {
+    format!("\x1b]52;c;{}\x07", STANDARD.encode(text)).into_bytes()
 }
 
 /// Gives the terminal back: modes off, what was typed meanwhile dropped, the screen, the cursor, raw mode. Twice is no
@@ -50,6 +69,7 @@ pub fn leave() {
     }
     // Every step is tried even where one before it fails; there is nobody left to tell.
     let mut out = io::stdout().lock();
+    drop(out.write_all(MOUSE_OFF));
     drop(queue!(out, EndSynchronizedUpdate, ResetColor, DisableBracketedPaste).and_then(|()| out.flush()));
     rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush).unwrap_or(());
     drop(queue!(out, LeaveAlternateScreen, Show).and_then(|()| out.flush()));

@@ -18,15 +18,18 @@ pub struct Settings {
     pub format: Format,
     /// What destroys is confirmed.
     pub yes: bool,
+    /// Refuse what changes the cluster.
+    pub read_only: bool,
 }
 
 /// Parses the words of one command, so that usage errors need no cluster.
 ///
 /// # Errors
-/// A usage error.
+/// A usage error, or `Refused`.
 pub fn parse(words: &[OsString], settings: Settings) -> Result<Line, CommandError> {
     let mut line = Line::parse_words(words.iter().cloned())?;
     line.yes |= settings.yes;
+    line.check_read_only(settings.read_only)?;
     Ok(line)
 }
 
@@ -77,7 +80,10 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
                     line.yes |= settings.yes;
                     let format = line.output.unwrap_or(settings.format);
                     printer.set_format(format);
-                    let done = execute(&line, client, &mut printer).await;
+                    let done = match line.check_read_only(settings.read_only) {
+                        Ok(()) => execute(&line, client, &mut printer).await,
+                        Err(error) => Err(error),
+                    };
                     (done, format)
                 }
             },

@@ -7,15 +7,18 @@ mod state;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kv_proto::client::{Client, Options};
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::{LocalAction, Place};
+use crate::cli::{LocalAction, LocalOpen, Place};
 use crate::error::{Class, CommandError};
 use crate::output::{Format, Human, Item, Printer, Sink};
 use crate::paths::Paths;
@@ -36,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Bytes of a log that are shown when a node ends at once.
 const LOG_TAIL: usize = 2000;
 
+/// Bytes of a log in which its last line is looked for.
+const LOG_LINE: usize = 400;
+
 pub(crate) async fn run(action: LocalAction) -> Result<(), CommandError> {
     match action {
         LocalAction::Start { nodes, place } => start(nodes, &place).await,
@@ -47,7 +53,7 @@ pub(crate) async fn run(action: LocalAction) -> Result<(), CommandError> {
 
 /// The addresses of the running local cluster.
 pub(crate) fn addresses() -> Result<Vec<String>, CommandError> {
-    let folder = folder_of(std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from))?;
+    let folder = folder_of(named_folder())?;
     let nodes = State::read(&folder)?.map(|state| state.nodes).unwrap_or_default();
     let running: Vec<String> = nodes.into_iter().filter(LocalNode::is_running).map(|node| node.address).collect();
     if running.is_empty() {
@@ -58,6 +64,14 @@ pub(crate) fn addresses() -> Result<Vec<String>, CommandError> {
         ));
     }
     Ok(running)
+}
+
+/// The folder that is shown, where it was named when the program started.
+static SHOWN: OnceLock<PathBuf> = OnceLock::new();
+
+/// The folder that was named: for what is shown, else by the environment.
+fn named_folder() -> Option<PathBuf> {
+    SHOWN.get().cloned().or_else(|| std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from))
 }
 
 fn folder_of(dir: Option<PathBuf>) -> Result<PathBuf, CommandError> {
@@ -88,11 +102,120 @@ impl Folder {
     }
 }
 
-/// Starts the local cluster unless it runs, and returns the addresses of its nodes.
-pub(crate) async fn ensure() -> Result<Vec<String>, CommandError> {
-    let place = Place { dir: std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from), output: Format::Table };
+/// A local cluster that was started, or found running, to be shown.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// The addresses of its nodes.
+    pub(crate) addresses: Vec<String>,
+    folder: PathBuf,
+    /// Whether the folder is not the usual one.
+    named: bool,
+    ephemeral: bool,
+    /// The processes that were started here, until somebody watches them.
+    started: Mutex<Vec<(LocalNode, Child)>>,
+}
+
+/// Starts the local cluster unless it runs. It need not be ready yet unless `ready`.
+pub(crate) async fn open(open: &LocalOpen, ready: bool) -> Result<Shown, CommandError> {
+    let place = Place {
+        dir: if open.ephemeral { Some(temporary_folder()?) } else { open.dir.clone().or_else(named_folder) },
+        output: Format::Table,
+    };
     let folder = Folder::open(&place)?;
-    Ok(start_nodes(None, &folder).await?.addresses())
+    // Commands of the bar mean the cluster that is shown. A second one is not shown by one process.
+    SHOWN.get_or_init(|| folder.path.clone());
+    let shown = |state: &State, children: Vec<(usize, Child)>| Shown {
+        addresses: state.addresses(),
+        folder: folder.path.clone(),
+        named: open.dir.is_some(),
+        ephemeral: open.ephemeral,
+        started: Mutex::new(children.into_iter().map(|(index, child)| (state.nodes[index].clone(), child)).collect()),
+    };
+    let started = match start_processes(open.nodes, &folder) {
+        Ok((state, mut children)) if ready => {
+            wait_until_ready(&state, &mut children, &folder.path).await.map(|()| (state, children))
+        }
+        done => done,
+    };
+    match started {
+        Ok((state, children)) => Ok(shown(&state, children)),
+        Err(error) => {
+            if open.ephemeral {
+                // What could not be started must not stay; why it could not matters more than what is left.
+                drop(folder);
+                drop(discard(&place.dir.unwrap_or_default()).await);
+            }
+            Err(error)
+        }
+    }
+}
+
+impl Shown {
+    /// Tells when a node that was started here ends, with what its log says last.
+    pub(crate) fn watch(&self, notices: &UnboundedSender<String>) {
+        let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        for (node, mut child) in started {
+            let (notices, folder) = (notices.clone(), self.folder.clone());
+            let waiting = std::thread::Builder::new().name("local node".to_owned()).spawn(move || {
+                let Ok(status) = child.wait() else { return };
+                let log = process::log_tail(&node, &folder, LOG_LINE);
+                let last = log.lines().last().unwrap_or_default();
+                // The dashboard may have ended meanwhile.
+                notices.send(format!("{} has ended ({status}); its log says: {last}", node.name)).unwrap_or(());
+            });
+            // Without a thread the node is seen to be down all the same, only not why.
+            drop(waiting);
+        }
+    }
+
+    /// Ends an ephemeral cluster; gives the line that says what is left running.
+    pub(crate) async fn leave(self) -> Result<String, CommandError> {
+        let count = self.addresses.len();
+        if self.ephemeral {
+            discard(&self.folder).await?;
+            return Ok(format!("the {count} nodes of the temporary cluster are stopped, and their data is deleted"));
+        }
+        let nodes = if count == 1 { "node" } else { "nodes" };
+        let named = if self.named { format!(" --dir {}", self.folder.display()) } else { String::new() };
+        Ok(format!("the {count} {nodes} of the local cluster go on running; kv-tui local stop{named} ends them"))
+    }
+
+    /// The command that ends an ephemeral cluster which could not be ended in order.
+    pub(crate) fn rescue(&self) -> Option<String> {
+        self.ephemeral.then(|| {
+            format!(
+                "the temporary cluster still runs; kv-tui local destroy --yes --dir {} ends it",
+                self.folder.display()
+            )
+        })
+    }
+}
+
+/// A folder that nobody else can read, with a name that nobody else has.
+fn temporary_folder() -> Result<PathBuf, CommandError> {
+    let number = getrandom::u64().map_err(|error| CommandError::failed(format!("no random number: {error}")))?;
+    let path = std::env::temp_dir().join(format!("kv-{number:016x}"));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&path)
+        .map_err(|error| CommandError::file("create", &path.display().to_string(), &error))?;
+    Ok(path)
+}
+
+/// Kills the nodes of a temporary cluster, whose data is of no use any more, and deletes its folder.
+async fn discard(path: &Path) -> Result<(), CommandError> {
+    if let Some(state) = State::read(path)? {
+        let processes: Vec<Identity> = state.nodes.into_iter().filter_map(|node| node.process).collect();
+        for process in processes.iter().filter(|process| process.is_running()) {
+            process.kill()?;
+        }
+        for process in &processes {
+            while process.is_running() {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+    fs::remove_dir_all(path).map_err(|error| CommandError::file("delete", &path.display().to_string(), &error))
 }
 
 async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
@@ -106,6 +229,13 @@ async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
 }
 
 async fn start_nodes(nodes: Option<u8>, folder: &Folder) -> Result<State, CommandError> {
+    let (state, mut started) = start_processes(nodes, folder)?;
+    wait_until_ready(&state, &mut started, &folder.path).await?;
+    Ok(state)
+}
+
+/// Starts the processes that do not run; they need not be ready yet. Gives them with their places.
+fn start_processes(nodes: Option<u8>, folder: &Folder) -> Result<(State, Vec<(usize, Child)>), CommandError> {
     let mut state = match State::read(&folder.path)? {
         Some(state) => state,
         None => State::new(free_addresses(usize::from(nodes.unwrap_or(3)))?),
@@ -128,8 +258,7 @@ async fn start_nodes(nodes: Option<u8>, folder: &Folder) -> Result<State, Comman
         }
         started.push((index, launch(&mut state, index, &folder.path)?));
     }
-    wait_until_ready(&state, &mut started, &folder.path).await?;
-    Ok(state)
+    Ok((state, started))
 }
 
 /// Starts one node and remembers its process.

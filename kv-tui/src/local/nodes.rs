@@ -1,12 +1,10 @@
 //! Single nodes of the local cluster: started, stopped, killed, frozen and thawed as real processes.
 
-use std::path::PathBuf;
-
 use kv_proto::client::{Client, Options};
 use tokio::time::{Instant, sleep};
 
 use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of};
-use super::{launch, node_item, wait_for_end};
+use super::{launch, named_folder, node_item, wait_for_end};
 use crate::cli::Place;
 use crate::command::Process;
 use crate::error::{Class, CommandError};
@@ -15,7 +13,7 @@ use crate::run::picture::Picture;
 
 /// The addresses of the nodes of the local cluster, running or not; none if there is no local cluster.
 pub(crate) fn known_addresses() -> Result<Vec<String>, CommandError> {
-    let folder = folder_of(std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from))?;
+    let folder = folder_of(named_folder())?;
     Ok(State::read(&folder)?.map(|state| state.addresses()).unwrap_or_default())
 }
 
@@ -36,7 +34,7 @@ pub(crate) fn check_local(addresses: &[String]) -> Result<(), CommandError> {
 }
 
 fn open() -> Result<(Folder, State), CommandError> {
-    let place = Place { dir: std::env::var_os("KV_LOCAL_DIR").map(PathBuf::from), output: Format::Table };
+    let place = Place { dir: named_folder(), output: Format::Table };
     let folder = Folder::open(&place)?;
     let state = existing(&folder)?;
     Ok((folder, state))

@@ -1,9 +1,12 @@
 //! The cluster's health in words, with the reasons and what to do: a pure function of the picture.
 
+use std::collections::BTreeSet;
+
+use kv_core::ring::{Entry, Layout};
 use kv_core::types::NodeId;
+use kv_proto::v1;
 
 use super::picture::{Picture, state_word};
-use kv_proto::v1;
 
 /// The word for a cluster's health, the worst that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,18 +146,11 @@ impl Health {
         let Some(layout) = picture.description.layout.as_deref() else { return };
         let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
-        let (mut short, mut unsynced) = (0_usize, 0_usize);
-        for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
-            let serving = entry.nodes().filter(|owner| picture.serves(*owner)).count();
-            short += usize::from(serving < needed.min(entry.owners.len()));
-            unsynced += entry
-                .nodes()
-                .filter(|owner| {
-                    let figures = picture.snapshot(*owner).into_iter().flat_map(|snapshot| &snapshot.partitions);
-                    figures.clone().any(|figures| figures.partition == u32::from(id.0) && !figures.synced)
-                })
-                .count();
-        }
+        let serving: BTreeSet<u64> =
+            picture.snapshots().map(|snapshot| snapshot.node).filter(|node| picture.serves(NodeId(*node))).collect();
+        let can_serve = |entry: &Entry| entry.nodes().filter(|owner| serving.contains(&owner.0)).count();
+        let short = layout.partitions.iter().filter(|entry| can_serve(entry) < needed.min(entry.owners.len())).count();
+        let unsynced: usize = picture.snapshots().map(|snapshot| unsynced_copies(snapshot, layout)).sum();
         if short > 0 {
             self.ready = false;
             self.because(
@@ -196,13 +192,22 @@ impl Health {
     }
 }
 
+/// Copies that a node should hold and that are not complete.
+fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
+    let owned = |figures: &v1::PartitionFigures| {
+        let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+        layout.partitions.get(at).is_some_and(|entry| entry.owns(NodeId(snapshot.node)))
+    };
+    snapshot.partitions.iter().filter(|figures| !figures.synced && owned(figures)).count()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use kv_core::config::{ClusterConfig, Keyspace};
     use kv_core::error::RequestError;
-    use kv_core::ring::{Entry, Layout, Member, Owner};
+    use kv_core::ring::{Member, Owner};
     use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, PartitionId, StoreId};
     use kv_proto::client::NodeReport;
     use kv_proto::describe::{Description, MemberView};

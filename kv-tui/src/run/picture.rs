@@ -110,6 +110,26 @@ impl Picture {
         Ok(keys)
     }
 
+    /// The live keys of all keyspaces, each once, as `count` counts them; `None` if some partition has no complete owner
+    /// in reach, or the figures of the partitions are not part of the picture.
+    #[must_use]
+    pub fn live_keys(&self) -> Option<u64> {
+        let layout = self.description.layout.as_deref()?;
+        // The best place among the owners that tell a complete copy, and its keys.
+        let mut best: Vec<Option<(usize, u64)>> = vec![None; layout.partitions.len()];
+        for snapshot in self.snapshots() {
+            for figures in snapshot.partitions.iter().filter(|figures| figures.synced) {
+                let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+                let (Some(entry), Some(best)) = (layout.partitions.get(at), best.get_mut(at)) else { continue };
+                let Some(place) = entry.nodes().position(|owner| owner.0 == snapshot.node) else { continue };
+                if best.is_none_or(|(other, _)| place < other) {
+                    *best = Some((place, figures.keyspaces.iter().map(|keyspace| keyspace.keys).sum()));
+                }
+            }
+        }
+        best.into_iter().map(|best| best.map(|(_, keys)| keys)).sum()
+    }
+
     /// Each member's part of all copies, and its fair share of them.
     #[must_use]
     pub fn shares(&self) -> BTreeMap<NodeId, Share> {

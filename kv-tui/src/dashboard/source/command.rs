@@ -5,26 +5,21 @@ use std::io::{self, Write};
 use kv_proto::client::{Client, Options};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::command::{Command, KeyspaceCommand, Line, NodeCommand, is_standard};
+use super::grpc::Grpc;
+use crate::command::{Command, Line, is_standard};
 use crate::dashboard::msg::Feed;
-use crate::error::{Class, CommandError};
+use crate::error::CommandError;
 use crate::output::bytes::printable;
 use crate::output::{Format, Printer};
 use crate::run::{execute, on_process};
 
-/// Carries out a line and tells what it prints and how it ends.
-pub fn run(
-    line: &str,
-    addresses: &[String],
-    read_only: bool,
-    feed: &mpsc::Sender<Feed>,
-    stopped: oneshot::Receiver<()>,
-) {
+/// Carries out a line and tells what it prints and how it ends. What destroys is `confirmed` where a person has typed so.
+pub fn run(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Sender<Feed>, stopped: oneshot::Receiver<()>) {
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Err(error) => Err(CommandError::failed(format!("no runtime: {error}"))),
         Ok(runtime) => runtime.block_on(async {
             tokio::select! {
-                done = carry_out(line, addresses, read_only, feed) => done,
+                done = carry_out(line, confirmed, source, feed) => done,
                 _ = stopped => Err(CommandError::failed("ended by Esc; the outcome of a write under way is unknown")),
             }
         }),
@@ -42,20 +37,16 @@ pub fn run(
     drop(feed.blocking_send(ended));
 }
 
-async fn carry_out(
-    line: &str,
-    addresses: &[String],
-    read_only: bool,
-    feed: &mpsc::Sender<Feed>,
-) -> Result<(), CommandError> {
-    let Some(line) = Line::parse_line(line.as_bytes())? else { return Ok(()) };
-    check(&line.command, read_only)?;
+async fn carry_out(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Sender<Feed>) -> Result<(), CommandError> {
+    let Some(mut line) = Line::parse_line(line.as_bytes())? else { return Ok(()) };
+    line.yes |= confirmed;
+    check(&line, source.read_only)?;
     let format = line.output.unwrap_or(Format::Table);
     let mut printer = Printer::new(format, Lines::new(feed), Lines::new(feed));
     if line.command.on_process().is_some() {
-        return on_process(&line, addresses, &mut printer).await;
+        return on_process(&line, &source.addresses, &mut printer).await;
     }
-    let client = Client::connect(addresses, Options::default()).await?;
+    let client = Client::connect(&source.addresses, Options::default()).await?;
     execute(&line, &client, &mut printer).await
 }
 
@@ -63,8 +54,9 @@ async fn carry_out(
 ///
 /// # Errors
 /// `Refused` for a change in read-only mode, `Usage` for a standard stream, which belongs to the screen.
-pub fn check(command: &Command, read_only: bool) -> Result<(), CommandError> {
-    let standard = match command {
+pub fn check(line: &Line, read_only: bool) -> Result<(), CommandError> {
+    line.check_read_only(read_only)?;
+    let standard = match &line.command {
         Command::Put(args) => args.value_file.as_deref().is_some_and(is_standard),
         Command::Import(args) => is_standard(&args.file),
         Command::Export(args) => is_standard(&args.file),
@@ -73,31 +65,7 @@ pub fn check(command: &Command, read_only: bool) -> Result<(), CommandError> {
     if standard {
         return Err(CommandError::usage("the terminal belongs to the dashboard; name a file instead of -"));
     }
-    if read_only && changes(command) {
-        return Err(CommandError::new(
-            Class::Refused,
-            "this dashboard is read-only; start it without --read-only to change the cluster",
-        ));
-    }
     Ok(())
-}
-
-/// Whether a command changes the cluster.
-fn changes(command: &Command) -> bool {
-    match command {
-        Command::Put(_) | Command::Del(_) | Command::Import(_) | Command::Bench(_) => true,
-        Command::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
-        Command::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
-        Command::Get(_)
-        | Command::Scan(_)
-        | Command::Count(_)
-        | Command::Export(_)
-        | Command::Where(_)
-        | Command::Status
-        | Command::Wait(_)
-        | Command::Ring(_)
-        | Command::Events(_) => false,
-    }
 }
 
 /// A writer whose lines become output. It waits when the dashboard is behind.
@@ -163,10 +131,11 @@ impl Write for Lines<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
 
     fn check_line(line: &str, read_only: bool, expected: Option<Class>) {
         let line = Line::parse_line(line.as_bytes()).expect("parses").expect("a command");
-        assert_eq!(check(&line.command, read_only).err().map(|error| error.class), expected);
+        assert_eq!(check(&line, read_only).err().map(|error| error.class), expected);
     }
 
     #[test]

@@ -91,6 +91,14 @@ impl Fake {
         let primary = u32::try_from(primary).unwrap_or(u32::MAX);
         let up_us = (second + 100) * 1_000_000;
         let others = self.description.members.iter().filter(|member| member.id != node);
+        let figures = |partition: u32| v1::PartitionFigures {
+            partition,
+            synced: true,
+            keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 1000, bytes: 120_000 }],
+            merkle_root: u64::from(partition),
+        };
+        let owned = (0_u32..).zip(entries()).filter(|(_, entry)| entry.owns(node));
+        let partitions = owned.map(|(partition, _)| figures(partition)).collect();
         let snapshot = v1::NodeSnapshot {
             taken_us: START_US + second * 1_000_000,
             node: id,
@@ -110,6 +118,7 @@ impl Fake {
             keys: 1000 * u64::from(held),
             keys_primary: 1000 * u64::from(primary),
             bytes: 120_000 * u64::from(held),
+            partitions,
             pending: Some(v1::Pending::default()),
             counters: Some(v1::Counters {
                 gets: (second + 100) * 1000 * id + second * second * 10,
@@ -168,11 +177,15 @@ impl Fake {
                 let keys = self.keys.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
                 vec![Feed::Keys { generation, result: Ok((keys, None)) }]
             }
-            Ask::Inspect { generation, key } => {
+            Ask::Complete { generation, prefix, .. } => {
+                let keys = self.keys.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
+                vec![Feed::Completions { generation, keys }]
+            }
+            Ask::Inspect { generation, key, .. } => {
                 let result = Ok(Box::new(self.inspection(&key)));
                 vec![Feed::Inspected { generation, key, result }]
             }
-            Ask::Run(line) => {
+            Ask::Run { line, .. } => {
                 vec![Feed::Output(vec![format!("ran {line}")]), Feed::Ended { code: 0, error: String::new() }]
             }
             Ask::Cancel => Vec::new(),

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Source;
 use super::command;
-use crate::dashboard::model::FRESH_US;
+use crate::dashboard::cluster::FRESH_US;
 use crate::dashboard::msg::{Ask, Feed};
 use crate::output::time::now_us;
 
@@ -35,6 +35,9 @@ const WATCH_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// Keys of a page.
 const PAGE_KEYS: u64 = 500;
+
+/// Keys that complete a line.
+const COMPLETIONS: u64 = 20;
 
 /// A cluster in reach of the network.
 #[derive(Clone, Debug)]
@@ -205,26 +208,40 @@ async fn watch(client: Client, node: NodeId, feed: mpsc::Sender<Feed>) {
 fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut Commands) {
     let (client, feed) = (client.clone(), feed.clone());
     match ask {
-        Ask::Browse { generation, prefix, cursor } => {
+        Ask::Browse { generation, keyspace, prefix, cursor } => {
             tokio::spawn(async move {
-                let result = page(&client, prefix, cursor).await;
+                let result = page(&client, keyspace, prefix, cursor, PAGE_KEYS).await;
                 drop(feed.send(Feed::Keys { generation, result }).await);
             });
         }
-        Ask::Inspect { generation, key } => {
+        Ask::Complete { generation, keyspace, prefix } => {
             tokio::spawn(async move {
-                let result = client.inspect(&How::default(), &key).await.map(Box::new).map_err(|error| error.message);
+                // A line can be typed without help.
+                let keys = page(&client, keyspace, prefix, Bytes::new(), COMPLETIONS).await.map(|(keys, _)| keys);
+                drop(feed.send(Feed::Completions { generation, keys: keys.unwrap_or_default() }).await);
+            });
+        }
+        Ask::Inspect { generation, keyspace, key } => {
+            tokio::spawn(async move {
+                let how = How { keyspace, ..How::default() };
+                let result = client.inspect(&how, &key).await.map(Box::new).map_err(|error| error.message);
                 drop(feed.send(Feed::Inspected { generation, key, result }).await);
             });
         }
-        Ask::Run(line) => commands.run(line, feed),
+        Ask::Run { line, confirmed } => commands.run(line, confirmed, feed),
         Ask::Cancel => commands.running = None,
     }
 }
 
-async fn page(client: &Client, prefix: Bytes, cursor: Bytes) -> Result<(Vec<Bytes>, Option<Bytes>), String> {
-    let query = ScanQuery { prefix, cursor, limit: Some(PAGE_KEYS), keys_only: true };
-    let mut scan = client.scan(&How::default(), query);
+async fn page(
+    client: &Client,
+    keyspace: String,
+    prefix: Bytes,
+    cursor: Bytes,
+    limit: u64,
+) -> Result<(Vec<Bytes>, Option<Bytes>), String> {
+    let query = ScanQuery { prefix, cursor, limit: Some(limit), keys_only: true };
+    let mut scan = client.scan(&How { keyspace, ..How::default() }, query);
     let (mut keys, mut more) = (Vec::new(), None);
     while let Some(page) = scan.next_page().await.map_err(|error| error.message)? {
         keys.extend(page.entries.into_iter().map(|entry| entry.key));
@@ -237,9 +254,10 @@ async fn page(client: &Client, prefix: Bytes, cursor: Bytes) -> Result<(Vec<Byte
 async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut Commands) {
     let told = match ask {
         Ask::Browse { generation, .. } => Feed::Keys { generation, result: Err(error.to_owned()) },
-        Ask::Inspect { generation, key } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
+        Ask::Complete { generation, .. } => Feed::Completions { generation, keys: Vec::new() },
+        Ask::Inspect { generation, key, .. } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
         // A command connects by itself and says what it finds.
-        Ask::Run(line) => return commands.run(line, feed.clone()),
+        Ask::Run { line, confirmed } => return commands.run(line, confirmed, feed.clone()),
         Ask::Cancel => {
             commands.running = None;
             return;
@@ -256,14 +274,14 @@ struct Commands {
 }
 
 impl Commands {
-    fn run(&mut self, line: String, feed: mpsc::Sender<Feed>) {
+    fn run(&mut self, line: String, confirmed: bool, feed: mpsc::Sender<Feed>) {
         let (stop, stopped) = oneshot::channel();
         self.running = Some(stop);
         let source = self.source.clone();
         let failed = feed.clone();
         let started = thread::Builder::new()
             .name("command".to_owned())
-            .spawn(move || command::run(&line, &source.addresses, source.read_only, &feed, stopped));
+            .spawn(move || command::run(&line, confirmed, &source, &feed, stopped));
         if let Err(error) = started {
             // The queue has room for what a person types; a full one means that nobody reads it.
             drop(failed.try_send(Feed::Ended { code: 1, error: format!("cannot start a thread: {error}") }));

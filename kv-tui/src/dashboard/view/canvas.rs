@@ -2,19 +2,45 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
+use crate::dashboard::model::Pane;
+use crate::dashboard::mouse::{Target, Targets};
 use crate::dashboard::theme::{Role, Theme};
+use crate::output::time::rfc3339;
 
-/// A buffer with the theme in which it is drawn.
+/// A buffer with the theme in which it is drawn, and what can be clicked in it.
 pub(super) struct Canvas<'a> {
     buffer: &'a mut Buffer,
     pub(super) theme: Theme,
+    pub(super) targets: Targets,
+}
+
+/// A titled part of the screen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel<'a> {
+    /// At the left of its upper edge.
+    pub(super) title: &'a str,
+    /// At the right of its upper edge, where there is room.
+    pub(super) note: &'a str,
+    /// Framed, or below a rule.
+    pub(super) framed: bool,
+    /// Which part of the screen it is, and whether the keys move in it.
+    pub(super) pane: Option<(Pane, bool)>,
 }
 
 impl<'a> Canvas<'a> {
     pub(super) fn new(buffer: &'a mut Buffer, theme: Theme) -> Self {
-        Self { buffer, theme }
+        Self { buffer, theme, targets: Targets::default() }
+    }
+
+    /// A row, or a part of one, can be clicked.
+    pub(super) fn target(&mut self, area: Rect, x: u16, y: u16, width: u16, target: Target) {
+        if y < area.height && x < area.width {
+            let row = Rect::new(area.x + x, area.y + y, width.min(area.width - x), 1);
+            self.targets.add(row.intersection(self.buffer.area), target);
+        }
     }
 
     /// Writes at a place within `area`, cut at its right edge, and tells the column behind the text. What does not fit
@@ -61,8 +87,8 @@ impl<'a> Canvas<'a> {
         }
     }
 
-    /// A titled part of the screen, framed or below a rule; what is left inside.
-    pub(super) fn panel(&mut self, area: Rect, title: &str, note: &str, framed: bool) -> Rect {
+    /// Draws a part of the screen; what is left inside.
+    pub(super) fn panel(&mut self, area: Rect, panel: Panel<'_>) -> Rect {
         let area = area.intersection(self.buffer.area);
         if area.width < 4 || area.height < 2 {
             return Rect { height: 0, ..area };
@@ -70,7 +96,7 @@ impl<'a> Canvas<'a> {
         let (line, side) = (self.symbol('─'), self.symbol('│'));
         let rule: String = std::iter::repeat_n(line, usize::from(area.width)).collect();
         self.text(area, 0, 0, &rule, Role::Dim);
-        if framed {
+        if panel.framed {
             let bottom = area.height - 1;
             self.text(area, 0, bottom, &rule, Role::Dim);
             let corners = ['╭', '╮', '╰', '╯'].map(|corner| self.symbol(corner).to_string());
@@ -84,12 +110,19 @@ impl<'a> Canvas<'a> {
             }
         }
         let inside = Rect { width: area.width - 2, ..area };
-        let end = self.text(inside, 2, 0, &format!(" {title} "), Role::Title);
-        let note = if note.is_empty() { String::new() } else { format!(" {note} ") };
+        let (title, role) = match panel.pane {
+            Some((_, true)) => (format!(" {} {} ", self.symbol('▸'), panel.title), Role::Focus),
+            _ => (format!(" {} ", panel.title), Role::Title),
+        };
+        let end = self.text(inside, 2, 0, &title, role);
+        let note = if panel.note.is_empty() { String::new() } else { format!(" {} ", panel.note) };
         if end + self.width(&note) < inside.width {
             self.right(inside, inside.width, 0, &note, Role::Dim);
         }
-        if framed {
+        if let Some((pane, _)) = panel.pane {
+            self.targets.add(area, Target::Pane(pane));
+        }
+        if panel.framed {
             Rect::new(area.x + 2, area.y + 1, area.width - 4, area.height - 2)
         } else {
             Rect::new(area.x + 1, area.y + 1, area.width - 2, area.height - 1)
@@ -98,19 +131,47 @@ impl<'a> Canvas<'a> {
 
     /// A text in lines of at most `width` columns, broken at spaces where there are any.
     pub(super) fn wrapped(&self, text: &str, width: u16) -> Vec<String> {
+        let room = usize::from(width.max(1));
         let mut lines = vec![String::new()];
         for word in text.split_whitespace() {
-            let Some(line) = lines.last_mut() else { break };
-            if line.is_empty() {
-                line.push_str(word);
-            } else if line.width() + 1 + word.width() <= usize::from(width) {
-                line.push(' ');
-                line.push_str(word);
-            } else {
-                lines.push(word.to_owned());
+            let line = lines.last_mut().filter(|line| !line.is_empty());
+            if let Some(line) = line {
+                if line.width() + 1 + word.width() <= room {
+                    line.push(' ');
+                    line.push_str(word);
+                    continue;
+                }
+                lines.push(String::new());
+            }
+            for character in word.graphemes(true) {
+                if lines.last().is_some_and(|line| line.width() + character.width() > room && !line.is_empty()) {
+                    lines.push(String::new());
+                }
+                if let Some(line) = lines.last_mut() {
+                    line.push_str(character);
+                }
             }
         }
         lines
+    }
+
+    /// As much of a text as fits into `width` columns, with a mark where something is left out.
+    pub(super) fn fitted(&self, text: &str, width: u16) -> String {
+        let room = usize::from(width);
+        if text.width() <= room {
+            return text.to_owned();
+        }
+        let mut out = String::new();
+        for character in text.graphemes(true) {
+            if out.width() + character.width() + 1 > room {
+                break;
+            }
+            out.push_str(character);
+        }
+        if room > 0 {
+            out.push(self.symbol('…'));
+        }
+        out
     }
 
     /// A bar of `width` cells, of which the part `share` (0 to 1) is filled.
@@ -158,6 +219,16 @@ pub(super) fn latency(us: u64) -> String {
         100_000..10_000_000 => format!("{}ms", us / 1000),
         _ => format!("{}s", us / 1_000_000),
     }
+}
+
+/// A round trip. Below a millisecond its digits would only flicker.
+pub(super) fn round_trip(us: u64) -> String {
+    if us < 1000 { "<1ms".to_owned() } else { format!("{}ms", us / 1000) }
+}
+
+/// The clock of a moment, in UTC.
+pub(super) fn clock(us: u64) -> String {
+    rfc3339(us).get(11..19).unwrap_or_default().to_owned()
 }
 
 /// `-` for what is not known.

@@ -1,40 +1,109 @@
 //! What happened, newest first.
 
 use kv_core::types::NodeId;
+use kv_proto::v1;
 use kv_proto::v1::Severity;
 use ratatui::layout::Rect;
 
-use super::Room;
-use super::canvas::Canvas;
-use crate::dashboard::model::{Cluster, Model};
+use super::canvas::{Canvas, clock};
+use super::{Room, filter_note, pane, plain, split};
+use crate::dashboard::cluster::{Cluster, EventId, event_id};
+use crate::dashboard::columns::EventOrder;
+use crate::dashboard::list::top_of;
+use crate::dashboard::model::{Model, Pane};
+use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::Role;
-use crate::dashboard::update::node_name;
 use crate::output::bytes::printable;
 use crate::output::time::rfc3339;
 
+/// Where the columns begin.
+const TIME: u16 = 2;
+const LEVEL: u16 = 12;
+const NODE: u16 = 19;
+const MESSAGE: u16 = 29;
+
+/// Rows of the selected event's own panel.
+const DETAIL: u16 = 6;
+
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    panel(canvas, cluster, area, model.event_top, room == Room::Wide);
+    let detail = if area.height > 16 { DETAIL } else { DETAIL - 2 };
+    let (list, below) = split(area, area.height.saturating_sub(detail));
+    panel(canvas, model, cluster, list, room, Pane::Main);
+    let events = cluster.listed(&model.events);
+    let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
+    let Some(event) = events.get(model.events.row_in(&ids)) else { return };
+    let time = rfc3339(event.time_us);
+    let title = format!("{} UTC", time.get(..23).unwrap_or(&time).replace('T', " "));
+    let kind = printable(event.kind.as_bytes());
+    let inner = canvas.panel(below, plain(&title, &kind, room));
+    let mut lines = canvas.wrapped(&printable(event.message.as_bytes()), inner.width);
+    if !event.undo.is_empty() {
+        lines.extend(canvas.wrapped(&format!("undo:  {}", printable(event.undo.as_bytes())), inner.width));
+    }
+    for (y, line) in (0..inner.height).zip(&lines) {
+        canvas.text(inner, 0, y, line, Role::Text);
+    }
 }
 
-/// Events from the `top`-th newest on.
-pub(super) fn panel(canvas: &mut Canvas<'_>, cluster: &Cluster, area: Rect, top: usize, framed: bool) {
-    let note = format!("{} kept, newest first, times in UTC", cluster.events.len());
-    let inner = canvas.panel(area, "Events", &note, framed);
-    for (y, event) in (0..inner.height).zip(cluster.events.iter().rev().skip(top)) {
-        let time = rfc3339(event.time_us);
-        let (word, role) = match event.severity() {
-            Severity::Unspecified | Severity::Info => ("INFO", Role::Dim),
-            Severity::Warning => ("WARN", Role::Warn),
-            Severity::Error => ("ERROR", Role::Bad),
-        };
-        canvas.text(inner, 0, y, time.get(11..19).unwrap_or(&time), Role::Dim);
-        canvas.text(inner, 10, y, word, role);
-        let node = if event.node == 0 { "-".to_owned() } else { node_name(cluster, NodeId(event.node)) };
-        canvas.text(Rect { width: inner.width.min(25), ..inner }, 16, y, &printable(node.as_bytes()), Role::Text);
-        let mut message = printable(event.message.as_bytes());
-        if !event.undo.is_empty() {
-            message.push_str(&format!("   undo: {}", printable(event.undo.as_bytes())));
+/// The list of events, with headings where it is the main part of the screen.
+pub(super) fn panel(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room, place: Pane) {
+    let events = cluster.listed(&model.events);
+    let filter = filter_note(&model.events.filter, events.len(), cluster.events.len());
+    let order = match (model.events.sort, model.events.reverse) {
+        (EventOrder::Time, false) => "newest first",
+        (EventOrder::Time, true) => "oldest first",
+        (EventOrder::Level, _) => "by level",
+        (EventOrder::Node, _) => "by node",
+    };
+    let kept = if filter.is_empty() { format!("{} kept", cluster.events.len()) } else { filter };
+    let note = format!("{kept}, {order}, UTC");
+    let main = place == Pane::Main;
+    let shown = if main { plain("Events", &note, room) } else { pane(model, place, "Events", &note, room) };
+    let mut inner = canvas.panel(area, shown);
+    if main {
+        for (title, x, width, order) in [
+            ("TIME", TIME, 10, EventOrder::Time),
+            ("LEVEL", LEVEL, 7, EventOrder::Level),
+            ("NODE", NODE, 10, EventOrder::Node),
+        ] {
+            let role = if model.events.sort == order { Role::Title } else { Role::Dim };
+            canvas.text(inner, x, 0, title, role);
+            canvas.target(inner, x, 0, width, Target::EventColumn(order));
         }
-        canvas.text(inner, 26, y, &message, Role::Text);
+        canvas.text(inner, MESSAGE, 0, "EVENT", Role::Dim);
+        inner = split(inner, 1).1;
     }
+    let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
+    let (cursor, rows) = (model.events.row_in(&ids), usize::from(inner.height));
+    if events.is_empty() {
+        let text = if model.events.filter.is_empty() { "nothing yet" } else { "no event passes the filter" };
+        canvas.text(inner, TIME, 0, text, Role::Dim);
+    }
+    let marked = main || model.pane == place;
+    for (y, (at, event)) in (0_u16..).zip(events.iter().enumerate().skip(top_of(cursor, rows)).take(rows)) {
+        row(canvas, cluster, event, inner, y);
+        if at == cursor && marked {
+            canvas.text(inner, 0, y, &canvas.symbol('▸').to_string(), Role::Title);
+        }
+        canvas.target(inner, 0, y, inner.width, Target::Event(event_id(event)));
+    }
+}
+
+fn row(canvas: &mut Canvas<'_>, cluster: &Cluster, event: &v1::Event, area: Rect, y: u16) {
+    let (word, role) = match event.severity() {
+        Severity::Unspecified | Severity::Info => ("INFO", Role::Dim),
+        Severity::Warning => ("WARN", Role::Warn),
+        Severity::Error => ("ERROR", Role::Bad),
+    };
+    canvas.text(area, TIME, y, &clock(event.time_us), Role::Dim);
+    canvas.text(area, LEVEL, y, word, role);
+    let node = if event.node == 0 { "-".to_owned() } else { cluster.name_of(NodeId(event.node)) };
+    let node = canvas.fitted(&printable(node.as_bytes()), MESSAGE - NODE - 1);
+    canvas.text(area, NODE, y, &node, Role::Text);
+    let mut message = printable(event.message.as_bytes());
+    if !event.undo.is_empty() {
+        message.push_str(&format!("   undo: {}", printable(event.undo.as_bytes())));
+    }
+    let message = canvas.fitted(&message, area.width.saturating_sub(MESSAGE));
+    canvas.text(area, MESSAGE, y, &message, Role::Text);
 }

@@ -1,25 +1,44 @@
 //! Draws the model. A view reads the model and fills a buffer; it changes nothing and asks for nothing.
 
 mod canvas;
+mod chart;
 mod events;
+mod grid;
+mod inspector;
 mod keys;
 mod nodes;
 mod overlay;
 mod overview;
+mod partitions;
+mod ring;
 mod table;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 
-use super::keymap::{Screen, active};
-use super::model::{Link, Model};
+use super::dialog::Dialog;
+use super::keymap::{Binding, Screen};
+use super::model::{Link, Model, Pane};
+use super::mouse::{Target, Targets};
 use super::theme::Role;
 use crate::output::time::short;
 use crate::run::health::Word;
-use canvas::Canvas;
+use canvas::{Canvas, Panel};
+pub(super) use inspector::inspected_lines;
 
 /// Below this size there is only a message.
 pub const SIZE_MIN: (u16, u16) = (60, 16);
+
+/// A drawn screen.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its cells.
+    pub buffer: Buffer,
+    /// Where the cursor of the terminal stands; `None`: it is hidden.
+    pub cursor: Option<Position>,
+    /// What can be clicked.
+    pub targets: Targets,
+}
 
 /// How much room there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,27 +62,37 @@ impl Room {
             fits(SIZE_MIN.0, SIZE_MIN.1).then_some(Self::Small)
         }
     }
+
+    fn is_framed(self) -> bool {
+        self == Self::Wide
+    }
 }
 
-/// Draws the model, and tells where the cursor of the terminal stands; `None`: it is hidden.
+/// Whether a screen of this size has room for the ring beside the map.
 #[must_use]
-pub fn draw(model: &Model) -> (Buffer, Option<Position>) {
+pub(super) fn shows_ring(size: (u16, u16)) -> bool {
+    Room::of(size) == Some(Room::Wide)
+}
+
+/// Draws the model.
+#[must_use]
+pub fn draw(model: &Model) -> Frame {
     let area = Rect::new(0, 0, model.size.0, model.size.1);
     let mut buffer = Buffer::empty(area);
     let mut canvas = Canvas::new(&mut buffer, model.theme);
     let Some(room) = Room::of(model.size) else {
         let text = format!("{}x{} is too small; {}x{} is needed", area.width, area.height, SIZE_MIN.0, SIZE_MIN.1);
-        canvas.text(area, 0, 0, &text, Role::Text);
-        return (buffer, None);
+        for (y, line) in (0..area.height).zip(canvas.wrapped(&text, area.width)) {
+            canvas.text(area, 0, y, &line, Role::Text);
+        }
+        return Frame { buffer, cursor: None, targets: Targets::default() };
     };
     let tabs = u16::from(room != Room::Small);
-    let header = Rect { height: 1, ..area };
-    draw_header(&mut canvas, model, header, room);
+    draw_header(&mut canvas, model, Rect { height: 1, ..area }, room);
     if tabs > 0 {
         draw_tabs(&mut canvas, model, Rect { y: 1, height: 1, ..area });
     }
     let body = Rect { y: 1 + tabs, height: area.height - 2 - tabs, ..area };
-    let footer = Rect { y: area.height - 1, height: 1, ..area };
     match model.shown() {
         None => draw_absent(&mut canvas, model, body),
         Some(cluster) => match model.screen {
@@ -76,11 +105,37 @@ pub fn draw(model: &Model) -> (Buffer, Option<Position>) {
     if let Some(output) = &model.output {
         overlay::output(&mut canvas, output, body, room);
     }
-    if let Some(top) = model.help {
-        overlay::help(&mut canvas, model.screen, top, body);
-    }
-    let cursor = draw_footer(&mut canvas, model, footer);
-    (buffer, cursor)
+    let asked = model.dialog.as_ref().and_then(|dialog| overlay::dialog(&mut canvas, model, dialog, body));
+    let cursor = draw_footer(&mut canvas, model, area).or(asked);
+    let targets = std::mem::take(&mut canvas.targets);
+    Frame { buffer, cursor, targets }
+}
+
+/// A panel of a part in which keys can move.
+fn pane<'a>(model: &Model, pane: Pane, title: &'a str, note: &'a str, room: Room) -> Panel<'a> {
+    Panel { title, note, framed: room.is_framed(), pane: Some((pane, model.pane == pane)) }
+}
+
+/// A panel that only shows.
+fn plain<'a>(title: &'a str, note: &'a str, room: Room) -> Panel<'a> {
+    Panel { title, note, framed: room.is_framed(), pane: None }
+}
+
+/// What a filter leaves, for the note of a panel; nothing if there is no filter.
+pub(super) fn filter_note(filter: &str, shown: usize, all: usize) -> String {
+    if filter.is_empty() { String::new() } else { format!("filter {filter}: {shown} of {all}") }
+}
+
+/// The upper `height` rows of an area, and the rest.
+pub(super) fn split(area: Rect, height: u16) -> (Rect, Rect) {
+    let height = height.min(area.height);
+    (Rect { height, ..area }, Rect { y: area.y + height, height: area.height - height, ..area })
+}
+
+/// The left `width` columns of an area, and the rest.
+pub(super) fn columns(area: Rect, width: u16) -> (Rect, Rect) {
+    let width = width.min(area.width);
+    (Rect { width, ..area }, Rect { x: area.x + width, width: area.width - width, ..area })
 }
 
 fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
@@ -99,18 +154,29 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
         Word::Forming => ('○', Role::Warn),
     };
     let up = description.members.iter().filter(|member| cluster.picture.serves(member.id)).count();
-    let mut facts = format!("  {up}/{} up", description.members.len());
+    let mut facts = match description.forming {
+        Some((present, expected)) => format!("  {present}/{expected} members"),
+        None => format!("  {up}/{} up", description.members.len()),
+    };
     if let Some(layout) = &description.layout {
         if let Some(keyspace) = description.keyspaces.first().filter(|_| room == Room::Wide) {
             facts.push_str(&format!("  N{} R{} W{}", layout.owners_per_partition(), keyspace.r, keyspace.w));
         }
-        facts.push_str(&format!("  epoch {}", layout.epoch.0));
+        let epoch = if room == Room::Small { "e" } else { "epoch " };
+        facts.push_str(&format!("  {epoch}{}", layout.epoch.0));
     }
     facts.push_str(if model.read_only { "  RO " } else { "  RW " });
-    let word = format!("{} {}", canvas.symbol(symbol), cluster.health.word.text().to_uppercase());
+    let (link, link_role) = link_words(canvas, model);
+    // Without a row of tabs, old figures are marked as such here.
+    let (word, role, facts) = if room == Room::Small && link_role != Role::Good {
+        (link, link_role, " ".to_owned())
+    } else {
+        (format!("{} {}", canvas.symbol(symbol), cluster.health.word.text().to_uppercase()), role, facts)
+    };
     let width = canvas.width(&word) + canvas.width(&facts);
     let x = area.width.saturating_sub(width);
-    canvas.text(Rect { width: x.saturating_sub(1), ..area }, 1, 0, &title, Role::Title);
+    let title = canvas.fitted(&title, x.saturating_sub(2));
+    canvas.text(area, 1, 0, &title, Role::Title);
     let x = canvas.text(area, x, 0, &word, role);
     canvas.text(area, x, 0, &facts, Role::Text);
 }
@@ -119,7 +185,9 @@ fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
     let mut x = 1;
     for (index, screen) in Screen::ALL.into_iter().enumerate() {
         let role = if screen == model.screen { Role::Selected } else { Role::Text };
-        x = canvas.text(area, x, 0, &format!(" {} {} ", index + 1, screen.title()), role);
+        let title = format!(" {} {} ", index + 1, screen.title());
+        canvas.target(area, x, 0, canvas.width(&title), Target::Screen(screen));
+        x = canvas.text(area, x, 0, &title, role);
     }
     let (text, role) = link_words(canvas, model);
     let x = area.width.saturating_sub(canvas.width(&text) + 1).max(x + 1);
@@ -128,7 +196,8 @@ fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
 
 /// How fresh what is shown is.
 fn link_words(canvas: &Canvas<'_>, model: &Model) -> (String, Role) {
-    let age = |since: u64| short(std::time::Duration::from_secs(model.now_us.saturating_sub(since) / 1_000_000));
+    let age =
+        |since: u64| short(std::time::Duration::from_secs((model.now_us.saturating_sub(since) / 1_000_000).max(1)));
     if let Some(frozen) = &model.frozen {
         return (format!("FROZEN  {} old  Space goes on", age(frozen.told_us)), Role::Warn);
     }
@@ -138,7 +207,7 @@ fn link_words(canvas: &Canvas<'_>, model: &Model) -> (String, Role) {
             (format!("{} OFFLINE  data {} old", canvas.symbol('✗'), age(cluster.told_us)), Role::Bad)
         }
         (Link::Offline { .. }, None) => (format!("{} OFFLINE", canvas.symbol('✗')), Role::Bad),
-        (Link::Live, Some(cluster)) if model.now_us.saturating_sub(cluster.told_us) > super::model::FRESH_US => {
+        (Link::Live, Some(cluster)) if model.now_us.saturating_sub(cluster.told_us) > super::cluster::FRESH_US => {
             (format!("{} data {} old", canvas.symbol('▲'), age(cluster.told_us)), Role::Warn)
         }
         (Link::Live, _) => (format!("{} LIVE", canvas.symbol('▶')), Role::Good),
@@ -161,33 +230,39 @@ fn draw_absent(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
 }
 
 /// The last line: what is typed, a message, or the hints.
-fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, area: Rect) -> Option<Position> {
+fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<Position> {
+    let area = Rect { y: screen.height - 1, height: 1, ..screen };
+    let above = Rect { y: screen.height.saturating_sub(2), height: 1, ..screen };
     if let Some(bar) = &model.bar {
-        let (nodes, keyspaces) = super::update::names(model);
-        return Some(overlay::bar(canvas, ":", bar, &bar.candidates(&nodes, &keyspaces), area));
+        return Some(overlay::bar(canvas, model, bar, above, area));
     }
-    if let Some(bar) = &model.keys.typing {
-        return Some(overlay::bar(canvas, "prefix: ", bar, &[], area));
+    if let Some(bar) = &model.filter {
+        let prompt = if model.screen == Screen::Keys { "prefix: " } else { "filter: " };
+        return Some(overlay::line(canvas, prompt, bar, area));
     }
     if !model.notice.is_empty() {
-        canvas.text(area, 1, 0, &model.notice, Role::Warn);
+        let notice = canvas.fitted(&model.notice, area.width.saturating_sub(2));
+        canvas.text(area, 1, 0, &notice, Role::Warn);
         return None;
     }
-    let mut hints: Vec<(String, &str)> = active(model.screen)
-        .filter(|binding| !binding.short.is_empty())
-        .filter_map(|binding| binding.keys.first().map(|key| (key.name(), binding.short)))
-        .collect();
+    if let Some(Dialog::Confirm(_)) = &model.dialog {
+        canvas.text(area, 1, 0, "Enter does it when the word is typed   Esc leaves everything as it is", Role::Dim);
+        return None;
+    }
+    let mut hints: Vec<&Binding> =
+        model.keymap.active(model.screen).filter(|binding| !binding.short.is_empty()).collect();
+    let key = |binding: &Binding| binding.keys.first().map(|key| key.name()).unwrap_or_default();
     // The last three lead to everything else; what stands before them goes first where there is no room.
-    let width = |hints: &[(String, &str)]| {
-        hints.iter().map(|(key, word)| canvas.width(key) + canvas.width(word) + 3).sum::<u16>()
+    let width = |hints: &[&Binding]| {
+        hints.iter().map(|hint| canvas.width(&key(hint)) + canvas.width(hint.short) + 3).sum::<u16>()
     };
     while width(&hints) > area.width && hints.len() > 3 {
         hints.remove(hints.len() - 4);
     }
     let mut x = 1;
-    for (key, word) in &hints {
-        x = canvas.text(area, x, 0, key, Role::Title) + 1;
-        x = canvas.text(area, x, 0, word, Role::Dim) + 2;
+    for hint in &hints {
+        x = canvas.text(area, x, 0, &key(hint), Role::Title) + 1;
+        x = canvas.text(area, x, 0, hint.short, Role::Dim) + 2;
     }
     None
 }

@@ -1,4 +1,4 @@
-//! The nodes screen: the table, and all that the selected node tells.
+//! The nodes screen: the table, all that the selected node tells, and its partitions.
 
 use std::time::Duration;
 
@@ -6,56 +6,74 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use ratatui::layout::Rect;
 
-use super::canvas::{Canvas, grouped, known, latency};
-use super::{Room, table};
-use crate::dashboard::model::{Cluster, Model};
+use super::canvas::{Canvas, grouped, known, latency, round_trip};
+use super::{Room, columns, pane, partitions, plain, split, table};
+use crate::dashboard::cluster::{Cluster, FRESH_US};
+use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
-use crate::dashboard::update::node_name;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
 use crate::run::picture::state_word;
 
+/// Cells of the names of facts.
+const FACT: u16 = 12;
+
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    let framed = room == Room::Wide;
-    let height = (table::rows(cluster) + if framed { 2 } else { 1 }).min((area.height / 2).max(4));
-    let note = format!("sort {}", model.sort.title());
-    let inner = canvas.panel(Rect { height, ..area }, "Nodes", &note, framed);
-    table::draw(canvas, model, cluster, inner, room);
-    let below = Rect { y: area.y + height, height: area.height.saturating_sub(height), ..area };
+    let totals = room != Room::Small;
+    let edges = if room.is_framed() { 2 } else { 1 };
+    let height = (table::rows(cluster, model, totals) + edges).min((area.height / 2).max(5));
+    let (top, below) = split(area, height);
+    let note = super::overview::nodes_note(model, cluster);
+    let inner = canvas.panel(top, pane(model, Pane::Main, "Nodes", &note, room));
+    table::draw(canvas, model, cluster, inner, table::Table { columns: &model.columns[1], totals });
     let Some(member) = model.selected() else { return };
-    let title = printable(member.member.name.as_bytes());
-    let Some(snapshot) = cluster.picture.snapshot(member.id) else {
-        let inner = canvas.panel(below, &title, "not in reach", framed);
-        let report = cluster.picture.reports.iter().find(|report| report.node == member.id);
+    // With less room the node's figures or its partitions are seen, whichever the keys move in.
+    let (details, parts) = match room {
+        Room::Wide => {
+            let (left, right) = columns(below, below.width / 2);
+            (Some(left), Some(right))
+        }
+        _ if model.pane == Pane::Side => (None, Some(below)),
+        _ => (Some(below), None),
+    };
+    if let Some(area) = details {
+        draw_details(canvas, model, cluster, member.id, area, room);
+    }
+    if let Some(area) = parts {
+        partitions::draw(canvas, model, cluster, member.id, area, room);
+    }
+}
+
+fn draw_details(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, node: NodeId, area: Rect, room: Room) {
+    let title = printable(cluster.name_of(node).as_bytes());
+    let Some(snapshot) = cluster.picture.snapshot(node) else {
+        let inner = canvas.panel(area, plain(&title, "not in reach", room));
+        let report = cluster.picture.reports.iter().find(|report| report.node == node);
         let why =
             report.and_then(|report| report.snapshot.as_ref().err()).map(|error| printable(error.message.as_bytes()));
-        canvas.text(inner, 0, 0, &why.unwrap_or_else(|| "its address is not known".to_owned()), Role::Bad);
-        draw_opinions(canvas, cluster, member.id, inner, 2);
+        let why = why.unwrap_or_else(|| "its address is not known".to_owned());
+        let mut y = 0;
+        for line in canvas.wrapped(&why, inner.width) {
+            canvas.text(inner, 0, y, &line, Role::Bad);
+            y += 1;
+        }
+        draw_opinions(canvas, cluster, node, inner, y + 1);
         return;
     };
-    let note = format!(
-        "{}  v{}  pid {}",
-        printable(snapshot.zone.as_bytes()),
-        printable(snapshot.build.as_bytes()),
-        snapshot.pid
-    );
-    let inner = canvas.panel(below, &title, &note, framed);
-    let wide = inner.width >= 100;
-    let column = if wide { inner.width / 2 } else { inner.width };
-    let left = Rect { width: column, ..inner };
+    let version = printable(snapshot.build.as_bytes());
+    let note = format!("{}   v{version}   pid {}", printable(snapshot.zone.as_bytes()), snapshot.pid);
+    let inner = canvas.panel(area, plain(&title, &note, room));
     let facts = facts(model, cluster, snapshot);
-    let fitting = usize::from(inner.height);
-    for (y, (name, value)) in (0_u16..).zip(facts.iter().take(fitting)) {
-        canvas.text(left, 0, y, name, Role::Dim);
-        canvas.text(left, 12, y, value, Role::Text);
+    let mut y = 0;
+    for (name, value) in &facts {
+        canvas.text(inner, 0, y, name, Role::Dim);
+        // What does not fit is the end of a sentence, not of a figure.
+        for line in canvas.wrapped(value, inner.width.saturating_sub(FACT)) {
+            canvas.text(inner, FACT, y, &line, Role::Text);
+            y += 1;
+        }
     }
-    let used = u16::try_from(facts.len()).unwrap_or(u16::MAX);
-    if wide {
-        let right = Rect { x: inner.x + column, width: inner.width - column, ..inner };
-        draw_peers(canvas, cluster, snapshot, right, 0);
-    } else {
-        draw_peers(canvas, cluster, snapshot, inner, used.saturating_add(1));
-    }
+    draw_peers(canvas, cluster, snapshot, inner, y);
 }
 
 fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(&'static str, String)> {
@@ -64,30 +82,31 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
     let usage = snapshot.usage.unwrap_or_default();
     let track = cluster.tracks.get(&NodeId(snapshot.node));
     let minutes = Duration::from_micros(snapshot.uptime_us).as_secs() / 60 * 60;
-    let age = track.map(|track| model.now_us.saturating_sub(track.told_us) / 1_000_000).filter(|age| *age > 2);
+    let age = track.map(|track| model.now_us.saturating_sub(track.told_us)).filter(|age| *age > FRESH_US);
     let up = if minutes == 0 { "less than a minute".to_owned() } else { short(Duration::from_secs(minutes)) };
-    let mut facts = vec![
+    let told = |us: u64| known(Some(us).filter(|us| *us > 0), latency);
+    let mut facts = Vec::new();
+    if let Some(age) = age {
+        facts.push(("age", format!("these figures are {} s old", age / 1_000_000)));
+    }
+    if !snapshot.poisoned.is_empty() {
+        facts.push(("stopped", printable(snapshot.poisoned.as_bytes())));
+    }
+    let own = [
         ("address", printable(snapshot.address.as_bytes())),
-        ("up", format!("{up}, boot {}", snapshot.boot)),
+        ("up", format!("{up}, boot {}, layout epoch {}", snapshot.boot, snapshot.layout_epoch)),
         ("partitions", format!("{} copies, {} first places", snapshot.partitions_held, snapshot.primary)),
         ("keys", format!("{} copies, {} in first places", grouped(snapshot.keys), grouped(snapshot.keys_primary))),
-        ("bytes", size(snapshot.bytes)),
-        (
-            "latency",
-            format!(
-                "p50 {}  p99 {}",
-                known(Some(usage.latency_p50_us).filter(|us| *us > 0), latency),
-                known(Some(usage.latency_p99_us).filter(|us| *us > 0), latency)
-            ),
-        ),
-        ("pending", format!("{} requests, {} writes to copies", pending.requests, pending.replications)),
+        ("bytes", format!("{} of keys and records", size(snapshot.bytes))),
+        ("latency", format!("p50 {}, p99 {}", told(usage.latency_p50_us), told(usage.latency_p99_us))),
+        ("in flight", format!("{} requests, {} writes to copies", pending.requests, pending.replications)),
         (
             "waiting",
             format!(
                 "{} hints ({}), {} keys lag, {} refills",
-                pending.hints,
+                grouped(pending.hints),
                 size(pending.hint_bytes),
-                pending.lag,
+                grouped(pending.lag),
                 pending.refills
             ),
         ),
@@ -103,39 +122,39 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ),
         ("failed", format!("{} requests, {} forwarded", grouped(counters.failures), grouped(counters.forwards))),
         ("repaired", format!("{} by reads, {} handed off", grouped(counters.read_repairs), grouped(counters.handoffs))),
-        ("memory", format!("{} resident", size(usage.memory_bytes))),
-        ("hot", format!("{} of requests found it in memory", hit_rate(counters))),
+        ("memory", format!("{} resident, {}", size(usage.memory_bytes), hit_rate(counters))),
         ("disk", format!("{} used, {} free", size(usage.disk_bytes), size(usage.disk_free_bytes))),
-        ("layout", format!("epoch {}", snapshot.layout_epoch)),
     ];
-    if !snapshot.poisoned.is_empty() {
-        facts.insert(0, ("stopped", printable(snapshot.poisoned.as_bytes())));
-    }
-    if let Some(age) = age {
-        facts.insert(0, ("age", format!("these figures are {age} s old")));
-    }
+    facts.extend(own);
     facts
 }
 
 fn hit_rate(counters: v1::Counters) -> String {
     let all = counters.hot_hits + counters.hot_misses;
+    if all == 0 {
+        return "no record asked for yet".to_owned();
+    }
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
-    known((all > 0).then_some(()), |()| format!("{:.1}%", counters.hot_hits as f64 * 100.0 / all as f64))
+    let share = counters.hot_hits as f64 * 100.0 / all as f64;
+    format!("{share:.1}% of records found there")
 }
 
 /// What the node thinks of its peers.
 fn draw_peers(canvas: &mut Canvas<'_>, cluster: &Cluster, snapshot: &v1::NodeSnapshot, area: Rect, top: u16) {
-    canvas.text(area, 0, top, "what it thinks of its peers", Role::Dim);
-    for (y, peer) in (top.saturating_add(1)..area.height).zip(&snapshot.peers) {
-        let name = node_name(cluster, NodeId(peer.node));
-        let mut text = format!("{}: {}", printable(name.as_bytes()), state_word(peer.state()));
+    for (at, (y, peer)) in (top..area.height).zip(&snapshot.peers).enumerate() {
+        let name = printable(cluster.name_of(NodeId(peer.node)).as_bytes());
+        let mut text = format!("{name} {}", state_word(peer.state()));
         if peer.round_trip_us > 0 {
-            text.push_str(&format!(", round trip {}", latency(peer.round_trip_us)));
+            text.push_str(&format!(", round trip {}", round_trip(peer.round_trip_us)));
         }
         if !peer.reason.is_empty() {
             text.push_str(&format!(", {}", printable(peer.reason.as_bytes())));
         }
-        canvas.text(area, 0, y, &text, opinion_role(peer));
+        if at == 0 {
+            canvas.text(area, 0, y, "sees", Role::Dim);
+        }
+        let text = canvas.fitted(&text, area.width.saturating_sub(FACT));
+        canvas.text(area, FACT, y, &text, opinion_role(peer));
     }
 }
 
@@ -145,7 +164,8 @@ fn draw_opinions(canvas: &mut Canvas<'_>, cluster: &Cluster, node: NodeId, area:
     for (y, (told, peer)) in (top..area.height).zip(opinions.filter(|(_, peer)| peer.node == node.0)) {
         let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
         let text = format!("{} takes it to be {}{why}", told.name, state_word(peer.state()));
-        canvas.text(area, 0, y, &printable(text.as_bytes()), opinion_role(peer));
+        let text = canvas.fitted(&printable(text.as_bytes()), area.width);
+        canvas.text(area, 0, y, &text, opinion_role(peer));
     }
 }
 

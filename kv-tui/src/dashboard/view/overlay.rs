@@ -1,27 +1,94 @@
-//! What lies on top: help, the output of a command, and the line being typed.
+//! What lies on top: dialogs, the output of a command, and the line being typed.
 
 use ratatui::layout::{Position, Rect};
 
 use super::Room;
-use super::canvas::Canvas;
+use super::canvas::{Canvas, Panel};
 use crate::dashboard::bar::Bar;
-use crate::dashboard::keymap::{Key, Screen, active};
-use crate::dashboard::model::Output;
+use crate::dashboard::dialog::{Choice, Confirm, Dialog};
+use crate::dashboard::list::top_of;
+use crate::dashboard::model::{Model, Output};
+use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
 
-/// The keys that work here, from the table that gives them their meaning.
-pub(super) fn help(canvas: &mut Canvas<'_>, screen: Screen, top: usize, area: Rect) {
-    canvas.clear(area);
-    let title = format!("Keys that work on {}", screen.title());
-    let inner = canvas.panel(area, &title, "? or Esc closes", true);
-    let bindings: Vec<_> = active(screen).collect();
-    let top = top.min(bindings.len().saturating_sub(usize::from(inner.height)));
-    for (y, binding) in (0..inner.height).zip(bindings.iter().skip(top)) {
-        let keys: Vec<String> = binding.keys.iter().map(|key| Key::name(*key)).collect();
-        canvas.text(inner, 0, y, &keys.join(" "), Role::Title);
-        canvas.text(inner, 16, y, binding.long, Role::Text);
+/// A frame in the middle of an area, emptied; what is left inside.
+fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title: &str, note: &str) -> Rect {
+    let (width, height) = (size.0.min(area.width), size.1.min(area.height));
+    let frame = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    canvas.targets.clear();
+    canvas.clear(frame);
+    canvas.panel(frame, Panel { title, note, framed: true, pane: None })
+}
+
+/// Draws a dialog; where the cursor stands if it asks for text.
+pub(super) fn dialog(canvas: &mut Canvas<'_>, model: &Model, dialog: &Dialog, area: Rect) -> Option<Position> {
+    match dialog {
+        Dialog::Help { top } => {
+            help(canvas, model, *top, area);
+            None
+        }
+        Dialog::Choose { choice, names, row } => {
+            choose(canvas, *choice, names, *row, area);
+            None
+        }
+        Dialog::Confirm(asked) => Some(confirm(canvas, asked, area)),
     }
+}
+
+/// The keys that work here, from the table that gives them their meaning.
+fn help(canvas: &mut Canvas<'_>, model: &Model, top: usize, area: Rect) {
+    let title = format!("Keys that work on {}", model.screen.title());
+    let inner = boxed(canvas, area, (area.width, area.height), &title, "? or Esc closes");
+    let bindings: Vec<_> = model.keymap.active(model.screen).collect();
+    let rows = usize::from(inner.height);
+    let last = bindings.len().saturating_sub(rows);
+    let top = top.min(last);
+    for (y, binding) in (0..inner.height).zip(bindings.iter().skip(top)) {
+        let keys: Vec<String> = binding.keys.iter().map(|key| key.name()).collect();
+        canvas.text(inner, 0, y, &keys.join(" "), Role::Title);
+        let text = canvas.fitted(binding.long, inner.width.saturating_sub(17));
+        canvas.text(inner, 17, y, &text, Role::Text);
+    }
+    if top < last && inner.height > 0 {
+        let text = format!(" {} more below ", last - top);
+        canvas.right(inner, inner.width, inner.height - 1, &text, Role::Dim);
+    }
+}
+
+fn choose(canvas: &mut Canvas<'_>, choice: Choice, names: &[String], row: usize, area: Rect) {
+    let title = match choice {
+        Choice::Keyspace => "Keyspace",
+    };
+    let height = u16::try_from(names.len()).unwrap_or(u16::MAX).saturating_add(2).min(area.height * 2 / 3).max(3);
+    let inner = boxed(canvas, area, (44, height), title, "Enter chooses");
+    let rows = usize::from(inner.height);
+    for (y, (at, name)) in (0_u16..).zip(names.iter().enumerate().skip(top_of(row, rows)).take(rows)) {
+        let name = canvas.fitted(&printable(name.as_bytes()), inner.width.saturating_sub(2));
+        canvas.text(inner, 2, y, &name, Role::Text);
+        if at == row {
+            canvas.text(inner, 0, y, &canvas.symbol('▸').to_string(), Role::Title);
+            canvas.select(Rect { x: inner.x + 2, width: inner.width.saturating_sub(2), ..inner }, y);
+        }
+        canvas.target(inner, 0, y, inner.width, Target::Choice(at));
+    }
+}
+
+fn confirm(canvas: &mut Canvas<'_>, asked: &Confirm, area: Rect) -> Position {
+    let width = 64.min(area.width);
+    let what = canvas.wrapped(&format!("This {}. It cannot be undone.", asked.what), width.saturating_sub(4));
+    let rows = u16::try_from(what.len()).unwrap_or(2).min(area.height.saturating_sub(6));
+    let inner = boxed(canvas, area, (width, rows + 6), "Confirm", "nothing has changed yet");
+    for (y, line) in (0..rows).zip(&what) {
+        canvas.text(inner, 0, y, line, Role::Text);
+    }
+    let same = canvas.fitted(&format!("same as   kv-tui exec {}", asked.line), inner.width);
+    canvas.text(inner, 0, rows + 1, &same, Role::Dim);
+    let prompt = format!("Type {} to do it: ", asked.word);
+    let y = rows + 3;
+    let field = Rect { y: inner.y + y, height: 1, ..inner };
+    let start = canvas.text(field, 0, 0, &prompt, Role::Warn);
+    draw_typed(canvas, &asked.typed, field, start)
 }
 
 /// What a command printed, in the lower part of the screen.
@@ -32,12 +99,15 @@ pub(super) fn output(canvas: &mut Canvas<'_>, output: &Output, area: Rect, room:
     let height = height.min(area.height);
     let area = Rect { y: area.y + area.height - height, height, ..area };
     canvas.clear(area);
+    let fitting = usize::from(height).saturating_sub(if room.is_framed() { 2 } else { 1 });
+    let hidden = if told > fitting { "j/k scroll, " } else { "" };
     let note = match output.code {
         None => "running; Esc ends it".to_owned(),
-        Some(0) => "done; Esc closes".to_owned(),
-        Some(code) => format!("exit code {code}; Esc closes"),
+        Some(0) => format!("{hidden}done; Esc closes"),
+        Some(code) => format!("{hidden}exit code {code}; Esc closes"),
     };
-    let inner = canvas.panel(area, &format!(":{}", printable(output.line.as_bytes())), &note, room != Room::Small);
+    let title = canvas.fitted(&format!(":{}", printable(output.line.as_bytes())), area.width.saturating_sub(44));
+    let inner = canvas.panel(area, Panel { title: &title, note: &note, framed: room.is_framed(), pane: None });
     let mut lines: Vec<(&str, Role)> = output.lines.iter().map(|line| (line.as_str(), Role::Text)).collect();
     if !output.error.is_empty() {
         lines.extend(error.iter().map(|line| (line.as_str(), Role::Bad)));
@@ -46,26 +116,46 @@ pub(super) fn output(canvas: &mut Canvas<'_>, output: &Output, area: Rect, room:
     let end = lines.len().saturating_sub(output.up).max(fitting.min(lines.len()));
     let start = end.saturating_sub(fitting);
     for (y, (line, role)) in (0_u16..).zip(&lines[start..end]) {
-        canvas.text(inner, 0, y, line, *role);
+        let line = canvas.fitted(line, inner.width);
+        canvas.text(inner, 0, y, &line, *role);
     }
 }
 
-/// The line being typed, with what may come and the usage behind it; where the cursor stands.
-pub(super) fn bar(canvas: &mut Canvas<'_>, prompt: &str, bar: &Bar, candidates: &[String], area: Rect) -> Position {
+/// The command being typed, with what may come behind it, and the usage in the line above.
+pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect, area: Rect) -> Position {
+    canvas.clear(above);
+    let (usage, about) = bar.usage();
+    let usage = canvas.fitted(&usage, above.width.saturating_sub(2));
+    let end = canvas.text(above, 1, 0, &usage, Role::Title);
+    let room = above.width.saturating_sub(end + 4);
+    if room > 12 {
+        let about = canvas.fitted(&about, room);
+        canvas.text(above, end + 3, 0, &about, Role::Dim);
+    }
+    let position = line(canvas, ":", bar, area);
+    let candidates = bar.candidates(&crate::dashboard::update::names(model));
+    let typed = 2 + canvas.width(&bar.text) + 4;
+    if !candidates.is_empty() && !bar.text.is_empty() && typed + 12 < area.width {
+        let hint = canvas.fitted(&candidates.join("  "), area.width - typed - 1);
+        canvas.text(area, typed, 0, &hint, Role::Dim);
+    }
+    position
+}
+
+/// A line being typed behind its prompt; where the cursor stands.
+pub(super) fn line(canvas: &mut Canvas<'_>, prompt: &str, bar: &Bar, area: Rect) -> Position {
     let start = canvas.text(area, 1, 0, prompt, Role::Title);
+    draw_typed(canvas, bar, area, start)
+}
+
+fn draw_typed(canvas: &mut Canvas<'_>, bar: &Bar, area: Rect, start: u16) -> Position {
     let room = area.width.saturating_sub(start + 1);
     // A long line is shown from where its cursor fits.
     let mut from = 0;
     while canvas.width(&bar.text[from..bar.cursor]) > room {
         from += bar.text[from..].chars().next().map_or(1, char::len_utf8);
     }
-    let end = canvas.text(area, start, 0, &bar.text[from..], Role::Text);
+    canvas.text(area, start, 0, &bar.text[from..], Role::Text);
     let column = (start + canvas.width(&bar.text[from..bar.cursor])).min(area.width.saturating_sub(1));
-    if prompt == ":" {
-        let hint = if candidates.is_empty() || bar.text.is_empty() { bar.usage() } else { candidates.join("  ") };
-        if end + 4 < area.width {
-            canvas.text(area, end + 4, 0, &hint, Role::Dim);
-        }
-    }
     Position::new(area.x + column, area.y)
 }

@@ -1,0 +1,415 @@
+//! The cluster as the dashboard knows it: the same `Picture` that `exec` prints, and what follows from its changes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use kv_core::error::RequestError;
+use kv_core::types::NodeId;
+use kv_proto::client::NodeReport;
+use kv_proto::describe::{Description, MemberView};
+use kv_proto::v1;
+
+use super::columns::{Column, EventOrder, PartitionOrder};
+use super::list::List;
+use crate::run::health::Health;
+use crate::run::picture::{Picture, Share, state_word};
+
+/// Seconds of throughput that are kept.
+pub const THROUGHPUT_SLOTS: usize = 3600;
+
+/// Events that are kept.
+pub const EVENTS_MAX: usize = 1000;
+
+/// Figures older than this do not count as the present, in microseconds.
+pub const FRESH_US: u64 = 2_500_000;
+
+/// What tells one event from all others: its time, its node, and its number there.
+pub type EventId = (u64, u64, u64);
+
+/// The cluster as it was last told.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// What is agreed on, and each member's own account.
+    pub picture: Picture,
+    /// What the pictures together say of each member.
+    pub tracks: BTreeMap<NodeId, Track>,
+    /// The health of the picture.
+    pub health: Health,
+    /// Each member's part of the copies.
+    pub shares: BTreeMap<NodeId, Share>,
+    /// Live keys, each once; `None` while some partition has no complete owner in reach.
+    pub live_keys: Option<u64>,
+    /// The newest event last.
+    pub events: VecDeque<v1::Event>,
+    /// One slot a second, the newest last; `None` where no member told its figures.
+    pub throughput: VecDeque<Option<Rates>>,
+    /// When anything was last told, in microseconds.
+    pub told_us: u64,
+    /// The second of the newest slot.
+    pub slot: u64,
+}
+
+/// What follows from a member's last two accounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Track {
+    /// When the last one came, in microseconds.
+    pub told_us: u64,
+    /// The rates between the last two; `None` with only one of this process.
+    pub rates: Option<Rates>,
+}
+
+/// Operations a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Gets.
+    pub gets: f64,
+    /// Puts and deletes.
+    pub writes: f64,
+}
+
+impl Rates {
+    /// The rates between two accounts; `None` if the node's process is not the same, or no time has passed.
+    #[must_use]
+    pub fn between(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> Option<Self> {
+        let same = before.store_id == after.store_id && before.boot == after.boot;
+        let (old, new) = (before.counters?, after.counters?);
+        let passed = after.uptime_us.checked_sub(before.uptime_us).filter(|passed| *passed > 0 && same)?;
+        #[allow(clippy::cast_precision_loss, reason = "rates are shown with three digits")]
+        let rate = |old: u64, new: u64| new.checked_sub(old).map(|done| done as f64 * 1e6 / passed as f64);
+        Some(Self { gets: rate(old.gets, new.gets)?, writes: rate(old.puts + old.deletes, new.puts + new.deletes)? })
+    }
+
+    /// All operations.
+    #[must_use]
+    pub fn all(self) -> f64 {
+        self.gets + self.writes
+    }
+}
+
+impl Cluster {
+    /// A cluster of which only the description is known.
+    #[must_use]
+    pub fn new(description: Arc<Description>, now_us: u64) -> Self {
+        let picture = Picture { description, reports: Vec::new() };
+        let mut cluster = Self {
+            health: Health::of(&picture),
+            shares: picture.shares(),
+            live_keys: None,
+            picture,
+            tracks: BTreeMap::new(),
+            events: VecDeque::new(),
+            throughput: VecDeque::new(),
+            told_us: now_us,
+            slot: now_us / 1_000_000,
+        };
+        cluster.describe(Arc::clone(&cluster.picture.description));
+        cluster
+    }
+
+    /// Takes a newer description; members that have gone are forgotten.
+    pub fn describe(&mut self, description: Arc<Description>) {
+        let ids: Vec<NodeId> = description.members.iter().map(|member| member.id).collect();
+        self.picture.reports.retain(|report| ids.contains(&report.node));
+        self.tracks.retain(|node, _| ids.contains(node));
+        for member in &description.members {
+            match self.picture.reports.iter_mut().find(|report| report.node == member.id) {
+                Some(report) => report.address.clone_from(&member.address),
+                None => self.picture.reports.push(NodeReport {
+                    node: member.id,
+                    address: member.address.clone(),
+                    snapshot: Err(RequestError::unavailable("its figures have not come yet")),
+                    events: Vec::new(),
+                }),
+            }
+        }
+        self.picture.description = description;
+        self.shares = self.picture.shares();
+        self.judge();
+    }
+
+    /// Takes a member's account; `false` if it shows nothing new.
+    pub fn report(&mut self, node: NodeId, snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> bool {
+        let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) else { return false };
+        let before = report.snapshot.as_ref().ok();
+        let rates = before.and_then(|before| Rates::between(before, &snapshot));
+        let same = before.is_some_and(|before| looks_the_same(before, &snapshot));
+        report.snapshot = Ok(snapshot);
+        let track = self.tracks.insert(node, Track { told_us: now_us, rates });
+        self.told_us = now_us;
+        if !same {
+            self.judge();
+        }
+        !same || track.is_none_or(|track| track.rates != rates)
+    }
+
+    /// A member does not tell its figures.
+    pub fn lose(&mut self, node: NodeId, error: String) {
+        if let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) {
+            report.snapshot = Err(RequestError::unavailable(error));
+            self.tracks.remove(&node);
+            self.judge();
+        }
+    }
+
+    /// Keeps an event, unless it is known. A stream that was opened again repeats what is kept.
+    pub fn add_event(&mut self, event: v1::Event) {
+        let at = self.events.partition_point(|known| event_id(known) < event_id(&event));
+        if self.events.get(at).is_some_and(|known| event_id(known) == event_id(&event)) {
+            return;
+        }
+        self.events.insert(at, event);
+        if self.events.len() > EVENTS_MAX {
+            self.events.pop_front();
+        }
+    }
+
+    /// Fills the slots of throughput up to the present second; `false` if that shows nothing new.
+    pub fn pass_time(&mut self, now_us: u64) -> bool {
+        let second = now_us / 1_000_000;
+        let passed = second.saturating_sub(self.slot);
+        if passed == 0 {
+            return false;
+        }
+        self.slot = second;
+        // A program that was stopped has seen nothing meanwhile.
+        let missed = usize::try_from(passed - 1).unwrap_or(usize::MAX).min(THROUGHPUT_SLOTS);
+        let rates = self.rates(now_us);
+        // What was before the first rate is not a gap.
+        if self.throughput.is_empty() && rates.is_none() {
+            return false;
+        }
+        self.throughput.extend(std::iter::repeat_n(None, missed));
+        self.throughput.push_back(rates);
+        while self.throughput.len() > THROUGHPUT_SLOTS {
+            self.throughput.pop_front();
+        }
+        // Where nothing was done all the time, the chart stays empty while it moves.
+        self.throughput.iter().any(|slot| slot.is_none_or(|rates| rates.all() > 0.0))
+    }
+
+    /// Whether some figures are so old that their age is shown.
+    #[must_use]
+    pub fn is_stale(&self, now_us: u64) -> bool {
+        let old = |told_us: u64| now_us.saturating_sub(told_us) > FRESH_US;
+        old(self.told_us) || self.tracks.values().any(|track| old(track.told_us))
+    }
+
+    /// The operations of all members that told their figures just now; `None` if none did.
+    #[must_use]
+    pub fn rates(&self, now_us: u64) -> Option<Rates> {
+        let fresh = self.tracks.values().filter(|track| now_us.saturating_sub(track.told_us) <= FRESH_US);
+        fresh
+            .filter_map(|track| track.rates)
+            .reduce(|sum, rates| Rates { gets: sum.gets + rates.gets, writes: sum.writes + rates.writes })
+    }
+
+    /// The members that a list shows, in its order.
+    #[must_use]
+    pub fn ordered(&self, list: &List<Column, NodeId>) -> Vec<&MemberView> {
+        let shown = |member: &&MemberView| {
+            let fields = [&member.member.name, &member.member.zone, &member.address];
+            list.shows(state_word(self.picture.state(member))) || fields.into_iter().any(|field| list.shows(field))
+        };
+        let mut members: Vec<&MemberView> = self.picture.description.members.iter().filter(shown).collect();
+        if list.sort == Column::Name {
+            // As they joined, which is how they are lettered.
+        } else if list.sort.is_text() {
+            members.sort_by_cached_key(|member| self.text_of(member, list.sort));
+        } else {
+            // The largest first, and what is not known last.
+            let figure = |member: &MemberView| self.figure(member, list.sort).unwrap_or(f64::NEG_INFINITY);
+            members.sort_by(|a, b| figure(b).total_cmp(&figure(a)));
+        }
+        if list.reverse {
+            members.reverse();
+        }
+        members
+    }
+
+    /// The words of a column of words.
+    fn text_of(&self, member: &MemberView, column: Column) -> String {
+        match column {
+            Column::State => state_word(self.picture.state(member)).to_owned(),
+            Column::Zone => member.member.zone.clone(),
+            Column::Address => member.address.clone(),
+            _ => member.member.name.clone(),
+        }
+    }
+
+    /// The figure of a column of figures; `None` if it is not known.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "figures are compared and shown with three digits")]
+    pub fn figure(&self, member: &MemberView, column: Column) -> Option<f64> {
+        let snapshot = self.picture.snapshot(member.id);
+        let share = self.shares.get(&member.id);
+        let rates = self.tracks.get(&member.id).and_then(|track| track.rates);
+        let told = |figure: fn(&v1::NodeSnapshot) -> u64| snapshot.map(|snapshot| figure(snapshot) as f64);
+        match column {
+            Column::Name | Column::State | Column::Zone | Column::Address => None,
+            Column::Partitions => share.map(|share| share.partitions as f64),
+            Column::Primary => share.map(|share| share.primary as f64),
+            Column::Keys => told(|snapshot| snapshot.keys),
+            Column::Bytes => told(|snapshot| snapshot.bytes),
+            Column::Own | Column::Bar => share.map(|share| share.ownership),
+            Column::Fair => share.map(|share| share.fair),
+            Column::Over => share.map(|share| share.partitions as f64 - share.fair_partitions),
+            Column::Gets => rates.map(|rates| rates.gets),
+            Column::Puts => rates.map(|rates| rates.writes),
+            Column::P50 => self.latency_us(member.id, |usage| usage.latency_p50_us).map(|us| us as f64),
+            Column::P99 => self.latency_us(member.id, |usage| usage.latency_p99_us).map(|us| us as f64),
+            Column::Hints => snapshot.and_then(|snapshot| snapshot.pending).map(|pending| pending.hints as f64),
+            Column::Up => told(|snapshot| snapshot.uptime_us),
+        }
+    }
+
+    /// The figures of the partitions that a member holds, in an order; those that hold a filter's digits.
+    #[must_use]
+    pub fn partitions_of(&self, node: NodeId, list: &List<PartitionOrder, u32>) -> Vec<PartitionRow> {
+        let Some(layout) = self.picture.description.layout.as_deref() else { return Vec::new() };
+        let told: BTreeMap<u32, &v1::PartitionFigures> = self
+            .picture
+            .snapshot(node)
+            .into_iter()
+            .flat_map(|snapshot| &snapshot.partitions)
+            .map(|figures| (figures.partition, figures))
+            .collect();
+        let mut rows = Vec::new();
+        for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
+            let Some(place) = entry.nodes().position(|owner| owner == node) else { continue };
+            let partition = u32::from(id.0);
+            if !list.shows(&partition.to_string()) {
+                continue;
+            }
+            let figures = told.get(&partition);
+            let sum = |pick: fn(&v1::PartitionKeyspaceFigures) -> u64| {
+                figures.map(|figures| figures.keyspaces.iter().map(pick).sum())
+            };
+            rows.push(PartitionRow {
+                partition,
+                place,
+                keys: sum(|figures| figures.keys),
+                bytes: sum(|figures| figures.bytes),
+                synced: figures.map(|figures| figures.synced),
+                merkle_root: figures.map(|figures| figures.merkle_root),
+                owners: entry.nodes().collect(),
+            });
+        }
+        match list.sort {
+            PartitionOrder::Number => {}
+            PartitionOrder::Keys => rows.sort_by_key(|row| std::cmp::Reverse(row.keys)),
+            PartitionOrder::Bytes => rows.sort_by_key(|row| std::cmp::Reverse(row.bytes)),
+            PartitionOrder::Place => rows.sort_by_key(|row| row.place),
+        }
+        if list.reverse {
+            rows.reverse();
+        }
+        rows
+    }
+
+    /// The events that a list shows, in its order: the newest first.
+    #[must_use]
+    pub fn listed(&self, list: &List<EventOrder, EventId>) -> Vec<&v1::Event> {
+        let name = |event: &v1::Event| self.picture.description.name_of(NodeId(event.node));
+        let shown = |event: &&v1::Event| {
+            list.filter.is_empty()
+                || [&event.message, &event.kind, &event.undo].into_iter().any(|field| list.shows(field))
+                || list.shows(event.severity().as_str_name().trim_start_matches("SEVERITY_"))
+                || list.shows(&name(event))
+        };
+        let mut events: Vec<&v1::Event> = self.events.iter().rev().filter(shown).collect();
+        match list.sort {
+            EventOrder::Time => {}
+            EventOrder::Level => events.sort_by_key(|event| std::cmp::Reverse(event.severity)),
+            EventOrder::Node => events.sort_by_key(|event| event.node),
+        }
+        if list.reverse {
+            events.reverse();
+        }
+        events
+    }
+
+    /// A latency of a member in its last interval, in microseconds; `None`: no requests, or unknown.
+    #[must_use]
+    pub fn latency_us(&self, node: NodeId, pick: fn(&v1::Usage) -> u64) -> Option<u64> {
+        let usage = self.picture.snapshot(node)?.usage?;
+        Some(pick(&usage)).filter(|us| *us > 0)
+    }
+
+    /// The name of a node, or its number.
+    #[must_use]
+    pub fn name_of(&self, node: NodeId) -> String {
+        self.picture.description.name_of(node)
+    }
+
+    /// The place of a member in the order of the letters and colours.
+    #[must_use]
+    pub fn index(&self, node: NodeId) -> Option<usize> {
+        self.picture.description.members.iter().position(|member| member.id == node)
+    }
+
+    fn judge(&mut self) {
+        self.health = Health::of(&self.picture);
+        self.live_keys = self.picture.live_keys();
+    }
+}
+
+/// A partition on one of its owners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionRow {
+    /// The partition.
+    pub partition: u32,
+    /// The owner's place in the preference list, from 0.
+    pub place: usize,
+    /// Keys of all keyspaces; `None`: not told.
+    pub keys: Option<u64>,
+    /// Bytes of keys and records.
+    pub bytes: Option<u64>,
+    /// Whether the copy is complete.
+    pub synced: Option<bool>,
+    /// The root of its Merkle tree.
+    pub merkle_root: Option<u64>,
+    /// The preference list.
+    pub owners: Vec<NodeId>,
+}
+
+/// What tells an event from all others.
+#[must_use]
+pub fn event_id(event: &v1::Event) -> EventId {
+    (event.time_us, event.node, event.sequence)
+}
+
+/// Minutes of a node's life, as they are shown.
+fn minutes(snapshot: &v1::NodeSnapshot) -> u64 {
+    snapshot.uptime_us / 60_000_000
+}
+
+/// Whether two accounts of a node look the same on every screen. Clocks and processor time always differ.
+fn looks_the_same(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
+    let coarse = |snapshot: &v1::NodeSnapshot| {
+        let usage = snapshot.usage.map(|usage| v1::Usage {
+            cpu_us: 0,
+            memory_bytes: usage.memory_bytes >> 20,
+            disk_bytes: usage.disk_bytes >> 20,
+            disk_free_bytes: usage.disk_free_bytes >> 30,
+            ..usage
+        });
+        let peers: Vec<(u64, i32, String, u64)> = snapshot
+            .peers
+            .iter()
+            .map(|peer| (peer.node, peer.state, peer.reason.clone(), peer.round_trip_us / 1000))
+            .collect();
+        (usage, peers, minutes(snapshot))
+    };
+    let plain = |s: &v1::NodeSnapshot| {
+        (
+            (s.name.clone(), s.address.clone(), s.zone.clone(), s.build.clone(), s.poisoned.clone()),
+            (s.state, s.store_id, s.boot, s.pid, s.layout_epoch, s.forming),
+            (s.partitions_held, s.primary, s.keys, s.keys_primary, s.bytes),
+            (s.pending, s.counters),
+        )
+    };
+    plain(before) == plain(after)
+        && coarse(before) == coarse(after)
+        && before.partitions == after.partitions
+        && before.keyspaces == after.keyspaces
+}

@@ -1,0 +1,97 @@
+//! What is kept from one run to the next: the screen, and the filters, orders and views chosen.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use kv_core::types::NodeId;
+use serde::{Deserialize, Serialize};
+
+use super::cluster::EventId;
+use super::columns::{Column, EventOrder, PartitionOrder};
+use super::keymap::Screen;
+use super::list::List;
+use super::model::{Map, Model, ZOOMS};
+
+/// What is kept. What an older or newer build does not know is left as it is without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    screen: Screen,
+    map: Map,
+    zoom: usize,
+    nodes: List<Column, NodeId>,
+    partitions: List<PartitionOrder, u32>,
+    events: List<EventOrder, EventId>,
+    prefix: String,
+}
+
+impl Kept {
+    /// What is kept of a model.
+    #[must_use]
+    pub fn of(model: &Model) -> Self {
+        Self {
+            screen: model.screen,
+            map: model.map,
+            zoom: model.zoom,
+            nodes: List { selected: None, row: 0, ..model.nodes.clone() },
+            partitions: List { selected: None, row: 0, ..model.partitions.clone() },
+            events: List { selected: None, row: 0, ..model.events.clone() },
+            prefix: model.keys.prefix.clone(),
+        }
+    }
+
+    /// Gives a model what was kept.
+    pub fn apply(self, model: &mut Model) {
+        model.screen = self.screen;
+        model.map = self.map;
+        model.zoom = self.zoom.min(ZOOMS.len() - 1);
+        (model.nodes, model.partitions, model.events) = (self.nodes, self.partitions, self.events);
+        model.keys.prefix = self.prefix;
+    }
+
+    /// Reads the file. What cannot be read is not worth a message: everything is as at the first start.
+    #[must_use]
+    pub fn read(path: &Path) -> Self {
+        fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Writes the file as a whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let new = path.with_extension("new");
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        fs::rename(&new, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dashboard::theme::Theme;
+
+    #[test]
+    fn what_was_chosen_survives() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("kv/dashboard.json");
+        let mut model = Model::new("local".to_owned(), Theme::default(), false, (80, 24), 0);
+        model.screen = Screen::Events;
+        model.nodes.sort_by(Column::P99);
+        model.nodes.filter = "n1".to_owned();
+        model.nodes.selected = Some(NodeId(3));
+        Kept::of(&model).write(&path).expect("written");
+        let mut next = Model::new("local".to_owned(), Theme::default(), false, (80, 24), 0);
+        Kept::read(&path).apply(&mut next);
+        assert_eq!(Kept::of(&next), Kept::of(&model));
+        assert_eq!(next.nodes.selected, None, "what was selected is a matter of the moment");
+        fs::write(&path, "{\"screen\": \"Nothing\"}").expect("written");
+        assert_eq!(Kept::read(&path), Kept::default());
+    }
+}

@@ -1,0 +1,141 @@
+//! The line being typed: a command, or a filter.
+
+use crate::command::Line;
+use crate::dashboard::bar::{Bar, Names};
+use crate::dashboard::dialog::{Confirm, Dialog};
+use crate::dashboard::keymap::{Key, Screen};
+use crate::dashboard::model::{HISTORY_MAX, Model, Output, Pane};
+use crate::dashboard::msg::{Ask, Effect};
+
+use super::feed::browse;
+
+pub(super) fn paste(model: &mut Model, text: &str) -> Vec<Effect> {
+    if let Some(Dialog::Confirm(confirm)) = &mut model.dialog {
+        confirm.typed.insert(text);
+    } else if let Some(bar) = model.bar.as_mut().or(model.filter.as_mut()) {
+        bar.insert(text);
+        return want_keys(model);
+    }
+    Vec::new()
+}
+
+pub(super) fn in_bar(model: &mut Model, mut bar: Bar, key: Key) -> Vec<Effect> {
+    match key {
+        Key::Esc | Key::Ctrl('c') => return Vec::new(),
+        Key::Enter => return run(model, &bar.text),
+        Key::Up | Key::Ctrl('p') => bar.recall_older(&model.history),
+        Key::Down | Key::Ctrl('n') => bar.recall_newer(&model.history),
+        Key::Tab => bar.complete(&names(model)),
+        // An empty line is left by taking back what opened it.
+        Key::Backspace if bar.text.is_empty() => return Vec::new(),
+        key => {
+            bar.edit(key);
+        }
+    }
+    model.bar = Some(bar);
+    want_keys(model)
+}
+
+/// Asks for the keys that may complete the line, once for each beginning.
+fn want_keys(model: &mut Model) -> Vec<Effect> {
+    let Some(place) = model.bar.as_ref().and_then(Bar::key_place) else { return Vec::new() };
+    let completion = &mut model.completion;
+    if completion.asked.as_ref() == Some(&place) {
+        return Vec::new();
+    }
+    completion.generation += 1;
+    completion.asked = Some(place.clone());
+    let (keyspace, prefix) = place;
+    vec![Effect::Ask(Ask::Complete { generation: completion.generation, keyspace, prefix })]
+}
+
+/// The names that completion offers.
+#[must_use]
+pub fn names(model: &Model) -> Names {
+    let keys = model.completion.keys.clone();
+    let Some(cluster) = model.shown() else { return Names { keys, ..Names::default() } };
+    let description = &cluster.picture.description;
+    Names {
+        nodes: description.members.iter().map(|member| member.member.name.clone()).collect(),
+        keyspaces: description.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
+        keys,
+    }
+}
+
+/// Keeps a line in the history and runs it, unless it destroys something that must be confirmed first.
+pub(super) fn run(model: &mut Model, line: &str) -> Vec<Effect> {
+    let line = line.trim();
+    match line {
+        "" => return Vec::new(),
+        "q" | "quit" | "exit" => return vec![Effect::Quit],
+        _ => {}
+    }
+    let mut effects = Vec::new();
+    // What was read may have changed when the next line is typed.
+    model.completion.asked = None;
+    if model.history.last().map(String::as_str) != Some(line) {
+        model.history.push(line.to_owned());
+        if model.history.len() > HISTORY_MAX {
+            model.history.remove(0);
+        }
+        effects.push(Effect::Remember(line.to_owned()));
+    }
+    let parsed = Line::parse_line(line.as_bytes()).ok().flatten();
+    let destroys = parsed.filter(|parsed| !parsed.yes && !model.read_only).and_then(|parsed| parsed.command.destroys());
+    if let Some((what, word)) = destroys {
+        model.dialog = Some(Dialog::Confirm(Box::new(Confirm::new(line.to_owned(), what, word))));
+        return effects;
+    }
+    effects.extend(start(model, line.to_owned(), false));
+    effects
+}
+
+/// Runs a line.
+pub(super) fn start(model: &mut Model, line: String, confirmed: bool) -> Vec<Effect> {
+    if model.output.as_ref().is_some_and(|output| output.code.is_none()) {
+        "a command is still running; Esc ends it".clone_into(&mut model.notice);
+        return Vec::new();
+    }
+    model.output = Some(Output { line: line.clone(), ..Output::default() });
+    vec![Effect::Ask(Ask::Run { line, confirmed })]
+}
+
+/// Opens the filter of the list that the keys move in, with what it holds.
+pub(super) fn open_filter(model: &mut Model) {
+    if let Some(filter) = filter_of(model) {
+        model.filter = Some(Bar::with(filter));
+    }
+}
+
+/// The filter of the list that the keys move in.
+pub(super) fn filter_of(model: &mut Model) -> Option<&mut String> {
+    match (model.screen, model.pane) {
+        (Screen::Overview | Screen::Nodes, Pane::Main) => Some(&mut model.nodes.filter),
+        (Screen::Nodes, Pane::Side) => Some(&mut model.partitions.filter),
+        (Screen::Overview, Pane::Side) | (Screen::Events, _) => Some(&mut model.events.filter),
+        (Screen::Keys, _) => Some(&mut model.keys.prefix),
+    }
+}
+
+pub(super) fn in_filter(model: &mut Model, mut bar: Bar, key: Key) -> Vec<Effect> {
+    match key {
+        Key::Esc | Key::Ctrl('c') => return Vec::new(),
+        Key::Enter => return set_filter(model, bar.text),
+        key => {
+            bar.edit(key);
+        }
+    }
+    // Lists follow while it is typed; keys are asked of the cluster, and wait for Enter.
+    if model.screen != Screen::Keys {
+        set_filter(model, bar.text.clone());
+    }
+    model.filter = Some(bar);
+    Vec::new()
+}
+
+pub(super) fn set_filter(model: &mut Model, text: String) -> Vec<Effect> {
+    if let Some(filter) = filter_of(model) {
+        *filter = text;
+    }
+    if model.screen == Screen::Keys { browse(model, true) } else { Vec::new() }
+}
