@@ -79,6 +79,8 @@ pub struct NodeConfig {
     pub slice_bytes_max: usize,
     /// Partitions that a refill copies at once.
     pub refills_max: usize,
+    /// In this time every owned partition is compared once with each of its other owners (anti-entropy); zero: never.
+    pub repair_every: Duration,
 }
 
 impl NodeConfig {
@@ -103,6 +105,7 @@ impl NodeConfig {
             slice_entries_max: 1024,
             slice_bytes_max: 1024 * 1024,
             refills_max: 4,
+            repair_every: Duration::from_secs(3600),
         }
     }
 }

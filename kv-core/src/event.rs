@@ -41,6 +41,36 @@ pub enum Event {
         /// Records received.
         records: u64,
     },
+    /// The partition migrates to this node, which begins to copy it.
+    CopyStarted {
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// The partition holds all that its sources held when they were fenced; the receipt is durable.
+    CopyDone {
+        /// The partition.
+        partition: PartitionId,
+        /// How many sources cover it.
+        sources: usize,
+        /// Live keys held.
+        keys: u64,
+    },
+    /// What was left of a partition is held by every current owner and was deleted here.
+    ResidueDropped {
+        /// The partition.
+        partition: PartitionId,
+        /// Records deleted.
+        records: u64,
+    },
+    /// Two owners compared a partition and gave each other what they lacked.
+    Repaired {
+        /// The partition.
+        partition: PartitionId,
+        /// The other owner.
+        peer: NodeId,
+        /// Records fetched and offered.
+        records: u64,
+    },
     /// Hints or lag marks for a partition were delivered to all of its owners.
     HandedOff {
         /// How many.
@@ -79,6 +109,16 @@ impl fmt::Display for Event {
             Self::LayoutAdopted { epoch } => write!(f, "layout {epoch} adopted"),
             Self::RefillStarted { partition } => write!(f, "refilling {partition} from its other owners"),
             Self::RefillDone { partition, records } => write!(f, "{partition} refilled with {records} records"),
+            Self::CopyStarted { partition } => write!(f, "copying {partition}, which migrates to this node"),
+            Self::CopyDone { partition, sources, keys } => {
+                write!(f, "{partition} is covered by {sources} old owners and holds {keys} keys")
+            }
+            Self::ResidueDropped { partition, records } => {
+                write!(f, "{records} records of {partition}, which migrated away, dropped: every owner has them")
+            }
+            Self::Repaired { partition, peer, records } => {
+                write!(f, "comparing {partition} with {peer} mended {records} records")
+            }
             Self::HandedOff { records } => write!(f, "{records} hinted records handed off"),
             Self::ReadRepaired { partition, replicas } => {
                 write!(f, "a read repaired {replicas} replicas of {partition}")

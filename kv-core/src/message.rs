@@ -3,10 +3,14 @@
 //! The messages of one stream belong to one session between two incarnations. The shell discards the frames of a closed
 //! session; within one the core copes with loss, repetition and any order.
 
+mod exchange;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub use exchange::{Answer, DigestEntry, Errand, Keyed, LeafSet, Position, Question, Tree};
 
 use crate::error::RequestError;
 use crate::ring::Entry;
@@ -14,7 +18,7 @@ use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestI
 use crate::version::{Hlc, Record};
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// How many replicas a request waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -270,7 +274,7 @@ pub enum Message {
         /// What the replica holds, durably, or why it does not say.
         result: Result<Held, Refusal>,
     },
-    /// Asks a replica for a slice of some of its partitions: for scans, and to refill a lost store.
+    /// Asks a replica for a slice of some of its partitions.
     Slice {
         /// Correlates the answer.
         call: CallId,
@@ -283,6 +287,26 @@ pub enum Message {
         call: CallId,
         /// The records, or why there are none.
         result: Result<SliceAnswer, Refusal>,
+    },
+    /// Asks another replica of a partition something about all of it.
+    Exchange {
+        /// Correlates the answer.
+        call: CallId,
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch of its entry.
+        epoch: Epoch,
+        /// What for.
+        errand: Errand,
+        /// The question.
+        question: Question,
+    },
+    /// The answer to `Exchange`.
+    ExchangeResult {
+        /// Which question.
+        call: CallId,
+        /// The answer, or why there is none.
+        result: Result<Answer, Refusal>,
     },
 }
 
@@ -304,40 +328,28 @@ pub enum Held {
     Digest(u64),
 }
 
-/// A slice of the records of some partitions.
+/// What a scan wants of one node: keys of one keyspace in byte order, over several partitions at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SliceQuery {
-    /// For a scan: keys of one keyspace in byte order, over several partitions at once.
-    Scan {
-        /// The partitions with the epochs of their entries.
-        partitions: Vec<(PartitionId, Epoch)>,
-        /// The keyspace.
-        keyspace: KeyspaceId,
-        /// Only keys that start with it.
-        prefix: Bytes,
-        /// Only keys behind it.
-        after: Option<Bytes>,
-        /// The most keys to return.
-        limit: usize,
-        /// Values may be left out.
-        keys_only: bool,
-    },
-    /// For a refill: every record of one partition, in storage order.
-    Copy {
-        /// The partition.
-        partition: PartitionId,
-        /// The epoch of its entry.
-        epoch: Epoch,
-        /// Only records behind this keyspace and key.
-        after: Option<(KeyspaceId, Bytes)>,
-    },
+pub struct SliceQuery {
+    /// The partitions with the epochs of their entries.
+    pub partitions: Vec<(PartitionId, Epoch)>,
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// Only keys that start with it.
+    pub prefix: Bytes,
+    /// Only keys behind it.
+    pub after: Option<Bytes>,
+    /// The most keys to return.
+    pub limit: usize,
+    /// Values may be left out.
+    pub keys_only: bool,
 }
 
 /// The records of a slice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceAnswer {
     /// The records, in the order of the query.
-    pub records: Vec<(KeyspaceId, Bytes, Record)>,
+    pub records: Vec<Keyed>,
     /// Whether there may be more behind the last one.
     pub more: bool,
 }
@@ -370,6 +382,13 @@ pub struct MessageError {
 }
 
 impl Message {
+    /// Whether the message may wait behind all others: the shell sends such messages on a stream of their own, and the
+    /// core copes with any order between the two.
+    #[must_use]
+    pub fn is_bulk(&self) -> bool {
+        matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
     /// The encoding.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -395,13 +414,16 @@ impl Message {
             Self::Replicate { record, .. } => record.is_valid(),
             Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
+            Self::Exchange { question, .. } => question.is_valid(),
+            Self::ExchangeResult { result: Ok(answer), .. } => answer.is_valid(),
             Self::Forwarded { outcome: Ok(Ok(Response::Inspected { replicas })), .. } => {
                 replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref()).all(Record::is_valid)
             }
             Self::Forwarded { outcome: Err(refusal), .. }
             | Self::Replicated { result: Err(refusal), .. }
             | Self::ReadResult { result: Err(refusal), .. }
-            | Self::SliceResult { result: Err(refusal), .. } => sound(refusal),
+            | Self::SliceResult { result: Err(refusal), .. }
+            | Self::ExchangeResult { result: Err(refusal), .. } => sound(refusal),
             _ => true,
         };
         if valid { Ok(message) } else { Err(MessageError { reason: "a record or an entry breaks its own rules" }) }

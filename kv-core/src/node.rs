@@ -2,7 +2,7 @@
 
 mod adopt;
 pub(crate) mod keys;
-mod meta;
+pub(crate) mod meta;
 pub(crate) mod peers;
 pub(crate) mod timers;
 
@@ -17,10 +17,14 @@ use crate::error::{Kind, RequestError, StorageError};
 use crate::event::Event;
 use crate::map::{Map, map};
 use crate::message::{Message, Outcome, Request};
-use crate::replica::{HandoffPass, Refill, Replication, ReplicationId, SliceJob, Sweeper};
+use crate::replica::{
+    Copy, Exchange, ExchangeId, HandoffPass, Leftovers, Progress, Repairs, Replication, ReplicationId, Serving,
+    SliceJob, Sweeper, Throttle,
+};
 use crate::ring::Layout;
 use crate::rule::Rules;
-use crate::storage::{Batch, HotStats, HotTier, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
+use crate::storage::{Batch, HotStats, HotTier, PartitionStats, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
+use crate::topology::{Receipt, TransferSettings};
 use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
 use crate::version::Clock;
 use keys::{HeldQueue, ReadFor, Slot};
@@ -80,6 +84,13 @@ pub enum Input {
         /// The entries.
         result: Result<Slice, StorageError>,
     },
+    /// An `Effect::Leaves` was carried out.
+    LeavesDone {
+        /// Which read.
+        read: ReadId,
+        /// The statistics of the partition as of the last commit or later; the default if it has no entries.
+        result: Result<PartitionStats, StorageError>,
+    },
     /// Every batch up to and with this one is durable.
     Persisted {
         /// The last durable batch.
@@ -94,6 +105,10 @@ pub enum Input {
     Layout(Arc<Layout>),
     /// The control plane has committed the keyspaces.
     Keyspaces(Vec<Keyspace>),
+    /// How fast partitions may be copied from now on. Until the first, the defaults hold.
+    Transfers(TransferSettings),
+    /// An operator wants these partitions compared with their other owners now, as far as this node holds all of them.
+    Repair(Vec<PartitionId>),
     /// The moment of the last `Effect::WakeAt` has come.
     Wake,
 }
@@ -129,6 +144,13 @@ pub enum Effect {
         /// Which range.
         request: SliceRequest,
     },
+    /// Read the statistics of a partition, as of the last commit or later; answered by `Input::LeavesDone`.
+    Leaves {
+        /// Names the answer.
+        read: ReadId,
+        /// The partition.
+        partition: PartitionId,
+    },
     /// Commit a batch behind all earlier ones; answered by `Input::Persisted`.
     Persist {
         /// Its position.
@@ -162,6 +184,12 @@ pub struct Status {
     pub lagging: u64,
     /// Owned partitions that are not complete: the store was lost and they are being refilled.
     pub unsynced: Vec<PartitionId>,
+    /// Partitions that migrate to this node and are not covered yet.
+    pub receiving: usize,
+    /// Partitions that this node has left and may still hold records of.
+    pub leaving: usize,
+    /// Comparisons with other owners that are under way or asked for by hand.
+    pub repairing: usize,
     /// Batches that are not durable.
     pub unsynced_batches: u64,
     /// Keys with work in progress.
@@ -189,6 +217,7 @@ pub struct Node {
     pub(crate) layout: Option<Arc<Layout>>,
     /// The newest layout given, durable or not.
     pub(crate) newest: Epoch,
+    pub(crate) given: Option<Arc<Layout>>,
     pub(crate) keyspaces: BTreeMap<KeyspaceId, Keyspace>,
     /// The store, if it was there when the cluster was formed.
     pub(crate) original: Option<StoreId>,
@@ -214,7 +243,18 @@ pub struct Node {
     pub(crate) ops: BTreeMap<OpId, Op>,
     pub(crate) replications: BTreeMap<ReplicationId, Replication>,
     pub(crate) slice_jobs: BTreeMap<ReadId, SliceJob>,
-    pub(crate) refills: BTreeMap<PartitionId, Refill>,
+    pub(crate) copies: BTreeMap<PartitionId, Copy>,
+    /// How far the copies of this and of earlier runs are; durable.
+    pub(crate) progress: BTreeMap<PartitionId, Progress>,
+    /// The receipts of copies; durable.
+    pub(crate) receipts: BTreeMap<PartitionId, Receipt>,
+    pub(crate) exchanges: BTreeMap<ExchangeId, Exchange>,
+    /// Questions of other replicas that are being answered.
+    pub(crate) serving: BTreeMap<ReadId, Serving>,
+    pub(crate) leftovers: Leftovers,
+    pub(crate) repairs: Repairs,
+    pub(crate) transfers: TransferSettings,
+    pub(crate) throttle: Throttle,
     pub(crate) handoff: HandoffPass,
     pub(crate) sweeper: Sweeper,
 
@@ -256,6 +296,20 @@ impl Node {
                 synced.insert(PartitionId(u16::from_be_bytes(id)), meta::decode(&name, &value)?);
             }
         }
+        let (mut progress, mut receipts) = (BTreeMap::new(), BTreeMap::new());
+        for (name, value) in reader.metas(meta::PROGRESS)? {
+            if let Some(id) = meta::id(&name, meta::PROGRESS) {
+                progress.insert(PartitionId(u16::from_be_bytes(id)), meta::decode(&name, &value)?);
+            }
+        }
+        for (name, value) in reader.metas(meta::RECEIPT)? {
+            if let Some(id) = meta::id(&name, meta::RECEIPT) {
+                receipts.insert(PartitionId(u16::from_be_bytes(id)), meta::decode(&name, &value)?);
+            }
+        }
+        let mut leftovers = Leftovers::default();
+        let stored = stats.partitions().filter(|(_, stats)| stats.total(Space::Owned).records > 0);
+        leftovers.stocked.extend(stored.map(|(partition, _)| partition).filter(|&id| config.partitions.contains(id)));
         let seed = config.map_seed;
         let mut node = Self {
             hot: HotTier::new(config.hot_bytes_max, seed),
@@ -272,6 +326,7 @@ impl Node {
             timers: Timers::default(),
             newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
             layout: layout.map(Arc::new),
+            given: None,
             keyspaces: keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect(),
             original,
             synced,
@@ -289,14 +344,25 @@ impl Node {
             ops: BTreeMap::new(),
             replications: BTreeMap::new(),
             slice_jobs: BTreeMap::new(),
-            refills: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            progress,
+            receipts,
+            exchanges: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            leftovers,
+            repairs: Repairs::default(),
+            transfers: TransferSettings::default(),
+            throttle: Throttle::default(),
             handoff: HandoffPass::default(),
             sweeper: Sweeper::default(),
         };
         // Whatever the last run left to do is looked for at the first step.
         node.set_timer(Monotonic(0), Timer::Handoff);
         node.set_timer(Monotonic(0), Timer::Sweep);
-        node.plan_refills();
+        node.set_timer(Monotonic(0), Timer::Repair);
+        node.restart_copies(&|_| false);
+        node.restart_repairs(&|_| false);
+        node.plan_handovers();
         Ok(node)
     }
 
@@ -319,7 +385,8 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> Status {
         let unsynced = self.layout.as_ref().map_or_else(Vec::new, |layout| {
-            layout.partition_ids().filter(|&partition| self.owns(partition) && !self.is_synced(partition)).collect()
+            let ids = layout.partition_ids();
+            ids.filter(|&partition| self.owns(partition) && !self.holds(partition)).collect()
         });
         Status {
             epoch: self.layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
@@ -329,6 +396,9 @@ impl Node {
             hint_bytes: self.hint_bytes,
             lagging: self.lagging,
             unsynced,
+            receiving: self.receiving(),
+            leaving: self.leaving(),
+            repairing: self.repairing(),
             unsynced_batches: self.seq.0 - self.durable.0,
             keys_busy: self.slots.len(),
             poisoned: self.poisoned.is_some(),
@@ -363,7 +433,7 @@ impl Node {
     #[cfg(feature = "mutation")]
     pub fn break_rule(&mut self, rule: crate::rule::Rule) {
         self.rules.break_rule(rule);
-        self.plan_refills();
+        self.plan_copies();
     }
 
     fn handle(&mut self, input: Input) {
@@ -380,10 +450,13 @@ impl Node {
             Input::PeerDown { node } => self.peer_down(node),
             Input::ReadDone { read, result } => self.read_done(read, result),
             Input::SliceDone { read, result } => self.slice_done(read, result),
+            Input::LeavesDone { read, result } => self.leaves_done(read, result),
             Input::Persisted { seq } => self.persisted(seq),
             Input::PersistFailed { error } => self.poison(&error),
             Input::Layout(layout) => self.layout_given(layout),
             Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
+            Input::Transfers(settings) => self.transfers_given(settings),
+            Input::Repair(partitions) => self.repair_by_hand(&partitions),
             Input::Wake => {}
         }
     }
@@ -395,7 +468,10 @@ impl Node {
             Timer::Retry(replication) => self.retry(replication),
             Timer::Handoff => self.handoff_pass(),
             Timer::Sweep => self.sweep_pass(),
-            Timer::Refill(partition) => self.refill_step(partition),
+            Timer::Copy(partition) => self.copy_step(partition),
+            Timer::Exchange(exchange) => self.exchange_step(exchange),
+            Timer::HandOver => self.handover_pass(),
+            Timer::Repair => self.repair_turn(),
         }
     }
 

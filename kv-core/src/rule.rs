@@ -23,6 +23,22 @@ pub enum Rule {
     KeepHintUntilConfirmed,
     /// E1: a layout is durable before the node acts on it.
     DurableLayout,
+    /// A3: while a partition migrates, quorums are needed among the old and among the new owners.
+    BothQuorums,
+    /// A4: a record is dropped by a node that left only when every current owner holds it.
+    HandOverBeforeDrop,
+    /// E3: progress, receipts and completeness count only for the ownership for which they were made.
+    SinceCounts,
+    /// M1: who enters is covered by as many old owners as the entry demands.
+    CoveredByMajority,
+    /// M1: a source of a copy acts on the joint epoch before it answers.
+    FencedSource,
+    /// M2: a copy's progress is durable no earlier than its data.
+    CursorBehindData,
+    /// M2: a source that was left midway does not count as covered.
+    CoverageOfEachSource,
+    /// M4: what was left is dropped only after the layout that says so is durable.
+    DropAfterAdoption,
 }
 
 /// Which rules hold.

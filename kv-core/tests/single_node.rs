@@ -58,6 +58,10 @@ impl Shell {
                     Effect::Slice { read, request } => {
                         inputs.push(Input::SliceDone { read, result: self.reader.slice(&request) });
                     }
+                    Effect::Leaves { read, partition } => {
+                        let stats = self.committer.stats().partition(partition).cloned().unwrap_or_default();
+                        inputs.push(Input::LeavesDone { read, result: Ok(stats) });
+                    }
                     Effect::Persist { seq, batch } => {
                         self.committer.commit(&[batch], seq).unwrap();
                         inputs.push(Input::Persisted { seq });

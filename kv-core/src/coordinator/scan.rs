@@ -97,7 +97,7 @@ impl Node {
             if !self.ops.get(&op).is_some_and(current) {
                 return;
             }
-            let slice = SliceQuery::Scan {
+            let slice = SliceQuery {
                 partitions,
                 keyspace: request.keyspace,
                 prefix: request.prefix.clone(),

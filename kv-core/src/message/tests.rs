@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Kind;
 use crate::ring::Owner;
+use crate::storage::{LEAVES, Leaf, Tally};
 use crate::types::StoreId;
 use crate::version::{Actor, Conflict, Context, Write};
 
@@ -102,28 +103,66 @@ fn result_of<T: std::fmt::Debug>(done: impl Strategy<Value = T>) -> impl Strateg
     prop_oneof![2 => done.prop_map(Ok), 1 => any_refusal().prop_map(Err)]
 }
 
+fn any_position() -> impl Strategy<Value = Position> {
+    (any::<u32>().prop_map(KeyspaceId), any_bytes())
+}
+
+fn any_keyed() -> impl Strategy<Value = Vec<Keyed>> {
+    prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3)
+}
+
+fn any_leaves() -> impl Strategy<Value = Vec<Leaf>> {
+    any::<u64>().prop_map(|seed| (0..LEAVES as u64).map(|leaf| Leaf { count: leaf % 5, hash: seed ^ leaf }).collect())
+}
+
+fn any_question() -> impl Strategy<Value = Question> {
+    let after = || prop::option::of(any_position());
+    prop_oneof![
+        Just(Question::Leaves),
+        after().prop_map(|after| Question::Records { after }),
+        (any_leaves(), after()).prop_map(|(leaves, after)| Question::Digests {
+            leaves: LeafSet::differing(&leaves, &vec![Leaf { count: 1, hash: 1 }; LEAVES]),
+            after
+        }),
+        prop::collection::vec(any_position(), 0..3).prop_map(|keys| Question::Fetch { keys }),
+        any_keyed().prop_map(|records| Question::Offer { records }),
+    ]
+}
+
+fn any_answer() -> impl Strategy<Value = Answer> {
+    let next = || prop::option::of(any_position());
+    let entry = (any_position(), any::<u64>(), any::<u32>()).prop_map(|((keyspace, key), digest, bytes)| DigestEntry {
+        keyspace,
+        key,
+        digest,
+        bytes,
+    });
+    prop_oneof![
+        (any_leaves(), any::<u64>()).prop_map(|(leaves, root)| {
+            Answer::Leaves(Tree { leaves, root, tally: Tally { keys: 1, bytes: root, records: 2 } })
+        }),
+        (any_keyed(), next()).prop_map(|(records, next)| Answer::Records { records, next }),
+        (prop::collection::vec(entry, 0..3), next()).prop_map(|(entries, next)| Answer::Digests { entries, next }),
+        Just(Answer::Taken),
+    ]
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     let call = || any::<u64>().prop_map(CallId);
     let role = || prop_oneof![Just(Role::Owner), Just(Role::StandIn)];
     let outcome = prop_oneof![any_response().prop_map(Ok), Just(Err(RequestError::invalid("no")))];
     let held = prop_oneof![any_record().prop_map(Held::Full), any::<u64>().prop_map(Held::Digest)];
-    let records = prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3);
-    let query = prop_oneof![
-        (prop::collection::vec((any::<u16>(), any::<u64>()), 0..4), any_bytes(), prop::option::of(any_bytes()))
-            .prop_map(|(partitions, prefix, after)| SliceQuery::Scan {
-                partitions: partitions.into_iter().map(|(id, epoch)| (PartitionId(id), Epoch(epoch))).collect(),
-                keyspace: KeyspaceId(3),
-                prefix,
-                after,
-                limit: 10,
-                keys_only: false,
-            }),
-        (any::<u16>(), prop::option::of(any_bytes())).prop_map(|(partition, after)| SliceQuery::Copy {
-            partition: PartitionId(partition),
-            epoch: Epoch(1),
-            after: after.map(|after| (KeyspaceId(1), after)),
-        }),
-    ];
+    let records = || prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3);
+    let query = (prop::collection::vec((any::<u16>(), any::<u64>()), 0..4), any_bytes(), prop::option::of(any_bytes()))
+        .prop_map(|(partitions, prefix, after)| SliceQuery {
+            partitions: partitions.into_iter().map(|(id, epoch)| (PartitionId(id), Epoch(epoch))).collect(),
+            keyspace: KeyspaceId(3),
+            prefix,
+            after,
+            limit: 10,
+            keys_only: false,
+        });
+    let errand = prop_oneof![Just(Errand::Refill), Just(Errand::Copy), Just(Errand::HandOver), Just(Errand::Repair)];
     prop_oneof![
         (call(), any_request(), any::<u32>()).prop_map(|(call, request, ms)| Message::Forward {
             call,
@@ -140,8 +179,12 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         (call(), result_of(held)).prop_map(|(call, result)| Message::ReadResult { call, result }),
         (call(), query).prop_map(|(call, slice)| Message::Slice { call, slice }),
-        (call(), result_of((records, any::<bool>()).prop_map(|(records, more)| SliceAnswer { records, more })))
+        (call(), result_of((records(), any::<bool>()).prop_map(|(records, more)| SliceAnswer { records, more })))
             .prop_map(|(call, result)| Message::SliceResult { call, result }),
+        (call(), any::<u16>(), errand, any_question()).prop_map(|(call, partition, errand, question)| {
+            Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), errand, question }
+        }),
+        (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
     ]
 }
 
@@ -194,7 +237,13 @@ fn is_sound(message: &Message) -> bool {
         Message::SliceResult { result: Ok(SliceAnswer { records, .. }), .. } => {
             records.iter().all(|entry| entry.2.is_valid())
         }
+        Message::Exchange { question: Question::Offer { records }, .. }
+        | Message::ExchangeResult { result: Ok(Answer::Records { records, .. }), .. } => {
+            records.iter().all(|entry| entry.2.is_valid())
+        }
+        Message::ExchangeResult { result: Ok(Answer::Leaves(tree)), .. } => tree.leaves.len() == LEAVES,
         Message::ReadResult { result: Err(Refusal::Stale { newer }), .. }
+        | Message::ExchangeResult { result: Err(Refusal::Stale { newer }), .. }
         | Message::Replicated { result: Err(Refusal::Stale { newer }), .. }
         | Message::SliceResult { result: Err(Refusal::Stale { newer }), .. }
         | Message::Forwarded { outcome: Err(Refusal::Stale { newer }), .. } => newer.is_valid(),
@@ -215,7 +264,12 @@ fn malformed_contents_are_refused() {
     refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), record: record.clone() });
     refused(Message::ReadResult { call, result: Ok(Held::Full(record.clone())) });
     let records = vec![(keyspace, key, record.clone())];
-    refused(Message::SliceResult { call, result: Ok(SliceAnswer { records, more: false }) });
+    refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
+    refused(Message::ExchangeResult { call, result: Ok(Answer::Records { records: records.clone(), next: None }) });
+    let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default() };
+    refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)) });
+    let (partition, errand) = (PartitionId(1), Errand::HandOver);
+    refused(Message::Exchange { call, partition, epoch, errand, question: Question::Offer { records } });
     let replicas = vec![ReplicaView { node: NodeId(1), owner: true, record: Ok(Some(record)) }];
     refused(Message::Forwarded { call, outcome: Ok(Ok(Response::Inspected { replicas })) });
 
@@ -228,6 +282,7 @@ fn malformed_contents_are_refused() {
         refused(Message::ReadResult { call, result: Err(refusal()) });
         refused(Message::SliceResult { call, result: Err(refusal()) });
         refused(Message::Forwarded { call, outcome: Err(refusal()) });
+        refused(Message::ExchangeResult { call, result: Err(refusal()) });
     }
 }
 

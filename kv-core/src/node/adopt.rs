@@ -25,6 +25,10 @@ impl Node {
             self.persist_meta(bytes::Bytes::from_static(meta::ORIGINAL), meta::encode(&store));
         }
         self.newest = layout.epoch;
+        self.given = Some(layout.clone());
+        if !self.rules.keep(Rule::DropAfterAdoption) {
+            self.plan_handovers();
+        }
         let durable = self.persist_meta(bytes::Bytes::from_static(meta::LAYOUT), meta::encode(&*layout));
         let durable = if self.rules.keep(Rule::DurableLayout) { durable } else { self.durable };
         self.hold(durable, Held::Adopt(layout));
@@ -44,8 +48,9 @@ impl Node {
         };
         // A phase of a request never mixes epochs (rule E2): what was asked by the old entry is asked again.
         self.reroute(&changed);
-        self.refills.retain(|&partition, _| !changed(partition));
-        self.plan_refills();
+        self.restart_copies(&changed);
+        self.restart_repairs(&changed);
+        self.plan_handovers();
         self.set_timer(self.now.mono, super::Timer::Handoff);
     }
 
@@ -64,7 +69,7 @@ impl Node {
         self.keyspaces.get(&id)
     }
 
-    /// Whether this node owns `partition` and this loop serves it.
+    /// Whether this node owns `partition` (while it migrates: as an old or a new owner) and this loop serves it.
     pub(crate) fn owns(&self, partition: PartitionId) -> bool {
         self.config.partitions.contains(partition)
             && self
@@ -75,8 +80,9 @@ impl Node {
     }
 
     /// Whether this store holds what the layout expects of an owner of `partition`: it was there when the cluster was
-    /// formed and has owned the partition from the start, or it has been refilled since (rule D2). That the layout
-    /// names this store says nothing: a member whose store was lost is listed with its new one.
+    /// formed and has owned the partition from the start, or it has been refilled or copied to since (rules D2 and E3).
+    /// That the layout names this store says nothing: a member whose store was lost is listed with its new one. Who only
+    /// enters a migrating partition is not asked alone, however much it holds.
     pub(crate) fn is_synced(&self, partition: PartitionId) -> bool {
         if !self.rules.keep(Rule::RefillLostStore) {
             return true;
@@ -86,15 +92,22 @@ impl Node {
         let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
         let store = self.incarnation.store;
         let original = self.original == Some(store) && owner.since <= FIRST_EPOCH;
-        original || self.synced.get(&partition) == Some(&(store, owner.since))
+        let counts = |synced: &meta::Synced| {
+            synced.0 == store && (synced.1 == owner.since || !self.rules.keep(Rule::SinceCounts))
+        };
+        original || self.synced.get(&partition).is_some_and(counts)
+    }
+
+    /// Whether this node's confirmations and answers count for `partition`: as those of a complete old owner, or of one
+    /// that enters, which count among the new owners only (rule A3).
+    pub(crate) fn holds(&self, partition: PartitionId) -> bool {
+        self.is_synced(partition) || self.entry(partition).is_some_and(|entry| entry.enters(self.config.node))
     }
 
     /// The partition holds all that its other owners held: remember it, then serve it.
     pub(crate) fn mark_synced(&mut self, partition: PartitionId) {
         let Some(owner) = self
-            .layout
-            .as_ref()
-            .and_then(|layout| layout.entry(partition))
+            .entry(partition)
             .and_then(|entry| entry.owners.iter().find(|owner| owner.node == self.config.node).copied())
         else {
             return;

@@ -10,10 +10,12 @@ use crate::coordinator::OpId;
 use crate::error::StorageError;
 use crate::event::Event;
 use crate::message::{CallId, Held as HeldRecord, Message, Refusal, Role};
+use crate::replica::ExchangeId;
 use crate::ring::Layout;
 use crate::rule::Rule;
-use crate::storage::{Footprint, Hot, Space, StorageKey, Stored, Write};
-use crate::types::{Incarnation, NodeId, PartitionId, Seq};
+use crate::storage::{Footprint, Hot, PartitionStats, Slice, Space, StorageKey, Stored, Write};
+use crate::topology::Receipt;
+use crate::types::{Epoch, Incarnation, NodeId, PartitionId, Seq};
 use crate::version::Record;
 
 /// One key with work in progress. While a slot exists it is the truth about its key; the store catches up.
@@ -50,6 +52,27 @@ pub(crate) enum ReadFor {
     HandOff,
     /// The sweeper's partition.
     Sweep(PartitionId),
+    /// The statistics of a partition.
+    Leaves(LeavesFor),
+    /// This node's own part of a page.
+    Exchange(ExchangeId),
+    /// A question of another replica.
+    Serving(ReadId),
+    /// What is to be dropped of a partition that was left.
+    Drop(PartitionId),
+}
+
+/// What the statistics of a partition are read for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LeavesFor {
+    /// To compare them with another replica's.
+    Exchange(ExchangeId),
+    /// For another replica.
+    Serving(ReadId),
+    /// For the receipt of a copy.
+    Receipt(PartitionId),
+    /// To know what is left of a partition.
+    Residue(PartitionId),
 }
 
 /// What to do with a key as soon as its record is in memory.
@@ -75,17 +98,23 @@ pub(crate) enum Task {
     UnmarkUnchanged { digest: u64 },
     /// Remove a lag mark (a key of the lag space).
     Unmark,
+    /// Give the record to another replica that asked for it.
+    Fetch { serving: ReadId },
+    /// Delete a record of a partition that was left at this epoch.
+    Drop { epoch: Epoch },
 }
 
 /// Who is told that a record was merged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Applied {
-    /// A peer that replicates.
-    Peer { peer: NodeId, call: CallId },
+    /// A peer that replicates at this epoch.
+    Peer { peer: NodeId, call: CallId, epoch: Epoch },
     /// A read that repairs this node's own copy.
     Repair,
-    /// A refill.
-    Refill { partition: PartitionId, slice: CallId },
+    /// An exchange, for its answer to this call.
+    Exchange { id: ExchangeId, round: CallId },
+    /// Another replica that offers it.
+    Offered { serving: ReadId },
 }
 
 /// What happens once a batch is durable.
@@ -103,13 +132,35 @@ pub(crate) enum Held {
         role: Role,
         record: Record,
     },
-    Refilled {
-        partition: PartitionId,
-        slice: CallId,
+    Merged {
+        id: ExchangeId,
+        round: CallId,
     },
     Slice {
         job: ReadId,
     },
+    Leaves {
+        reason: LeavesFor,
+        stats: Box<PartitionStats>,
+    },
+    OwnPage {
+        id: ExchangeId,
+        slice: Slice,
+    },
+    Served {
+        id: ReadId,
+        slice: Slice,
+    },
+    Fetched {
+        serving: ReadId,
+        key: StorageKey,
+        record: Option<Record>,
+    },
+    Taken {
+        serving: ReadId,
+    },
+    Covered(Box<Receipt>),
+    Dropped(PartitionId),
     PeerUp {
         node: NodeId,
         incarnation: Incarnation,
@@ -136,6 +187,7 @@ impl Node {
                 self.run(&key, stored, task);
             } else if slot.waiting.len() >= self.config.key_waiters_max {
                 self.refuse_task(
+                    &key,
                     task,
                     &Refusal::Busy(crate::error::RequestError::exhausted(format!(
                         "{} operations wait for this key, the most that a node allows; try again",
@@ -205,7 +257,7 @@ impl Node {
             format!("this node's copy cannot be read: {reason}"),
         ));
         for task in waiting {
-            self.refuse_task(task, &refusal);
+            self.refuse_task(key, task, &refusal);
         }
         self.mend(key);
     }
@@ -223,7 +275,7 @@ impl Node {
     }
 
     /// A task that cannot run because its record cannot be had.
-    fn refuse_task(&mut self, task: Task, refusal: &Refusal) {
+    pub(crate) fn refuse_task(&mut self, key: &StorageKey, task: Task, refusal: &Refusal) {
         let node = self.config.node;
         match task {
             Task::Write(op) => self.finish(op, Err(refusal_error(refusal))),
@@ -231,10 +283,15 @@ impl Node {
             Task::ReadForPeer { peer, call, .. } => {
                 self.send(peer, Message::ReadResult { call, result: Err(refusal.clone()) });
             }
-            Task::Apply { applied: Applied::Peer { peer, call }, .. } => {
+            Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
                 self.send(peer, Message::Replicated { call, result: Err(refusal.clone()) });
             }
-            Task::Apply { applied: Applied::Refill { partition, slice }, .. } => self.refill_refused(partition, slice),
+            Task::Apply { applied: Applied::Exchange { id, round }, .. } => self.exchange_merged(id, round, false),
+            Task::Apply { applied: Applied::Offered { serving }, .. } => {
+                self.serving_refused(serving, refusal.clone());
+            }
+            Task::Fetch { serving } => self.fetched(serving, key, None),
+            Task::Drop { .. } => self.drop_made(key.partition(), None),
             Task::HandOff { .. } => self.handoff_skipped(),
             Task::Apply { applied: Applied::Repair, .. }
             | Task::Sweep
@@ -283,6 +340,18 @@ impl Node {
                 if stored.is_some() {
                     self.put(key, None);
                 }
+            }
+            Task::Fetch { serving } => {
+                let record = stored.map(|stored| stored.record.clone());
+                self.hold_key(key, Held::Fetched { serving, key: key.clone(), record });
+            }
+            Task::Drop { epoch } => {
+                let bytes = stored.map(|stored| u64::from(footprint(key, &stored, stored.encode().len()).bytes));
+                let bytes = bytes.filter(|_| self.may_drop(key.partition(), epoch));
+                if bytes.is_some() {
+                    self.put(key, None);
+                }
+                self.drop_made(key.partition(), bytes);
             }
         }
     }
@@ -334,13 +403,21 @@ impl Node {
     }
 
     pub(crate) fn persist_meta(&mut self, name: Bytes, value: Bytes) -> Seq {
-        let write = Write::Meta { name: name.clone(), value: Some(value) };
+        self.write_meta(name, Some(value))
+    }
+
+    fn write_meta(&mut self, name: Bytes, value: Option<Bytes>) -> Seq {
+        let write = Write::Meta { name: name.clone(), value };
         let same = |write: &Write| matches!(write, Write::Meta { name: other, .. } if *other == name);
         match self.batch.writes.iter_mut().find(|write| same(write)) {
             Some(earlier) => *earlier = write,
             None => self.batch.writes.push(write),
         }
         self.batch_seq()
+    }
+
+    pub(crate) fn forget_meta(&mut self, name: Bytes) {
+        self.write_meta(name, None);
     }
 
     /// The batch of the current step.
@@ -395,8 +472,15 @@ impl Node {
             Held::ReadForOp { op, role, record } => {
                 self.read_answered(op, self.config.node, role, HeldRecord::Full(record));
             }
-            Held::Refilled { partition, slice } => self.refill_applied(partition, slice),
+            Held::Merged { id, round } => self.exchange_merged(id, round, true),
             Held::Slice { job } => self.slice_durable(job),
+            Held::Leaves { reason, stats } => self.leaves_durable(reason, &stats),
+            Held::OwnPage { id, slice } => self.own_page_durable(id, slice),
+            Held::Served { id, slice } => self.served_durable(id, slice),
+            Held::Fetched { serving, key, record } => self.fetched(serving, &key, record),
+            Held::Taken { serving } => self.taken(serving),
+            Held::Covered(receipt) => self.receipt_durable(*receipt),
+            Held::Dropped(partition) => self.drop_durable(partition),
             Held::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
             Held::Adopt(layout) => self.adopt(layout),
             Held::Synced { partition, synced } => self.synced_durable(partition, synced),

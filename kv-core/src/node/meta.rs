@@ -17,16 +17,32 @@ pub(super) const ORIGINAL: &[u8] = b"original";
 pub(super) const PEER: &[u8] = b"peer/";
 /// Prefix of the partitions that were refilled or copied to this store.
 pub(super) const SYNCED: &[u8] = b"synced/";
+/// Prefix of how far the copies of entered partitions are.
+pub(super) const PROGRESS: &[u8] = b"progress/";
+/// Prefix of the receipts of copies.
+pub(super) const RECEIPT: &[u8] = b"receipt/";
 
 /// Since which ownership, and on which store, a partition is complete.
-pub(super) type Synced = (StoreId, Epoch);
+pub(crate) type Synced = (StoreId, Epoch);
 
 pub(super) fn peer(node: NodeId) -> Bytes {
     Bytes::from([PEER, &node.0.to_be_bytes()].concat())
 }
 
-pub(super) fn synced(partition: PartitionId) -> Bytes {
-    Bytes::from([SYNCED, &partition.0.to_be_bytes()].concat())
+pub(crate) fn synced(partition: PartitionId) -> Bytes {
+    of_partition(SYNCED, partition)
+}
+
+pub(crate) fn progress(partition: PartitionId) -> Bytes {
+    of_partition(PROGRESS, partition)
+}
+
+pub(crate) fn receipt(partition: PartitionId) -> Bytes {
+    of_partition(RECEIPT, partition)
+}
+
+fn of_partition(prefix: &[u8], partition: PartitionId) -> Bytes {
+    Bytes::from([prefix, &partition.0.to_be_bytes()].concat())
 }
 
 /// The id at the end of a name.
@@ -34,7 +50,7 @@ pub(super) fn id<const N: usize>(name: &[u8], prefix: &[u8]) -> Option<[u8; N]> 
     name.strip_prefix(prefix)?.try_into().ok()
 }
 
-pub(super) fn encode(value: &impl Serialize) -> Bytes {
+pub(crate) fn encode(value: &impl Serialize) -> Bytes {
     // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
     postcard::to_allocvec(value).map(Bytes::from).unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use crate::message::{CallId, Message, Refusal, Role};
 use crate::node::keys::Held;
 use crate::node::timers::Timer;
 use crate::node::{Effect, meta};
-use crate::replica::ReplicationId;
+use crate::replica::{ExchangeId, ReplicationId};
 use crate::types::{Incarnation, NodeId, PartitionId, StoreId};
 
 /// What the loop knows of another node.
@@ -95,8 +95,8 @@ pub(crate) enum Purpose {
     Slice(OpId),
     /// A replication.
     Replicate(ReplicationId),
-    /// A refill of this partition.
-    Refill(PartitionId),
+    /// An exchange.
+    Exchange(ExchangeId),
 }
 
 impl Node {
@@ -167,7 +167,8 @@ impl Node {
         peer.forwards = ForwardsSeen::default();
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.set_timer(self.now.mono, Timer::Handoff);
-        self.wake_refills();
+        self.plan_copies();
+        self.arm_handovers();
     }
 
     pub(super) fn peer_down(&mut self, node: NodeId) {
@@ -182,7 +183,7 @@ impl Node {
                 Purpose::Read(op, role) => self.read_failed(op, node, role, None),
                 Purpose::Slice(op) => self.scan_failed(op, node, None),
                 Purpose::Replicate(replication) => self.replication_failed(replication, node, call),
-                Purpose::Refill(partition) => self.refill_failed(partition, call),
+                Purpose::Exchange(exchange) => self.exchange_lost(exchange),
             }
         }
     }
@@ -229,10 +230,16 @@ impl Node {
             Message::SliceResult { call, result } => match (self.answered(from, call), result) {
                 (Some(Purpose::Slice(op)), Ok(answer)) => self.scan_answered(op, from, answer),
                 (Some(Purpose::Slice(op)), Err(refusal)) => self.scan_failed(op, from, Some(refusal)),
-                (Some(Purpose::Refill(partition)), Ok(answer)) => self.refill_received(partition, call, answer),
-                (Some(Purpose::Refill(partition)), Err(_)) => self.refill_failed(partition, call),
                 _ => {}
             },
+            Message::Exchange { call, partition, epoch, errand, question } => {
+                self.serve_exchange(from, call, (partition, epoch, errand), question);
+            }
+            Message::ExchangeResult { call, result } => {
+                if let Some(Purpose::Exchange(exchange)) = self.answered(from, call) {
+                    self.exchange_answered(exchange, call, result);
+                }
+            }
         }
     }
 

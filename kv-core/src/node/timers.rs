@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::coordinator::OpId;
-use crate::replica::ReplicationId;
+use crate::replica::{ExchangeId, ReplicationId};
 use crate::types::{Monotonic, PartitionId};
 
 /// What a timer is for.
@@ -19,8 +19,14 @@ pub(crate) enum Timer {
     Handoff,
     /// Expired records are looked for.
     Sweep,
-    /// A refill goes on, or asks again.
-    Refill(PartitionId),
+    /// A refill or copy looks for its next source.
+    Copy(PartitionId),
+    /// An exchange goes on, or asks again.
+    Exchange(ExchangeId),
+    /// What was left of partitions is looked at.
+    HandOver,
+    /// Two owners compare what they hold.
+    Repair,
 }
 
 /// Names a timer that is set.

@@ -24,7 +24,7 @@ impl Node {
         record: Record,
     ) {
         match self.accept(epoch, role, keyspace, key, &record) {
-            Ok(key) => self.with_key(key, Task::Apply { record, applied: Applied::Peer { peer, call } }),
+            Ok(key) => self.with_key(key, Task::Apply { record, applied: Applied::Peer { peer, call, epoch } }),
             Err(refusal) => self.send(peer, Message::Replicated { call, result: Err(refusal) }),
         }
     }
@@ -38,33 +38,54 @@ impl Node {
         record: &Record,
     ) -> Result<StorageKey, Refusal> {
         let (partition, space) = self.addressed(epoch, role, key)?;
-        let Some(conflict) = self.keyspace(keyspace).map(|keyspace| keyspace.conflict) else {
-            // The keyspace is younger than what this node knows; the coordinator sends again.
-            return Err(Refusal::Behind { epoch: self.newest });
-        };
-        // Rule A8. Where timestamps decide nothing, a wrong clock is no reason to refuse.
-        let skew = self.clock.observe(self.now.wall, record.latest(), self.cluster.clock_skew_max);
-        if let (Err(skew), Conflict::Lww) = (skew, conflict) {
-            return Err(Refusal::Failed(RequestError::unavailable(skew.to_string())));
-        }
+        self.may_take(partition, keyspace, key, record)?;
         if space == Space::Hint && self.hint_bytes >= self.config.hint_bytes_max {
             return Err(Refusal::Busy(self.hints_full()));
         }
         Ok(StorageKey::new(space, partition, keyspace, key))
     }
 
-    /// Checks that this node may act for `key` in `role` at `epoch` (invariant 6).
-    fn addressed(&self, epoch: Epoch, role: Role, key: &Bytes) -> Result<(PartitionId, Space), Refusal> {
+    /// The partition of a key that a peer sent, if it can be a key.
+    fn partition_sent(&self, key: &Bytes) -> Result<PartitionId, Refusal> {
         let limit = self.cluster.key_bytes_max;
         if key.is_empty() || key.len() > limit {
             let message = format!("a peer sent a key of {} bytes; keys have 1 to {limit}", key.len());
             return Err(Refusal::Failed(RequestError::invalid(message)));
         }
-        let Some(partition) = self.partition_of(key) else { return Err(Refusal::Behind { epoch: Epoch(0) }) };
+        self.partition_of(key).ok_or(Refusal::Behind { epoch: Epoch(0) })
+    }
+
+    /// Checks what another replica sends by itself.
+    pub(super) fn may_take(
+        &mut self,
+        partition: PartitionId,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        record: &Record,
+    ) -> Result<(), Refusal> {
+        let Some(conflict) = self.keyspace(keyspace).map(|keyspace| keyspace.conflict) else {
+            // The keyspace is younger than what this node knows; it is sent again.
+            return Err(Refusal::Behind { epoch: self.newest });
+        };
+        if self.partition_sent(key)? != partition {
+            let message = format!("a peer sent a key of another partition than {partition}");
+            return Err(Refusal::Failed(RequestError::invalid(message)));
+        }
+        // Rule A8. Where timestamps decide nothing, a wrong clock is no reason to refuse.
+        let skew = self.clock.observe(self.now.wall, record.latest(), self.cluster.clock_skew_max);
+        if let (Err(skew), Conflict::Lww) = (skew, conflict) {
+            return Err(Refusal::Failed(RequestError::unavailable(skew.to_string())));
+        }
+        Ok(())
+    }
+
+    /// Checks that this node may act for `key` in `role` at `epoch` (invariant 6).
+    fn addressed(&self, epoch: Epoch, role: Role, key: &Bytes) -> Result<(PartitionId, Space), Refusal> {
+        let partition = self.partition_sent(key)?;
         self.fence(partition, epoch)?;
         match role {
             Role::Owner if !self.owns(partition) => Err(Refusal::NotOwner),
-            Role::Owner if !self.is_synced(partition) => Err(Refusal::NotSynced),
+            Role::Owner if !self.holds(partition) => Err(Refusal::NotSynced),
             Role::Owner => Ok((partition, Space::Owned)),
             Role::StandIn if self.owns(partition) => Err(Refusal::NotOwner),
             Role::StandIn => Ok((partition, Space::Hint)),
@@ -92,8 +113,23 @@ impl Node {
         }
     }
 
+    /// Whether a record may still be merged: the layout may have changed while the key was read. Whoever asked at an
+    /// epoch must not be told "done" at a later one, since copies that were made in between do not have it.
+    fn may_apply(&self, key: &StorageKey, applied: Applied) -> Result<(), Refusal> {
+        let partition = key.partition();
+        match applied {
+            Applied::Peer { epoch, .. } => self.fence(partition, epoch),
+            Applied::Offered { serving } => self.serves(serving),
+            Applied::Exchange { .. } | Applied::Repair if self.owns(partition) => Ok(()),
+            Applied::Exchange { .. } | Applied::Repair => Err(Refusal::NotOwner),
+        }
+    }
+
     /// Merges a record into the copy at `key`, and confirms once everything that is merged is durable.
     pub(crate) fn apply(&mut self, key: &StorageKey, stored: Option<&Stored>, record: Record, applied: Applied) {
+        if let Err(refusal) = self.may_apply(key, applied) {
+            return self.refuse_task(key, Task::Apply { record, applied }, &refusal);
+        }
         let conflict = self.keyspace(key.keyspace()).map_or(Conflict::Siblings, |keyspace| keyspace.conflict);
         let mut merged = stored.map(|stored| stored.record.clone()).unwrap_or_default();
         merged.merge(&record, conflict);
@@ -102,10 +138,11 @@ impl Node {
             self.put(key, Some(Stored { own: stored.and_then(|stored| stored.own), record: merged }));
         }
         match applied {
-            Applied::Peer { peer, call } => {
+            Applied::Peer { peer, call, .. } => {
                 self.hold_key(key, Held::Send { to: peer, message: Message::Replicated { call, result: Ok(()) } });
             }
-            Applied::Refill { partition, slice } => self.hold_key(key, Held::Refilled { partition, slice }),
+            Applied::Exchange { id, round } => self.hold_merged(key, id, round),
+            Applied::Offered { serving } => self.hold_key(key, Held::Taken { serving }),
             Applied::Repair => {}
         }
     }

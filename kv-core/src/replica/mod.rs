@@ -1,14 +1,23 @@
-//! One copy's duties: apply what coordinators send, answer reads and slices, deliver hints, refill a lost store, sweep.
+//! One copy's duties: apply what coordinators send, answer reads and slices, deliver hints, fill what was lost or is
+//! entered, hand over what was left, compare with the other owners, sweep.
 
 mod apply;
+mod copy;
+mod exchange;
 mod handoff;
-mod refill;
+mod repair;
 mod replication;
+mod residue;
 mod slice;
 mod sweep;
+mod throttle;
 
+pub(crate) use copy::{Copy, Progress};
+pub(crate) use exchange::{Exchange, ExchangeId, Serving};
 pub(crate) use handoff::HandoffPass;
-pub(crate) use refill::Refill;
+pub(crate) use repair::Repairs;
 pub(crate) use replication::{Goal, Replication, ReplicationId, Target};
+pub(crate) use residue::Leftovers;
 pub(crate) use slice::{Requester, SliceJob};
 pub(crate) use sweep::Sweeper;
+pub(crate) use throttle::Throttle;

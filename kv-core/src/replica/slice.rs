@@ -1,15 +1,14 @@
-//! Slices of this node's partitions: for scans in key order over many partitions, for refills in storage order.
+//! Slices of this node's partitions for scans, in key order over many partitions.
 
 use bytes::Bytes;
 
 use crate::coordinator::OpId;
 use crate::error::{Kind, RequestError, StorageError};
-use crate::event::Event;
 use crate::message::{CallId, Message, Refusal, SliceAnswer, SliceQuery};
 use crate::node::keys::{Held, ReadFor};
 use crate::node::{Effect, Node, ReadId};
-use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
-use crate::types::{KeyspaceId, NodeId, PartitionId};
+use crate::storage::{Slice, SliceRequest, Space, StorageKey};
+use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
 use crate::version::Record;
 
 /// The fewest entries that are read of a partition at once.
@@ -64,51 +63,36 @@ impl Node {
                 format!("{} slices are being read, the most that this node reads at once", self.slice_jobs.len());
             return Err(Refusal::Busy(RequestError::exhausted(message)));
         }
-        match query {
-            SliceQuery::Copy { partition, epoch, after } => {
-                self.fence(*partition, *epoch)?;
-                // A node that is being refilled itself gives what it has: the asker merges all that survives.
-                if !self.owns(*partition) {
-                    return Err(Refusal::NotOwner);
-                }
-                let from = match after {
-                    Some((keyspace, key)) => StorageKey::new(Space::Owned, *partition, *keyspace, key).successor(),
-                    None => StorageKey::new(Space::Owned, *partition, KeyspaceId(0), &[]),
-                };
-                Ok(vec![SliceRequest {
-                    from,
-                    until: StorageKey::partition_end(Space::Owned, *partition),
-                    entries_max: self.config.slice_entries_max,
-                    bytes_max: self.config.slice_bytes_max,
-                }])
+        let SliceQuery { partitions, keyspace, prefix, after, limit, .. } = query;
+        let count = partitions.len().max(1);
+        let limit = (*limit).min(self.config.slice_entries_max);
+        let entries_max = (2 * limit / count).max(PART_ENTRIES_MIN).min(limit.max(1));
+        let bytes_max = (self.config.slice_bytes_max / count).max(PART_BYTES_MIN);
+        self.may_scan(partitions)?;
+        let range = |&(partition, _): &(PartitionId, Epoch)| {
+            let start = StorageKey::new(Space::Owned, partition, *keyspace, prefix);
+            let from = match after {
+                Some(after) => StorageKey::new(Space::Owned, partition, *keyspace, after).successor().max(start),
+                None => start,
+            };
+            let until = prefix_end(partition, *keyspace, prefix);
+            SliceRequest { from, until, entries_max, bytes_max }
+        };
+        Ok(partitions.iter().map(range).collect())
+    }
+
+    /// Whether this node's copies of some partitions count at these epochs (invariant 6).
+    fn may_scan(&self, partitions: &[(PartitionId, Epoch)]) -> Result<(), Refusal> {
+        for &(partition, epoch) in partitions {
+            self.fence(partition, epoch)?;
+            if !self.owns(partition) {
+                return Err(Refusal::NotOwner);
             }
-            SliceQuery::Scan { partitions, keyspace, prefix, after, limit, .. } => {
-                let count = partitions.len().max(1);
-                let limit = (*limit).min(self.config.slice_entries_max);
-                let entries_max = (2 * limit / count).max(PART_ENTRIES_MIN).min(limit.max(1));
-                let bytes_max = (self.config.slice_bytes_max / count).max(PART_BYTES_MIN);
-                let mut ranges = Vec::with_capacity(partitions.len());
-                for &(partition, epoch) in partitions {
-                    self.fence(partition, epoch)?;
-                    if !self.owns(partition) {
-                        return Err(Refusal::NotOwner);
-                    }
-                    if !self.is_synced(partition) {
-                        return Err(Refusal::NotSynced);
-                    }
-                    let start = StorageKey::new(Space::Owned, partition, *keyspace, prefix);
-                    let from = match after {
-                        Some(after) => {
-                            StorageKey::new(Space::Owned, partition, *keyspace, after).successor().max(start)
-                        }
-                        None => start,
-                    };
-                    let until = prefix_end(partition, *keyspace, prefix);
-                    ranges.push(SliceRequest { from, until, entries_max, bytes_max });
-                }
-                Ok(ranges)
+            if !self.holds(partition) {
+                return Err(Refusal::NotSynced);
             }
         }
+        Ok(())
     }
 
     pub(crate) fn slice_done(&mut self, read: ReadId, result: Result<Slice, StorageError>) {
@@ -119,7 +103,10 @@ impl Node {
                 Err(_) => self.handoff_unreadable(),
             },
             Some(ReadFor::Sweep(partition)) => self.sweep_read(partition, result.ok()),
-            Some(ReadFor::Slot(_)) | None => {}
+            Some(ReadFor::Exchange(exchange)) => self.own_page_read(exchange, result),
+            Some(ReadFor::Serving(serving)) => self.serving_read(serving, result),
+            Some(ReadFor::Drop(partition)) => self.drop_read(partition, result.ok()),
+            Some(ReadFor::Slot(_) | ReadFor::Leaves(_)) | None => {}
         }
     }
 
@@ -147,25 +134,10 @@ impl Node {
     pub(crate) fn slice_durable(&mut self, id: ReadId) {
         let Some(SliceJob { requester, query, parts }) = self.slice_jobs.remove(&id) else { return };
         let parts = parts.into_iter().flatten().collect();
-        let answer = match query {
-            SliceQuery::Copy { .. } => Ok(self.copy_answer(parts)),
-            SliceQuery::Scan { limit, keys_only, .. } => self.scan_answer(parts, limit, keys_only),
-        };
+        // A layout may have come while it was read, and what was left may have been dropped.
+        let answer = self.may_scan(&query.partitions);
+        let answer = answer.and_then(|()| self.scan_answer(parts, query.limit, query.keys_only));
         self.slice_answer(requester, answer);
-    }
-
-    fn copy_answer(&mut self, parts: Vec<Slice>) -> SliceAnswer {
-        let mut answer = SliceAnswer { records: Vec::new(), more: false };
-        for slice in parts {
-            answer.more |= slice.more;
-            for (key, bytes) in slice.entries {
-                // A damaged record has nothing to give; the other sources have theirs, and it is mended meanwhile.
-                if let Some(record) = self.decoded(&key, &bytes) {
-                    answer.records.push((key.keyspace(), key.key_bytes(), record));
-                }
-            }
-        }
-        answer
     }
 
     fn scan_answer(&mut self, parts: Vec<Slice>, limit: usize, keys_only: bool) -> Result<SliceAnswer, Refusal> {
@@ -198,17 +170,6 @@ impl Node {
             records.push((key.keyspace(), key.key_bytes(), record));
         }
         Ok(SliceAnswer { records, more })
-    }
-
-    fn decoded(&mut self, key: &StorageKey, bytes: &Bytes) -> Option<Record> {
-        match Stored::decode(bytes) {
-            Ok(stored) => Some(stored.record),
-            Err(error) => {
-                self.out.push(Effect::Event(Event::Damaged { reason: format!("{key}: {error}") }));
-                self.mend(key);
-                None
-            }
-        }
     }
 
     fn slice_answer(&mut self, requester: Requester, result: Result<SliceAnswer, Refusal>) {

@@ -3,7 +3,7 @@
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
-use kv_core::message::{Message, SliceQuery};
+use kv_core::message::Message;
 use kv_core::node::{Effect, Input, Node};
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
 use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
@@ -237,6 +237,12 @@ impl World {
                 let at = self.read_ends();
                 self.at(at, Event::Input { machine: index, life, input: Input::SliceDone { read, result } });
             }
+            Effect::Leaves { read, partition } => {
+                let stats = self.machines[index].disk.stats().partition(partition).cloned();
+                let result = Ok(stats.unwrap_or_default());
+                let at = self.read_ends();
+                self.at(at, Event::Input { machine: index, life, input: Input::LeavesDone { read, result } });
+            }
             Effect::Persist { seq, batch } => {
                 note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
                 self.machines[index].disk.persist(seq, batch);
@@ -320,8 +326,8 @@ impl World {
             | Message::Replicate { call, role: kv_core::message::Role::Owner, key, .. } => {
                 Some((*call, vec![self.layouts[0].partition_of(key)]))
             }
-            Message::Slice { call, slice: SliceQuery::Scan { partitions, .. } } => {
-                Some((*call, partitions.iter().map(|(partition, _)| *partition).collect()))
+            Message::Slice { call, slice } => {
+                Some((*call, slice.partitions.iter().map(|(partition, _)| *partition).collect()))
             }
             _ => None,
         };

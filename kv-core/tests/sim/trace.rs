@@ -1,6 +1,6 @@
 //! What happens, line by line: to replay a failing seed and to compare two runs of one.
 
-use kv_core::message::{Held, Message, Operation, Outcome, Request, Response, SliceQuery};
+use kv_core::message::{Answer, Held, Message, Operation, Outcome, Question, Request, Response};
 use kv_core::storage::{Batch, Space, Stored, Write};
 use kv_core::version::Record;
 
@@ -69,19 +69,48 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::ReadResult { call, result: Ok(Held::Full(what)) } => format!("result {}: {}", call.0, record(what)),
         Message::ReadResult { call, result: Ok(Held::Digest(digest)) } => format!("result {}: {digest:016x}", call.0),
         Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
-        Message::Slice { call, slice: SliceQuery::Copy { partition, epoch, after } } => {
-            format!("copy {} {partition} {epoch} after {after:?}", call.0)
-        }
         Message::Slice { call, slice } => format!("slice {}: {slice:?}", call.0),
         Message::SliceResult { call, result: Ok(answer) } => {
-            let keys: Vec<String> = answer
-                .records
-                .iter()
-                .map(|(keyspace, key, what)| format!("{keyspace}/{}: {}", key.escape_ascii(), record(what)))
-                .collect();
-            format!("slice result {}, more: {}: {}", call.0, answer.more, keys.join(", "))
+            format!("slice result {}, more: {}: {}", call.0, answer.more, keyed(&answer.records))
         }
         Message::SliceResult { call, result: Err(refusal) } => format!("slice result {}: refused: {refusal}", call.0),
+        Message::Exchange { call, partition, epoch, errand, question: what } => {
+            format!("{errand:?} {} {partition} {epoch}: {}", call.0, question(what))
+        }
+        Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
+        Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
+    }
+}
+
+fn keyed(records: &[kv_core::message::Keyed]) -> String {
+    let text = |(keyspace, key, what): &kv_core::message::Keyed| {
+        format!("{keyspace}/{}: {}", key.escape_ascii(), record(what))
+    };
+    records.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+fn question(question: &Question) -> String {
+    match question {
+        Question::Leaves => "leaves".to_owned(),
+        Question::Records { after } => format!("records after {after:?}"),
+        Question::Digests { after, .. } => format!("digests after {after:?}"),
+        Question::Fetch { keys } => format!("fetch {keys:?}"),
+        Question::Offer { records } => format!("offer {}", keyed(records)),
+    }
+}
+
+fn answer(answer: &Answer) -> String {
+    match answer {
+        Answer::Leaves(tree) => format!("root {:016x}, {:?}", tree.root, tree.tally),
+        Answer::Records { records, next } => format!("records {}, next {next:?}", keyed(records)),
+        Answer::Digests { entries, next } => {
+            let text = |entry: &kv_core::message::DigestEntry| {
+                format!("{}/{} {:016x}", entry.keyspace, entry.key.escape_ascii(), entry.digest)
+            };
+            let entries: Vec<String> = entries.iter().map(text).collect();
+            format!("digests {}, next {next:?}", entries.join(", "))
+        }
+        Answer::Taken => "taken".to_owned(),
     }
 }
 

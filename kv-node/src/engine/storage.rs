@@ -7,8 +7,8 @@ use std::thread;
 use bytes::Bytes;
 use kv_core::error::StorageError;
 use kv_core::node::ReadId;
-use kv_core::storage::{Batch, Committer, Reader, Slice, SliceRequest, Stats, StorageKey, Write};
-use kv_core::types::Seq;
+use kv_core::storage::{Batch, Committer, PartitionStats, Reader, Slice, SliceRequest, Stats, StorageKey, Write};
+use kv_core::types::{PartitionId, Seq};
 use tokio::sync::{mpsc, oneshot};
 
 /// The most batches in one commit.
@@ -33,6 +33,10 @@ pub(super) enum Done {
         read: ReadId,
         result: Result<Slice, StorageError>,
     },
+    Leaves {
+        read: ReadId,
+        stats: PartitionStats,
+    },
     /// The committing thread has ended; everything given to it is durable, unless it failed.
     Ended,
 }
@@ -44,6 +48,11 @@ enum Commit {
         batch: Batch,
     },
     Stats(oneshot::Sender<Arc<Stats>>),
+    /// The statistics of one partition behind the next commit.
+    Leaves {
+        read: ReadId,
+        partition: PartitionId,
+    },
     /// Nothing follows.
     End,
 }
@@ -137,6 +146,10 @@ impl Storage {
         drop(self.gets.send(Job::Get { read, key }));
     }
 
+    pub(super) fn leaves(&self, read: ReadId, partition: PartitionId) {
+        drop(self.commits.send(Commit::Leaves { read, partition }));
+    }
+
     pub(super) fn slice(&self, read: ReadId, request: SliceRequest) {
         drop(self.slices.send(Job::Slice { read, request }));
     }
@@ -163,6 +176,7 @@ fn bytes_of(batch: &Batch) -> usize {
 fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, done: &mpsc::UnboundedSender<Done>) {
     let mut batches = Vec::new();
     let mut asked = Vec::new();
+    let mut leaves = Vec::new();
     while let Ok(first) = inbox.recv() {
         let mut through = None;
         let mut bytes = 0;
@@ -176,6 +190,7 @@ fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, do
                     through = Some(seq);
                 }
                 Commit::Stats(reply) => asked.push(reply),
+                Commit::Leaves { read, partition } => leaves.push((read, partition)),
                 Commit::End => end = true,
             }
             let full = end || batches.len() >= GROUP_BATCHES_MAX || bytes >= GROUP_BYTES_MAX;
@@ -190,6 +205,11 @@ fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, do
             if done.send(message).is_err() || failed {
                 break;
             }
+        }
+        for (read, partition) in leaves.drain(..) {
+            let stats = committer.stats().partition(partition).cloned().unwrap_or_default();
+            // Should the loop have gone, the next commit ends the thread.
+            drop(done.send(Done::Leaves { read, stats }));
         }
         if !asked.is_empty() {
             let stats = Arc::new(committer.stats().clone());

@@ -159,6 +159,7 @@ impl Loop {
             }
             Done::Read { read, result } => self.step(Input::ReadDone { read, result }),
             Done::Slice { read, result } => self.step(Input::SliceDone { read, result }),
+            Done::Leaves { read, stats } => self.step(Input::LeavesDone { read, result: Ok(stats) }),
             Done::Ended => return self.poisoned.is_none(),
         }
         false
@@ -236,6 +237,7 @@ impl Loop {
             Effect::Reply { tag, outcome } => self.reply(tag, outcome),
             Effect::Read { read, key } => self.storage.get(read, key),
             Effect::Slice { read, request } => self.storage.slice(read, request),
+            Effect::Leaves { read, partition } => self.storage.leaves(read, partition),
             Effect::Persist { seq, batch } => self.storage.persist(seq, batch),
             Effect::WakeAt(at) => self.wake = Some(at),
             Effect::Event(event) => {

@@ -1,0 +1,187 @@
+//! Questions about one partition between two of its replicas: to copy it, to compare it, to hand over what is left of it.
+//! All of this is bulk: it may wait, and nothing that a client waits for may wait behind it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::storage::{LEAVES, Leaf, StorageKey, Tally, leaf_of};
+use crate::types::KeyspaceId;
+use crate::version::Record;
+
+/// What a replica asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Errand {
+    /// Its store was lost: whatever another owner holds helps, even one that is being refilled itself.
+    Refill,
+    /// It enters the partition and copies from old owners that hold all of it.
+    Copy,
+    /// It has left the partition and hands over what it still holds: every owner that may acknowledge takes it.
+    HandOver,
+    /// Both hold all of the partition and compare.
+    Repair,
+}
+
+/// A place in the storage order of one partition.
+pub type Position = (KeyspaceId, Bytes);
+
+/// A record and its key.
+pub type Keyed = (KeyspaceId, Bytes, Record);
+
+/// A question about one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// The leaves of its Merkle tree.
+    Leaves,
+    /// Its records in storage order.
+    Records {
+        /// Only those behind this place.
+        after: Option<Position>,
+    },
+    /// What its records are, in storage order.
+    Digests {
+        /// Only those of these leaves.
+        leaves: LeafSet,
+        /// Only those behind this place.
+        after: Option<Position>,
+    },
+    /// The records of some keys.
+    Fetch {
+        /// The keys.
+        keys: Vec<Position>,
+    },
+    /// To merge some records.
+    Offer {
+        /// The records.
+        records: Vec<Keyed>,
+    },
+}
+
+/// The answer to a question. Everything that it shows is durable at the node that answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `Leaves`.
+    Leaves(Tree),
+    /// To `Records` and `Fetch`.
+    Records {
+        /// The records, in storage order. Those that cannot be read are left out.
+        records: Vec<Keyed>,
+        /// Where to go on; `None` at the end. Nothing in between is left.
+        next: Option<Position>,
+    },
+    /// To `Digests`.
+    Digests {
+        /// What the records are, in storage order.
+        entries: Vec<DigestEntry>,
+        /// Where to go on; `None` at the end.
+        next: Option<Position>,
+    },
+    /// To `Offer`: records that dominate the offered ones are durable.
+    Taken,
+}
+
+/// The Merkle tree of a partition at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Its leaves, all of them.
+    pub leaves: Vec<Leaf>,
+    /// Its root.
+    pub root: u64,
+    /// What the partition holds.
+    pub tally: Tally,
+}
+
+/// What one record is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestEntry {
+    /// Its keyspace.
+    pub keyspace: KeyspaceId,
+    /// Its key.
+    pub key: Bytes,
+    /// The record's digest.
+    #[serde(with = "postcard::fixint::le")]
+    pub digest: u64,
+    /// Bytes of the key and the encoded record.
+    pub bytes: u32,
+}
+
+impl DigestEntry {
+    /// Its place in storage order.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        (self.keyspace, self.key.clone())
+    }
+}
+
+/// A set of Merkle leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeafSet([u64; LEAVES / 64]);
+
+impl LeafSet {
+    /// The leaves in which two trees differ.
+    #[must_use]
+    pub fn differing(one: &[Leaf], other: &[Leaf]) -> Self {
+        let mut set = Self::default();
+        for (leaf, (mine, theirs)) in (0..=u8::MAX).zip(one.iter().zip(other)) {
+            if mine != theirs {
+                set.0[usize::from(leaf) / 64] |= 1 << (leaf % 64);
+            }
+        }
+        set
+    }
+
+    /// Whether the leaf of a stored key is in the set.
+    #[must_use]
+    pub fn contains(&self, key: &StorageKey) -> bool {
+        let leaf = leaf_of(key);
+        self.0[usize::from(leaf) / 64] & (1 << (leaf % 64)) != 0
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+}
+
+impl Question {
+    /// Whether what it brings is well formed.
+    pub(super) fn is_valid(&self) -> bool {
+        match self {
+            Self::Offer { records } => records.iter().all(|record| record.2.is_valid()),
+            _ => true,
+        }
+    }
+}
+
+impl Answer {
+    /// Whether what it brings is well formed.
+    pub(super) fn is_valid(&self) -> bool {
+        match self {
+            Self::Leaves(tree) => tree.leaves.len() == LEAVES,
+            Self::Records { records, .. } => records.iter().all(|record| record.2.is_valid()),
+            Self::Digests { .. } | Self::Taken => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Space;
+    use crate::types::PartitionId;
+
+    #[test]
+    fn leaves_that_differ_are_found() {
+        let key = StorageKey::new(Space::Owned, PartitionId(3), KeyspaceId(1), b"key");
+        let mut one = vec![Leaf::default(); LEAVES];
+        let other = one.clone();
+        assert!(LeafSet::differing(&one, &other).is_empty());
+        for leaf in 0..LEAVES {
+            one[leaf] = Leaf { count: 1, hash: 7 };
+            let set = LeafSet::differing(&one, &other);
+            assert!(!set.is_empty());
+            assert_eq!(set.contains(&key), leaf == usize::from(leaf_of(&key)));
+            one[leaf] = Leaf::default();
+        }
+    }
+}

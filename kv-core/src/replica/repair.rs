@@ -1,0 +1,139 @@
+//! Anti-entropy: the owners of a partition compare what they hold, two at a time, and each gives the other what it lacks.
+//! Replicas so become equal without reads, marks or anybody asking.
+//!
+//! Of two owners the one with the lower number begins. One comparison runs at a time, at a pace at which every pair has
+//! had its turn within `repair_every`; those that were asked for by hand come first and follow one another at once.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::exchange::{Exchange, ExchangeId};
+use crate::event::Event;
+use crate::message::Errand;
+use crate::node::timers::Timer;
+use crate::node::{Effect, Node};
+use crate::types::{NodeId, PartitionId};
+
+/// Turns are never closer together than this, however many partitions there are.
+const TURN_MIN: Duration = Duration::from_millis(10);
+
+/// Comparisons, by hand and in the background.
+#[derive(Debug, Default)]
+pub(crate) struct Repairs {
+    /// Those asked for by hand that have not begun.
+    asked: VecDeque<(PartitionId, NodeId)>,
+    running: Option<ExchangeId>,
+    /// The last one that had its turn in the background.
+    last: Option<(PartitionId, NodeId)>,
+    /// How many take turns in the background.
+    pairs: u32,
+}
+
+impl Node {
+    /// Compares partitions with all of their other owners, as soon as possible. Those that this node does not hold all of
+    /// are left out.
+    pub(crate) fn repair_by_hand(&mut self, partitions: &[PartitionId]) {
+        for &partition in partitions {
+            for peer in self.repair_peers(partition) {
+                if !self.repairs.asked.contains(&(partition, peer)) {
+                    self.repairs.asked.push_back((partition, peer));
+                }
+            }
+        }
+        self.next_repair(false);
+    }
+
+    /// The other owners with which this node's copy can be compared.
+    fn repair_peers(&self, partition: PartitionId) -> Vec<NodeId> {
+        let me = self.config.node;
+        let Some(entry) = self.entry(partition).filter(|_| self.is_synced(partition)) else { return Vec::new() };
+        entry.owners.iter().map(|owner| owner.node).filter(|&node| node != me).collect()
+    }
+
+    /// A background comparison's turn has come.
+    pub(crate) fn repair_turn(&mut self) {
+        self.next_repair(true);
+        let every = self.config.repair_every;
+        if !every.is_zero() {
+            let pace = (every / self.repairs.pairs.max(1)).max(TURN_MIN);
+            self.set_timer(self.now.mono.plus(pace), Timer::Repair);
+        }
+    }
+
+    /// Begins the next comparison, unless one runs.
+    fn next_repair(&mut self, background: bool) {
+        if self.repairs.running.is_some() {
+            return;
+        }
+        while let Some((partition, peer)) = self.repairs.asked.pop_front() {
+            if self.repair_peers(partition).contains(&peer) && self.is_up(peer) {
+                return self.start_repair(partition, peer);
+            }
+        }
+        let Some(layout) = self.layout.clone().filter(|_| background) else { return };
+        let last = self.repairs.last;
+        let from = last.map_or(PartitionId(0), |last| last.0);
+        // Once around, from the last one's partition to what precedes the last one in it.
+        let ids =
+            layout.partition_ids().filter(|&id| id >= from).chain(layout.partition_ids().filter(|&id| id <= from));
+        let mut is_first = true;
+        for partition in ids {
+            let behind_last = std::mem::take(&mut is_first);
+            let after = |peer: &NodeId| !behind_last || last.is_none_or(|last| (partition, *peer) > last);
+            let mut peers = self.begun_here(partition);
+            peers.sort_unstable();
+            if let Some(&peer) = peers.iter().find(|peer| after(peer) && self.is_up(**peer)) {
+                self.repairs.last = Some((partition, peer));
+                return self.start_repair(partition, peer);
+            }
+        }
+    }
+
+    /// The other owners with which this node begins comparisons in the background.
+    fn begun_here(&self, partition: PartitionId) -> Vec<NodeId> {
+        let me = self.config.node;
+        self.repair_peers(partition).into_iter().filter(|&peer| me < peer).collect()
+    }
+
+    fn start_repair(&mut self, partition: PartitionId, peer: NodeId) {
+        self.repairs.running = Some(self.start_exchange(partition, peer, Errand::Repair, true, None));
+    }
+
+    /// Both hold the same, except for what was written meanwhile.
+    pub(crate) fn repair_done(&mut self, id: ExchangeId, exchange: &Exchange) {
+        if self.repairs.running.take_if(|running| *running == id).is_some() {
+            let (partition, peer, records) = (exchange.partition, exchange.peer, exchange.records);
+            if records > 0 {
+                self.out.push(Effect::Event(Event::Repaired { partition, peer, records }));
+            }
+            self.next_repair(false);
+        }
+    }
+
+    /// The other owner cannot compare now: its turn comes again.
+    pub(crate) fn repair_failed(&mut self, id: ExchangeId) {
+        if self.repairs.running.take_if(|running| *running == id).is_some() {
+            self.next_repair(false);
+        }
+    }
+
+    /// The entries of some partitions have changed: their comparisons are void.
+    pub(crate) fn restart_repairs(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
+        if let Some(layout) = self.layout.clone() {
+            let pairs: usize = layout.partition_ids().map(|partition| self.begun_here(partition).len()).sum();
+            self.repairs.pairs = u32::try_from(pairs).unwrap_or(u32::MAX);
+        }
+        if let Some(id) = self.repairs.running
+            && self.exchanges.get(&id).is_some_and(|exchange| changed(exchange.partition))
+        {
+            self.cancel_exchange(id);
+            self.repairs.running = None;
+            self.next_repair(false);
+        }
+    }
+
+    /// Comparisons under way or asked for by hand.
+    pub(crate) fn repairing(&self) -> usize {
+        self.repairs.asked.len() + usize::from(self.repairs.running.is_some())
+    }
+}
