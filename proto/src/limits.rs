@@ -32,6 +32,9 @@ pub const CONTEXT_BYTES_PER_ACTOR: usize = 48;
 /// The longest name of a node, a zone or a keyspace, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
+/// The longest text by which whoever asks for a change calls itself, in bytes.
+pub const BY_BYTES_MAX: usize = 128;
+
 /// The most copies that a keyspace may ask for.
 pub const QUORUM_MAX: u32 = 16;
 

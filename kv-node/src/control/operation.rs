@@ -27,7 +27,7 @@ pub(super) const OPERATIONS_MAX: usize = 64;
 pub(super) const DETAILS_MAX: usize = 16_384;
 
 /// The longest text that says who asked, in bytes.
-pub const BY_BYTES_MAX: usize = 128;
+pub(super) const BY_BYTES_MAX: usize = kv_proto::limits::BY_BYTES_MAX;
 
 /// The most receipts in one command.
 pub(super) const RECEIPTS_MAX: usize = 4096;
@@ -139,6 +139,8 @@ pub struct Operation {
     pub retries: u32,
     /// What a cancel undid and what stays, in words; otherwise empty.
     pub outcome: String,
+    /// The command that leads back when it is done; empty if none does.
+    pub undo: String,
     /// What is left to do; `None` once it has ended.
     pub target: Option<Target>,
 }
@@ -147,6 +149,10 @@ impl Operation {
     /// An operation that begins.
     pub(super) fn new(id: OperationId, plan: Plan, target: Target, names: &Layout, asked: Asked) -> Self {
         let command = plan.changes.iter().map(|change| command_of(change, names)).collect::<Vec<_>>().join(" and ");
+        let undo = match plan.changes.as_slice() {
+            [change] => undo_of(change, names),
+            _ => String::new(),
+        };
         let was_spare = |node: &NodeId| names.members.get(node).is_none_or(|member| member.spare);
         let crossing = |spare: bool| {
             let members = target.members.iter().filter(move |(_, standing)| standing.spare == spare);
@@ -175,6 +181,7 @@ impl Operation {
             ended: None,
             retries: 0,
             outcome: String::new(),
+            undo,
             target: Some(target),
         }
     }
@@ -260,8 +267,7 @@ impl Throttle {
 }
 
 /// A change in the words of the command language, with names for numbers.
-#[must_use]
-pub fn command_of(change: &Change, names: &Layout) -> String {
+fn command_of(change: &Change, names: &Layout) -> String {
     let name = |node: &NodeId| names.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
     match change {
         Change::Add { node } => format!("node add {}", name(node)),
@@ -275,8 +281,7 @@ pub fn command_of(change: &Change, names: &Layout) -> String {
 }
 
 /// The command that undoes a change of `before`; empty if none does.
-#[must_use]
-pub fn undo_of(change: &Change, before: &Layout) -> String {
+fn undo_of(change: &Change, before: &Layout) -> String {
     let name = |node: &NodeId| before.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
     match change {
         Change::Add { node } => format!("node remove {}", name(node)),

@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
+use super::operations::{self, Steer};
 use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind};
 use crate::events::NewEvent;
 use crate::server::snapshot;
@@ -101,6 +102,41 @@ impl Cluster for Service {
         Ok(Response::new(v1::InspectResponse { token, partition: u32::from(partition.0), epoch, replicas }))
     }
 
+    async fn operations(
+        &self,
+        request: Request<v1::OperationsRequest>,
+    ) -> Result<Response<v1::OperationsResponse>, Status> {
+        operations::list(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseResponse>, Status> {
+        let v1::PauseRequest { id, by } = request.into_inner();
+        let operation = Some(operations::steer(&self.0, Steer::Pause, id, by).await?);
+        Ok(Response::new(v1::PauseResponse { operation }))
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        let v1::ResumeRequest { id, by } = request.into_inner();
+        let operation = Some(operations::steer(&self.0, Steer::Resume, id, by).await?);
+        Ok(Response::new(v1::ResumeResponse { operation }))
+    }
+
+    async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
+        let v1::RetryRequest { id, by } = request.into_inner();
+        let operation = Some(operations::steer(&self.0, Steer::Retry, id, by).await?);
+        Ok(Response::new(v1::RetryResponse { operation }))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
+        let v1::CancelRequest { id, by } = request.into_inner();
+        let operation = Some(operations::steer(&self.0, Steer::Cancel, id, by).await?);
+        Ok(Response::new(v1::CancelResponse { operation }))
+    }
+
+    async fn throttle(&self, request: Request<v1::ThrottleRequest>) -> Result<Response<v1::ThrottleResponse>, Status> {
+        operations::throttle(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_keyspaces(
         &self,
         _request: Request<v1::ListKeyspacesRequest>,
@@ -124,7 +160,7 @@ impl Cluster for Service {
             let keyspace = Some((&existing).into());
             return Ok(Response::new(v1::CreateKeyspaceResponse { keyspace, created: false }));
         }
-        let done = self.change(Command::CreateKeyspace { spec }).await?;
+        let done = propose(&self.0, Command::CreateKeyspace { spec }).await?;
         let Done::KeyspaceCreated { id } = done else { return Err(Status::internal("the command did something else")) };
         self.0.event(NewEvent {
             severity: Severity::Info,
@@ -141,7 +177,7 @@ impl Cluster for Service {
         request: Request<v1::DropKeyspaceRequest>,
     ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
         let name = request.into_inner().name;
-        self.change(Command::DropKeyspace { name: name.clone() }).await?;
+        propose(&self.0, Command::DropKeyspace { name: name.clone() }).await?;
         self.0.event(NewEvent {
             severity: Severity::Warning,
             kind: "keyspace-dropped",
@@ -152,10 +188,12 @@ impl Cluster for Service {
     }
 }
 
-impl Service {
-    async fn change(&self, command: Command) -> Result<Done, Status> {
-        self.0.control.propose(command, PROPOSE_PATIENCE).await.map_err(|error| to_status(error_of(&error)))
-    }
+/// Has a change of the cluster agreed on.
+///
+/// # Errors
+/// As the control plane says.
+pub(super) async fn propose(shared: &Shared, command: Command) -> Result<Done, Status> {
+    shared.control.propose(command, PROPOSE_PATIENCE).await.map_err(|error| to_status(error_of(&error)))
 }
 
 /// What a client is told of a change that was not made.

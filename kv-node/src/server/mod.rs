@@ -3,6 +3,7 @@
 mod cluster;
 mod key_value;
 mod metrics;
+mod operations;
 mod peer;
 mod snapshot;
 

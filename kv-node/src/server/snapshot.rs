@@ -11,6 +11,7 @@ use kv_proto::v1::{self, MemberState};
 
 use super::Shared;
 use super::cluster::forming;
+use super::operations::{newest, throttle_to_wire};
 use crate::control::ClusterState;
 use crate::liveness::{Condition, Opinion};
 
@@ -27,24 +28,37 @@ pub(super) fn members(shared: &Shared, state: &ClusterState) -> Vec<v1::Member> 
                 store: record.incarnation.store,
                 spare: record.spare,
             };
-            let state = state_of(shared, id, record.spare);
-            member_to_wire(id, &member, &record.address, state)
+            let role = state_of(shared, state, id, record.spare);
+            member_to_wire(id, &member, &record.address, role)
         })
         .collect()
 }
 
 /// The part that a member plays, in this node's opinion.
-fn state_of(shared: &Shared, id: NodeId, spare: bool) -> MemberState {
+fn state_of(shared: &Shared, state: &ClusterState, id: NodeId, spare: bool) -> MemberState {
     let condition = if id == shared.node() {
         Condition::Up
     } else {
         opinion(shared, id).map_or(Condition::Suspect, |o| o.condition)
     };
-    match (condition, spare) {
-        (Condition::Up, false) => MemberState::Up,
-        (Condition::Up, true) => MemberState::Spare,
-        (Condition::Suspect, _) => MemberState::Suspect,
-        (Condition::Down, _) => MemberState::Down,
+    match condition {
+        Condition::Up => role_of(state, id, spare),
+        Condition::Suspect => MemberState::Suspect,
+        Condition::Down => MemberState::Down,
+    }
+}
+
+/// The part that a member plays while it is up.
+fn role_of(state: &ClusterState, id: NodeId, spare: bool) -> MemberState {
+    let active = state.active_operation();
+    if active.is_some_and(|operation| operation.entering.contains(&id)) {
+        MemberState::Joining
+    } else if state.leaving.contains_key(&id) || active.is_some_and(|operation| operation.leaving.contains(&id)) {
+        MemberState::Leaving
+    } else if spare {
+        MemberState::Spare
+    } else {
+        MemberState::Up
     }
 }
 
@@ -58,15 +72,16 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
     let now = shared.clock.now();
     let state = shared.state();
     let node = shared.node();
-    let spare = state.members.get(&node).is_some_and(|member| member.spare);
+    let record = state.members.get(&node);
+    let role = record.map_or(MemberState::Up, |member| role_of(&state, node, member.spare));
     let mut snapshot = v1::NodeSnapshot {
         taken_us: now.wall.0,
         node: node.0,
         name: shared.name.clone(),
         address: shared.address.clone(),
-        zone: shared.zone.clone(),
-        weight: shared.weight,
-        state: if spare { MemberState::Spare } else { MemberState::Up }.into(),
+        zone: record.map_or_else(|| shared.zone.clone(), |member| member.zone.clone()),
+        weight: record.map_or(shared.weight, |member| member.weight),
+        state: role.into(),
         store_id: shared.incarnation.store.0,
         boot: shared.incarnation.boot,
         build: crate::BUILD.to_owned(),
@@ -74,6 +89,8 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
         uptime_us: now.mono.0,
         forming: forming(&state),
         peers: peers(shared, &state),
+        operation: newest(&state),
+        throttle: Some(throttle_to_wire(&state)),
         ..v1::NodeSnapshot::default()
     };
     let mut usage = shared.usage.read();
@@ -91,6 +108,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                     hint_bytes: status.hint_bytes,
                     lag: status.lagging,
                     refills: status.unsynced.len() as u64,
+                    ..v1::Pending::default()
                 });
                 let counters = report.counters;
                 snapshot.counters = Some(v1::Counters {
@@ -135,7 +153,7 @@ fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {
             let opinion = opinion(shared, id);
             v1::PeerOpinion {
                 node: id.0,
-                state: state_of(shared, id, record.spare).into(),
+                state: state_of(shared, state, id, record.spare).into(),
                 reason: opinion.as_ref().map(|opinion| opinion.reason.clone()).unwrap_or_default(),
                 since_us: opinion.map_or(0, |opinion| shared.clock.wall_at(opinion.since).0),
                 ..v1::PeerOpinion::default()
@@ -157,10 +175,9 @@ fn add_figures(
     let mut keyspaces: BTreeMap<KeyspaceId, v1::KeyspaceFigures> = BTreeMap::new();
     for partition in layout.partition_ids() {
         let Some(entry) = layout.entry(partition) else { continue };
-        if !entry.owns(node) {
-            continue;
-        }
-        let primary = entry.nodes().next() == Some(node);
+        // A copy that is being made is no copy yet.
+        let Some(place) = entry.owners.iter().position(|owner| owner.node == node) else { continue };
+        let primary = place == 0;
         snapshot.partitions_held += 1;
         snapshot.primary += u32::from(primary);
         let mut figures = v1::PartitionFigures {

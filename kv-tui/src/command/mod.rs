@@ -1,6 +1,7 @@
 //! The command language: parsed here for `exec`, scripts, pipes and the command bar alike.
 
 mod line;
+mod operation;
 mod values;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use crate::error::{Class, CommandError};
 use crate::output::Format;
 use crate::output::bytes::printable;
 pub use line::{LineError, split};
+pub use operation::{OpArgs, OpCommand, ThrottleArgs, WatchArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;
 pub use values::{Text, unescape};
@@ -61,6 +63,9 @@ pub enum Command {
     Node(NodeCommand),
     /// Ownership by node and by partition.
     Ring(RingArgs),
+    /// Operations: plans that are carried out.
+    #[command(subcommand)]
+    Op(OpCommand),
     /// The keyspaces.
     #[command(subcommand)]
     Keyspace(KeyspaceCommand),
@@ -422,6 +427,7 @@ impl Command {
         match self {
             Self::Put(_) | Self::Del(_) | Self::Import(_) | Self::Bench(_) => true,
             Self::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
+            Self::Op(command) => !matches!(command, OpCommand::Ls | OpCommand::Show(_) | OpCommand::Watch(_)),
             Self::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
             Self::Get(_)
             | Self::Scan(_)
@@ -515,6 +521,10 @@ mod tests {
         check("put k v -c all", "level: Some(All)");
         check("put k v --ttl 1m30s", "ttl: Some(90s)");
         check("put k --value-file -", r#"value: None"#);
+        check("op throttle 16MiB/s", "Op(Throttle(ThrottleArgs { rate: 16777216 }))");
+        check("op throttle off", "Op(Throttle(ThrottleArgs { rate: 0 }))");
+        check("op watch", "Op(Watch(WatchArgs { id: None, every: 1s }))");
+        check("op cancel 7", "Op(Cancel(OpArgs { id: 7 }))");
         check("wait idle", "until: Idle, timeout: 60s");
         check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
         check("bench --reads 25% --value-size 1KiB", "reads: 0.25");
@@ -534,6 +544,10 @@ mod tests {
         check("put k v --ttl soon", "is not a duration");
         check("put k v --ttl 0s", "must be above 0");
         check("bench --reads 120%", "0% to 100%");
+        check("op throttle 0/s", "is not a rate");
+        check("op throttle fast", "is not a rate");
+        check("op cancel", "required");
+        check("op cancel x", "invalid digit");
         check("get 'open", "the quote");
         check("wait forever", "possible values: ready, idle, healthy");
         check("get k --context !", "unexpected argument");

@@ -108,6 +108,16 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// Reads a rate such as `16MiB/s`, in bytes a second, or `off`, which is 0.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    let wrong = || format!("{text:?} is not a rate; write bytes a second, such as 16MiB/s, or off");
+    let bytes = size(text.strip_suffix("/s").ok_or_else(wrong)?).ok().ok_or_else(wrong)?;
+    if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
+}
+
 /// Reads a share such as `50%` or `50`.
 pub(super) fn percent(text: &str) -> Result<f64, String> {
     let number: f64 = text.trim_end_matches('%').parse().unwrap_or(f64::NAN);
@@ -156,6 +166,10 @@ mod tests {
         assert_eq!(size("7"), Ok(7));
         for wrong in ["", "KiB", "1XB", "99999999999GiB", "-1"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((rate("16MiB/s"), rate("off")), (Ok(16 << 20), Ok(0)));
+        for wrong in ["", "16MiB", "0/s", "fast", "/s"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
         }
         assert_eq!(percent("25%"), Ok(0.25));
         for wrong in ["", "101", "-1%", "x"] {

@@ -10,6 +10,7 @@ mod import;
 mod inspect;
 mod keys;
 mod ndjson;
+pub mod operation;
 pub mod picture;
 mod stream;
 pub(crate) mod wait;
@@ -51,6 +52,7 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         }
         Command::Node(NodeCommand::Ls) => cluster::node_list(client, sink).await,
         Command::Node(NodeCommand::Show { node }) => cluster::node_show(node, client, sink).await,
+        Command::Op(command) => operation::execute(command, client, sink).await,
         Command::Ring(args) => cluster::ring(*args, client, sink).await,
         Command::Keyspace(KeyspaceCommand::Ls) => cluster::keyspace_list(client, sink).await,
         Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,

@@ -39,10 +39,34 @@ pub(crate) struct World {
     pub(crate) keyspaces: Vec<Keyspace>,
     pub(crate) records: BTreeMap<(KeyspaceId, Bytes), Record>,
     pub(crate) pending: v1::Pending,
+    /// Operations, the newest last.
+    pub(crate) operations: Vec<v1::Operation>,
+    /// The limit on copying, in bytes per second.
+    pub(crate) throttle: Option<u64>,
     /// Keys for which every write is refused.
     pub(crate) full: Vec<Bytes>,
     addresses: Vec<String>,
     clock: u64,
+}
+
+impl World {
+    fn throttle(&self) -> v1::ThrottleSetting {
+        v1::ThrottleSetting { bytes_per_second_max: self.throttle, ..Default::default() }
+    }
+
+    /// Brings an operation under way into `state`.
+    fn steer(&mut self, id: u64, state: v1::OperationState) -> Result<v1::Operation, Status> {
+        let found = self.operations.iter_mut().find(|operation| operation.id == id);
+        let operation =
+            found.ok_or_else(|| to_status(RequestError::new(Kind::NotFound, format!("there is no operation {id}"))))?;
+        match operation.state() {
+            v1::OperationState::Running | v1::OperationState::Paused => {
+                operation.set_state(state);
+                Ok(operation.clone())
+            }
+            _ => Err(to_status(RequestError::conflict(format!("operation {id} has ended")))),
+        }
+    }
 }
 
 /// The running cluster.
@@ -92,6 +116,8 @@ impl Cluster {
             keyspaces: vec![Keyspace::initial()],
             records: BTreeMap::new(),
             pending: v1::Pending::default(),
+            operations: Vec::new(),
+            throttle: None,
             full: Vec::new(),
             addresses: Vec::new(),
             clock: 0,
@@ -375,6 +401,46 @@ impl ClusterService for Node {
             epoch: entry.changed.0,
             replicas: reply::replicas(Ok(replicas)).map_err(to_status)?,
         }))
+    }
+
+    async fn operations(
+        &self,
+        request: Request<v1::OperationsRequest>,
+    ) -> Result<Response<v1::OperationsResponse>, Status> {
+        let id = request.into_inner().id;
+        let world = self.lock();
+        let wanted = |operation: &&v1::Operation| id == 0 || operation.id == id;
+        let operations: Vec<v1::Operation> = world.operations.iter().filter(wanted).cloned().collect();
+        if id > 0 && operations.is_empty() {
+            return Err(to_status(RequestError::new(Kind::NotFound, format!("there is no operation {id}"))));
+        }
+        Ok(Response::new(v1::OperationsResponse { operations, throttle: Some(world.throttle()) }))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseResponse>, Status> {
+        let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Paused)?);
+        Ok(Response::new(v1::PauseResponse { operation }))
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Running)?);
+        Ok(Response::new(v1::ResumeResponse { operation }))
+    }
+
+    async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
+        let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Running)?);
+        Ok(Response::new(v1::RetryResponse { operation }))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
+        let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Cancelled)?);
+        Ok(Response::new(v1::CancelResponse { operation }))
+    }
+
+    async fn throttle(&self, request: Request<v1::ThrottleRequest>) -> Result<Response<v1::ThrottleResponse>, Status> {
+        let mut world = self.lock();
+        world.throttle = request.into_inner().bytes_per_second_max;
+        Ok(Response::new(v1::ThrottleResponse { throttle: Some(world.throttle()) }))
     }
 
     async fn list_keyspaces(

@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use bytes::Bytes;
 use fake::Cluster;
 use kv_core::types::KeyspaceId;
+use kv_proto::v1;
 use serde_json::{Value, json};
 
 /// What one run of the program did.
@@ -459,4 +460,54 @@ fn paths_and_completions_are_printed_without_a_cluster() {
     let none = run_with(&["local", "status"], b"");
     assert!(none.code == 3 && none.errors.contains("kv-tui local start makes one"), "{}", none.errors);
     assert_eq!(run_with(&["local", "destroy"], b"").code, 6);
+}
+
+/// An operation of the fake cluster.
+fn operation(id: u64, state: v1::OperationState) -> v1::Operation {
+    v1::Operation {
+        id,
+        kind: "add".to_owned(),
+        command: format!("node add n{}", id + 3),
+        state: state.into(),
+        moves: 12,
+        moves_minimum: 12,
+        moved: if state == v1::OperationState::Done { 12 } else { 3 },
+        by: "ann".to_owned(),
+        begun_us: 1,
+        ended_us: if state == v1::OperationState::Done { 2_000_001 } else { 0 },
+        ..Default::default()
+    }
+}
+
+#[test]
+fn operations_are_listed_shown_and_steered() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.json(&["op", "ls"]).text(), "");
+    assert_eq!(cluster.json(&["op", "watch"]).code, 3, "there is none");
+    cluster.world().operations =
+        vec![operation(1, v1::OperationState::Done), operation(2, v1::OperationState::Running)];
+    let listed = cluster.json(&["op", "ls"]).json();
+    let told: Vec<_> = listed.iter().map(|it| (it["id"].clone(), it["state"].clone(), it["moved"].clone())).collect();
+    assert_eq!(told, [(json!(1), json!("done"), json!(12)), (json!(2), json!("running"), json!(3))]);
+    assert_eq!((listed[0]["seconds"].clone(), listed[1]["progress"].clone()), (json!(2.0), json!(0.25)));
+    assert_eq!(listed[1]["waiting_for"], Value::Null);
+
+    let shown = cluster.exec(&["op", "show", "1"]);
+    let text = shown.text();
+    assert!(text.starts_with("operation 1: node add n4 (done)\nmoved     12 of 12 replicas (100.0 %)"), "{text}");
+    assert_eq!(cluster.json(&["op", "show", "9"]).code, 3);
+    assert_eq!(cluster.json(&["op", "pause", "2"]).one()["state"], json!("paused"));
+    assert_eq!(cluster.json(&["op", "ls"]).json()[1]["waiting_for"], json!("paused; op resume 2 goes on"));
+    assert_eq!(cluster.json(&["op", "resume", "2"]).one()["state"], json!("running"));
+    assert_eq!(cluster.json(&["op", "retry", "2"]).one()["state"], json!("running"));
+    assert_eq!(cluster.json(&["op", "throttle", "16MiB/s"]).one()["bytes_per_second_max"], json!(16 << 20));
+    assert_eq!(cluster.json(&["op", "throttle", "off"]).one()["bytes_per_second_max"], Value::Null);
+    for nonsense in ["0", "0MiB/s", "-1MiB/s", "fast", "16", "16MiB"] {
+        assert_eq!(cluster.json(&["op", "throttle", nonsense]).code, 2, "{nonsense}");
+    }
+    assert_eq!(cluster.json(&["op", "watch", "1"]).one()["state"], json!("done"));
+    assert_eq!(cluster.json(&["op", "cancel", "2"]).one()["state"], json!("cancelled"));
+    let again = cluster.json(&["op", "cancel", "2"]);
+    assert_eq!((again.code, again.errors.contains("has ended")), (4, true), "{}", again.errors);
+    assert_eq!(cluster.json(&["op", "watch", "2"]).code, 4, "it was cancelled");
 }

@@ -152,6 +152,88 @@ impl Client {
         Ok(())
     }
 
+    /// The operations that are remembered, ascending by number, and the limit on copying.
+    ///
+    /// # Errors
+    /// `NotFound` for a number that is not remembered, `Unavailable` if no node answers.
+    pub async fn operations(&self, request: v1::OperationsRequest) -> Result<v1::OperationsResponse, RequestError> {
+        self.anywhere(self.options().timeout, true, |node, deadline| async move {
+            calls::within(&node, deadline, calls::cluster(node.channel()).operations(request)).await
+        })
+        .await
+    }
+
+    /// Pauses an operation; pausing a paused one changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` or `Conflict` if it does not exist or has ended, `Unavailable` if the control plane has no majority.
+    pub async fn pause(&self, request: v1::PauseRequest) -> Result<v1::Operation, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, true, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).pause(request)).await }
+            })
+            .await?;
+        Ok(answer.operation.unwrap_or_default())
+    }
+
+    /// Resumes an operation; resuming a running one changes nothing.
+    ///
+    /// # Errors
+    /// As [`Client::pause`].
+    pub async fn resume(&self, request: v1::ResumeRequest) -> Result<v1::Operation, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, true, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).resume(request)).await }
+            })
+            .await?;
+        Ok(answer.operation.unwrap_or_default())
+    }
+
+    /// Lets the transfers of an operation begin anew.
+    ///
+    /// # Errors
+    /// As [`Client::pause`], and `Conflict` while it is paused.
+    pub async fn retry(&self, request: v1::RetryRequest) -> Result<v1::Operation, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, true, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).retry(request)).await }
+            })
+            .await?;
+        Ok(answer.operation.unwrap_or_default())
+    }
+
+    /// Cancels an operation. What it returns says what was undone.
+    ///
+    /// # Errors
+    /// As [`Client::pause`]; `Unknown` is not repeated, since it would be told as a conflict with itself.
+    pub async fn cancel(&self, request: v1::CancelRequest) -> Result<v1::Operation, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, false, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).cancel(request)).await }
+            })
+            .await?;
+        drop(self.refresh().await);
+        Ok(answer.operation.unwrap_or_default())
+    }
+
+    /// Limits how fast nodes copy.
+    ///
+    /// # Errors
+    /// `Invalid` for a limit that is not possible, `Unavailable` if the control plane has no majority.
+    pub async fn throttle(&self, request: v1::ThrottleRequest) -> Result<v1::ThrottleSetting, RequestError> {
+        let answer = self
+            .anywhere(self.options().timeout, true, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).throttle(request)).await }
+            })
+            .await?;
+        Ok(answer.throttle.unwrap_or_default())
+    }
+
     /// Asks one node after the other until one answers. What may have been done is asked again only if `repeatable`.
     async fn anywhere<T, F: Future<Output = Result<T, calls::Failure>>>(
         &self,

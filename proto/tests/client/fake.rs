@@ -211,6 +211,16 @@ impl Fake {
         }
     }
 
+    /// Answers a command about an operation, as the script says.
+    fn steer(&self, id: u64) -> Result<v1::Operation, Status> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        match self.script.lock().expect("lock").pop_front() {
+            Some(Act::Refuse(kind)) => Err(to_status(RequestError::new(kind, format!("{} refuses", self.id)))),
+            Some(_) => Err(Status::internal("broken")),
+            None => Ok(v1::Operation { id, ..Default::default() }),
+        }
+    }
+
     fn serve(&self, incoming: Incoming) -> Outcome {
         let CoreRequest::Key(request) = incoming.request else { panic!("only operations on keys") };
         let layout = self.layout.lock().expect("lock").clone();
@@ -387,6 +397,34 @@ impl ClusterService for Fake {
 
     async fn inspect(&self, _: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
         Ok(Response::new(v1::InspectResponse { partition: 5, ..Default::default() }))
+    }
+
+    async fn operations(&self, _: Request<v1::OperationsRequest>) -> Result<Response<v1::OperationsResponse>, Status> {
+        Ok(Response::new(v1::OperationsResponse::default()))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseResponse>, Status> {
+        let operation = Some(self.steer(request.get_ref().id)?);
+        Ok(Response::new(v1::PauseResponse { operation }))
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        let operation = Some(self.steer(request.get_ref().id)?);
+        Ok(Response::new(v1::ResumeResponse { operation }))
+    }
+
+    async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
+        let operation = Some(self.steer(request.get_ref().id)?);
+        Ok(Response::new(v1::RetryResponse { operation }))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
+        let operation = Some(self.steer(request.get_ref().id)?);
+        Ok(Response::new(v1::CancelResponse { operation }))
+    }
+
+    async fn throttle(&self, _: Request<v1::ThrottleRequest>) -> Result<Response<v1::ThrottleResponse>, Status> {
+        Ok(Response::new(v1::ThrottleResponse::default()))
     }
 
     async fn list_keyspaces(

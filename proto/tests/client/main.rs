@@ -444,6 +444,35 @@ async fn questions_about_the_cluster_are_answered_by_any_node() {
 }
 
 #[tokio::test]
+async fn commands_about_operations_are_repeated_where_that_is_harmless() {
+    let cluster = Cluster::start(Some(layout(1)));
+    // A client that suspects nobody yet asks the first node first.
+    let script = async |acts: &[Act]| {
+        for node in &cluster.nodes {
+            node.script.lock().expect("lock").clear();
+        }
+        cluster.nodes[0].script.lock().expect("lock").extend(acts.iter().copied());
+        for node in &cluster.nodes {
+            node.operations.store(0, Ordering::Relaxed);
+        }
+        cluster.client(Options::default()).await
+    };
+    let client = script(&[Act::Forget]).await;
+    let paused = client.pause(v1::PauseRequest { id: 7, by: "ann".to_owned() }).await.expect("repeated elsewhere");
+    assert_eq!((paused.id, cluster.sum(|node| &node.operations)), (7, 2));
+    let client = script(&[Act::Forget]).await;
+    let error = client.cancel(v1::CancelRequest { id: 7, by: String::new() }).await.expect_err("not repeated");
+    assert_eq!((error.kind, cluster.sum(|node| &node.operations)), (Kind::Unknown, 1));
+    for kind in [Kind::Conflict, Kind::NotFound, Kind::Invalid] {
+        let client = script(&[Act::Refuse(kind)]).await;
+        let error = client.resume(v1::ResumeRequest { id: 7, by: String::new() }).await.expect_err("refused");
+        assert_eq!((error.kind, cluster.sum(|node| &node.operations)), (kind, 1));
+    }
+    let client = script(&[Act::Refuse(Kind::Unavailable)]).await;
+    assert_eq!(client.cancel(v1::CancelRequest { id: 7, by: String::new() }).await.expect("nothing was done").id, 7);
+}
+
+#[tokio::test]
 async fn no_cluster_is_a_clear_error() {
     let refused = {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

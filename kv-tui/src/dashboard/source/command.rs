@@ -146,6 +146,8 @@ mod tests {
         check_line("keyspace drop users --yes", true, Some(Class::Refused));
         check_line("keyspace ls", true, None);
         check_line("node ls", true, None);
+        check_line("op watch", true, None);
+        check_line("op cancel 1", true, Some(Class::Refused));
         check_line("node kill n1", true, Some(Class::Refused));
         check_line("get k", true, None);
         check_line("put k --value-file -", false, Some(Class::Usage));

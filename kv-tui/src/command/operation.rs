@@ -1,0 +1,54 @@
+//! The arguments of commands about operations.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::duration;
+use super::values::rate;
+
+/// `op`
+#[derive(Clone, Debug, Subcommand)]
+pub enum OpCommand {
+    /// List the operations that are remembered, oldest first.
+    Ls,
+    /// Show one operation: its moves and their receipts.
+    Show(OpArgs),
+    /// Follow an operation to its end; without a number, the newest one.
+    Watch(WatchArgs),
+    /// Copy and cut over nothing new until it is resumed.
+    Pause(OpArgs),
+    /// Go on with a paused operation.
+    Resume(OpArgs),
+    /// Let its transfers begin anew.
+    Retry(OpArgs),
+    /// End it: what is not cut over goes back.
+    Cancel(OpArgs),
+    /// Limit how fast each node copies, in this operation and later ones.
+    Throttle(ThrottleArgs),
+}
+
+/// `op show` and its like
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OpArgs {
+    /// Its number, as op ls lists it.
+    pub id: u64,
+}
+
+/// `op watch`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WatchArgs {
+    /// Its number; without it, the newest one.
+    pub id: Option<u64>,
+    /// How often it is looked at.
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    pub every: Duration,
+}
+
+/// `op throttle`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ThrottleArgs {
+    /// Bytes a second for each receiving node, such as 16MiB/s, or off.
+    #[arg(value_parser = rate)]
+    pub rate: u64,
+}
