@@ -7,6 +7,7 @@ pub mod describe;
 pub mod edge;
 pub mod limits;
 pub mod peer;
+pub mod plan;
 pub mod reply;
 pub mod request_id;
 pub mod status;

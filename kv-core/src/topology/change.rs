@@ -56,18 +56,26 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The change in the command language, with nodes as `name` calls them.
+    #[must_use]
+    pub fn command(&self, name: impl Fn(NodeId) -> String) -> String {
+        match self {
+            Self::Add { node } => format!("node add {}", name(*node)),
+            Self::Remove { node } => format!("node remove {}", name(*node)),
+            Self::RemoveDead { node } => format!("node remove {} --dead", name(*node)),
+            Self::Replace { old, new } => format!("node replace {} {}", name(*old), name(*new)),
+            Self::Weight { node, weight } => format!("node weight {} {weight}", name(*node)),
+            Self::Zone { node, zone } => format!("node zone {} {zone}", name(*node)),
+            Self::Copies { copies } => format!("copies {copies}"),
+        }
+    }
+}
+
 /// As in the command language, with the numbers of nodes.
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Add { node } => write!(f, "node add {node}"),
-            Self::Remove { node } => write!(f, "node remove {node}"),
-            Self::RemoveDead { node } => write!(f, "node remove {node} --dead"),
-            Self::Replace { old, new } => write!(f, "node replace {old} {new}"),
-            Self::Weight { node, weight } => write!(f, "node weight {node} {weight}"),
-            Self::Zone { node, zone } => write!(f, "node zone {node} {zone}"),
-            Self::Copies { copies } => write!(f, "copies {copies}"),
-        }
+        f.write_str(&self.command(|node| node.to_string()))
     }
 }
 

@@ -8,17 +8,21 @@
 mod assign;
 mod bound;
 mod change;
+mod notice;
 pub mod operation;
 mod places;
 mod plan;
 mod planner;
+pub mod preview;
 mod refusal;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
 pub use change::Change;
-pub use plan::{Move, PartitionChange, Plan, PlanHash};
+pub use notice::{Notice, NoticeKind};
+pub use plan::{Move, NotAHash, PartitionChange, Plan, PlanHash};
 pub use planner::plan;
+pub use preview::preview;
 pub use refusal::{Refusal, RefusalKind};
 pub use transfer::{Receipt, Residue, SourceReceipt, Transfer, TransferPhase, TransferSettings};

@@ -11,6 +11,7 @@ use kv_core::types::Epoch;
 use kv_proto::describe::{NewKeyspace, layout_to_wire};
 use kv_proto::limits::{WATCH_INTERVAL, WATCH_INTERVAL_DEFAULT};
 use kv_proto::peer::cluster_to_wire;
+use kv_proto::plan;
 use kv_proto::reply;
 use kv_proto::status::to_status;
 use kv_proto::v1::cluster_server::Cluster;
@@ -135,6 +136,24 @@ impl Cluster for Service {
 
     async fn throttle(&self, request: Request<v1::ThrottleRequest>) -> Result<Response<v1::ThrottleResponse>, Status> {
         operations::throttle(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let state = self.0.state();
+        let Some(layout) = state.layout.clone() else {
+            return Err(to_status(RequestError::unavailable(format!("{state}; plans are made when it has formed"))));
+        };
+        if let Some(active) = state.active_operation() {
+            let message = format!(
+                "operation {} ({}) is under way; wait for it or cancel it, `op ls` shows it",
+                active.id, active.command
+            );
+            return Err(to_status(RequestError::new(Kind::Conflict, message)));
+        }
+        // The largest layouts take seconds, which must not hold up other calls of this thread.
+        let planned = tokio::task::spawn_blocking(move || plan::answer(request.into_inner(), &layout)).await;
+        let planned = planned.map_err(|error| Status::internal(format!("the planner ended early: {error}")))?;
+        planned.map(Response::new).map_err(to_status)
     }
 
     async fn list_keyspaces(

@@ -5,4 +5,5 @@
 mod bad_input;
 mod data;
 mod faults;
+mod plan;
 mod world;

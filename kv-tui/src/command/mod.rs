@@ -2,6 +2,7 @@
 
 mod line;
 mod operation;
+mod topology;
 mod values;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use crate::output::Format;
 use crate::output::bytes::printable;
 pub use line::{LineError, split};
 pub use operation::{OpArgs, OpCommand, ThrottleArgs, WatchArgs};
+pub use topology::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;
 pub use values::{Text, unescape};
@@ -61,6 +63,8 @@ pub enum Command {
     /// The nodes.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Change the number of copies.
+    Copies(CopiesArgs),
     /// Ownership by node and by partition.
     Ring(RingArgs),
     /// Operations: plans that are carried out.
@@ -269,6 +273,16 @@ pub enum NodeCommand {
         /// Its name or number.
         node: String,
     },
+    /// Let a spare own partitions.
+    Add(AddArgs),
+    /// Take all copies from a node, which becomes a spare.
+    Remove(RemoveArgs),
+    /// Give the places of one node to a spare.
+    Replace(ReplaceArgs),
+    /// Change the capacity of a node.
+    Weight(WeightArgs),
+    /// Change the failure domain of a node.
+    Zone(ZoneArgs),
     /// Run a node of the local cluster again.
     Start(ProcessArgs),
     /// Ask a node of the local cluster to finish and end.
@@ -416,7 +430,7 @@ impl Command {
             NodeCommand::Kill(args) => (Process::Kill, args),
             NodeCommand::Freeze(args) => (Process::Freeze, args),
             NodeCommand::Thaw(args) => (Process::Thaw, args),
-            NodeCommand::Ls | NodeCommand::Show { .. } => return None,
+            _ => return None,
         };
         Some((process, &args.node))
     }
@@ -424,6 +438,9 @@ impl Command {
     /// Whether it changes the cluster; such commands are refused where only reading is allowed.
     #[must_use]
     pub fn changes(&self) -> bool {
+        if let Some(topology) = self.topology() {
+            return !topology.dry_run;
+        }
         match self {
             Self::Put(_) | Self::Del(_) | Self::Import(_) | Self::Bench(_) => true,
             Self::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
@@ -436,6 +453,7 @@ impl Command {
             | Self::Where(_)
             | Self::Status
             | Self::Wait(_)
+            | Self::Copies(_)
             | Self::Ring(_)
             | Self::Events(_) => false,
         }

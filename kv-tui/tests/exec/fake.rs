@@ -464,6 +464,11 @@ impl ClusterService for Node {
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some((&keyspace).into()), created: true }))
     }
 
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let layout = self.lock().layout.clone().expect("formed");
+        kv_proto::plan::answer(request.into_inner(), &layout).map(Response::new).map_err(to_status)
+    }
+
     async fn drop_keyspace(
         &self,
         request: Request<v1::DropKeyspaceRequest>,

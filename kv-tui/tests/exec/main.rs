@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use bytes::Bytes;
 use fake::Cluster;
-use kv_core::types::KeyspaceId;
+use kv_core::ring::{FirstLayout, first_layout};
+use kv_core::types::{KeyspaceId, NodeId};
 use kv_proto::v1;
 use serde_json::{Value, json};
 
@@ -510,4 +511,88 @@ fn operations_are_listed_shown_and_steered() {
     let again = cluster.json(&["op", "cancel", "2"]);
     assert_eq!((again.code, again.errors.contains("has ended")), (4, true), "{}", again.errors);
     assert_eq!(cluster.json(&["op", "watch", "2"]).code, 4, "it was cancelled");
+}
+
+/// Two nodes with all copies, and a spare.
+fn with_a_spare(cluster: &Cluster) {
+    let mut world = cluster.world.lock().expect("lock");
+    let layout = world.layout.clone().expect("formed");
+    let mut members = layout.members.clone();
+    members.get_mut(&NodeId(3)).expect("three nodes").spare = true;
+    let (cluster, seed, epoch) = (layout.cluster, layout.seed, layout.epoch);
+    let input = FirstLayout { cluster, seed, epoch, copies: 2, partitions: layout.partition_count(), members };
+    world.layout = Some(first_layout(input).expect("a sound layout"));
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_changes_nothing() {
+    let cluster = Cluster::start();
+    with_a_spare(&cluster);
+    for index in 0..50 {
+        assert_eq!(cluster.exec(&["put", &format!("k{index}"), "v"]).code, 0);
+    }
+    let before = cluster.world.lock().expect("lock").layout.clone();
+    let plan = cluster.json(&["node", "add", "n3", "--dry-run"]);
+    assert_eq!(plan.code, 0, "{}", plan.errors);
+    let plan = plan.one();
+    let hash = plan["hash"].as_str().expect("a hash").to_owned();
+    assert_eq!((&plan["schema"], &plan["parent_epoch"], hash.len()), (&json!(1), &json!(1), 16));
+    // 16 partitions of 2 copies on 3 nodes: the new one gets 10 or 11.
+    let moves = plan["moves"].as_array().expect("moves");
+    assert_eq!((moves.len(), &plan["moves_minimum"], &plan["moves_total"]), (10, &json!(10), &json!(10)));
+    for step in moves {
+        assert_eq!((&step["to"], &step["from"]), (&json!("n3"), &step["source"]), "{step}");
+    }
+    let keys: u64 = moves.iter().filter_map(|step| step["keys"].as_u64()).sum();
+    assert!(keys > 0 && plan["keys"] == json!(keys) && plan["keys_of_all"] == json!(50), "{}", plan["keys"]);
+    assert_eq!((&plan["nodes"][2]["after"]["partitions"], &plan["nodes"][2]["moves_in"]), (&json!(10), &json!(10)));
+    assert_eq!((&plan["undo"], &plan["refusals"]), (&json!(["node remove n3"]), &json!([])));
+    assert_eq!(plan["safety"]["copies_min"], json!(2));
+
+    let table = cluster.exec(&["node", "add", "n3", "--dry-run", "--plan", &hash]);
+    let text = table.text();
+    for part in [
+        &format!("plan {hash} for epoch 1: node add n3"),
+        "0 → 10",
+        "moves    10 replicas",
+        "the minimum is 10",
+        "C n3 = gets a copy",
+        "safety   at least 2 of 2 copies of every key stay",
+        "undo     node remove n3",
+        &format!("to do it kv-tui exec node add n3 --plan {hash} --yes"),
+    ] {
+        assert!(text.contains(part), "{part:?} is missing:\n{text}{}", table.errors);
+    }
+    assert_eq!(cluster.exec(&["-o", "raw", "node", "add", "n3", "--dry-run"]).text(), format!("{hash}\n"));
+    let other = cluster.exec(&["node", "add", "n3", "--weight", "2", "--zone", "z9", "--dry-run"]).text();
+    assert!(other.contains("kv-tui exec node add n3 --zone z9 --weight 2 --plan"), "{other}");
+    let stale = cluster.exec(&["node", "add", "n3", "--dry-run", "--plan", "0123456789abcdef"]);
+    assert_eq!(stale.code, 4);
+    assert!(stale.errors.contains("is stale"), "{}", stale.errors);
+    assert_eq!(cluster.world.lock().expect("lock").layout, before, "nothing has changed");
+}
+
+#[test]
+fn refused_changes_say_why_and_what_would_help() {
+    let cluster = Cluster::start();
+    with_a_spare(&cluster);
+    let refused = |arguments: &[&str], code: i32, says: &str| {
+        let ran = cluster.exec(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {}{}", ran.text(), ran.errors);
+        assert!(ran.errors.contains(says), "{arguments:?}: {}", ran.errors);
+    };
+    refused(&["node", "add", "n9", "--dry-run"], 3, "the nodes are: n1, n2, n3");
+    refused(&["node", "add", "n1", "--dry-run"], 4, "n1 owns partitions already; name a spare");
+    refused(&["node", "remove", "n1", "--dry-run"], 4, "1 nodes are left for 2 copies; add a node first");
+    refused(&["node", "weight", "n1", "0", "--dry-run"], 2, "weight 0");
+    refused(&["copies", "0", "--dry-run"], 2, "0 is not in 1..");
+    refused(&["node", "add", "n3", "--dry-run", "--plan", "8f3a"], 2, "16 hexadecimal digits");
+    refused(&["node", "add", "n3", "--dry-run", "--limit", "fast"], 2, "is not a rate");
+    let nothing = cluster.exec(&["node", "weight", "n1", "5", "--dry-run"]);
+    assert_eq!(nothing.code, 0, "{}", nothing.errors);
+    assert!(nothing.text().contains("every node holds every partition whatever its weight"), "{}", nothing.text());
+    let replace = cluster.json(&["node", "replace", "n2", "n3", "--dry-run"]).one();
+    assert_eq!((&replace["moves_total"], &replace["undo"]), (&json!(16), &json!(["node replace n3 n2"])));
+    let created = cluster.json(&["copies", "3", "--dry-run"]).one();
+    assert_eq!((&created["moves_total"], &created["notices"][0]["kind"]), (&json!(0), &json!("less")));
 }

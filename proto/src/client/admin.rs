@@ -152,6 +152,19 @@ impl Client {
         Ok(())
     }
 
+    /// What changes of the topology would move, and what that means. Nothing is changed.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound` or `Conflict` with the reason and the remedy if the changes are refused, or `Unavailable` if
+    /// no node answers.
+    pub async fn plan(&self, request: v1::PlanRequest) -> Result<v1::PlanResponse, RequestError> {
+        self.anywhere(self.options().timeout, true, |node, deadline| {
+            let request = request.clone();
+            async move { calls::within(&node, deadline, calls::cluster(node.channel()).plan(request)).await }
+        })
+        .await
+    }
+
     /// The operations that are remembered, ascending by number, and the limit on copying.
     ///
     /// # Errors

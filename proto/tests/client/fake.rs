@@ -443,6 +443,10 @@ impl ClusterService for Fake {
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some(keyspace), created: true }))
     }
 
+    async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        Ok(Response::new(v1::PlanResponse { hash: "0123456789abcdef".to_owned(), ..Default::default() }))
+    }
+
     async fn drop_keyspace(
         &self,
         _: Request<v1::DropKeyspaceRequest>,

@@ -2,6 +2,7 @@
 
 mod optimal;
 mod plans;
+mod refusals;
 
 use std::collections::BTreeMap;
 
