@@ -465,11 +465,15 @@ impl Command {
         match self {
             Self::Del(args) => {
                 let key = printable(&args.key.0);
-                Some((format!("deletes the key {key} of the keyspace {}", args.within.keyspace), key))
+                Some((format!("deletes the key {key} of the keyspace {} for good", args.within.keyspace), key))
             }
             Self::Keyspace(KeyspaceCommand::Drop { name }) => {
-                Some((format!("drops the keyspace {name} with all of its keys"), name.clone()))
+                Some((format!("drops the keyspace {name} with all of its keys for good"), name.clone()))
             }
+            Self::Node(NodeCommand::Remove(args)) if !args.topology.dry_run => Some((
+                format!("takes all copies from the node {}; with --dry-run it shows the plan", args.node),
+                args.node.clone(),
+            )),
             _ => None,
         }
     }

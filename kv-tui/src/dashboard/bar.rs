@@ -128,7 +128,7 @@ impl Bar {
             if let Some(place) = command.get_positionals().nth(rest) {
                 found.extend(place.get_possible_values().iter().map(|value| value.get_name().to_owned()));
                 match place.get_id().as_str() {
-                    "node" => found.extend(names.nodes.iter().cloned()),
+                    "node" | "old" | "new" => found.extend(names.nodes.iter().cloned()),
                     "name" if command.get_name() == "drop" => found.extend(names.keyspaces.iter().cloned()),
                     "key" | "prefix" => found.extend(names.keys.iter().map(|key| quoted(key))),
                     _ => {}

@@ -128,11 +128,10 @@ impl Cluster {
     }
 
     /// Takes a member's account; `false` if it shows nothing new.
-    pub fn report(&mut self, node: NodeId, snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> bool {
+    pub fn report(&mut self, node: NodeId, mut snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> bool {
         let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) else { return false };
-        let before = report.snapshot.as_ref().ok();
-        let rates = before.and_then(|before| Rates::between(before, &snapshot));
-        let same = before.is_some_and(|before| looks_the_same(before, &snapshot));
+        let rates = report.snapshot.as_ref().ok().and_then(|before| Rates::between(before, &snapshot));
+        let same = report.snapshot.as_mut().is_ok_and(|before| looks_the_same(before, &mut snapshot));
         report.snapshot = Ok(snapshot);
         let track = self.tracks.insert(node, Track { told_us: now_us, rates });
         self.told_us = now_us;
@@ -378,38 +377,31 @@ pub fn event_id(event: &v1::Event) -> EventId {
     (event.time_us, event.node, event.sequence)
 }
 
-/// Minutes of a node's life, as they are shown.
-fn minutes(snapshot: &v1::NodeSnapshot) -> u64 {
-    snapshot.uptime_us / 60_000_000
+/// Whether two accounts of a node look the same on every screen. Everything counts that is not known to be left out.
+fn looks_the_same(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> bool {
+    // The figures of the partitions are many, and are compared without a copy.
+    let (old, new) = (std::mem::take(&mut before.partitions), std::mem::take(&mut after.partitions));
+    let same = old == new && seen(before) == seen(after);
+    (before.partitions, after.partitions) = (old, new);
+    same
 }
 
-/// Whether two accounts of a node look the same on every screen. Clocks and processor time always differ.
-fn looks_the_same(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
-    let coarse = |snapshot: &v1::NodeSnapshot| {
-        let usage = snapshot.usage.map(|usage| v1::Usage {
+/// An account as it is seen: without clocks and processor time, and with sizes and ages as coarse as they are shown.
+fn seen(snapshot: &v1::NodeSnapshot) -> v1::NodeSnapshot {
+    let mut seen = v1::NodeSnapshot {
+        taken_us: 0,
+        uptime_us: snapshot.uptime_us / 60_000_000,
+        usage: snapshot.usage.map(|usage| v1::Usage {
             cpu_us: 0,
             memory_bytes: usage.memory_bytes >> 20,
             disk_bytes: usage.disk_bytes >> 20,
             disk_free_bytes: usage.disk_free_bytes >> 30,
             ..usage
-        });
-        let peers: Vec<(u64, i32, String, u64)> = snapshot
-            .peers
-            .iter()
-            .map(|peer| (peer.node, peer.state, peer.reason.clone(), peer.round_trip_us / 1000))
-            .collect();
-        (usage, peers, minutes(snapshot))
+        }),
+        ..snapshot.clone()
     };
-    let plain = |s: &v1::NodeSnapshot| {
-        (
-            (s.name.clone(), s.address.clone(), s.zone.clone(), s.build.clone(), s.poisoned.clone()),
-            (s.state, s.store_id, s.boot, s.pid, s.layout_epoch, s.forming),
-            (s.partitions_held, s.primary, s.keys, s.keys_primary, s.bytes),
-            (s.pending, s.counters),
-        )
-    };
-    plain(before) == plain(after)
-        && coarse(before) == coarse(after)
-        && before.partitions == after.partitions
-        && before.keyspaces == after.keyspaces
+    for peer in &mut seen.peers {
+        (peer.since_us, peer.queued_bytes, peer.round_trip_us) = (0, 0, peer.round_trip_us / 1000);
+    }
+    seen
 }

@@ -121,7 +121,7 @@ pub struct Start {
 /// If the terminal cannot be used.
 pub async fn run(start: Start) -> Result<(), CommandError> {
     let failed = |error: std::io::Error| CommandError::failed(format!("the terminal cannot be used: {error}"));
-    let size = crossterm::terminal::size().map_err(failed)?;
+    let size = terminal::size().map_err(failed)?;
     let Start { target, addresses, look, config, notices } = start;
     let mut model = Model::new(target, look.theme(&config), look.read_only, size, now_us());
     model.keymap = Arc::clone(&config.keymap);

@@ -68,6 +68,7 @@ pub async fn run(mut parts: Parts) -> io::Result<Model> {
         written,
         beside: Vec::new(),
         model: parts.model,
+        suspended: false,
         quit: false,
     };
     terminal::guard_panics();
@@ -92,6 +93,7 @@ struct Runtime {
     written: mpsc::UnboundedReceiver<io::Result<()>>,
     /// Bytes for the terminal that are no cells: the clipboard, and who has the mouse.
     beside: Vec<u8>,
+    suspended: bool,
     quit: bool,
 }
 
@@ -143,7 +145,7 @@ impl Runtime {
 
     /// Draws if something may have changed and the terminal has taken the frame before.
     fn show(&mut self) -> io::Result<()> {
-        if !self.writer.is_idle() {
+        if self.suspended || !self.writer.is_idle() {
             return Ok(());
         }
         let mut bytes = std::mem::take(&mut self.beside);
@@ -160,7 +162,7 @@ impl Runtime {
             Event::Key(key) => Key::from_event(&key).map(Msg::Key),
             Event::Mouse(mouse) => Mouse::from_event(&mouse).map(Msg::Mouse),
             Event::Paste(text) => Some(Msg::Paste(text)),
-            Event::Resize(width, height) => Some(Msg::Resize(width, height)),
+            Event::Resize(..) => terminal::size().ok().map(|(width, height)| Msg::Resize(width, height)),
             Event::FocusGained | Event::FocusLost => None,
         };
         msg.map_or(Ok(()), |msg| self.tell(vec![msg]))
@@ -211,14 +213,18 @@ impl Runtime {
             return Ok(());
         }
         terminal::leave();
+        // The stop may come a moment after the call: until it is over nothing is drawn, and the signal that ends it
+        // takes the terminal again.
+        self.suspended = true;
         kill_current_process_group(Signal::STOP)?;
-        self.retake()
+        Ok(())
     }
 
     /// Takes the terminal again, whose size may have changed meanwhile.
     fn retake(&mut self) -> io::Result<()> {
+        self.suspended = false;
         terminal::enter(self.model.mouse)?;
-        let (width, height) = crossterm::terminal::size()?;
+        let (width, height) = terminal::size()?;
         self.tell(vec![Msg::Resize(width, height)])
     }
 }

@@ -89,6 +89,15 @@ pub fn guard_panics() {
     }));
 }
 
+/// The columns and rows of the terminal that is written to.
+///
+/// # Errors
+/// If it is none, or has gone.
+pub fn size() -> io::Result<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(io::stdout())?;
+    Ok((size.ws_col, size.ws_row))
+}
+
 /// Whether the terminal is still there.
 #[must_use]
 pub fn is_there() -> bool {

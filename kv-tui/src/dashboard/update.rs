@@ -49,10 +49,9 @@ fn pass_time(model: &mut Model, now_us: u64) -> bool {
     model.now_us = before.max(now_us);
     let moved = model.cluster.as_mut().is_some_and(|cluster| cluster.pass_time(model.now_us));
     let second = model.now_us / 1_000_000 != before / 1_000_000;
-    let ageing = model.frozen.is_some()
-        || model.link != Link::Live
-        || model.cluster.as_ref().is_none_or(|cluster| cluster.is_stale(model.now_us));
-    (moved && model.frozen.is_none()) || (second && ageing)
+    let ageing =
+        model.link != Link::Live || model.cluster.as_ref().is_none_or(|cluster| cluster.is_stale(model.now_us));
+    model.frozen.is_none() && (moved || (second && ageing))
 }
 
 fn on_key(model: &mut Model, key: Key) -> Vec<Effect> {

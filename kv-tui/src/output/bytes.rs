@@ -41,11 +41,21 @@ pub fn token(bytes: &[u8]) -> String {
 /// language reads back.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {
+    escaped(bytes, looks_like_escape)
+}
+
+/// A printed line on the screen: what could change the screen appears as `\xNN`; what was escaped before stays.
+#[must_use]
+pub fn harmless(line: &[u8]) -> String {
+    escaped(line, |_| false)
+}
+
+fn escaped(bytes: &[u8], is_ambiguous: fn(&str) -> bool) -> String {
     let mut out = String::new();
     for chunk in bytes.utf8_chunks() {
         let text = chunk.valid();
         for (at, c) in text.char_indices() {
-            if is_safe(c) && !(c == '\\' && looks_like_escape(&text[at..])) {
+            if is_safe(c) && !(c == '\\' && is_ambiguous(&text[at..])) {
                 out.push(c);
             } else {
                 let mut buffer = [0; 4];
@@ -94,6 +104,7 @@ mod tests {
         assert_eq!(printable("강남점 🦀 é".as_bytes()), "강남점 🦀 é");
         assert_eq!(printable("x\u{202e}y".as_bytes()), r"x\xe2\x80\xaey");
         assert_eq!(printable(br"C:\dir \x41"), r"C:\dir \x5cx41");
+        assert_eq!(harmless(b"C:\\dir \\x41 \x1b"), r"C:\dir \x41 \x1b");
     }
 
     #[test]

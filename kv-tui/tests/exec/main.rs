@@ -1,5 +1,6 @@
 //! The program as scripts see it: what it prints where, and how it exits.
 
+mod bar;
 mod fake;
 
 use std::io::Write;
@@ -595,4 +596,17 @@ fn refused_changes_say_why_and_what_would_help() {
     assert_eq!((&replace["moves_total"], &replace["undo"]), (&json!(16), &json!(["node replace n3 n2"])));
     let created = cluster.json(&["copies", "3", "--dry-run"]).one();
     assert_eq!((&created["moves_total"], &created["notices"][0]["kind"]), (&json!(0), &json!("less")));
+}
+
+#[test]
+fn read_only_refuses_what_changes_the_cluster() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.exec(&["--read-only", "put", "k", "v"]).code, 6);
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = file(folder.path(), "script", "count\nput k v\n");
+    let ran = cluster.exec(&["--read-only", "--file", &script]);
+    assert!(ran.code == 6 && ran.errors.contains("line 2"), "{}", ran.errors);
+    assert_eq!(cluster.exec(&["--read-only", "count"]).text(), "0\n", "nothing was written");
+    let all = ["--read-only", "exec", "--connect", &cluster.addresses, "put", "k", "v"];
+    assert_eq!(run_with(&all, b"").code, 6, "also in front of exec");
 }

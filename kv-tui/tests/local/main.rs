@@ -1,6 +1,7 @@
 //! Real node processes on this machine: started, filled, killed, restarted, stopped, destroyed.
 
 mod support;
+mod truth;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

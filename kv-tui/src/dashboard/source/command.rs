@@ -9,7 +9,7 @@ use super::grpc::Grpc;
 use crate::command::{Command, Line, is_standard};
 use crate::dashboard::msg::Feed;
 use crate::error::CommandError;
-use crate::output::bytes::printable;
+use crate::output::bytes::harmless;
 use crate::output::{Format, Printer};
 use crate::run::{execute, on_process};
 
@@ -27,7 +27,7 @@ pub fn run(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Sender<Feed>
     let ended = match done {
         Ok(()) => Feed::Ended { code: 0, error: String::new() },
         Err(error) if error.help => {
-            let lines = error.message.lines().map(|line| printable(line.as_bytes())).collect();
+            let lines = error.message.lines().map(|line| harmless(line.as_bytes())).collect();
             // Without a listener there is nobody to help.
             drop(feed.blocking_send(Feed::Output(lines)));
             Feed::Ended { code: 0, error: String::new() }
@@ -109,7 +109,7 @@ impl Write for Lines<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for byte in bytes {
             if *byte == b'\n' || self.rest.len() >= LINE_BYTES_MAX {
-                self.whole.push(printable(&std::mem::take(&mut self.rest)));
+                self.whole.push(harmless(&std::mem::take(&mut self.rest)));
             }
             if *byte != b'\n' {
                 self.rest.push(*byte);
@@ -122,7 +122,7 @@ impl Write for Lines<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.rest.is_empty() {
-            self.whole.push(printable(&std::mem::take(&mut self.rest)));
+            self.whole.push(harmless(&std::mem::take(&mut self.rest)));
         }
         self.tell()
     }

@@ -98,7 +98,7 @@ impl Model {
     fn delete(&mut self) {
         let Some(key) = self.keys.keys.get(self.keys.cursor) else { return };
         let line = format!("del {}{}", quoted(key), self.in_keyspace());
-        let what = format!("deletes the key {} of the keyspace {}", printable(key), self.keys.keyspace);
+        let what = format!("deletes the key {} of the keyspace {} for good", printable(key), self.keys.keyspace);
         self.dialog = Some(Dialog::Confirm(Box::new(Confirm::new(line, what, printable(key)))));
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
     if let Feed::Snapshot(node, snapshot) = feed {
         let stale = model.cluster.as_ref().is_some_and(|cluster| cluster.is_stale(now_us));
         let news = model.cluster.as_mut().is_some_and(|cluster| cluster.report(node, snapshot, now_us));
-        model.changed |= stale || (news && model.frozen.is_none());
+        model.changed |= (stale || news) && model.frozen.is_none();
         return Vec::new();
     }
     model.changed = true;

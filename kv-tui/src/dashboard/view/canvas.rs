@@ -1,7 +1,10 @@
 //! Drawing text and frames into a buffer, clipped to an area.
 
+use std::borrow::Cow;
+
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
@@ -50,9 +53,10 @@ impl<'a> Canvas<'a> {
         if x >= area.width || y >= area.height {
             return x;
         }
-        let style = self.theme.style(role);
+        // What stood there before gives nothing of its style to what stands there now.
+        let style = Style::reset().patch(self.theme.style(role));
         let room = usize::from(area.width - x);
-        let (end, _) = self.buffer.set_stringn(area.x + x, area.y + y, text, room, style);
+        let (end, _) = self.buffer.set_stringn(area.x + x, area.y + y, composed(text), room, style);
         end - area.x
     }
 
@@ -155,6 +159,21 @@ impl<'a> Canvas<'a> {
         lines
     }
 
+    /// A text in lines of at most `width` columns, every space of it kept.
+    pub(super) fn chopped(&self, text: &str, width: u16) -> Vec<String> {
+        let room = usize::from(width.max(1));
+        let mut lines = vec![String::new()];
+        for character in text.graphemes(true) {
+            if lines.last().is_some_and(|line| line.width() + character.width() > room) {
+                lines.push(String::new());
+            }
+            if let Some(line) = lines.last_mut() {
+                line.push_str(character);
+            }
+        }
+        lines
+    }
+
     /// As much of a text as fits into `width` columns, with a mark where something is left out.
     pub(super) fn fitted(&self, text: &str, width: u16) -> String {
         let room = usize::from(width);
@@ -186,6 +205,37 @@ impl<'a> Canvas<'a> {
         let (full, empty) = (self.symbol('█'), self.symbol('░'));
         std::iter::repeat_n(full, filled).chain(std::iter::repeat_n(empty, width - filled)).collect()
     }
+}
+
+/// Korean syllables that are written as single letters (NFD), composed, since not every terminal does it. Other
+/// combining characters share the cell of what they combine with. (The Unicode Standard, section 3.12, arithmetic.)
+fn composed(text: &str) -> Cow<'_, str> {
+    const LEADING: u32 = 0x1100;
+    const VOWEL: u32 = 0x1161;
+    const TRAILING: u32 = 0x11a7;
+    const SYLLABLES: u32 = 0xac00;
+    if !text.chars().any(|c| (0x1100..0x1200).contains(&u32::from(c))) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let code = u32::from(c);
+        let joined = out.chars().next_back().map(u32::from).and_then(|last| match (last, code) {
+            (0x1100..=0x1112, 0x1161..=0x1175) => Some(SYLLABLES + ((last - LEADING) * 21 + (code - VOWEL)) * 28),
+            (0xac00..=0xd7a3, 0x11a8..=0x11c2) if (last - SYLLABLES).is_multiple_of(28) => {
+                Some(last + (code - TRAILING))
+            }
+            _ => None,
+        });
+        match joined.and_then(char::from_u32) {
+            Some(syllable) => {
+                out.pop();
+                out.push(syllable);
+            }
+            None => out.push(c),
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// A count with separators, such as 1,204,318.
@@ -239,6 +289,14 @@ pub(super) fn known<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn korean_letters_become_syllables() {
+        let check = |apart: &str, together: &str| assert_eq!(composed(apart), together);
+        check("\u{1100}\u{1161}\u{11bc}\u{1102}\u{1161}\u{11b7}", "강남");
+        check("\u{1112}\u{1161}x\u{11ab}", "하x\u{11ab}");
+        check("e\u{301}", "e\u{301}");
+    }
 
     #[test]
     fn figures_are_short() {

@@ -208,8 +208,11 @@ fn version_lines(
 ) -> Vec<Line> {
     let written = rfc3339(version.written_us);
     let written = written.get(..23).unwrap_or(&written).replace('T', " ");
-    let mut lines = vec![vec![(format!("v{}  ", at + 1), Role::Title), (format!("written {written} UTC"), Role::Dim)]];
-    let mut facts = vec![format!("dot {}", dot_text(cluster, version))];
+    let mut lines = vec![vec![
+        (format!("v{}  ", at + 1), Role::Title),
+        (canvas.fitted(&format!("dot {}", dot_text(cluster, version)), width.saturating_sub(4)), Role::Dim),
+    ]];
+    let mut facts = vec![format!("written {written} UTC")];
     if let Some(value) = &version.value {
         facts.push(format!("{} bytes", grouped(u64::try_from(value.len()).unwrap_or(0))));
     }
@@ -223,7 +226,7 @@ fn version_lines(
         Some(value) => {
             let shown = printable(&value[..value.len().min(VALUE_BYTES)]);
             let more = if value.len() > VALUE_BYTES { " ... and more; :get shows all" } else { "" };
-            let text = canvas.wrapped(&format!("{shown}{more}"), width.saturating_sub(4));
+            let text = canvas.chopped(&format!("{shown}{more}"), width.saturating_sub(4));
             lines.extend(text.into_iter().map(|line| vec![(format!("    {line}"), Role::Text)]));
         }
     }

@@ -199,7 +199,8 @@ fn link_words(canvas: &Canvas<'_>, model: &Model) -> (String, Role) {
     let age =
         |since: u64| short(std::time::Duration::from_secs((model.now_us.saturating_sub(since) / 1_000_000).max(1)));
     if let Some(frozen) = &model.frozen {
-        return (format!("FROZEN  {} old  Space goes on", age(frozen.told_us)), Role::Warn);
+        // The moment, not an age, so that nothing moves on a frozen screen.
+        return (format!("FROZEN at {}  Space goes on", canvas::clock(frozen.told_us)), Role::Warn);
     }
     match (&model.link, &model.cluster) {
         (Link::Connecting, _) => ("connecting".to_owned(), Role::Warn),

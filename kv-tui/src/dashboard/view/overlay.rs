@@ -10,7 +10,7 @@ use crate::dashboard::list::top_of;
 use crate::dashboard::model::{Model, Output};
 use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::Role;
-use crate::output::bytes::printable;
+use crate::output::bytes::{harmless, printable};
 
 /// A frame in the middle of an area, emptied; what is left inside.
 fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title: &str, note: &str) -> Rect {
@@ -76,7 +76,7 @@ fn choose(canvas: &mut Canvas<'_>, choice: Choice, names: &[String], row: usize,
 
 fn confirm(canvas: &mut Canvas<'_>, asked: &Confirm, area: Rect) -> Position {
     let width = 64.min(area.width);
-    let what = canvas.wrapped(&format!("This {}. It cannot be undone.", asked.what), width.saturating_sub(4));
+    let what = canvas.wrapped(&format!("This {}.", asked.what), width.saturating_sub(4));
     let rows = u16::try_from(what.len()).unwrap_or(2).min(area.height.saturating_sub(6));
     let inner = boxed(canvas, area, (width, rows + 6), "Confirm", "nothing has changed yet");
     for (y, line) in (0..rows).zip(&what) {
@@ -93,7 +93,12 @@ fn confirm(canvas: &mut Canvas<'_>, asked: &Confirm, area: Rect) -> Position {
 
 /// What a command printed, in the lower part of the screen.
 pub(super) fn output(canvas: &mut Canvas<'_>, output: &Output, area: Rect, room: Room) {
-    let error = canvas.wrapped(&printable(output.error.as_bytes()), area.width.saturating_sub(4));
+    let error: Vec<String> = output
+        .error
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .flat_map(|line| canvas.wrapped(&harmless(line.as_bytes()), area.width.saturating_sub(4)))
+        .collect();
     let told = output.lines.len() + if output.error.is_empty() { 0 } else { error.len() };
     let height = u16::try_from(told.saturating_add(2)).unwrap_or(u16::MAX).clamp(3, (area.height * 2 / 3).max(3));
     let height = height.min(area.height);
