@@ -3,12 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use crossterm::event::{Event, EventStream};
+use crossterm::event::Event;
 use rustix::process::{Signal, getpid, getsid, kill_current_process_group};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_stream::StreamExt;
 
 use super::history::{History, Keeper};
 use super::keymap::Key;
@@ -99,7 +98,7 @@ struct Runtime {
 
 impl Runtime {
     async fn run(&mut self) -> io::Result<()> {
-        let mut keys = EventStream::new();
+        let mut keys = terminal::events()?;
         let mut ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
         let (Some(mut interrupt), Some(mut terminate), Some(mut hangup)) =
             (ends.next().transpose()?, ends.next().transpose()?, ends.next().transpose()?)
@@ -113,7 +112,7 @@ impl Runtime {
         while !self.quit {
             self.show()?;
             tokio::select! {
-                event = keys.next() => match event {
+                event = keys.recv() => match event {
                     Some(Ok(event)) => self.on_event(event)?,
                     Some(Err(error)) => return Err(error),
                     None => return Ok(()),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use crossterm::cursor::{Hide, MoveTo, Show};
-use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
+use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste, Event};
 use crossterm::queue;
 use crossterm::style::ResetColor;
 use crossterm::terminal::{
@@ -21,7 +21,7 @@ use crossterm::terminal::{
 use ratatui::backend::{Backend, CrosstermBackend};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Position;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{self, UnboundedSender};
 
 /// Whether the terminal is ours now. Whoever turns it off gives it back.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -97,6 +97,28 @@ pub fn size() -> io::Result<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(io::stdout())?;
     Ok((size.ws_col, size.ws_row))
 }
+
+/// What is typed and done with the mouse, read on a thread of its own: on a terminal that has gone away the reader
+/// turns round and round, and whoever looks whether it is still there must not be the one that does.
+///
+/// # Errors
+/// If the system gives no thread.
+pub fn events() -> io::Result<mpsc::Receiver<io::Result<Event>>> {
+    let (tell, told) = mpsc::channel(EVENTS_MAX);
+    thread::Builder::new().name("keys".to_owned()).spawn(move || {
+        loop {
+            let event = crossterm::event::read();
+            let failed = event.is_err();
+            if tell.blocking_send(event).is_err() || failed {
+                return;
+            }
+        }
+    })?;
+    Ok(told)
+}
+
+/// Events of the terminal that wait.
+const EVENTS_MAX: usize = 256;
 
 /// Whether the terminal is still there.
 #[must_use]
