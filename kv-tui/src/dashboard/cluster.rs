@@ -377,6 +377,17 @@ pub fn event_id(event: &v1::Event) -> EventId {
     (event.time_us, event.node, event.sequence)
 }
 
+/// The bound below which a round trip stays, in milliseconds, in the steps 1, 2, 5, 10 and so on: its digits would only
+/// flicker.
+#[must_use]
+pub fn round_trip_ms(us: u64) -> u64 {
+    let mut bound = 1;
+    while us >= bound * 1000 && bound < 1_000_000 {
+        bound = if bound.to_string().starts_with('2') { bound / 2 * 5 } else { bound * 2 };
+    }
+    bound
+}
+
 /// Whether two accounts of a node look the same on every screen. Everything counts that is not known to be left out.
 fn looks_the_same(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> bool {
     // The figures of the partitions are many, and are compared without a copy.
@@ -401,7 +412,22 @@ fn seen(snapshot: &v1::NodeSnapshot) -> v1::NodeSnapshot {
         ..snapshot.clone()
     };
     for peer in &mut seen.peers {
-        (peer.since_us, peer.queued_bytes, peer.round_trip_us) = (0, 0, peer.round_trip_us / 1000);
+        (peer.since_us, peer.queued_bytes, peer.round_trip_us) = (0, 0, round_trip_ms(peer.round_trip_us));
+        if peer.state() == v1::MemberState::Up {
+            // Why a peer is up is when it was last heard, which moves all the time and is not shown.
+            peer.reason.clear();
+        }
     }
     seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_have_few_words() {
+        let told = [0, 999, 1000, 1999, 2000, 4999, 5000, 9999, 10_000, 150_000, u64::MAX].map(round_trip_ms);
+        assert_eq!(told, [1, 1, 2, 2, 5, 5, 10, 10, 20, 200, 1_000_000]);
+    }
 }

@@ -271,11 +271,6 @@ pub(super) fn latency(us: u64) -> String {
     }
 }
 
-/// A round trip. Below a millisecond its digits would only flicker.
-pub(super) fn round_trip(us: u64) -> String {
-    if us < 1000 { "<1ms".to_owned() } else { format!("{}ms", us / 1000) }
-}
-
 /// The clock of a moment, in UTC.
 pub(super) fn clock(us: u64) -> String {
     rfc3339(us).get(11..19).unwrap_or_default().to_owned()

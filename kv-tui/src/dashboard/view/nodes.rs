@@ -6,9 +6,9 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use ratatui::layout::Rect;
 
-use super::canvas::{Canvas, grouped, known, latency, round_trip};
+use super::canvas::{Canvas, grouped, known, latency};
 use super::{Room, columns, pane, partitions, plain, split, table};
-use crate::dashboard::cluster::{Cluster, FRESH_US};
+use crate::dashboard::cluster::{Cluster, FRESH_US, round_trip_ms};
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
@@ -145,9 +145,9 @@ fn draw_peers(canvas: &mut Canvas<'_>, cluster: &Cluster, snapshot: &v1::NodeSna
         let name = printable(cluster.name_of(NodeId(peer.node)).as_bytes());
         let mut text = format!("{name} {}", state_word(peer.state()));
         if peer.round_trip_us > 0 {
-            text.push_str(&format!(", round trip {}", round_trip(peer.round_trip_us)));
+            text.push_str(&format!(", round trip below {} ms", round_trip_ms(peer.round_trip_us)));
         }
-        if !peer.reason.is_empty() {
+        if !peer.reason.is_empty() && peer.state() != v1::MemberState::Up {
             text.push_str(&format!(", {}", printable(peer.reason.as_bytes())));
         }
         if at == 0 {

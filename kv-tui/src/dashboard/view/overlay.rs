@@ -82,7 +82,7 @@ fn confirm(canvas: &mut Canvas<'_>, asked: &Confirm, area: Rect) -> Position {
     for (y, line) in (0..rows).zip(&what) {
         canvas.text(inner, 0, y, line, Role::Text);
     }
-    let same = canvas.fitted(&format!("same as   kv-tui exec {}", asked.line), inner.width);
+    let same = canvas.fitted(&format!("same as   kv-tui exec --yes {}", asked.line), inner.width);
     canvas.text(inner, 0, rows + 1, &same, Role::Dim);
     let prompt = format!("Type {} to do it: ", asked.word);
     let y = rows + 3;
