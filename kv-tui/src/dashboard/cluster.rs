@@ -127,18 +127,20 @@ impl Cluster {
         self.judge();
     }
 
-    /// Takes a member's account; `false` if it shows nothing new.
-    pub fn report(&mut self, node: NodeId, mut snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> bool {
-        let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) else { return false };
+    /// Takes a member's account; what it shows that was not seen before.
+    pub fn report(&mut self, node: NodeId, mut snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> News {
+        let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) else {
+            return News::Nothing;
+        };
         let rates = report.snapshot.as_ref().ok().and_then(|before| Rates::between(before, &snapshot));
-        let same = report.snapshot.as_mut().is_ok_and(|before| looks_the_same(before, &mut snapshot));
+        let new = report.snapshot.as_mut().map_or(News::Figures, |before| news(before, &mut snapshot));
         report.snapshot = Ok(snapshot);
         let track = self.tracks.insert(node, Track { told_us: now_us, rates });
         self.told_us = now_us;
-        if !same {
+        if new == News::Figures {
             self.judge();
         }
-        !same || track.is_none_or(|track| track.rates != rates)
+        if track.is_some_and(|track| track.rates == rates) { new } else { News::Figures }
     }
 
     /// A member does not tell its figures.
@@ -388,13 +390,31 @@ pub fn round_trip_ms(us: u64) -> u64 {
     bound
 }
 
-/// Whether two accounts of a node look the same on every screen. Everything counts that is not known to be left out.
-fn looks_the_same(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> bool {
+/// What an account shows that the one before did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Nothing.
+    Nothing,
+    /// Figures that only stand among the details of its node.
+    Details,
+    /// Figures that may be seen anywhere.
+    Figures,
+}
+
+/// What is new in an account. Everything counts that is not known to be left out.
+fn news(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> News {
     // The figures of the partitions are many, and are compared without a copy.
     let (old, new) = (std::mem::take(&mut before.partitions), std::mem::take(&mut after.partitions));
-    let same = old == new && seen(before) == seen(after);
+    let (seen_before, seen_after) = (seen(before), seen(after));
+    let news = if old != new || without_details(&seen_before) != without_details(&seen_after) {
+        News::Figures
+    } else if seen_before != seen_after {
+        News::Details
+    } else {
+        News::Nothing
+    };
     (before.partitions, after.partitions) = (old, new);
-    same
+    news
 }
 
 /// An account as it is seen: without clocks and processor time, and with sizes and ages as coarse as they are shown.
@@ -421,6 +441,19 @@ fn seen(snapshot: &v1::NodeSnapshot) -> v1::NodeSnapshot {
     seen
 }
 
+/// An account without what is only seen among the details of its node. Rates stand for the counters elsewhere.
+fn without_details(seen: &v1::NodeSnapshot) -> v1::NodeSnapshot {
+    let mut rest = v1::NodeSnapshot {
+        counters: None,
+        usage: seen.usage.map(|usage| v1::Usage { memory_bytes: 0, disk_bytes: 0, disk_free_bytes: 0, ..usage }),
+        ..seen.clone()
+    };
+    for peer in &mut rest.peers {
+        peer.round_trip_us = 0;
+    }
+    rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,5 +462,29 @@ mod tests {
     fn round_trips_have_few_words() {
         let told = [0, 999, 1000, 1999, 2000, 4999, 5000, 9999, 10_000, 150_000, u64::MAX].map(round_trip_ms);
         assert_eq!(told, [1, 1, 2, 2, 5, 5, 10, 10, 20, 200, 1_000_000]);
+    }
+
+    #[test]
+    fn what_is_new_is_told_by_where_it_is_seen() {
+        let check = |change: fn(&mut v1::NodeSnapshot), expected: News| {
+            let peer = v1::PeerOpinion { node: 2, state: v1::MemberState::Up.into(), ..v1::PeerOpinion::default() };
+            let mut before = v1::NodeSnapshot { peers: vec![peer], ..v1::NodeSnapshot::default() };
+            (before.usage, before.counters) = (Some(v1::Usage::default()), Some(v1::Counters::default()));
+            let mut after = before.clone();
+            change(&mut after);
+            let changed = after.clone();
+            assert_eq!(news(&mut before, &mut after), expected, "{changed:?}");
+            assert_eq!(after, changed, "nothing is lost by looking");
+        };
+        check(|snapshot| snapshot.taken_us = 9, News::Nothing);
+        check(|snapshot| snapshot.uptime_us = 59_000_000, News::Nothing);
+        check(|snapshot| snapshot.peers[0].reason = "heard 0.1 s ago".to_owned(), News::Nothing);
+        check(|snapshot| snapshot.usage.as_mut().expect("set").disk_bytes = 1 << 20, News::Details);
+        check(|snapshot| snapshot.counters.as_mut().expect("set").commits = 1, News::Details);
+        check(|snapshot| snapshot.peers[0].round_trip_us = 5000, News::Details);
+        check(|snapshot| snapshot.usage.as_mut().expect("set").latency_p99_us = 7, News::Figures);
+        check(|snapshot| snapshot.peers[0].state = v1::MemberState::Down.into(), News::Figures);
+        check(|snapshot| snapshot.partitions = vec![v1::PartitionFigures::default()], News::Figures);
+        check(|snapshot| snapshot.keys = 1, News::Figures);
     }
 }

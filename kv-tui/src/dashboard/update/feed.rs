@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::command::unescape;
-use crate::dashboard::cluster::Cluster;
+use crate::dashboard::cluster::{Cluster, News};
 use crate::dashboard::keymap::Screen;
 use crate::dashboard::model::{Link, Model, OUTPUT_LINES_MAX};
 use crate::dashboard::msg::{Ask, Effect, Feed};
@@ -14,9 +14,15 @@ const KEYS_MAX: usize = 100_000;
 pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
     let now_us = model.now_us;
     if let Feed::Snapshot(node, snapshot) = feed {
-        let stale = model.cluster.as_ref().is_some_and(|cluster| cluster.is_stale(now_us));
-        let news = model.cluster.as_mut().is_some_and(|cluster| cluster.report(node, snapshot, now_us));
-        model.changed |= (stale || news) && model.frozen.is_none();
+        let Some(cluster) = &mut model.cluster else { return Vec::new() };
+        let stale = cluster.is_stale(now_us);
+        let news = cluster.report(node, snapshot, now_us);
+        let shown = match news {
+            News::Nothing => false,
+            News::Details => model.screen == Screen::Nodes,
+            News::Figures => true,
+        };
+        model.changed |= (stale || shown) && model.frozen.is_none();
         return Vec::new();
     }
     model.changed = true;
