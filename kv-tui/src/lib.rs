@@ -132,6 +132,9 @@ async fn show(what: Show) -> ExitCode {
         },
     };
     let rescue = local.as_ref().and_then(local::Shown::rescue);
+    if let Some(rescue) = &rescue {
+        dashboard::terminal::tell_after_panic(rescue.clone());
+    }
     let done = if on_screen {
         show_on_screen(what, local.as_ref()).await.map(|()| ExitCode::SUCCESS)
     } else {

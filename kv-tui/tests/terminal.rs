@@ -109,6 +109,7 @@ fn dashboard_of_this_program() {
         notices: mpsc::unbounded_channel(),
         view: draw_or_panic,
     };
+    kv_tui::dashboard::terminal::tell_after_panic("what is left is told".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(runtime::run(parts)).expect("it ends well");
 }
@@ -279,6 +280,9 @@ impl Screen {
         }
         self.wait_for("\u{1b}[?25h");
         self.wait_for(report);
+        if code == Some(101) {
+            self.wait_for("what is left is told");
+        }
         let text = self.text();
         assert!(text.rfind(report) >= text.rfind("\u{1b}[?1049l") || report.is_empty(), "{text:?}");
         assert!(self.is_cooked(), "lines are edited by the terminal again");

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::panic;
 use std::process;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -76,6 +77,14 @@ pub fn leave() {
     drop(disable_raw_mode());
 }
 
+/// What is told below the report of a panic: how to end what is left running.
+static RESCUE: OnceLock<String> = OnceLock::new();
+
+/// Tells a text below the report of a panic, after which nobody can clean up any more.
+pub fn tell_after_panic(text: String) {
+    RESCUE.get_or_init(|| text);
+}
+
 /// Makes a panic of any thread give the terminal back before it is reported, and end the process.
 pub fn guard_panics() {
     let report = panic::take_hook();
@@ -83,6 +92,10 @@ pub fn guard_panics() {
         if TAKEN.load(Ordering::SeqCst) {
             leave();
             report(what);
+            if let Some(text) = RESCUE.get() {
+                // Where standard error is closed there is nobody to tell.
+                drop(writeln!(io::stderr(), "{text}"));
+            }
             process::exit(PANICKED);
         }
         report(what);
