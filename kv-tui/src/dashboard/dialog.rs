@@ -1,9 +1,10 @@
 //! What lies on top of a screen and takes the keys until it is closed.
 
 use super::bar::Bar;
+use super::planning::Planning;
 
 /// A dialog.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Dialog {
     /// The keys that work here.
     Help {
@@ -21,6 +22,8 @@ pub enum Dialog {
     },
     /// A line that destroys something: its word must be typed before it runs.
     Confirm(Box<Confirm>),
+    /// A change of the topology: what is asked for, and the plan that must be confirmed before it starts.
+    Plan(Box<Planning>),
 }
 
 /// What a name is chosen for.

@@ -131,6 +131,10 @@ pub enum Action {
     Keyspace,
     Put,
     Delete,
+    AddNode,
+    RemoveNode,
+    ReplaceNode,
+    Weigh,
     Copy,
     Freeze,
     Mouse,
@@ -221,6 +225,31 @@ const ROWS: &[Row] = &[
     ("right", &[K::Char('l'), K::Right], A::Right, "", "the next partition", &[S::Overview]),
     ("wider", &[K::Char('-')], A::Wider, "", "show more time in the chart", &[S::Overview]),
     ("narrower", &[K::Char('+'), K::Char('=')], A::Narrower, "", "show less time in the chart", &[S::Overview]),
+    (
+        "add-node",
+        &[K::Char('a')],
+        A::AddNode,
+        "add",
+        "add a node: its plan is shown before anything moves",
+        &[S::Overview, S::Nodes],
+    ),
+    (
+        "remove-node",
+        &[K::Char('D')],
+        A::RemoveNode,
+        "remove",
+        "remove the selected node: its plan is shown before anything moves",
+        &[S::Overview, S::Nodes],
+    ),
+    (
+        "replace-node",
+        &[K::Char('R')],
+        A::ReplaceNode,
+        "",
+        "give the places of the selected node to a spare",
+        &[S::Nodes],
+    ),
+    ("weight", &[K::Char('w')], A::Weigh, "", "change the capacity of the selected node", &[S::Nodes]),
     ("put", &[K::Char('p')], A::Put, "put", "write a key, in the command bar", &[S::Keys]),
     (
         "delete",
@@ -359,7 +388,7 @@ impl KeyMap {
 }
 
 /// The Latin letter on the key that gives `c` in the Korean two-set layout, so that shortcuts work there too.
-fn latin(c: char) -> char {
+pub(super) fn latin(c: char) -> char {
     const JAMO: &str = "ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔㅁㄴㅇㄹㅎㅗㅓㅏㅣㅋㅌㅊㅍㅠㅜㅡㅃㅉㄸㄲㅆㅒㅖ";
     const KEYS: &str = "qwertyuiopasdfghjklzxcvbnmQWERTOP";
     JAMO.chars().zip(KEYS.chars()).find(|(jamo, _)| *jamo == c).map_or(c, |(_, key)| key)

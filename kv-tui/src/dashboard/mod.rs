@@ -16,6 +16,7 @@ pub mod mouse;
 pub mod msg;
 pub mod once;
 pub mod picture;
+pub mod planning;
 pub mod runtime;
 pub mod source;
 pub mod terminal;

@@ -78,6 +78,8 @@ pub struct Model {
     pub output: Option<Output>,
     /// What asks for an answer, or explains, before anything else goes on.
     pub dialog: Option<Dialog>,
+    /// Names the newest question for a plan.
+    pub plans: u64,
     /// A message to the person, until the next key.
     pub notice: String,
     /// Whether the mouse is ours; otherwise the terminal selects text with it.
@@ -227,6 +229,7 @@ impl Model {
             history: Vec::new(),
             output: None,
             dialog: None,
+            plans: 0,
             notice: String::new(),
             mouse: true,
             changed: true,

@@ -6,7 +6,7 @@ use ratatui::layout::{Position, Rect};
 
 use super::cluster::EventId;
 use super::columns::{Column, EventOrder, PartitionOrder};
-use super::keymap::Screen;
+use super::keymap::{Key, Screen};
 use super::model::Pane;
 
 /// Something that was done with the mouse, and where.
@@ -58,6 +58,8 @@ pub enum Target {
     Event(EventId),
     EventColumn(EventOrder),
     Choice(usize),
+    Field(usize),
+    Press(Key),
 }
 
 /// What lies where, the topmost last.

@@ -73,6 +73,22 @@ pub enum Feed {
         /// What they hold.
         result: Result<Box<Inspection>, String>,
     },
+    /// The plan of a change.
+    Planned {
+        /// Which question it answers.
+        generation: u64,
+        /// The plan, or why there is none.
+        result: Result<Box<v1::PlanResponse>, String>,
+    },
+    /// A new process of the local cluster.
+    Started {
+        /// Which question it answers.
+        generation: u64,
+        /// The name of its node, or why it does not run.
+        result: Result<String, String>,
+    },
+    /// Something to tell the person.
+    Told(String),
     /// Lines that a command printed.
     Output(Vec<String>),
     /// The command has ended.
@@ -85,7 +101,7 @@ pub enum Feed {
 }
 
 /// What is asked of a source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
     /// A page of keys behind `cursor`.
     Browse {
@@ -116,6 +132,31 @@ pub enum Ask {
         /// The key.
         key: Bytes,
     },
+    /// The plan of a change.
+    Plan {
+        /// Names the question.
+        generation: u64,
+        /// What is to be different, and how the members are.
+        request: Box<v1::PlanRequest>,
+    },
+    /// Start the process of a new node of the local cluster. It becomes a spare; nothing moves.
+    NewNode {
+        /// Names the question.
+        generation: u64,
+        /// Its failure domain, if it is to be another than the usual one.
+        zone: Option<String>,
+        /// Its weight, if it is to be another than the usual one.
+        weight: Option<f64>,
+        /// Names that it must not have.
+        taken: Vec<String>,
+    },
+    /// Write a new file into the folder in which the program was started.
+    Save {
+        /// Its name.
+        name: String,
+        /// What it holds.
+        text: String,
+    },
     /// Carry out a line of the command language.
     Run {
         /// The line.
@@ -128,7 +169,7 @@ pub enum Ask {
 }
 
 /// What the runtime is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Ask the source.
     Ask(Ask),

@@ -17,6 +17,8 @@ use super::theme::{Marks, Palette, Theme};
 use super::update::update;
 use super::view::draw;
 
+mod plan;
+
 /// A dashboard on the fake source.
 struct Session {
     fake: Fake,
@@ -27,7 +29,10 @@ struct Session {
 
 impl Session {
     fn new(size: (u16, u16), palette: Palette) -> Self {
-        let fake = Fake::new(3).expect("a layout");
+        Self::on(Fake::new(3).expect("a layout"), size, palette)
+    }
+
+    fn on(fake: Fake, size: (u16, u16), palette: Palette) -> Self {
         let model = Model::new("local".to_owned(), Theme { palette, ..Theme::default() }, false, size, START_US);
         let mut session = Self { fake, model, second: 0, effects: Vec::new() };
         for feed in session.fake.first() {
@@ -447,7 +452,8 @@ proptest! {
         width in 0..140_u16,
         height in 0..45_u16,
     ) {
-        let mut session = Session::new((width, height), Palette::Dark);
+        let fake = Fake::with_spares(3, 1).expect("a layout");
+        let mut session = Session::on(fake, (width, height), Palette::Dark);
         for msg in messages {
             session.tell(msg);
             let model = &session.model;

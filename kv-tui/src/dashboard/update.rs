@@ -2,9 +2,11 @@
 
 mod actions;
 mod feed;
+mod plan;
 mod pointer;
 mod typing;
 
+use super::dialog::Dialog;
 use super::keymap::{Action, Key, Screen};
 use super::model::{HISTORY_MAX, Link, Model};
 use super::msg::{Effect, Msg};
@@ -63,7 +65,7 @@ fn on_key(model: &mut Model, key: Key) -> Vec<Effect> {
         return typing::in_filter(model, bar, key);
     }
     // What only shows something does not keep anybody from leaving.
-    if key == Key::Ctrl('c') && !matches!(model.dialog, Some(super::dialog::Dialog::Confirm(_))) {
+    if key == Key::Ctrl('c') && !matches!(model.dialog, Some(Dialog::Confirm(_) | Dialog::Plan(_))) {
         return vec![Effect::Quit];
     }
     if let Some(dialog) = model.dialog.take() {

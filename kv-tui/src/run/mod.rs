@@ -13,6 +13,7 @@ mod ndjson;
 pub mod operation;
 pub mod picture;
 mod plan;
+pub mod preview;
 mod stream;
 mod topology;
 pub(crate) mod wait;

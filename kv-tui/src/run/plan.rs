@@ -39,7 +39,7 @@ pub(super) fn show(
 }
 
 /// The names of the members.
-struct Names<'a>(&'a Picture);
+pub(super) struct Names<'a>(pub(super) &'a Picture);
 
 impl Names<'_> {
     fn of(&self, node: u64) -> String {
@@ -74,7 +74,7 @@ impl Names<'_> {
     }
 }
 
-fn plan_json(names: &Names<'_>, plan: &v1::PlanResponse) -> Value {
+pub(super) fn plan_json(names: &Names<'_>, plan: &v1::PlanResponse) -> Value {
     let safety = plan.safety.unwrap_or_default();
     let (moved, total) = (plan.size.unwrap_or_default(), plan.total.unwrap_or_default());
     let moves = plan.moves.iter().map(|step| {
@@ -259,7 +259,7 @@ fn text(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Re
 }
 
 /// The lines below the tables.
-fn summary(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
+pub(super) fn summary(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
     let safety = plan.safety.unwrap_or_default();
     let moved = plan.size.unwrap_or_default();
     let mut lines = vec![format!(

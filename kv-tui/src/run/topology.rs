@@ -53,7 +53,7 @@ pub(super) async fn copies(args: CopiesArgs, client: &Client, sink: &mut dyn Sin
 }
 
 /// The member of this name, number or address.
-fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
+pub(super) fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
     let description = &picture.description;
     let by_address = || description.members.iter().find(|member| member.address == node);
     description.member(node).or_else(by_address).map(|member| member.id).ok_or_else(|| {
@@ -94,7 +94,7 @@ async fn run(
 }
 
 /// Asks for a plan, with what the members tell of themselves.
-fn request(picture: &Picture, changes: &[Change], bytes_per_second: u64) -> v1::PlanRequest {
+pub(super) fn request(picture: &Picture, changes: &[Change], bytes_per_second: u64) -> v1::PlanRequest {
     let nodes = picture.description.members.iter().map(|member| {
         let usage = picture.snapshot(member.id).and_then(|snapshot| snapshot.usage.as_ref());
         v1::NodeCondition {

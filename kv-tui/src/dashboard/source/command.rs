@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::grpc::Grpc;
 use crate::command::{Command, Line, is_standard};
-use crate::dashboard::msg::Feed;
+use crate::dashboard::msg::{Ask, Feed};
 use crate::error::CommandError;
 use crate::output::bytes::harmless;
 use crate::output::{Format, Printer};
@@ -48,6 +48,34 @@ async fn carry_out(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Send
     }
     let client = Client::connect(&source.addresses, Options::default()).await?;
     execute(&line, &client, &mut printer).await
+}
+
+/// Does what concerns this machine alone.
+pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
+    match ask {
+        Ask::Save { name, text } => Some(Feed::Told(match save(&name, &text) {
+            Ok(path) => format!("written to {}", path.display()),
+            Err(error) => format!("{name} is not written: {error}"),
+        })),
+        Ask::NewNode { generation, .. } => {
+            let local = crate::local::nodes::check_local(addresses);
+            let why = "start a node with --join and name it; a new local node is not started from here";
+            let error = local.map_or_else(|error| error.message, |()| why.to_owned());
+            Some(Feed::Started { generation, result: Err(error) })
+        }
+        _ => None,
+    }
+}
+
+/// Writes a file that is not there yet, or holds the same already.
+fn save(name: &str, text: &str) -> io::Result<std::path::PathBuf> {
+    let path = std::env::current_dir()?.join(name);
+    if std::fs::read(&path).is_ok_and(|held| held == text.as_bytes()) {
+        return Ok(path);
+    }
+    let mut file = std::fs::File::create_new(&path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(path)
 }
 
 /// Refuses what must not run here.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::error::RequestError;
 use kv_core::ring::{FirstLayout, LayoutError, Member, first_layout};
 use kv_core::types::{ClusterId, Epoch, HashSeed, NodeId, StoreId};
 use kv_proto::describe::{Description, MemberView};
@@ -33,14 +34,22 @@ impl Fake {
     /// # Errors
     /// If there is no layout for so many members.
     pub fn new(members: u64) -> Result<Self, LayoutError> {
-        let members: BTreeMap<NodeId, Member> = (1..=members)
+        Self::with_spares(members, 0)
+    }
+
+    /// The same, with some more members that own nothing.
+    ///
+    /// # Errors
+    /// If there is no layout for so many members.
+    pub fn with_spares(members: u64, spares: u64) -> Result<Self, LayoutError> {
+        let members: BTreeMap<NodeId, Member> = (1..=members + spares)
             .map(|id| {
                 let member = Member {
                     name: format!("n{id}"),
                     zone: "default".to_owned(),
                     weight: 1.0,
                     store: StoreId(id),
-                    spare: false,
+                    spare: id > members,
                 };
                 (NodeId(id), member)
             })
@@ -49,7 +58,7 @@ impl Fake {
             id: *id,
             member: member.clone(),
             address: format!("127.0.0.1:{}", 7400 + id.0),
-            state: v1::MemberState::Up,
+            state: if member.spare { v1::MemberState::Spare } else { v1::MemberState::Up },
         });
         let views = views.collect();
         let (cluster, seed, epoch) = (ClusterId(7), HashSeed(7), Epoch(1));
@@ -79,6 +88,11 @@ impl Fake {
         Arc::clone(&self.description)
     }
 
+    fn state_of(&self, node: NodeId) -> v1::MemberState {
+        let member = self.description.members.iter().find(|member| member.id == node);
+        member.map_or(v1::MemberState::Unspecified, |member| member.state)
+    }
+
     /// What a member tells `second` seconds after the start.
     #[must_use]
     pub fn snapshot(&self, node: NodeId, second: u64) -> Feed {
@@ -106,7 +120,7 @@ impl Fake {
             address: format!("127.0.0.1:{}", 7400 + id),
             zone: "default".to_owned(),
             weight: 1.0,
-            state: v1::MemberState::Up.into(),
+            state: self.state_of(node).into(),
             store_id: id,
             boot: 1,
             build: "0.1.0".to_owned(),
@@ -185,6 +199,17 @@ impl Fake {
                 let result = Ok(Box::new(self.inspection(&key)));
                 vec![Feed::Inspected { generation, key, result }]
             }
+            Ask::Plan { generation, request } => {
+                let layout = self.description.layout.as_deref();
+                let answer = layout.map(|layout| kv_proto::plan::answer(*request, layout));
+                let answer = answer.unwrap_or_else(|| Err(RequestError::unavailable("the cluster is forming")));
+                let result = answer.map(Box::new).map_err(|error| error.message);
+                vec![Feed::Planned { generation, result }]
+            }
+            Ask::NewNode { generation, .. } => {
+                vec![Feed::Started { generation, result: Err("no processes here".to_owned()) }]
+            }
+            Ask::Save { name, .. } => vec![Feed::Told(format!("written to {name}"))],
             Ask::Run { line, .. } => {
                 vec![Feed::Output(vec![format!("ran {line}")]), Feed::Ended { code: 0, error: String::new() }]
             }

@@ -228,8 +228,29 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
                 drop(feed.send(Feed::Inspected { generation, key, result }).await);
             });
         }
+        Ask::Plan { generation, request } => {
+            tokio::spawn(async move {
+                let result = client.plan(*request).await.map(Box::new).map_err(|error| error.message);
+                drop(feed.send(Feed::Planned { generation, result }).await);
+            });
+        }
+        Ask::NewNode { .. } | Ask::Save { .. } => beside(ask, commands.source.addresses.clone(), feed),
         Ask::Run { line, confirmed } => commands.run(line, confirmed, feed),
         Ask::Cancel => commands.running = None,
+    }
+}
+
+/// What is done on this machine: on a thread of its own, so that nothing waits for a disk or a process.
+fn beside(ask: Ask, addresses: Vec<String>, feed: mpsc::Sender<Feed>) {
+    let failed = feed.clone();
+    let started = thread::Builder::new().name("beside".to_owned()).spawn(move || {
+        if let Some(told) = command::beside(ask, &addresses) {
+            // Without a listener there is nobody to tell.
+            drop(feed.blocking_send(told));
+        }
+    });
+    if let Err(error) = started {
+        drop(failed.try_send(Feed::Told(format!("cannot start a thread: {error}"))));
     }
 }
 
@@ -256,6 +277,10 @@ async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut
         Ask::Browse { generation, .. } => Feed::Keys { generation, result: Err(error.to_owned()) },
         Ask::Complete { generation, .. } => Feed::Completions { generation, keys: Vec::new() },
         Ask::Inspect { generation, key, .. } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
+        Ask::Plan { generation, .. } => Feed::Planned { generation, result: Err(error.to_owned()) },
+        Ask::NewNode { .. } | Ask::Save { .. } => {
+            return beside(ask, commands.source.addresses.clone(), feed.clone());
+        }
         // A command connects by itself and says what it finds.
         Ask::Run { line, confirmed } => return commands.run(line, confirmed, feed.clone()),
         Ask::Cancel => {

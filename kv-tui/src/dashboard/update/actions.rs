@@ -3,6 +3,7 @@
 use kv_core::types::NodeId;
 
 use super::feed::{browse, inspect};
+use super::plan;
 use super::typing::{filter_of, open_filter, set_filter, start};
 use super::{go, key_of};
 use crate::dashboard::bar::{Bar, quoted};
@@ -49,6 +50,10 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Keyspace => choose_keyspace(model),
         Action::Put => return change(model, Model::put),
         Action::Delete => return change(model, Model::delete),
+        Action::AddNode => return change(model, plan::add),
+        Action::RemoveNode => return change(model, plan::remove),
+        Action::ReplaceNode => return change(model, plan::replace),
+        Action::Weigh => return change(model, plan::weigh),
         Action::Copy => return copy(model),
         Action::Freeze => {
             model.frozen = if model.frozen.is_some() { None } else { model.cluster.clone().map(Box::new) };
@@ -128,6 +133,7 @@ pub(super) fn in_dialog(model: &mut Model, dialog: Dialog, key: Key) -> Vec<Effe
                 model.dialog = Some(Dialog::Choose { choice, names, row });
             }
         },
+        Dialog::Plan(planning) => return plan::in_dialog(model, planning, key),
         Dialog::Confirm(mut confirm) => match key {
             Key::Esc | Key::Ctrl('c') => "nothing was changed".clone_into(&mut model.notice),
             Key::Enter if confirm.is_typed() => return start(model, confirm.line, true),
@@ -141,7 +147,7 @@ pub(super) fn in_dialog(model: &mut Model, dialog: Dialog, key: Key) -> Vec<Effe
 }
 
 /// How many rows an action moves.
-fn rows_of(model: &Model, action: Option<Action>) -> isize {
+pub(super) fn rows_of(model: &Model, action: Option<Action>) -> isize {
     match action {
         Some(Action::Up) => -1,
         Some(Action::Down) => 1,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::plan;
 use crate::command::unescape;
 use crate::dashboard::cluster::{Cluster, News};
 use crate::dashboard::keymap::Screen;
@@ -23,7 +24,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             News::Figures => true,
         };
         model.changed |= (stale || shown) && model.frozen.is_none();
-        return Vec::new();
+        return plan::on_news(model);
     }
     model.changed = true;
     match feed {
@@ -42,6 +43,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             if model.screen == Screen::Keys && !model.keys.asked {
                 return browse(model, true);
             }
+            return plan::on_news(model);
         }
         Feed::Offline { error, retry_us } => model.link = Link::Offline { error, retry_us },
         Feed::Lost(node, error) => with_cluster(model, |cluster| cluster.lose(node, error)),
@@ -64,6 +66,9 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             model.keys.inspected = Some((key, result));
             model.keys.top = 0;
         }
+        Feed::Planned { generation, result } => plan::on_planned(model, generation, result),
+        Feed::Started { generation, result } => plan::on_started(model, generation, result),
+        Feed::Told(text) => model.notice = text,
         // Answers to questions that nobody asks any more.
         Feed::Keys { .. } | Feed::Completions { .. } | Feed::Inspected { .. } | Feed::Snapshot(..) => {}
         Feed::Output(lines) => {

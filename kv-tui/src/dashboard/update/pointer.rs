@@ -1,12 +1,13 @@
 //! What the mouse does: a click means what the view has drawn there.
 
 use super::actions::{chosen, open, step};
-use super::go;
+use super::{go, on_key};
 use crate::dashboard::cluster::{EventId, event_id};
 use crate::dashboard::dialog::Dialog;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::mouse::{Mouse, MouseKind, Target};
 use crate::dashboard::msg::Effect;
+use crate::dashboard::planning::Stage;
 use crate::dashboard::view::draw;
 
 /// Rows that one step of the wheel moves.
@@ -31,6 +32,11 @@ pub(super) fn on_mouse(model: &mut Model, mouse: Mouse) -> Vec<Effect> {
         Some(Dialog::Choose { names, row, .. }) => {
             *row = row.saturating_add_signed(rows.signum()).min(names.len().saturating_sub(1));
         }
+        Some(Dialog::Plan(planning)) => {
+            if let Stage::Review(review) = &mut planning.stage {
+                review.top = review.top.saturating_add_signed(rows).min(super::plan::LINES_MAX);
+            }
+        }
         Some(Dialog::Confirm(_)) => {}
         None => {
             // The wheel moves what it is over.
@@ -50,6 +56,20 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
         }
         return Vec::new();
     }
+    if let Some(Dialog::Plan(planning)) = &mut model.dialog {
+        match target {
+            Some(Target::Field(field)) => planning.focus = field,
+            Some(Target::Press(key)) => {
+                // A button is no letter of the word.
+                if let Stage::Review(review) = &mut planning.stage {
+                    review.typing = false;
+                }
+                return on_key(model, key);
+            }
+            _ => {}
+        }
+        return Vec::new();
+    }
     if model.dialog.is_some() {
         return Vec::new();
     }
@@ -57,7 +77,8 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
         model.pane = pane;
     }
     match target {
-        None | Some(Target::Pane(_) | Target::Choice(_)) => {}
+        None | Some(Target::Pane(_) | Target::Choice(_) | Target::Field(_)) => {}
+        Some(Target::Press(key)) => return on_key(model, key),
         Some(Target::Screen(screen)) => return go(model, screen),
         Some(Target::Node(node)) => {
             let again = model.selected().is_some_and(|member| member.id == node) && model.nodes.selected.is_some();

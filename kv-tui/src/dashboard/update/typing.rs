@@ -6,12 +6,16 @@ use crate::dashboard::dialog::{Confirm, Dialog};
 use crate::dashboard::keymap::{Key, Screen};
 use crate::dashboard::model::{HISTORY_MAX, Model, Output, Pane};
 use crate::dashboard::msg::{Ask, Effect};
+use crate::dashboard::planning::Planning;
 
 use super::feed::browse;
+use super::plan;
 
 pub(super) fn paste(model: &mut Model, text: &str) -> Vec<Effect> {
     if let Some(Dialog::Confirm(confirm)) = &mut model.dialog {
         confirm.typed.insert(text);
+    } else if let Some(Dialog::Plan(planning)) = &mut model.dialog {
+        planning.paste(text);
     } else if let Some(bar) = model.bar.as_mut().or(model.filter.as_mut()) {
         bar.insert(text);
         return want_keys(model);
@@ -70,24 +74,33 @@ pub(super) fn run(model: &mut Model, line: &str) -> Vec<Effect> {
         "q" | "quit" | "exit" => return vec![Effect::Quit],
         _ => {}
     }
-    let mut effects = Vec::new();
     // What was read may have changed when the next line is typed.
     model.completion.asked = None;
-    if model.history.last().map(String::as_str) != Some(line) {
-        model.history.push(line.to_owned());
-        if model.history.len() > HISTORY_MAX {
-            model.history.remove(0);
-        }
-        effects.push(Effect::Remember(line.to_owned()));
+    let mut effects = remember(model, line);
+    let parsed = Line::parse_line(line.as_bytes()).ok().flatten().filter(|parsed| !parsed.yes && !model.read_only);
+    if let Some(planning) = parsed.as_ref().and_then(|parsed| Planning::of(&parsed.command)) {
+        effects.extend(plan::submit(model, Box::new(planning)));
+        return effects;
     }
-    let parsed = Line::parse_line(line.as_bytes()).ok().flatten();
-    let destroys = parsed.filter(|parsed| !parsed.yes && !model.read_only).and_then(|parsed| parsed.command.destroys());
+    let destroys = parsed.and_then(|parsed| parsed.command.destroys());
     if let Some((what, word)) = destroys {
         model.dialog = Some(Dialog::Confirm(Box::new(Confirm::new(line.to_owned(), what, word))));
         return effects;
     }
     effects.extend(start(model, line.to_owned(), false));
     effects
+}
+
+/// Keeps a line in the history, once.
+pub(super) fn remember(model: &mut Model, line: &str) -> Vec<Effect> {
+    if model.history.last().map(String::as_str) == Some(line) {
+        return Vec::new();
+    }
+    model.history.push(line.to_owned());
+    if model.history.len() > HISTORY_MAX {
+        model.history.remove(0);
+    }
+    vec![Effect::Remember(line.to_owned())]
 }
 
 /// Runs a line.

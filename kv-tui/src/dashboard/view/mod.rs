@@ -10,6 +10,7 @@ mod nodes;
 mod overlay;
 mod overview;
 mod partitions;
+mod plan;
 mod ring;
 mod table;
 
@@ -248,6 +249,10 @@ fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<P
     }
     if let Some(Dialog::Confirm(_)) = &model.dialog {
         canvas.text(area, 1, 0, "Enter does it when the word is typed   Esc leaves everything as it is", Role::Dim);
+        return None;
+    }
+    if let Some(Dialog::Plan(planning)) = &model.dialog {
+        canvas.text(area, 1, 0, plan::hint(planning), Role::Dim);
         return None;
     }
     let mut hints: Vec<&Binding> =

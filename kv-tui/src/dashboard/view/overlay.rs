@@ -13,7 +13,7 @@ use crate::dashboard::theme::Role;
 use crate::output::bytes::{harmless, printable};
 
 /// A frame in the middle of an area, emptied; what is left inside.
-fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title: &str, note: &str) -> Rect {
+pub(super) fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title: &str, note: &str) -> Rect {
     let (width, height) = (size.0.min(area.width), size.1.min(area.height));
     let frame = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     canvas.targets.clear();
@@ -33,6 +33,7 @@ pub(super) fn dialog(canvas: &mut Canvas<'_>, model: &Model, dialog: &Dialog, ar
             None
         }
         Dialog::Confirm(asked) => Some(confirm(canvas, asked, area)),
+        Dialog::Plan(planning) => super::plan::draw(canvas, model, planning, area),
     }
 }
 
@@ -153,7 +154,7 @@ pub(super) fn line(canvas: &mut Canvas<'_>, prompt: &str, bar: &Bar, area: Rect)
     draw_typed(canvas, bar, area, start)
 }
 
-fn draw_typed(canvas: &mut Canvas<'_>, bar: &Bar, area: Rect, start: u16) -> Position {
+pub(super) fn draw_typed(canvas: &mut Canvas<'_>, bar: &Bar, area: Rect, start: u16) -> Position {
     let room = area.width.saturating_sub(start + 1);
     // A long line is shown from where its cursor fits.
     let mut from = 0;

@@ -1,0 +1,146 @@
+//! The plan dialog.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::dashboard::planning::{Planning, Stage};
+
+/// Three members and a spare.
+fn with_spare(width: u16, height: u16) -> Session {
+    let fake = Fake::with_spares(3, 1).expect("a layout");
+    let mut session = Session::on(fake, (width, height), Palette::Mono);
+    session.pass(5);
+    session
+}
+
+fn planning(session: &Session) -> &Planning {
+    match &session.model.dialog {
+        Some(Dialog::Plan(planning)) => planning,
+        other => panic!("no plan dialog but {other:?}"),
+    }
+}
+
+fn is_reviewed(session: &Session) -> bool {
+    matches!(planning(session).stage, Stage::Review(_))
+}
+
+/// The hash of the plan that is shown.
+fn hash(session: &Session) -> String {
+    match &planning(session).stage {
+        Stage::Review(review) => review.plan.hash.clone(),
+        other => panic!("no plan but {other:?}"),
+    }
+}
+
+/// Tells of the same layout under another epoch.
+fn change_epoch(session: &mut Session) {
+    let mut description = (*session.fake.description()).clone();
+    let layout = description.layout.as_mut().map(Arc::make_mut).expect("a layout");
+    layout.epoch.0 += 1;
+    session.tell(Msg::Feed(Feed::Description(Arc::new(description))));
+}
+
+#[test]
+fn the_dialog_at_every_size() {
+    for (width, height) in [(120, 36), (80, 24), (60, 16)] {
+        let mut add = with_spare(width, height);
+        insta::assert_snapshot!(format!("plan-form-{width}x{height}"), add.keys("a").text());
+        insta::assert_snapshot!(format!("plan-add-{width}x{height}"), add.keys("\n").text());
+        let mut end = with_spare(width, height);
+        insta::assert_snapshot!(format!("plan-end-{width}x{height}"), end.keys("a\nG").text());
+        let mut few = session(width, height);
+        insta::assert_snapshot!(format!("plan-refused-{width}x{height}"), few.keys(":node remove n2\n").text());
+    }
+    let mut void = with_spare(80, 24);
+    void.keys(":node replace n1 n4\n");
+    change_epoch(&mut void);
+    insta::assert_snapshot!("plan-void-80x24", void.text());
+    let mut ascii = with_spare(80, 24);
+    ascii.model.theme.ascii = true;
+    assert!(ascii.keys("a").text().is_ascii());
+    assert!(ascii.keys("\n").text().is_ascii());
+}
+
+#[test]
+fn a_plan_starts_when_its_word_is_typed() {
+    let mut session = with_spare(120, 36);
+    session.keys("a").key(Key::Tab).keys("b").key(Key::Tab).keys("2").keys("\n");
+    assert!(is_reviewed(&session), "{:?}", planning(&session));
+    let expected = format!("node add n4 --zone b --weight 2 --plan {}", hash(&session));
+    session.keys("y");
+    assert_eq!(session.effects.last(), Some(&Effect::Copy(format!("kv-tui exec {expected} --yes"))));
+    session.keys("E");
+    let Some(Effect::Ask(Ask::Save { name, text })) = session.effects.last().cloned() else { panic!("no file") };
+    assert_eq!(name, format!("plan-{}.json", hash(&session)));
+    let saved: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((saved["hash"].as_str(), saved["parent_epoch"].as_u64()), (Some(hash(&session).as_str()), Some(1)));
+    session.keys("\n");
+    assert_eq!(ran(&session), None, "Enter alone starts nothing");
+    session.keys("n5\n");
+    assert_eq!(ran(&session), None, "nor does another name");
+    session.key(Key::Backspace).keys("4\n");
+    assert_eq!(ran(&session), Some((expected.clone(), true)));
+    assert_eq!(session.model.dialog, None);
+    assert_eq!(session.model.history.last(), Some(&expected));
+}
+
+#[test]
+fn a_plan_is_void_when_the_epoch_changes() {
+    let mut session = with_spare(120, 36);
+    session.keys("a\nn4");
+    change_epoch(&mut session);
+    assert!(session.text().contains("it was made for epoch 1, and it is 2 now"));
+    let asked = |session: &Session| {
+        session.effects.iter().filter(|effect| matches!(effect, Effect::Ask(Ask::Plan { .. }))).count()
+    };
+    let before = asked(&session);
+    session.keys("\n");
+    assert_eq!((ran(&session), asked(&session)), (None, before + 1), "Enter makes a new plan instead of starting");
+}
+
+#[test]
+fn what_cannot_be_planned_says_why() {
+    let mut session = with_spare(120, 36);
+    session.keys(":node add n9\n");
+    assert!(planning(&session).error.contains("no node \"n9\""), "{:?}", planning(&session));
+    session.key(Key::Esc).keys(":node add n4 --weight 0\n");
+    assert!(!is_reviewed(&session) && planning(&session).error.contains("weight"), "{:?}", planning(&session));
+    session.key(Key::Esc);
+    assert_eq!(session.model.dialog, None);
+    session.model.read_only = true;
+    session.keys("a");
+    assert!(session.model.dialog.is_none() && session.model.notice.contains("only reading"));
+    session.keys(":node remove n1\n");
+    assert!(session.model.dialog.is_none() && ran(&session).is_some(), "the command refuses by itself");
+}
+
+#[test]
+fn a_new_local_node_is_planned_when_it_is_a_member() {
+    let mut session = with_spare(120, 36);
+    session.keys("a").key(Key::Ctrl('u'));
+    // The question is answered by hand.
+    let generation = session.model.plans + 1;
+    let asked = update(&mut session.model, Msg::Key(Key::Enter));
+    let taken = ["n1", "n2", "n3", "n4"].map(str::to_owned).to_vec();
+    assert_eq!(asked, [Effect::Ask(Ask::NewNode { generation, zone: None, weight: None, taken })]);
+    session.tell(Msg::Feed(Feed::Started { generation, result: Ok("n4".to_owned()) }));
+    assert!(matches!(planning(&session).stage, Stage::Joining(_)));
+    session.pass(1);
+    assert!(is_reviewed(&session), "{:?}", planning(&session));
+    session.key(Key::Esc);
+    session.tell(Msg::Feed(Feed::Started { generation, result: Ok("n5".to_owned()) }));
+    assert!(session.model.notice.contains("n5 was started"), "what nobody waits for any more is told");
+}
+
+#[test]
+fn the_mouse_fills_in_and_presses() {
+    let mut session = with_spare(120, 36);
+    session.keys("a").click("weight");
+    assert_eq!(planning(&session).focus, 2);
+    session.click("[Enter Show the plan]");
+    assert!(is_reviewed(&session));
+    session.keys("n").click("[b Back]");
+    assert_eq!(planning(&session).stage, Stage::Form);
+    session.click("[Esc Cancel]");
+    assert_eq!(session.model.dialog, None);
+}

@@ -1,0 +1,273 @@
+//! The plan dialog: a change is asked for, its plan looked at, and exactly that plan started.
+
+use super::actions::rows_of;
+use super::typing::{remember, start};
+use crate::command::Line;
+use crate::dashboard::dialog::{Confirm, Dialog};
+use crate::dashboard::keymap::{Key, latin};
+use crate::dashboard::model::Model;
+use crate::dashboard::msg::{Ask, Effect};
+use crate::dashboard::planning::{Kind, Planning, Review, Stage};
+use crate::error::CommandError;
+use crate::run::preview;
+use kv_proto::v1;
+
+/// The most lines that can be scrolled by.
+pub(super) const LINES_MAX: usize = 10_000;
+
+/// Asks which node is to be added: the selected one if it is a spare, else any spare.
+pub(super) fn add(model: &mut Model) {
+    let members = model.shown().map_or(&[][..], |cluster| &cluster.picture.description.members);
+    let spare = model.selected().into_iter().chain(members).find(|member| member.member.spare);
+    let spare = spare.map(|member| member.member.name.clone()).unwrap_or_default();
+    open(model, Planning::new(Kind::Add, &[&spare]));
+}
+
+pub(super) fn remove(model: &mut Model) {
+    let name = selected(model);
+    open(model, Planning::new(Kind::Remove, &[&name]));
+}
+
+pub(super) fn replace(model: &mut Model) {
+    let members = model.shown().map_or(&[][..], |cluster| &cluster.picture.description.members);
+    let spare = members.iter().find(|member| member.member.spare);
+    let spare = spare.map(|member| member.member.name.clone()).unwrap_or_default();
+    let name = selected(model);
+    open(model, Planning::new(Kind::Replace, &[&name, &spare]));
+}
+
+pub(super) fn weigh(model: &mut Model) {
+    let weight = model.selected().map(|member| member.member.weight.to_string()).unwrap_or_default();
+    let name = selected(model);
+    open(model, Planning::new(Kind::Weight, &[&name, &weight]));
+}
+
+fn selected(model: &Model) -> String {
+    model.selected().map(|member| member.member.name.clone()).unwrap_or_default()
+}
+
+fn open(model: &mut Model, planning: Planning) {
+    model.dialog = Some(Dialog::Plan(Box::new(planning)));
+}
+
+/// Asks for the plan, or for the process of the node of which it will speak.
+pub(super) fn submit(model: &mut Model, mut planning: Box<Planning>) -> Vec<Effect> {
+    model.plans += 1;
+    planning.generation = model.plans;
+    planning.error.clear();
+    let asked = if planning.is_new_node() { new_node(model, &planning) } else { question(model, &planning) };
+    let effects = match asked {
+        Ok((stage, ask)) => {
+            planning.stage = stage;
+            vec![Effect::Ask(ask)]
+        }
+        Err(error) => {
+            planning.stage = Stage::Form;
+            planning.error = error.message;
+            Vec::new()
+        }
+    };
+    model.dialog = Some(Dialog::Plan(planning));
+    effects
+}
+
+fn parsed(line: &str) -> Result<Line, CommandError> {
+    Line::parse_line(line.as_bytes())?.ok_or_else(|| CommandError::usage("no command is given"))
+}
+
+fn question(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandError> {
+    let cluster = model.cluster.as_ref().ok_or_else(|| CommandError::failed("no node is in reach"))?;
+    let line = parsed(&planning.line())?;
+    let request = Box::new(preview::request(&line.command, &cluster.picture)?);
+    Ok((Stage::Asked, Ask::Plan { generation: planning.generation, request }))
+}
+
+fn new_node(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandError> {
+    let text = |name: &str| Some(planning.value(name).to_owned()).filter(|text| !text.is_empty());
+    let weight = text("weight").map(|text| text.parse::<f64>().map_err(|_ignored| text)).transpose();
+    let weight =
+        weight.map_err(|text| CommandError::usage(format!("weight: {text:?} is not a number, such as 1.5")))?;
+    let taken = super::names(model).nodes;
+    Ok((Stage::Starting, Ask::NewNode { generation: planning.generation, zone: text("zone"), weight, taken }))
+}
+
+/// The dialog, if it waits for the answer to this question.
+fn waiting(model: &mut Model, generation: u64) -> Option<Box<Planning>> {
+    let waits = matches!(&model.dialog, Some(Dialog::Plan(planning)) if planning.generation == generation
+        && matches!(planning.stage, Stage::Asked | Stage::Starting));
+    match model.dialog.take_if(|_| waits) {
+        Some(Dialog::Plan(planning)) => Some(planning),
+        _ => None,
+    }
+}
+
+pub(super) fn on_planned(model: &mut Model, generation: u64, result: Result<Box<v1::PlanResponse>, String>) {
+    let Some(mut planning) = waiting(model, generation) else { return };
+    let reviewed = match result {
+        Ok(plan) => review(model, &planning, *plan).map_err(|error| error.message),
+        Err(error) => Err(error),
+    };
+    match reviewed {
+        Ok(review) => planning.stage = Stage::Review(Box::new(review)),
+        Err(error) => {
+            planning.stage = Stage::Form;
+            planning.error = error;
+        }
+    }
+    model.dialog = Some(Dialog::Plan(planning));
+}
+
+fn review(model: &Model, planning: &Planning, plan: v1::PlanResponse) -> Result<Review, CommandError> {
+    let cluster = model.cluster.as_ref().ok_or_else(|| CommandError::failed("no node is in reach"))?;
+    let line = planning.line();
+    let settings = parsed(&line)?.command.topology();
+    let word = match planning.kind {
+        Kind::Copies => "copies".to_owned(),
+        _ => cluster.name_of(preview::member(&cluster.picture, planning.value("node"))?),
+    };
+    let confirm = Confirm::new(format!("{line} --plan {}", plan.hash), String::new(), word);
+    let bytes_per_second = settings.map_or(0, |settings| settings.limit);
+    Ok(Review { plan, bytes_per_second, confirm, typing: false, top: 0 })
+}
+
+pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<String, String>) {
+    let Some(mut planning) = waiting(model, generation) else {
+        if let Ok(name) = result {
+            model.notice = format!("{name} was started, and is a spare; nothing has moved");
+        }
+        return;
+    };
+    match result {
+        Ok(name) => {
+            // The process has its zone and its weight already.
+            for field in &mut planning.fields {
+                match field.name {
+                    "node" => field.value = crate::dashboard::bar::Bar::with(&name),
+                    "zone" | "weight" => field.value = crate::dashboard::bar::Bar::default(),
+                    _ => {}
+                }
+            }
+            planning.stage = Stage::Joining(name);
+        }
+        Err(error) => {
+            planning.stage = Stage::Form;
+            planning.error = error;
+        }
+    }
+    model.dialog = Some(Dialog::Plan(planning));
+}
+
+/// Something new is known of the cluster: a node that was waited for may be there.
+pub(super) fn on_news(model: &mut Model) -> Vec<Effect> {
+    let Some(Dialog::Plan(planning)) = &model.dialog else { return Vec::new() };
+    let Stage::Joining(name) = &planning.stage else { return Vec::new() };
+    let there = model.cluster.as_ref().is_some_and(|cluster| {
+        let member = cluster.picture.description.member(name);
+        member.is_some_and(|member| cluster.picture.snapshot(member.id).is_some())
+    });
+    match model.dialog.take_if(|_| there) {
+        Some(Dialog::Plan(planning)) => submit(model, planning),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key) -> Vec<Effect> {
+    let epoch = model.epoch();
+    if key == Key::Ctrl('c') {
+        "nothing was changed".clone_into(&mut model.notice);
+        return Vec::new();
+    }
+    match &mut planning.stage {
+        Stage::Form => match key {
+            Key::Esc => {
+                "nothing was changed".clone_into(&mut model.notice);
+                return Vec::new();
+            }
+            Key::Enter => return submit(model, planning),
+            key => planning.edit(key),
+        },
+        Stage::Starting | Stage::Joining(_) | Stage::Asked => {
+            if key == Key::Esc {
+                planning.stage = Stage::Form;
+            }
+        }
+        Stage::Review(review) => match key {
+            Key::Esc => {
+                "nothing was changed".clone_into(&mut model.notice);
+                return Vec::new();
+            }
+            Key::Enter if review.is_void(epoch) => return submit(model, planning),
+            Key::Enter => {
+                if let Some(refusal) = review.plan.refusals.first() {
+                    model.notice = format!("{}; {}", refusal.reason, refusal.remedy);
+                } else if review.confirm.is_typed() {
+                    return begin(model, planning);
+                } else {
+                    model.notice = format!("type {} to unlock Start", review.confirm.word);
+                    review.typing = true;
+                }
+            }
+            Key::Tab | Key::BackTab => review.typing = !review.typing,
+            key if review.typing => {
+                review.confirm.typed.edit(key);
+            }
+            key => {
+                let plain = if let Key::Char(c) = key { Key::Char(latin(c)) } else { key };
+                let rows = rows_of(model, model.keymap.action(model.screen, key));
+                match plain {
+                    Key::Char('y') => {
+                        "copied the command (OSC 52)".clone_into(&mut model.notice);
+                        let copy = Effect::Copy(review.command());
+                        model.dialog = Some(Dialog::Plan(planning));
+                        return vec![copy];
+                    }
+                    Key::Char('E') => {
+                        let save = export(model, review);
+                        model.dialog = Some(Dialog::Plan(planning));
+                        return save;
+                    }
+                    Key::Char('b') => planning.stage = Stage::Form,
+                    _ if rows != 0 => review.top = review.top.saturating_add_signed(rows).min(LINES_MAX),
+                    // Whatever means nothing else begins the word.
+                    Key::Char(_) => {
+                        review.typing = true;
+                        review.confirm.typed.edit(key);
+                    }
+                    _ => {}
+                }
+            }
+        },
+    }
+    model.dialog = Some(Dialog::Plan(planning));
+    Vec::new()
+}
+
+/// Starts exactly the plan that is shown.
+fn begin(model: &mut Model, planning: Box<Planning>) -> Vec<Effect> {
+    let Stage::Review(review) = &planning.stage else { return Vec::new() };
+    let line = review.confirm.line.clone();
+    let started = start(model, line.clone(), true);
+    if started.is_empty() {
+        // Another command is under way; the plan waits.
+        model.dialog = Some(Dialog::Plan(planning));
+        return started;
+    }
+    let mut effects = remember(model, &line);
+    effects.extend(started);
+    effects
+}
+
+fn export(model: &Model, review: &Review) -> Vec<Effect> {
+    let Some(cluster) = &model.cluster else { return Vec::new() };
+    let text = format!("{:#}\n", preview::json(&cluster.picture, &review.plan));
+    vec![Effect::Ask(Ask::Save { name: format!("plan-{}.json", review.plan.hash), text })]
+}
+
+impl Model {
+    /// The epoch of the newest layout that is known.
+    #[must_use]
+    pub fn epoch(&self) -> Option<u64> {
+        let layout = self.cluster.as_ref()?.picture.description.layout.as_deref()?;
+        Some(layout.epoch.0)
+    }
+}

@@ -1,0 +1,62 @@
+//! What a command would change of the topology, as a question and as an answer: pure, for who has a picture already.
+
+use kv_core::topology::Change;
+use kv_core::types::NodeId;
+use kv_proto::v1;
+use serde_json::Value;
+
+use super::picture::Picture;
+use super::{plan, topology};
+use crate::command::{Command, NodeCommand};
+use crate::error::CommandError;
+
+/// Asks for the plan of a command that changes the topology.
+///
+/// # Errors
+/// `Usage` if it changes nothing there, `NotFound` for a node that is no member.
+pub fn request(command: &Command, picture: &Picture) -> Result<v1::PlanRequest, CommandError> {
+    let Some(settings) = command.topology() else {
+        return Err(CommandError::usage("this command does not change the topology"));
+    };
+    Ok(topology::request(picture, &changes(command, picture)?, settings.limit))
+}
+
+fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change>, CommandError> {
+    let find = |node: &str| member(picture, node);
+    let change = match command {
+        Command::Node(NodeCommand::Add(args)) => {
+            let node = find(&args.node)?;
+            let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
+            let weight = args.weight.map(|weight| Change::Weight { node, weight });
+            return Ok(zone.into_iter().chain(weight).chain([Change::Add { node }]).collect());
+        }
+        Command::Node(NodeCommand::Remove(args)) if args.dead => Change::RemoveDead { node: find(&args.node)? },
+        Command::Node(NodeCommand::Remove(args)) => Change::Remove { node: find(&args.node)? },
+        Command::Node(NodeCommand::Replace(args)) => Change::Replace { old: find(&args.old)?, new: find(&args.new)? },
+        Command::Node(NodeCommand::Weight(args)) => Change::Weight { node: find(&args.node)?, weight: args.weight },
+        Command::Node(NodeCommand::Zone(args)) => Change::Zone { node: find(&args.node)?, zone: args.zone.clone() },
+        Command::Copies(args) => Change::Copies { copies: args.copies },
+        _ => return Err(CommandError::usage("this command does not change the topology")),
+    };
+    Ok(vec![change])
+}
+
+/// The member of this name, number or address.
+///
+/// # Errors
+/// `NotFound`, naming those that there are.
+pub fn member(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
+    topology::find(picture, node)
+}
+
+/// What a plan means, in lines of a word and a text: moves, time, safety, the way back, warnings and refusals.
+#[must_use]
+pub fn summary(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
+    plan::summary(&plan::Names(picture), plan, bytes_per_second)
+}
+
+/// A plan as `--dry-run` prints it as JSON.
+#[must_use]
+pub fn json(picture: &Picture, plan: &v1::PlanResponse) -> Value {
+    plan::plan_json(&plan::Names(picture), plan)
+}
