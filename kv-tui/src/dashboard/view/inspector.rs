@@ -51,7 +51,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Roo
 pub(in crate::dashboard) fn inspected_lines(model: &Model) -> usize {
     let mut buffer = Buffer::empty(Rect::new(0, 0, 1, 1));
     let canvas = Canvas::new(&mut buffer, model.theme);
-    lines(&canvas, model, model.size.0 * 3 / 5 - 4).len()
+    lines(&canvas, model, (model.size.0 * 3 / 5).saturating_sub(4)).len()
 }
 
 fn lines(canvas: &Canvas<'_>, model: &Model, width: u16) -> Vec<Line> {
