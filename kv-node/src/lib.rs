@@ -7,6 +7,7 @@
 //! | `link` | one stream for each pair of nodes |
 //! | `server` | the gRPC services and `/metrics` |
 //! | `control` | who belongs to the cluster and where data lives: agreed on by Raft |
+//! | `transfers` | a node's part in operations |
 //! | `liveness` | who answers |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
@@ -21,6 +22,7 @@ mod run;
 pub mod server;
 pub mod settings;
 mod signals;
+pub mod transfers;
 pub mod usage;
 
 pub use run::run;

@@ -29,6 +29,7 @@ use crate::link::{Identity, Links, Members, keep_links};
 use crate::liveness::{Condition, Heartbeats, Patience};
 use crate::server::{Serving, Shared, routes};
 use crate::settings::{Settings, SettingsError};
+use crate::transfers::{Watchdog, follow};
 use crate::usage::Usage;
 use crate::{REMOVED_FILE, log, signals};
 
@@ -199,6 +200,8 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
         events: Events::new(),
         request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
         usage: Usage::new(data.clone()),
+        disk_reserve_bytes: settings.disk_reserve_bytes,
+        watchdog: Watchdog::default(),
         serving: watch::Sender::new(None),
         keyspaces: Mutex::default(),
         stopping: watch::Sender::new(false),
@@ -413,6 +416,7 @@ async fn live(
     let tasks = [
         tokio::spawn(keep_links(links.clone(), followed)),
         tokio::spawn(follow_liveness(Arc::clone(&shared), links.clone())),
+        tokio::spawn(follow(Arc::clone(&shared), engine.clone())),
     ];
     let mut rolled_back = links.rolled_back();
     let end = loop {

@@ -89,6 +89,10 @@ pub struct Flags {
     #[arg(long, env = "KV_HINT_MIB", value_name = "MIB")]
     pub hint_mib: Option<u32>,
 
+    /// Disk that copies of partitions leave free; with less they wait, in MiB [default: 256].
+    #[arg(long, env = "KV_DISK_RESERVE_MIB", value_name = "MIB")]
+    pub disk_reserve_mib: Option<u32>,
+
     /// Where log files go; without it the log goes to stderr.
     #[arg(long, env = "KV_LOG_DIR", value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
@@ -140,6 +144,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Bytes of hints.
     pub hint_bytes_max: u64,
+    /// Bytes that copying leaves free on the device of the data directory.
+    pub disk_reserve_bytes: u64,
     /// The log.
     pub log: LogSettings,
 }
@@ -295,6 +301,7 @@ impl Settings {
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
             hint_bytes_max: mib(flags.hint_mib, 1024),
+            disk_reserve_bytes: mib(flags.disk_reserve_mib, 256),
             log: LogSettings { dir: flags.log_dir, format: flags.log_format.unwrap_or_default(), filter: flags.log },
         })
     }
@@ -331,6 +338,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         hot_mib: first.hot_mib.or(second.hot_mib),
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),
+        disk_reserve_mib: first.disk_reserve_mib.or(second.disk_reserve_mib),
         log_dir: first.log_dir.or(second.log_dir),
         log_format: first.log_format.or(second.log_format),
         log: first.log.or(second.log),

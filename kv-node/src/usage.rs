@@ -33,9 +33,15 @@ impl Usage {
             cpu_us: cpu_us().unwrap_or(0),
             memory_bytes: memory_bytes().unwrap_or(0),
             disk_bytes: self.disk_bytes(),
-            disk_free_bytes: fs4::available_space(&self.directory).unwrap_or(0),
+            disk_free_bytes: self.free_bytes().unwrap_or(0),
             ..v1::Usage::default()
         }
+    }
+
+    /// Bytes free on the device of the data directory; `None` where the platform does not tell.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        fs4::available_space(&self.directory).ok()
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -16,6 +16,7 @@ use kv_core::message::{Message, Outcome, Request};
 use kv_core::node::Status;
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
+use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, NodeId, StoreId};
 use kv_proto::reply::BatchKind;
 use tokio::sync::{mpsc, oneshot};
@@ -70,6 +71,7 @@ pub(crate) enum Command {
     PeerDown { node: NodeId, session: u64 },
     Layout(Arc<Layout>),
     Keyspaces(Vec<Keyspace>),
+    Transfers(TransferSettings),
     Seen { node: NodeId, store: Option<StoreId>, reply: oneshot::Sender<Option<Incarnation>> },
     Report(oneshot::Sender<Report>),
     Stop(oneshot::Sender<()>),
@@ -86,6 +88,12 @@ pub struct Report {
     pub latency: Latency,
     /// Why it has stopped serving.
     pub poisoned: Option<String>,
+    /// Receipts of the migrations under way.
+    pub receipts: Vec<Receipt>,
+    /// Partitions that migrate to this node.
+    pub transfers: Vec<Transfer>,
+    /// What it holds of partitions that it has left.
+    pub residue: Vec<Residue>,
 }
 
 /// What an engine is started with.

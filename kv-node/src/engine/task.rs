@@ -199,6 +199,7 @@ impl Loop {
             }
             Command::Layout(layout) => self.step(Input::Layout(layout)),
             Command::Keyspaces(keyspaces) => self.step(Input::Keyspaces(keyspaces)),
+            Command::Transfers(settings) => self.step(Input::Transfers(settings)),
             Command::Seen { node, store, reply } => {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
                 unheard(reply.send(seen));
@@ -267,6 +268,9 @@ impl Loop {
             counters,
             latency: self.latencies.last(self.clock.now().mono),
             poisoned: self.poisoned.clone(),
+            receipts: self.node.receipts(),
+            transfers: self.node.transfers(),
+            residue: self.node.residue(),
         }
     }
 }

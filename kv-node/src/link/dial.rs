@@ -8,7 +8,7 @@ use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1::peer_client::PeerClient;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use super::Links;
 use super::session::{SessionError, frames, hello_frame};
@@ -17,8 +17,8 @@ use super::session::{SessionError, frames, hello_frame};
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The pause behind a failed attempt: doubled each time between these bounds.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The addresses of all members.
 pub type Members = BTreeMap<NodeId, String>;
@@ -68,6 +68,19 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
 }
 
 async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionError> {
+    let mut client = connect(address).await?;
+    let mine = links.hello(links.0.engine.seen(node, None).await);
+    let (sender, outgoing) = frames();
+    // The hello must be on its way before the answer can come.
+    if sender.send(hello_frame(&mine)).await.is_err() {
+        return Err(SessionError::Closed);
+    }
+    let mut incoming = client.exchange(outgoing).await?.into_inner();
+    links.opened(node, address, mine, &mut incoming, &sender).await
+}
+
+/// A connection of its own to the node at `address`.
+pub(super) async fn connect(address: &str) -> Result<PeerClient<Channel>, SessionError> {
     let unreachable = |error: tonic::transport::Error| {
         SessionError::from(tonic::Status::unavailable(format!("{address} cannot be reached: {}", root_cause(&error))))
     };
@@ -76,17 +89,9 @@ async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionE
         .connect_timeout(CONNECT_PATIENCE)
         .tcp_nodelay(true);
     let channel = endpoint.connect().await.map_err(unreachable)?;
-    let mut client = PeerClient::new(channel)
+    Ok(PeerClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let mine = links.hello(links.0.engine.seen(node, None).await);
-    let (sender, outgoing) = frames();
-    // The hello must be on its way before the answer can come.
-    if sender.send(hello_frame(&mine)).await.is_err() {
-        return Err(SessionError::Closed);
-    }
-    let mut incoming = client.exchange(outgoing).await?.into_inner();
-    links.opened(node, mine, &mut incoming, &sender).await
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

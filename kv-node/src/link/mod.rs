@@ -1,5 +1,7 @@
-//! Links: one long-lived stream for each pair of nodes. The node with the lower number opens it.
+//! Links: one long-lived stream for each pair of nodes, and beside it one for bulk. The node with the lower number opens
+//! them.
 
+mod bulk;
 mod dial;
 mod outbox;
 mod session;
@@ -14,6 +16,7 @@ use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
 use tokio::sync::watch;
 
+pub use bulk::accept_bulk;
 pub use dial::{Members, keep_links};
 pub use outbox::Outbox;
 pub use session::{Frames, accept};
@@ -56,6 +59,8 @@ struct Inner {
 /// A session that is open.
 struct Open {
     number: u64,
+    /// The peer's store and boot.
+    incarnation: Incarnation,
     outbox: Outbox,
     round_trip_us: Arc<AtomicU64>,
     close: watch::Sender<bool>,

@@ -1,7 +1,7 @@
 //! What is queued for a peer. It is pulled: the stream takes what has gathered while it was busy, as one frame.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kv_core::message::Message;
@@ -17,7 +17,15 @@ const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
 /// The sending end of a session. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    queue: mpsc::UnboundedSender<Bytes>,
+    requests: Queue,
+    /// The queue of the bulk stream, while there is one.
+    bulk: Arc<Mutex<Option<Queue>>>,
+}
+
+/// One queue, taken by one stream.
+#[derive(Clone, Debug)]
+struct Queue {
+    messages: mpsc::UnboundedSender<Bytes>,
     shared: Arc<Shared>,
 }
 
@@ -38,14 +46,58 @@ struct Shared {
 }
 
 pub(super) fn outbox() -> (Outbox, Outgoing) {
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (requests, outgoing) = queue();
+    (Outbox { requests, bulk: Arc::default() }, outgoing)
+}
+
+fn queue() -> (Queue, Outgoing) {
+    let (messages, queue) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
-    (Outbox { queue: sender, shared: Arc::clone(&shared) }, Outgoing { queue: receiver, shared, left: None })
+    (Queue { messages, shared: Arc::clone(&shared) }, Outgoing { queue, shared, left: None })
 }
 
 impl Outbox {
     /// Queues a message. A session that has ended, or whose queue is full, drops it; its calls fail with the session.
+    /// Bulk goes by its own stream while there is one.
     pub fn push(&self, message: &Message) {
+        let bulk = if message.is_bulk() { self.bulk().clone() } else { None };
+        bulk.as_ref().unwrap_or(&self.requests).push(message);
+    }
+
+    /// A queue for a bulk stream, which takes the place of an earlier one.
+    pub(super) fn attach_bulk(&self) -> Outgoing {
+        let (queue, outgoing) = queue();
+        *self.bulk() = Some(queue);
+        outgoing
+    }
+
+    /// The bulk stream fed by `outgoing` has ended: bulk goes by the session's stream until there is another.
+    pub(super) fn detach_bulk(&self, shared: &BulkId) {
+        let mut bulk = self.bulk();
+        if bulk.as_ref().is_some_and(|queue| Arc::ptr_eq(&queue.shared, &shared.0)) {
+            *bulk = None;
+        }
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        let bulk = self.bulk().as_ref().map_or(0, Queue::bytes);
+        self.requests.bytes() + bulk
+    }
+
+    fn bulk(&self) -> MutexGuard<'_, Option<Queue>> {
+        // Every holder only moves values in or out.
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells one bulk stream from another.
+#[derive(Debug)]
+pub(super) struct BulkId(Arc<Shared>);
+
+impl Queue {
+    fn push(&self, message: &Message) {
         if self.shared.overflown.load(Ordering::Relaxed) {
             return;
         }
@@ -67,17 +119,20 @@ impl Outbox {
             self.shared.overflow.notify_one();
             return;
         }
-        drop(self.queue.send(bytes));
+        drop(self.messages.send(bytes));
     }
 
-    /// Bytes that wait.
-    #[must_use]
-    pub fn queued_bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 }
 
 impl Outgoing {
+    /// What tells the queue from others.
+    pub(super) fn id(&self) -> BulkId {
+        BulkId(Arc::clone(&self.shared))
+    }
+
     /// The messages of the next frame: waits for the first, then takes what else has gathered.
     pub(super) async fn next(&mut self) -> Option<Vec<Bytes>> {
         if self.left.is_none() {
@@ -144,5 +199,26 @@ mod tests {
         let queued = outbox.queued_bytes();
         outbox.push(&message(1));
         assert_eq!(outbox.queued_bytes(), queued, "nothing more is taken");
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_by_its_own_stream_while_there_is_one() {
+        let (outbox, mut requests) = outbox();
+        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced) };
+        assert!(bulk.is_bulk() && !message(1).is_bulk());
+        outbox.push(&bulk);
+        assert_eq!(requests.next().await.unwrap().len(), 1, "before there is one");
+        let mut stream = outbox.attach_bulk();
+        outbox.push(&message(1));
+        outbox.push(&bulk);
+        assert_eq!(Message::decode(&stream.next().await.unwrap()[0]), Ok(bulk.clone()));
+        assert_eq!(Message::decode(&requests.next().await.unwrap()[0]), Ok(message(1)));
+        let newer = outbox.attach_bulk();
+        outbox.detach_bulk(&stream.id());
+        outbox.push(&bulk);
+        assert!(outbox.queued_bytes() > 0, "an older stream that ends takes nothing from the newer one");
+        outbox.detach_bulk(&newer.id());
+        outbox.push(&bulk);
+        assert_eq!(requests.next().await.unwrap().len(), 1);
     }
 }

@@ -79,7 +79,7 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
             drop(frames.send(Ok(hello_frame(&mine))).await);
             links.agree(&mine, &theirs)?;
-            links.run(theirs, &mut incoming, &frames).await
+            links.run(theirs, None, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
             tracing::info!(%error, "a session with a peer ended");
@@ -99,7 +99,7 @@ pub(super) fn hello_frame(hello: &Hello) -> v1::Frame {
     v1::Frame { hello: Some(hello.into()), ..v1::Frame::default() }
 }
 
-async fn first_hello(incoming: &mut Streaming<v1::Frame>) -> Result<Hello, SessionError> {
+pub(super) async fn first_hello(incoming: &mut Streaming<v1::Frame>) -> Result<Hello, SessionError> {
     let frame = tokio::time::timeout(HELLO_PATIENCE, incoming.message()).await;
     let frame = frame.map_err(|_elapsed| SessionError::Silent)??.ok_or(SessionError::Closed)?;
     let hello = frame.hello.ok_or_else(|| SessionError::Garbage("its first frame has no hello".to_owned()))?;
@@ -129,6 +129,7 @@ impl Links {
     pub(super) async fn opened(
         &self,
         expected: NodeId,
+        address: &str,
         mut mine: Hello,
         incoming: &mut Streaming<v1::Frame>,
         frames: &mpsc::Sender<v1::Frame>,
@@ -139,10 +140,10 @@ impl Links {
             return Err(SessionError::OtherNode { found: theirs.node, expected });
         }
         self.agree(&mine, &theirs)?;
-        self.run(theirs, incoming, frames).await
+        self.run(theirs, Some(address), incoming, frames).await
     }
 
-    fn agree(&self, mine: &Hello, theirs: &Hello) -> Result<(), SessionError> {
+    pub(super) fn agree(&self, mine: &Hello, theirs: &Hello) -> Result<(), SessionError> {
         let checked = check(mine, theirs);
         if let Err(error @ HandshakeError::RolledBack { .. }) = &checked {
             self.0.rolled_back.send_replace(Some(error.clone()));
@@ -150,9 +151,12 @@ impl Links {
         Ok(checked?)
     }
 
+    /// Runs a session to its end. `address` is where the peer is, if this node opened the session and has to open the
+    /// stream for bulk.
     async fn run(
         &self,
         theirs: Hello,
+        address: Option<&str>,
         incoming: &mut Streaming<v1::Frame>,
         frames: &impl Sink,
     ) -> Result<(), SessionError> {
@@ -161,19 +165,21 @@ impl Links {
         let (outbox, outgoing) = outbox();
         let (close, closed) = watch::channel(false);
         let round_trip_us = Arc::new(AtomicU64::new(0));
-        let open = Open { number, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), close };
+        let incarnation = theirs.incarnation;
+        let open =
+            Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), close };
         if let Some(older) = self.open().insert(node, open) {
             // The peer has begun anew; the older stream may take long to notice.
             older.close.send_replace(true);
         }
         self.heard(node);
-        let incarnation = theirs.incarnation;
         self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;
         let echo = Echo::default();
         let outcome = tokio::select! {
             outcome = self.receive(node, number, incoming, &echo, &round_trip_us) => outcome,
             outcome = self.transmit(outgoing, frames, &echo) => outcome,
             () = told_to_close(closed) => Err(SessionError::GivenUp),
+            never = self.keep_bulk(node, address) => match never {},
         };
         self.0.engine.tell(Command::PeerDown { node, session: number }).await;
         let current = self.open().get(&node).is_some_and(|open| open.number == number);
@@ -205,9 +211,7 @@ impl Links {
             if frame.messages.is_empty() {
                 continue;
             }
-            let decode =
-                |bytes: &Bytes| Message::decode(bytes).map_err(|error| SessionError::Garbage(error.to_string()));
-            let messages = frame.messages.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+            let messages = decode(&frame.messages)?;
             self.0.engine.tell(Command::Messages { from: node, session, messages }).await;
         }
         Err(SessionError::Closed)
@@ -242,6 +246,12 @@ impl Links {
             }
         }
     }
+}
+
+/// The messages of a frame.
+pub(super) fn decode(messages: &[Bytes]) -> Result<Vec<Message>, SessionError> {
+    let decode = |bytes: &Bytes| Message::decode(bytes).map_err(|error| SessionError::Garbage(error.to_string()));
+    messages.iter().map(decode).collect()
 }
 
 async fn told_to_close(mut closed: watch::Receiver<bool>) {

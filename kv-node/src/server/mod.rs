@@ -27,6 +27,7 @@ use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
 use crate::engine::Engine;
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
+use crate::transfers::Watchdog;
 use crate::usage::Usage;
 
 /// What the services share. It exists before the node belongs to a cluster; `serving` is set when it does.
@@ -55,6 +56,10 @@ pub struct Shared {
     pub request_ids: RequestIds,
     /// What the process uses.
     pub usage: Usage,
+    /// Bytes that copying leaves free on the device of the data directory.
+    pub disk_reserve_bytes: u64,
+    /// Which copies do not get on.
+    pub watchdog: Watchdog,
     /// The engine and the links, once the node belongs to a formed cluster.
     pub serving: watch::Sender<Option<Serving>>,
     /// The keyspaces by name, kept as the agreed state has them.

@@ -23,6 +23,13 @@ impl Peer for Service {
         Ok(Response::new(link::accept(serving.links, request.into_inner())))
     }
 
+    type BulkStream = link::Frames;
+
+    async fn bulk(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Self::BulkStream>, Status> {
+        let serving = self.0.serving().map_err(to_status)?;
+        Ok(Response::new(link::accept_bulk(serving.links, request.into_inner())))
+    }
+
     async fn raft(&self, request: Request<v1::RaftRequest>) -> Result<Response<v1::RaftReply>, Status> {
         serve_raft(&self.0.control, request.into_inner()).await.map(Response::new)
     }

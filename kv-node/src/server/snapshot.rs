@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use kv_core::ring::Member;
 use kv_core::storage::{Space, Stats};
+use kv_core::topology::{Residue, Transfer, TransferPhase};
 use kv_core::types::{KeyspaceId, NodeId, PartitionId};
 use kv_proto::describe::member_to_wire;
 use kv_proto::v1::{self, MemberState};
@@ -100,6 +101,8 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
             Some(report) => {
                 let status = &report.status;
                 snapshot.layout_epoch = status.epoch.0;
+                snapshot.transfers = report.transfers.iter().map(|it| transfer_to_wire(shared, it)).collect();
+                snapshot.residue = report.residue.iter().map(residue_to_wire).collect();
                 snapshot.poisoned = report.poisoned.clone().unwrap_or_default();
                 snapshot.pending = Some(v1::Pending {
                     requests: status.requests as u64,
@@ -108,7 +111,14 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                     hint_bytes: status.hint_bytes,
                     lag: status.lagging,
                     refills: status.unsynced.len() as u64,
-                    ..v1::Pending::default()
+                    transfers: status.receiving as u64,
+                    // A partition that is not counted yet may hold anything.
+                    residue: report
+                        .residue
+                        .iter()
+                        .map(|residue| residue.records)
+                        .sum::<u64>()
+                        .max(status.leaving as u64),
                 });
                 let counters = report.counters;
                 snapshot.counters = Some(v1::Counters {
@@ -143,6 +153,39 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
     }
     snapshot.usage = Some(usage);
     snapshot
+}
+
+fn transfer_to_wire(shared: &Shared, transfer: &Transfer) -> v1::Transfer {
+    let (idle, stalled) = shared.watchdog.idle(transfer, shared.clock.now().mono);
+    v1::Transfer {
+        partition: u32::from(transfer.partition.0),
+        joint_epoch: transfer.joint.0,
+        source: transfer.source.map_or(0, |node| node.0),
+        phase: match transfer.phase {
+            TransferPhase::Waiting => v1::TransferPhase::Waiting,
+            TransferPhase::Copying => v1::TransferPhase::Copying,
+            TransferPhase::Verifying => v1::TransferPhase::Verifying,
+            TransferPhase::Covered => v1::TransferPhase::Covered,
+        }
+        .into(),
+        keys: transfer.keys,
+        keys_total: transfer.keys_total,
+        bytes: transfer.bytes,
+        bytes_total: transfer.bytes_total,
+        tries: transfer.tries,
+        waiting_for: shared.watchdog.waits_for(transfer),
+        idle_us: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
+        stalled,
+    }
+}
+
+fn residue_to_wire(residue: &Residue) -> v1::Residue {
+    v1::Residue {
+        partition: u32::from(residue.partition.0),
+        records: residue.records,
+        bytes: residue.bytes,
+        waiting_for: residue.waiting_for.clone().unwrap_or_default(),
+    }
 }
 
 fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {

@@ -1,0 +1,142 @@
+//! The stream for bulk of a session, on a connection of its own: pieces of copies never wait in front of requests.
+//!
+//! It belongs to the session and ends with it, so frames of a closed session are discarded here, too. While there is none,
+//! bulk goes by the session's stream.
+
+use std::convert::Infallible;
+
+use kv_core::types::NodeId;
+use kv_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::dial::{PAUSE_MAX, PAUSE_MIN, connect};
+use super::outbox::{Outbox, Outgoing};
+use super::session::{Frames, SessionError, Sink, decode, first_hello, frames, hello_frame};
+use super::{Links, Open};
+use crate::engine::Command;
+
+/// Frames between the queue and the stream: one, as for requests.
+const FRAMES_AHEAD: usize = 1;
+
+/// The session that a bulk stream belongs to.
+struct Session {
+    node: NodeId,
+    number: u64,
+    outbox: Outbox,
+    closed: watch::Receiver<bool>,
+}
+
+/// Serves a bulk stream that a peer opened; returns what flows back to it.
+pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
+    let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
+    tokio::spawn(async move {
+        let outcome = async {
+            let theirs = first_hello(&mut incoming).await?;
+            let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
+            drop(frames.send(Ok(hello_frame(&mine))).await);
+            links.agree(&mine, &theirs)?;
+            let session = links.session(theirs.node, |open| open.incarnation == theirs.incarnation)?;
+            links.carry(session, &mut incoming, &frames).await
+        };
+        if let Err(error) = outcome.await {
+            drop(frames.send(Err(Status::aborted(error.to_string()))).await);
+        }
+    });
+    ReceiverStream::new(outgoing)
+}
+
+impl Links {
+    /// Keeps a bulk stream open to the peer at `address` for as long as the session lasts; without an address the peer
+    /// opens it.
+    pub(super) async fn keep_bulk(&self, node: NodeId, address: Option<&str>) -> Infallible {
+        let Some(address) = address else { return std::future::pending().await };
+        let mut pause = PAUSE_MIN;
+        loop {
+            if let Err(error) = self.dial_bulk(node, address).await {
+                tracing::debug!(peer = %node, %address, %error, "no stream for bulk");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn dial_bulk(&self, node: NodeId, address: &str) -> Result<(), SessionError> {
+        let session = self.session(node, |_| true)?;
+        let mut client = connect(address).await?;
+        let mut mine = self.hello(self.0.engine.seen(node, None).await);
+        let (sender, outgoing) = frames();
+        if sender.send(hello_frame(&mine)).await.is_err() {
+            return Err(SessionError::Closed);
+        }
+        let mut incoming = client.bulk(outgoing).await?.into_inner();
+        let theirs = first_hello(&mut incoming).await?;
+        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await;
+        if theirs.node != node {
+            return Err(SessionError::OtherNode { found: theirs.node, expected: node });
+        }
+        self.agree(&mine, &theirs)?;
+        self.carry(session, &mut incoming, &sender).await
+    }
+
+    /// The open session with a peer.
+    fn session(&self, node: NodeId, is_meant: impl Fn(&Open) -> bool) -> Result<Session, SessionError> {
+        let open = self.open();
+        let open = open.get(&node).filter(|open| is_meant(open)).ok_or(SessionError::Closed)?;
+        let (number, outbox) = (open.number, open.outbox.clone());
+        Ok(Session { node, number, outbox, closed: open.close.subscribe() })
+    }
+
+    /// Exchanges bulk until the stream or the session ends.
+    async fn carry(
+        &self,
+        session: Session,
+        incoming: &mut Streaming<v1::Frame>,
+        frames: &impl Sink,
+    ) -> Result<(), SessionError> {
+        let Session { node, number, outbox, mut closed } = session;
+        let mut outgoing = outbox.attach_bulk();
+        let id = outgoing.id();
+        let outcome = tokio::select! {
+            outcome = self.receive_bulk(node, number, incoming) => outcome,
+            outcome = transmit_bulk(&mut outgoing, frames) => outcome,
+            // The session has ended if nobody can close it any more.
+            _ = closed.wait_for(|closed| *closed) => Err(SessionError::Closed),
+        };
+        outbox.detach_bulk(&id);
+        outcome
+    }
+
+    async fn receive_bulk(
+        &self,
+        node: NodeId,
+        session: u64,
+        incoming: &mut Streaming<v1::Frame>,
+    ) -> Result<(), SessionError> {
+        while let Some(frame) = incoming.message().await? {
+            let messages = decode(&frame.messages)?;
+            self.0.engine.tell(Command::Messages { from: node, session, messages }).await;
+        }
+        Err(SessionError::Closed)
+    }
+}
+
+async fn transmit_bulk(outgoing: &mut Outgoing, frames: &impl Sink) -> Result<(), SessionError> {
+    let overflown = outgoing.overflown();
+    tokio::pin!(overflown);
+    loop {
+        let messages = tokio::select! {
+            () = &mut overflown => return Err(SessionError::TooSlow),
+            messages = outgoing.next() => messages.ok_or(SessionError::Closed)?,
+        };
+        let frame = v1::Frame { messages, ..v1::Frame::default() };
+        let taken = tokio::select! {
+            taken = frames.push(frame) => taken,
+            () = &mut overflown => return Err(SessionError::TooSlow),
+        };
+        if !taken {
+            return Err(SessionError::Closed);
+        }
+    }
+}
