@@ -445,7 +445,10 @@ async fn live(
                 }
             }
             event = happened.recv() => match event {
-                Some(event) => shared.event(event.into()),
+                Some(event) => {
+                    let event = NewEvent::from(event);
+                    shared.event(NewEvent { message: shared.state().with_names(&event.message), ..event });
+                }
                 None => break Err(RunError::System("the engine has stopped".into())),
             },
             changed = rolled_back.changed() => {

@@ -179,7 +179,7 @@ fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
     let running = agreed.active_operation().is_some_and(|operation| operation.state == OperationState::Running);
     let now = shared.clock.now().mono;
     for transfer in shared.watchdog.look(&report.transfers, now).into_iter().filter(|_| running) {
-        let why = shared.watchdog.waits_for(&transfer);
+        let why = agreed.with_names(&shared.watchdog.waits_for(&transfer));
         let source = transfer.source.map_or_else(String::new, |node| format!(" from {}", agreed.name_of(node)));
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         let id = agreed.active_operation().map_or(0, |operation| operation.id.0);

@@ -60,6 +60,7 @@ pub use disk::FileError;
 pub use drive::{REPORT_EVERY, Reported, TransferReport};
 pub use identity::{Entrance, Remembered, StartError, remembered};
 pub use log::ENTRY_BYTES_MAX;
+pub use operate::already_running;
 pub use operation::{Asked, Estimate, Operation, OperationId, OperationState, THROTTLE_BYTES, Throttle, joint_max};
 pub use peers::{Clock, SharedLiveness};
 pub use plane::{ControlConfig, ControlPlane, ControlStatus, PROPOSALS_MAX, Standing, Timing};

@@ -102,9 +102,7 @@ impl ClusterState {
         if fresh.is_empty() && next.is_none() {
             return Err(Refusal::new(RefusalKind::Stale, "no receipt is new and nothing is ready to be cut over"));
         }
-        for receipt in fresh {
-            self.active_mut(id)?.keep(receipt);
-        }
+        self.active_mut(id)?.keep(fresh);
         let cut_over = next.is_some();
         if let Some(next) = next {
             self.follow(next);
@@ -315,7 +313,9 @@ fn check_by(asked: &Asked) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn already_running(active: &Operation) -> Refusal {
+/// Why a second operation does not begin.
+#[must_use]
+pub fn already_running(active: &Operation) -> Refusal {
     let Operation { id, command, state, .. } = active;
     let by = if active.asked.by.is_empty() { String::new() } else { format!(", begun by {}", active.asked.by) };
     precondition(format!(

@@ -119,7 +119,7 @@ pub struct Operation {
     pub moved: u64,
     /// How much it moves.
     pub estimate: Estimate,
-    /// Live keys and bytes of all receipts that were agreed on.
+    /// Live keys and bytes of all moves whose receipt was agreed on.
     pub copied: Estimate,
     /// Nodes that begin to own partitions.
     pub entering: BTreeSet<NodeId>,
@@ -203,16 +203,16 @@ impl Operation {
         words.max_by_key(rank).unwrap_or("none")
     }
 
-    /// Notes that a receipt was agreed on.
-    pub(super) fn keep(&mut self, receipt: Receipt) {
-        self.copied.keys = self.copied.keys.saturating_add(receipt.keys);
-        self.copied.bytes = self.copied.bytes.saturating_add(receipt.bytes);
-        if let Some(before) = self.receipts.insert((receipt.partition, receipt.node), receipt) {
-            // Another store of the same node began anew.
-            self.copied.keys = self.copied.keys.saturating_sub(before.keys);
-            self.copied.bytes = self.copied.bytes.saturating_sub(before.bytes);
-        }
+    /// Notes that receipts were agreed on.
+    pub(super) fn keep(&mut self, receipts: Vec<Receipt>) {
+        self.receipts.extend(receipts.into_iter().map(|receipt| ((receipt.partition, receipt.node), receipt)));
         self.receipts_agreed = self.receipts.len() as u64;
+        // Where copies become fewer, those that stay prove that they are complete, too; nothing moves to them.
+        let of_moves = self.moves.iter().filter_map(|step| self.receipts.get(&(step.partition, step.to)));
+        self.copied = of_moves.fold(Estimate::default(), |sum, receipt| Estimate {
+            keys: sum.keys.saturating_add(receipt.keys),
+            bytes: sum.bytes.saturating_add(receipt.bytes),
+        });
     }
 
     /// Counts the moves that `layout` has cut over.

@@ -61,8 +61,15 @@ impl ControlPlane {
     /// # Errors
     /// If it was refused, or no answer came within `timeout`.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Done, ProposeError> {
-        let proposal = Proposal { id: command_id()?, command };
-        Ok(self.inner.propose(proposal, timeout).await?.into_result()?)
+        self.propose_as(command_id()?, command, timeout).await
+    }
+
+    /// As [`ControlPlane::propose`], under an id that the caller has drawn: proposed again, it is applied once.
+    ///
+    /// # Errors
+    /// If it was refused, or no answer came within `timeout`.
+    pub async fn propose_as(&self, id: CommandId, command: Command, timeout: Duration) -> Result<Done, ProposeError> {
+        Ok(self.inner.propose(Proposal { id, command }, timeout).await?.into_result()?)
     }
 }
 

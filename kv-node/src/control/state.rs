@@ -92,7 +92,7 @@ impl ClusterState {
 
     /// Applies one committed proposal. A repeated one changes nothing and has the outcome that it had.
     pub fn apply(&mut self, proposal: Proposal) -> Outcome {
-        if let Some((_, outcome)) = self.recent.iter().rev().find(|(id, _)| *id == proposal.id) {
+        if let Some(outcome) = self.outcome_of(proposal.id) {
             return outcome.clone();
         }
         let outcome = match self.execute(proposal.command) {
@@ -104,6 +104,12 @@ impl ClusterState {
         }
         self.recent.push_back((proposal.id, outcome.clone()));
         outcome
+    }
+
+    /// What became of a command, if it was among the last.
+    #[must_use]
+    pub fn outcome_of(&self, id: CommandId) -> Option<&Outcome> {
+        self.recent.iter().rev().find(|(known, _)| *known == id).map(|(_, outcome)| outcome)
     }
 
     fn execute(&mut self, command: Command) -> Result<super::command::Done, super::command::Refusal> {
@@ -155,6 +161,19 @@ impl ClusterState {
     #[must_use]
     pub fn name_of(&self, node: NodeId) -> String {
         self.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.clone())
+    }
+
+    /// A text with the names of members in place of their numbers: people know no numbers.
+    #[must_use]
+    pub fn with_names(&self, text: &str) -> String {
+        let named = |word: &str| {
+            let end = word.trim_end_matches(|letter: char| !letter.is_ascii_alphanumeric());
+            let node = end.strip_prefix('n').and_then(|number| number.parse().ok()).map(NodeId)?;
+            let member = self.members.get(&node)?;
+            Some(format!("{}{}", member.name, &word[end.len()..]))
+        };
+        let words: Vec<String> = text.split(' ').map(|word| named(word).unwrap_or_else(|| word.to_owned())).collect();
+        words.join(" ")
     }
 
     /// Notes that something visible has changed.

@@ -22,14 +22,14 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Shared;
 use super::operations::{self, Steer};
-use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind};
+use super::{Shared, apply};
+use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind, already_running};
 use crate::events::NewEvent;
 use crate::server::snapshot;
 
 /// How long a change of the cluster may take.
-const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Items that wait for a watcher that does not take them.
 const ITEMS_AHEAD: usize = 16;
@@ -103,6 +103,11 @@ impl Cluster for Service {
         Ok(Response::new(v1::InspectResponse { token, partition: u32::from(partition.0), epoch, replicas }))
     }
 
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let operation = Some(apply::begin(&self.0, request.into_inner()).await?);
+        Ok(Response::new(v1::ApplyResponse { operation }))
+    }
+
     async fn operations(
         &self,
         request: Request<v1::OperationsRequest>,
@@ -144,11 +149,7 @@ impl Cluster for Service {
             return Err(to_status(RequestError::unavailable(format!("{state}; plans are made when it has formed"))));
         };
         if let Some(active) = state.active_operation() {
-            let message = format!(
-                "operation {} ({}) is under way; wait for it or cancel it, `op ls` shows it",
-                active.id, active.command
-            );
-            return Err(to_status(RequestError::new(Kind::Conflict, message)));
+            return Err(to_status(RequestError::conflict(already_running(active).message)));
         }
         // The largest layouts take seconds, which must not hold up other calls of this thread.
         let planned = tokio::task::spawn_blocking(move || plan::answer(request.into_inner(), &layout)).await;
@@ -216,7 +217,7 @@ pub(super) async fn propose(shared: &Shared, command: Command) -> Result<Done, S
 }
 
 /// What a client is told of a change that was not made.
-fn error_of(error: &ProposeError) -> RequestError {
+pub(super) fn error_of(error: &ProposeError) -> RequestError {
     let kind = match error {
         ProposeError::Refused(refusal) => match refusal.kind {
             RefusalKind::NotFound => Kind::NotFound,

@@ -1,5 +1,6 @@
 //! The gRPC services of a node, all on one port.
 
+mod apply;
 mod cluster;
 mod key_value;
 mod metrics;

@@ -124,7 +124,7 @@ fn word(steer: Steer) -> &'static str {
 }
 
 /// The agreed state, once it shows what was just agreed on: where another node leads, this one learns it a moment later.
-async fn caught_up(shared: &Shared, agreed: impl Fn(&ClusterState) -> bool) -> Arc<ClusterState> {
+pub(super) async fn caught_up(shared: &Shared, agreed: impl Fn(&ClusterState) -> bool) -> Arc<ClusterState> {
     let mut state = shared.control.state();
     // If it takes too long, the caller sees what is known here.
     drop(tokio::time::timeout(APPLY_PATIENCE, state.wait_for(|state| agreed(state))).await);

@@ -37,16 +37,16 @@ pub(super) fn members(shared: &Shared, state: &ClusterState) -> Vec<v1::Member> 
 
 /// The part that a member plays, in this node's opinion.
 fn state_of(shared: &Shared, state: &ClusterState, id: NodeId, spare: bool) -> MemberState {
-    let condition = if id == shared.node() {
-        Condition::Up
-    } else {
-        opinion(shared, id).map_or(Condition::Suspect, |o| o.condition)
-    };
-    match condition {
+    match condition_of(shared, id) {
         Condition::Up => role_of(state, id, spare),
         Condition::Suspect => MemberState::Suspect,
         Condition::Down => MemberState::Down,
     }
+}
+
+/// How a member is, in this node's opinion.
+pub(super) fn condition_of(shared: &Shared, id: NodeId) -> Condition {
+    if id == shared.node() { Condition::Up } else { opinion(shared, id).map_or(Condition::Suspect, |o| o.condition) }
 }
 
 /// The part that a member plays while it is up.
@@ -101,8 +101,8 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
             Some(report) => {
                 let status = &report.status;
                 snapshot.layout_epoch = status.epoch.0;
-                snapshot.transfers = report.transfers.iter().map(|it| transfer_to_wire(shared, it)).collect();
-                snapshot.residue = report.residue.iter().map(residue_to_wire).collect();
+                snapshot.transfers = report.transfers.iter().map(|it| transfer_to_wire(shared, &state, it)).collect();
+                snapshot.residue = report.residue.iter().map(|it| residue_to_wire(&state, it)).collect();
                 snapshot.poisoned = report.poisoned.clone().unwrap_or_default();
                 snapshot.pending = Some(v1::Pending {
                     requests: status.requests as u64,
@@ -155,7 +155,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
     snapshot
 }
 
-fn transfer_to_wire(shared: &Shared, transfer: &Transfer) -> v1::Transfer {
+fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) -> v1::Transfer {
     let (idle, stalled) = shared.watchdog.idle(transfer, shared.clock.now().mono);
     v1::Transfer {
         partition: u32::from(transfer.partition.0),
@@ -173,18 +173,18 @@ fn transfer_to_wire(shared: &Shared, transfer: &Transfer) -> v1::Transfer {
         bytes: transfer.bytes,
         bytes_total: transfer.bytes_total,
         tries: transfer.tries,
-        waiting_for: shared.watchdog.waits_for(transfer),
+        waiting_for: state.with_names(&shared.watchdog.waits_for(transfer)),
         idle_us: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
         stalled,
     }
 }
 
-fn residue_to_wire(residue: &Residue) -> v1::Residue {
+fn residue_to_wire(state: &ClusterState, residue: &Residue) -> v1::Residue {
     v1::Residue {
         partition: u32::from(residue.partition.0),
         records: residue.records,
         bytes: residue.bytes,
-        waiting_for: residue.waiting_for.clone().unwrap_or_default(),
+        waiting_for: state.with_names(residue.waiting_for.as_deref().unwrap_or_default()),
     }
 }
 

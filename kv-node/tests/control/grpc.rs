@@ -33,6 +33,12 @@ impl Peer for Service {
         Err(Status::unimplemented("no data plane here"))
     }
 
+    type BulkStream = Streaming<v1::Frame>;
+
+    async fn bulk(&self, _: Request<Streaming<v1::Frame>>) -> Result<Response<Self::BulkStream>, Status> {
+        Err(Status::unimplemented("no data plane here"))
+    }
+
     async fn raft(&self, request: Request<v1::RaftRequest>) -> Result<Response<v1::RaftReply>, Status> {
         serve_raft(&self.0, request.into_inner()).await.map(Response::new)
     }

@@ -15,6 +15,9 @@ pub struct Topology {
     /// Only if the plan is this one, as --dry-run printed it.
     #[arg(long, value_name = "HASH")]
     pub plan: Option<PlanHash>,
+    /// Follow the operation to its end.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub wait: bool,
     /// How fast each source is read, for the estimate of the time; `off` for no limit.
     #[arg(long, value_name = "RATE", value_parser = rate, default_value = "16MiB/s")]
     pub limit: u64,
@@ -23,8 +26,8 @@ pub struct Topology {
 /// `node add`
 #[derive(Clone, Debug, Args)]
 pub struct AddArgs {
-    /// The name, number or address of a spare.
-    pub node: String,
+    /// The name, number or address of a spare; without it a new node process of the local cluster.
+    pub node: Option<String>,
     /// Its failure domain, if it is to be another one.
     #[arg(long)]
     pub zone: Option<String>,

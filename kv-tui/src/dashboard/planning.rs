@@ -167,7 +167,9 @@ impl Planning {
         Some(match command {
             Command::Node(NodeCommand::Add(args)) => {
                 let zone = args.zone.clone().unwrap_or_default();
-                Self::new(Kind::Add, &[&args.node, &zone, &text(args.weight), &rate])
+                // A new process of the local cluster has no plan before it runs.
+                let node = args.node.as_deref()?;
+                Self::new(Kind::Add, &[node, &zone, &text(args.weight), &rate])
             }
             Command::Node(NodeCommand::Remove(args)) => {
                 Self::new(Kind::Remove, &[&args.node, if args.dead { "yes" } else { "no" }, &rate])

@@ -1,15 +1,24 @@
-//! Single nodes of the local cluster: started, stopped, killed, frozen and thawed as real processes.
+//! Single nodes of the local cluster: started, stopped, killed, frozen and thawed as real processes, and new ones.
 
 use kv_proto::client::{Client, Options};
 use tokio::time::{Instant, sleep};
 
-use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of};
+use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of, free_addresses};
 use super::{launch, named_folder, node_item, wait_for_end};
 use crate::cli::Place;
 use crate::command::Process;
 use crate::error::{Class, CommandError};
 use crate::output::{Format, Sink};
 use crate::run::picture::Picture;
+
+/// A node that was started for the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Started {
+    /// Its name.
+    pub name: String,
+    /// Where it takes requests.
+    pub address: String,
+}
 
 /// The addresses of the nodes of the local cluster, running or not; none if there is no local cluster.
 pub(crate) fn known_addresses() -> Result<Vec<String>, CommandError> {
@@ -128,4 +137,26 @@ async fn serves(name: &str, address: &str) -> Result<(), CommandError> {
         Some(_) => Err(CommandError::new(Class::Unavailable, format!("{name} acts on no layout yet"))),
         None => Err(CommandError::new(Class::Unavailable, format!("{name} is not a member yet"))),
     }
+}
+
+/// Starts the process of a new node, which becomes a spare of the cluster. `taken` names cannot be its own.
+///
+/// # Errors
+/// If there is no local cluster, or the process does not start or serve.
+pub(crate) async fn add(zone: Option<&str>, weight: Option<f64>, taken: &[String]) -> Result<Started, CommandError> {
+    let (folder, mut state) = open()?;
+    let address = free_addresses(1)?.remove(0);
+    let mut flags = Vec::new();
+    if let Some(zone) = zone {
+        flags.extend(["--zone".to_owned(), zone.to_owned()]);
+    }
+    if let Some(weight) = weight {
+        flags.extend(["--weight".to_owned(), weight.to_string()]);
+    }
+    let added = state.add(address, flags, taken);
+    let started = Started { name: added.name.clone(), address: added.address.clone() };
+    state.write(&folder.path)?;
+    let index = state.nodes.len() - 1;
+    start(&folder, &mut state, index).await?;
+    Ok(started)
 }

@@ -218,7 +218,12 @@ mod tests {
             "run-node --data-dir /c/n1/data --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
         );
         assert_eq!(told(&state, 1), "run-node --data-dir /c/n2/data --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1");
+        state.add("127.0.0.1:3".to_owned(), vec!["--zone".to_owned(), "b".to_owned()], &["n3".to_owned()]);
+        assert_eq!(
+            told(&state, 2),
+            "run-node --data-dir /c/n4/data --listen 127.0.0.1:3 --name n4 --join 127.0.0.1:1,127.0.0.1:2 --zone b"
+        );
         state.nodes.remove(0);
-        assert!(told(&state, 0).ends_with("--name n2 --join "), "a founder that is gone founds nothing");
+        assert!(told(&state, 0).ends_with("--name n2 --join 127.0.0.1:3"), "a founder that is gone founds nothing");
     }
 }

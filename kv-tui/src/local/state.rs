@@ -95,6 +95,18 @@ impl State {
         Self { schema: SCHEMA, build: env!("CARGO_PKG_VERSION").to_owned(), founding, nodes }
     }
 
+    /// Adds a node that is not started yet; its name was never used here.
+    pub(super) fn add(&mut self, address: String, flags: Vec<String>, taken: &[String]) -> &LocalNode {
+        let is_taken = |name: &String| taken.contains(name) || self.nodes.iter().any(|node| node.name == *name);
+        let mut number = self.nodes.len() + 1;
+        while is_taken(&format!("n{number}")) {
+            number += 1;
+        }
+        self.nodes.push(LocalNode { name: format!("n{number}"), address, process: None, flags });
+        let last = self.nodes.len() - 1;
+        &self.nodes[last]
+    }
+
     pub(super) fn index_of(&self, name: &str) -> Option<usize> {
         self.nodes.iter().position(|node| node.name == name)
     }

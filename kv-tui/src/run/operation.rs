@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kv_core::types::NodeId;
 use kv_proto::client::Client;
-use kv_proto::describe::Description;
+use kv_proto::describe::{Description, MemberView};
 use kv_proto::v1;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -15,6 +15,12 @@ use crate::command::{OpCommand, WatchArgs};
 use crate::error::{Class, CommandError};
 use crate::output::time::{now_us, rfc3339, short, size};
 use crate::output::{Human, Item, Sink};
+
+/// How often something is looked at that is waited for.
+pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+
+/// A transfer that waits for no longer than this, in microseconds, is not worth a word.
+const HELD_UP_US: u64 = 1_000_000;
 
 /// What is not known, or has not happened.
 const NONE: &str = "-";
@@ -172,7 +178,7 @@ pub fn waiting_for(operation: &v1::Operation, picture: &Picture) -> Vec<String> 
     }
     let mut told: BTreeSet<String> = BTreeSet::new();
     for snapshot in picture.snapshots() {
-        for transfer in snapshot.transfers.iter().filter(|transfer| !transfer.waiting_for.is_empty()) {
+        for transfer in snapshot.transfers.iter().filter(|transfer| is_held_up(transfer)) {
             let stalled = if transfer.stalled { "stalled: " } else { "" };
             // One line for all transfers that wait for the same.
             if told.insert(transfer.waiting_for.clone()) {
@@ -186,8 +192,28 @@ pub fn waiting_for(operation: &v1::Operation, picture: &Picture) -> Vec<String> 
     reasons
 }
 
+/// Why a node that was removed is still a member.
+pub(super) fn why_not_gone(picture: &Picture, member: &MemberView) -> String {
+    let name = &member.member.name;
+    let Some(snapshot) = picture.snapshot(member.id) else {
+        return format!("{name} is down: start it, or give it up with node remove {name} --dead");
+    };
+    let pending = snapshot.pending.unwrap_or_default();
+    let reasons: BTreeSet<&str> =
+        snapshot.residue.iter().map(|left| left.waiting_for.as_str()).filter(|reason| !reason.is_empty()).collect();
+    let because = if reasons.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", reasons.into_iter().collect::<Vec<_>>().join("; "))
+    };
+    format!(
+        "{name} hands over what it holds: {} records left, {} hints, {} keys that a copy lacks{because}",
+        pending.residue, pending.hints, pending.lag
+    )
+}
+
 /// An operation as a result.
-fn item(operation: &v1::Operation, picture: &Picture) -> Item {
+pub(super) fn item(operation: &v1::Operation, picture: &Picture) -> Item {
     let waiting = waiting_for(operation, picture);
     let waiting = (!waiting.is_empty()).then(|| waiting.join("; "));
     let moment = |us: u64| (us > 0).then(|| rfc3339(us));
@@ -247,6 +273,11 @@ fn item(operation: &v1::Operation, picture: &Picture) -> Item {
             cells,
         },
     }
+}
+
+/// Whether a transfer has begun and does not get on, for longer than a moment.
+fn is_held_up(transfer: &v1::Transfer) -> bool {
+    transfer.tries > 0 && !transfer.waiting_for.is_empty() && (transfer.stalled || transfer.idle_us >= HELD_UP_US)
 }
 
 /// An operation in one line; it stays the same until something happens.

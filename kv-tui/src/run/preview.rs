@@ -25,7 +25,10 @@ fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change>, CommandE
     let find = |node: &str| member(picture, node);
     let change = match command {
         Command::Node(NodeCommand::Add(args)) => {
-            let node = find(&args.node)?;
+            let name = args.node.as_deref().ok_or_else(|| {
+                CommandError::usage("a new process of the local cluster has no plan before it runs; name a spare")
+            })?;
+            let node = find(name)?;
             let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
             let weight = args.weight.map(|weight| Change::Weight { node, weight });
             return Ok(zone.into_iter().chain(weight).chain([Change::Add { node }]).collect());

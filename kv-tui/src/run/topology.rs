@@ -1,21 +1,30 @@
-//! Changes of the topology: planned, and shown before anything moves.
+//! Changes of the topology: planned, shown before anything moves, and carried out as operations.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kv_core::topology::Change;
 use kv_core::types::{NodeId, PartitionId};
 use kv_proto::client::Client;
+use kv_proto::describe::MemberView;
 use kv_proto::v1;
+use tokio::time::{Instant, sleep};
 
 use super::picture::Picture;
-use super::plan;
+use super::{operation, plan};
 use crate::command::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 use crate::error::{Class, CommandError};
+use crate::local::nodes;
 use crate::output::Sink;
 
+/// How long a node that was started may take to become a member.
+const SPARE_TIMEOUT: Duration = Duration::from_secs(30);
+
 pub(super) async fn add(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let node = find(&picture, &args.node)?;
+    let (picture, node) = match &args.node {
+        Some(node) => spare(node, client).await?,
+        None => new_spare(args, client, sink).await?,
+    };
     let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
     let weight = args.weight.map(|weight| Change::Weight { node, weight });
     let changes = zone.into_iter().chain(weight).chain([Change::Add { node }]).collect();
@@ -89,8 +98,130 @@ async fn run(
     if let Some(refusal) = planned.refusals.first() {
         return Err(CommandError::new(Class::Refused, format!("{}; {}", refusal.reason, refusal.remedy)));
     }
-    let message = format!("plan {} is not carried out: this release only plans; add --dry-run to see it", planned.hash);
-    Err(CommandError::new(Class::Refused, message))
+    let operation = client
+        .apply(v1::ApplyRequest {
+            changes: changes.iter().map(Into::into).collect(),
+            // What was planned just now, or earlier with --dry-run: exactly that, or nothing.
+            plan_hash: topology.plan.map_or_else(String::new, |hash| hash.to_string()),
+            request_id: request_id()?,
+            by: operation::asker(),
+            size: planned.size,
+        })
+        .await?;
+    if topology.wait {
+        operation::follow(operation.id, operation::FOLLOW_EVERY, client, sink).await?;
+        return gone(&changes, client, sink).await;
+    }
+    sink.item(operation::item(&operation, picture))
+}
+
+/// Random, so that a request that is repeated is recognised.
+fn request_id() -> Result<bytes::Bytes, CommandError> {
+    let mut id = vec![0; 16];
+    getrandom::fill(&mut id).map_err(|error| CommandError::failed(format!("no random numbers: {error}")))?;
+    Ok(id.into())
+}
+
+/// Waits until the nodes that were removed have handed over what they held and have left: only then may they be stopped.
+async fn gone(changes: &[Change], client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let leaving: Vec<NodeId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Remove { node } | Change::Replace { old: node, .. } => Some(*node),
+            _ => None,
+        })
+        .collect();
+    let mut told = String::new();
+    loop {
+        let picture = Picture::take(client, false).await?;
+        let members = &picture.description.members;
+        let left: Vec<&MemberView> = members.iter().filter(|member| leaving.contains(&member.id)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let why = left.iter().map(|member| operation::why_not_gone(&picture, member)).collect::<Vec<_>>().join("; ");
+        if why != told {
+            sink.note(&why);
+            told = why;
+        }
+        sleep(operation::FOLLOW_EVERY).await;
+    }
+}
+
+/// The spare that is meant by a name, a number or an address.
+async fn spare(node: &str, client: &Client) -> Result<(Picture, NodeId), CommandError> {
+    let picture = Picture::take(client, true).await?;
+    match find(&picture, node) {
+        Ok(id) => Ok((picture, id)),
+        // An address may lead to a member that advertises another one, or to something else altogether.
+        Err(unknown) if node.contains(':') => {
+            let id = probe(node, &picture, client).await?;
+            let known = picture.description.members.iter().any(|member| member.id == id);
+            if known { Ok((picture, id)) } else { Err(unknown) }
+        }
+        Err(unknown) => Err(unknown),
+    }
+}
+
+/// Asks who answers at an address.
+async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<NodeId, CommandError> {
+    let options = client.options().clone();
+    let join = picture.description.members.first().map_or_else(String::new, |member| member.address.clone());
+    let remedy = format!("start a node there with --join {join}, which makes it a spare, then add it");
+    let there = match Client::connect(&[address.to_owned()], options).await {
+        Ok(there) => there.description(),
+        Err(error) => {
+            return Err(CommandError::new(Class::Unavailable, format!("{}; {remedy}", error.message)));
+        }
+    };
+    let build = &there.build;
+    let mine = picture.description.cluster;
+    match there.cluster {
+        Some(other) if Some(other) != mine => Err(CommandError::new(
+            Class::Conflict,
+            format!(
+                "the node {} at {address} (build {build}) belongs to another cluster, {other}; a node belongs to one for \
+                 good: {remedy}, with an empty data directory",
+                there.node_name
+            ),
+        )),
+        None => Err(CommandError::new(
+            Class::Conflict,
+            format!("the node {} at {address} (build {build}) belongs to no cluster yet; {remedy}", there.node_name),
+        )),
+        Some(_) => Ok(there.node),
+    }
+}
+
+/// Starts a new node process of the local cluster and waits until it is a spare.
+async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(Picture, NodeId), CommandError> {
+    let picture = Picture::take(client, false).await?;
+    let members = &picture.description.members;
+    let addresses: Vec<String> = members.iter().map(|member| member.address.clone()).collect();
+    nodes::check_local(&addresses)?;
+    if args.topology.dry_run || args.topology.plan.is_some() {
+        return Err(CommandError::usage(
+            "a new process has no plan before it runs; add it as it is, or start a node with --join and name it",
+        ));
+    }
+    let taken: Vec<String> = members.iter().map(|member| member.member.name.clone()).collect();
+    let started = nodes::add(args.zone.as_deref(), args.weight, &taken).await?;
+    sink.note(&format!("started {} at {}", started.name, started.address));
+    let deadline = Instant::now() + SPARE_TIMEOUT;
+    loop {
+        let picture = Picture::take(client, true).await?;
+        if let Some(member) = picture.description.member(&started.name)
+            && picture.snapshot(member.id).is_some()
+        {
+            let id = member.id;
+            return Ok((picture, id));
+        }
+        if Instant::now() >= deadline {
+            let message = format!("{} runs but is no member yet; see its log, then: node add {0}", started.name);
+            return Err(CommandError::new(Class::Unavailable, message));
+        }
+        sleep(operation::FOLLOW_EVERY).await;
+    }
 }
 
 /// Asks for a plan, with what the members tell of themselves.

@@ -403,6 +403,28 @@ impl ClusterService for Node {
         }))
     }
 
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let request = request.into_inner();
+        let mut world = self.lock();
+        let layout = world.layout.clone().expect("formed");
+        let question = v1::PlanRequest { changes: request.changes, ..Default::default() };
+        let plan = kv_proto::plan::answer(question, &layout).map_err(to_status)?;
+        if !request.plan_hash.is_empty() && request.plan_hash != plan.hash {
+            return Err(to_status(RequestError::conflict(format!("plan {} is stale", request.plan_hash))));
+        }
+        let operation = v1::Operation {
+            id: world.operations.len() as u64 + 1,
+            command: "node add n3".to_owned(),
+            state: v1::OperationState::Running.into(),
+            moves: plan.moves.len() as u64,
+            plan_hash: plan.hash,
+            by: request.by,
+            ..Default::default()
+        };
+        world.operations.push(operation.clone());
+        Ok(Response::new(v1::ApplyResponse { operation: Some(operation) }))
+    }
+
     async fn operations(
         &self,
         request: Request<v1::OperationsRequest>,

@@ -574,6 +574,30 @@ fn a_dry_run_shows_the_plan_and_changes_nothing() {
 }
 
 #[test]
+fn exactly_the_previewed_plan_is_carried_out() {
+    let cluster = Cluster::start();
+    with_a_spare(&cluster);
+    let hash = cluster.exec(&["-o", "raw", "node", "add", "n3", "--dry-run"]).text().trim().to_owned();
+    let stale = cluster.exec(&["node", "add", "n3", "--plan", "0123456789abcdef"]);
+    assert_eq!((stale.code, stale.errors.contains("is stale")), (4, true), "{}", stale.errors);
+    assert!(cluster.world().operations.is_empty());
+    let begun = cluster.json(&["node", "add", "n3", "--plan", &hash]).one();
+    assert_eq!((&begun["id"], &begun["state"], &begun["plan"]), (&json!(1), &json!("running"), &json!(hash)));
+    assert_eq!(begun["moves"], json!(10));
+    cluster.world().operations[0].set_state(v1::OperationState::Done);
+    assert_eq!(cluster.json(&["op", "watch"]).one()["state"], json!("done"));
+    let nowhere = cluster.exec(&["node", "add", "127.0.0.1:1"]);
+    assert_eq!(
+        (nowhere.code, nowhere.errors.contains("start a node there with --join")),
+        (5, true),
+        "{}",
+        nowhere.errors
+    );
+    let no_local = cluster.exec(&["node", "add"]);
+    assert_eq!((no_local.code, no_local.errors.contains("is not the local one")), (2, true), "{}", no_local.errors);
+}
+
+#[test]
 fn refused_changes_say_why_and_what_would_help() {
     let cluster = Cluster::start();
     with_a_spare(&cluster);

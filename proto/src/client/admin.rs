@@ -165,6 +165,24 @@ impl Client {
         .await
     }
 
+    /// Begins to carry changes out, as an operation.
+    ///
+    /// # Errors
+    /// `Conflict` if an operation is under way, the plan is stale or the changes are not possible now, `Invalid` or
+    /// `NotFound` for what the changes get wrong, `Unavailable` if the control plane has no majority.
+    pub async fn apply(&self, request: v1::ApplyRequest) -> Result<v1::Operation, RequestError> {
+        // Under its id a request begins one operation, however often it is sent.
+        let repeatable = !request.request_id.is_empty();
+        let answer = self
+            .anywhere(self.options().timeout, repeatable, |node, deadline| {
+                let request = request.clone();
+                async move { calls::within(&node, deadline, calls::cluster(node.channel()).apply(request)).await }
+            })
+            .await?;
+        drop(self.refresh().await);
+        Ok(answer.operation.unwrap_or_default())
+    }
+
     /// The operations that are remembered, ascending by number, and the limit on copying.
     ///
     /// # Errors

@@ -399,6 +399,11 @@ impl ClusterService for Fake {
         Ok(Response::new(v1::InspectResponse { partition: 5, ..Default::default() }))
     }
 
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let operation = Some(self.steer(request.get_ref().changes.len() as u64)?);
+        Ok(Response::new(v1::ApplyResponse { operation }))
+    }
+
     async fn operations(&self, _: Request<v1::OperationsRequest>) -> Result<Response<v1::OperationsResponse>, Status> {
         Ok(Response::new(v1::OperationsResponse::default()))
     }

@@ -463,6 +463,13 @@ async fn commands_about_operations_are_repeated_where_that_is_harmless() {
     let client = script(&[Act::Forget]).await;
     let error = client.cancel(v1::CancelRequest { id: 7, by: String::new() }).await.expect_err("not repeated");
     assert_eq!((error.kind, cluster.sum(|node| &node.operations)), (Kind::Unknown, 1));
+    let add = v1::ApplyRequest { changes: vec![v1::Change::default()], ..Default::default() };
+    let client = script(&[Act::Forget]).await;
+    let error = client.apply(add.clone()).await.expect_err("nothing recognises it");
+    assert_eq!((error.kind, cluster.sum(|node| &node.operations)), (Kind::Unknown, 1));
+    let client = script(&[Act::Forget]).await;
+    let named = v1::ApplyRequest { request_id: vec![7; 16].into(), ..add };
+    assert_eq!(client.apply(named).await.expect("repeated under its id").id, 1);
     for kind in [Kind::Conflict, Kind::NotFound, Kind::Invalid] {
         let client = script(&[Act::Refuse(kind)]).await;
         let error = client.resume(v1::ResumeRequest { id: 7, by: String::new() }).await.expect_err("refused");

@@ -140,6 +140,16 @@ fn a_store_is_replaced_only_by_one_that_names_it() {
 }
 
 #[test]
+fn people_read_names() {
+    let mut state = formed();
+    done(&mut state, 3, Command::Admit(Arrival { name: "berlin".to_owned(), ..arrival(2, 2, 1) }));
+    assert_eq!(
+        state.with_names("n2: refused; n2, n1 and n20 (n2) of p2"),
+        "berlin: refused; berlin, n1 and n20 (n2) of p2"
+    );
+}
+
+#[test]
 fn boots_only_grow() {
     let mut state = formed();
     done(&mut state, 3, Command::Admit(arrival(2, 2, 5)));
