@@ -369,6 +369,8 @@ impl Node {
     /// Takes one input and adds what the shell must do to `effects`.
     pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
         self.now = now;
+        // What the recovery left to do comes first.
+        effects.append(&mut self.out);
         std::mem::swap(&mut self.out, effects);
         self.handle(input);
         while let Some(timer) = self.timers.due(now.mono) {

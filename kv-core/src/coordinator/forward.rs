@@ -75,7 +75,7 @@ impl Node {
         let Some(Op { state: OpState::Forward(forward), deadline, .. }) = self.ops.get(&op) else { return };
         let deadline = *deadline;
         let Some(partition) = self.partition_of(&forward.request.key) else { return };
-        let next = self.owners_up(partition).into_iter().find(|node| !forward.tried.contains(node));
+        let next = self.coordinators_up(partition).into_iter().find(|node| !forward.tried.contains(node));
         let mut request = forward.request.clone();
         request.epoch = self.entry(partition).map_or(request.epoch, |entry| entry.changed);
         let Some(node) = next else {

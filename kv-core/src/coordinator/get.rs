@@ -1,6 +1,6 @@
 //! Gets: one full record and digests from R replicas; merge, answer, repair.
 
-use super::quorum::{self, Asked};
+use super::quorum::{self, Asked, Needs};
 use super::{Op, OpId, OpState, Origin};
 use crate::error::RequestError;
 use crate::event::Event;
@@ -10,6 +10,7 @@ use crate::node::keys::{Applied, Task};
 use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
 use crate::replica::{Goal, Target};
+use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey};
 use crate::types::{Monotonic, NodeId};
@@ -20,8 +21,8 @@ use crate::version::{Conflict, ContextToken, Record, Version};
 pub(super) struct GetOp {
     pub(super) key: StorageKey,
     consistency: Consistency,
-    /// Replicas that must answer.
-    need: usize,
+    /// What must answer.
+    needs: Needs,
     /// Who may be asked and has not been, in order.
     candidates: Vec<Asked>,
     /// Who has been asked and has not answered.
@@ -40,8 +41,11 @@ struct Answer {
 }
 
 impl GetOp {
-    pub(super) fn progress(&self) -> String {
-        let mut text = format!("{} of {} replicas answered", self.answers.len(), self.need);
+    pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
+        let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
+        let stand_ins = self.answers.iter().filter(|answer| answer.from.1 == Role::StandIn).count();
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, stand_ins));
+        let mut text = format!("{answered} replicas answered");
         for failure in &self.failures {
             text.push_str("; ");
             text.push_str(failure);
@@ -61,7 +65,7 @@ impl Node {
         let get = GetOp {
             key,
             consistency,
-            need: 0,
+            needs: Needs::every_old_owner(),
             candidates: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
@@ -82,31 +86,36 @@ impl Node {
         let consistency = get.consistency;
         let mends = matches!(origin, Origin::Mend(_));
         let Some(keyspace) = self.keyspace(keyspace_id) else { return };
-        let owners = self.entry(partition).map_or(0, |entry| entry.owners.len());
+        let Some(entry) = self.entry(partition).cloned() else { return };
+        let me = self.config.node;
         let mut candidates: Vec<Asked> =
             self.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
-        let mut need = quorum::reads(consistency, keyspace, owners);
+        let mut needs = self.by_rule(Needs::of_read(consistency, keyspace));
+        let mut stand_ins = 0;
+        let up = |owner: &Owner| self.is_owner_up(partition, owner.node);
         if mends {
             // The damaged record may have been one of a write's W copies: all others together hold the write.
-            candidates.retain(|asked| asked.0 != self.config.node);
-            need = owners.saturating_sub(1).max(1);
-        } else if !quorum::owners_only(consistency) && candidates.len() < need {
-            let stand_ins = self.stand_ins_up(partition, owners - candidates.len());
-            candidates.extend(stand_ins.into_iter().map(|node| (node, Role::StandIn)));
+            candidates.retain(|asked| asked.0 != me);
+            needs = Needs::every_old_owner();
+        } else if !quorum::owners_only(consistency) && !needs.are_met(&entry, up, 0) {
+            let absent = entry.nodes().count().saturating_sub(candidates.len());
+            let found = self.stand_ins_up(partition, absent);
+            stand_ins = found.len();
+            candidates.extend(found.into_iter().map(|node| (node, Role::StandIn)));
         }
-        if candidates.len() < need {
+        if !needs.are_met(&entry, |owner| (mends && owner.node == me) || up(owner), stand_ins) {
+            let reached = needs.progress(&entry, up, stand_ins);
             let error = RequestError::unavailable(format!(
-                "{partition} needs {need} replicas for this read and only {} of {owners} can be reached",
-                candidates.len()
+                "{partition}: only {reached} replicas that this read needs can be reached"
             ));
             self.finish(op, Err(error));
             return;
         }
-        let first: Vec<Asked> = candidates.drain(..need).collect();
+        let (first, candidates) = needs.choose(&entry, candidates);
         let hedge = self.now.mono.plus(self.config.hedge_after);
         let hedge = self.set_timer(hedge, Timer::Hedge(op));
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
-        get.need = need;
+        get.needs = needs;
         get.candidates = candidates;
         get.waiting.clone_from(&first);
         get.answers.clear();
@@ -167,10 +176,25 @@ impl Node {
     }
 
     fn evaluate(&mut self, op: OpId) {
-        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get(&op) else { return };
-        if get.answers.len() < get.need {
-            if get.answers.len() + get.waiting.len() + get.candidates.len() < get.need {
-                let error = RequestError::unavailable(format!("{}; try again", get.progress()));
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
+        let Some(entry) = self.entry(get.key.partition()) else { return };
+        let mends = matches!(origin, Origin::Mend(_));
+        let own = |node: NodeId| mends && node == self.config.node;
+        let answered: Vec<Asked> = get.answers.iter().map(|answer| answer.from).collect();
+        let met = |asked: &[Asked]| {
+            let stand_ins = asked.iter().filter(|asked| asked.1 == Role::StandIn).count();
+            let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
+            get.needs.are_met(entry, has, stand_ins)
+        };
+        if !met(&answered) {
+            let mut possible = answered;
+            for asked in get.waiting.iter().chain(&get.candidates) {
+                if !possible.contains(asked) {
+                    possible.push(*asked);
+                }
+            }
+            if !met(&possible) {
+                let error = RequestError::unavailable(format!("{}; try again", get.progress(Some(entry))));
                 self.finish(op, Err(error));
             }
             return;
@@ -262,7 +286,9 @@ impl Node {
     /// Reads a record of this node's own that is damaged from all other owners, to put theirs in its place.
     pub(crate) fn mend(&mut self, key: &StorageKey) {
         let under_way = self.ops.values().any(|op| matches!(&op.origin, Origin::Mend(other) if other == key));
-        let others = self.entry(key.partition()).map_or(0, |entry| entry.owners.len().saturating_sub(1));
+        let me = self.config.node;
+        let others =
+            self.entry(key.partition()).map_or(0, |entry| entry.owners.iter().filter(|owner| owner.node != me).count());
         if key.space() != Space::Owned || under_way || others == 0 || self.ops.len() >= self.config.requests_max {
             return;
         }

@@ -226,10 +226,13 @@ impl Node {
         let error = if found.may_take_effect() {
             RequestError::new(
                 Kind::Unknown,
-                format!("the outcome is unknown: {}; repeating it with the same request id is safe", found.progress()),
+                format!(
+                    "the outcome is unknown: {}; repeating it with the same request id is safe",
+                    found.progress(self)
+                ),
             )
         } else {
-            RequestError::unavailable(format!("the time is up: {}; nothing was done", found.progress()))
+            RequestError::unavailable(format!("the time is up: {}; nothing was done", found.progress(self)))
         };
         // What was read in time but damaged or late is still worth showing.
         if let OpState::Inspect(inspect) = &found.state {
@@ -247,6 +250,10 @@ impl Node {
             match state {
                 OpState::Get(get) if changed(get.key.partition()) => self.restart_get(op),
                 OpState::Scan(_) => self.restart_scan(op),
+                // Other owners may be enough now.
+                OpState::Write(write) if changed(write.key().partition()) => {
+                    self.write_evaluate(op);
+                }
                 _ => {}
             }
         }
@@ -309,11 +316,12 @@ impl Node {
 
 impl Op {
     /// For people: how far a request got.
-    fn progress(&self) -> String {
+    fn progress(&self, node: &Node) -> String {
+        let entry = |key: &StorageKey| node.entry(key.partition());
         match &self.state {
             OpState::Forward(forward) => forward.progress(),
-            OpState::Get(get) => get.progress(),
-            OpState::Write(write) => write.progress(),
+            OpState::Get(get) => get.progress(entry(&get.key)),
+            OpState::Write(write) => write.progress(entry(write.key())),
             OpState::Scan(_) => "some replicas did not answer the scan".to_owned(),
             OpState::Inspect(_) => "some replicas did not answer".to_owned(),
         }

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::get::value_of;
-use super::{Op, OpId, OpState, Origin, quorum};
+use super::quorum::Needs;
+use super::{Op, OpId, OpState, Origin};
 use crate::error::RequestError;
-use crate::message::{Message, Refusal, Response, ScanEntry, ScanRequest, SliceAnswer, SliceQuery};
+use crate::message::{Message, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery};
 use crate::node::Node;
 use crate::node::peers::Purpose;
 use crate::replica::Requester;
+use crate::ring::Owner;
 use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
 use crate::version::{Conflict, ContextToken, Record};
 
@@ -66,14 +68,16 @@ impl Node {
         let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
         for partition in layout.partition_ids().filter(|&partition| self.config.partitions.contains(partition)) {
             let Some(entry) = layout.entry(partition) else { continue };
-            let need = quorum::reads(scan.request.consistency, keyspace, entry.owners.len());
+            let needs = self.by_rule(Needs::of_read(scan.request.consistency, keyspace));
             let mut owners = self.owners_up(partition);
             owners.retain(|node| !scan.avoid.contains(node));
-            // Nodes that are asked anyway come first, so that few are asked in all.
-            owners.sort_by_key(|node| !asked.contains_key(node));
-            if owners.len() < need {
-                let mut message =
-                    format!("{partition} needs {need} replicas for this scan and only {} can be reached", owners.len());
+            // Nodes that are asked anyway come first, so that few are asked in all. Of a migrating partition some old
+            // owner always answers: what only new owners hold is merged with what the old ones do.
+            owners.sort_by_key(|node| (entry.enters(*node), !asked.contains_key(node)));
+            let has = |owner: &Owner| owners.contains(&owner.node);
+            if !needs.are_met(entry, has, 0) {
+                let reached = needs.progress(entry, has, 0);
+                let mut message = format!("{partition}: only {reached} replicas that this scan needs can be reached");
                 for failure in &scan.failures {
                     message.push_str("; ");
                     message.push_str(failure);
@@ -81,7 +85,8 @@ impl Node {
                 self.finish(op, Err(RequestError::unavailable(message)));
                 return;
             }
-            for node in owners.into_iter().take(need) {
+            let owners = owners.into_iter().map(|node| (node, Role::Owner)).collect();
+            for (node, _) in needs.choose(entry, owners).0 {
                 asked.entry(node).or_default().push((partition, entry.changed));
             }
         }

@@ -2,27 +2,40 @@
 
 use bytes::Bytes;
 
-use super::{Op, OpId, OpState, Origin, quorum};
+use super::quorum::{self, Needs};
+use super::{Op, OpId, OpState, Origin};
 use crate::error::{Kind, RequestError};
-use crate::message::{KeyRequest, Operation, Response, Role};
+use crate::message::{KeyRequest, Message, Operation, Refusal, Response, Role};
 use crate::node::Node;
 use crate::node::keys::{Held, Task};
 use crate::replica::{Goal, Target};
+use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
-use crate::types::{Monotonic, NodeId};
+use crate::types::{Epoch, Monotonic, NodeId};
 use crate::version::{Actor, Conflict, Context, ContextToken, Dot, Hlc, Record, Write};
 
 /// A write in flight.
 #[derive(Debug)]
 pub(super) struct WriteOp {
     request: KeyRequest,
+    /// The key, in the space in which this node holds the record.
+    key: StorageKey,
     /// Durable copies that the client waits for.
-    need: usize,
+    needs: Needs,
     /// Nodes that durably hold the write.
-    acks: Vec<NodeId>,
+    acks: Vec<Ack>,
     /// The answer, once the write has been made here.
     response: Option<Response>,
+}
+
+/// A confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ack {
+    node: NodeId,
+    role: Role,
+    /// The epoch at which the node was asked. Under a later ownership than that the record may be gone again.
+    epoch: Epoch,
 }
 
 impl WriteOp {
@@ -30,8 +43,31 @@ impl WriteOp {
         self.response.is_some()
     }
 
-    pub(super) fn progress(&self) -> String {
-        format!("{} of {} copies are confirmed", self.acks.len(), self.need)
+    pub(super) fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
+        let confirmed = entry.map_or_else(
+            || "none".to_owned(),
+            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.stand_ins()),
+        );
+        format!("{confirmed} copies are confirmed")
+    }
+
+    fn is_confirmed(&self, owner: &Owner) -> bool {
+        let by = |ack: &Ack| ack.node == owner.node && ack.role == Role::Owner && ack.epoch >= owner.since;
+        self.acks.iter().any(by)
+    }
+
+    fn stand_ins(&self) -> usize {
+        // One that has become an owner meanwhile counts as that.
+        let owner = |node: NodeId| self.acks.iter().any(|ack| ack.node == node && ack.role == Role::Owner);
+        self.acks.iter().filter(|ack| ack.role == Role::StandIn && !owner(ack.node)).count()
+    }
+
+    fn is_enough(&self, entry: &Entry) -> bool {
+        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.stand_ins())
     }
 }
 
@@ -39,17 +75,18 @@ impl Node {
     pub(super) fn start_write(&mut self, origin: Origin, request: KeyRequest, role: Role, deadline: Monotonic) {
         let Some(partition) = self.partition_of(&request.key) else { return };
         let Some(keyspace) = self.keyspace(request.keyspace) else { return };
-        let owners = self.entry(partition).map_or(0, |entry| entry.owners.len());
-        let need = quorum::writes(request.consistency, keyspace, owners);
-        let owners_up = self.owners_up(partition).len();
-        let possible = if quorum::owners_only(request.consistency) {
-            owners_up
-        } else {
-            owners_up + self.stand_ins_up(partition, owners - owners_up.min(owners)).len()
-        };
-        if possible < need {
+        let Some(entry) = self.entry(partition) else { return };
+        let needs = self.by_rule(Needs::of_write(request.consistency, keyspace));
+        let up = |owner: &Owner| self.is_owner_up(partition, owner.node);
+        let mut stand_ins = 0;
+        if !needs.are_met(entry, up, 0) && !quorum::owners_only(request.consistency) {
+            let down = entry.nodes().filter(|&node| !self.is_owner_up(partition, node)).count();
+            stand_ins = self.stand_ins_up(partition, down).len();
+        }
+        if !needs.are_met(entry, up, stand_ins) {
+            let reached = needs.progress(entry, up, stand_ins);
             let error = RequestError::unavailable(format!(
-                "{partition} needs {need} copies for this write and only {possible} of {owners} can be reached; nothing was written"
+                "{partition}: only {reached} copies that this write needs can be made; nothing was written"
             ));
             self.answer(origin, Err(error));
             return;
@@ -71,7 +108,7 @@ impl Node {
             return;
         }
         let key = StorageKey::new(space, partition, request.keyspace, &request.key);
-        let write = WriteOp { request, need, acks: Vec::new(), response: None };
+        let write = WriteOp { request, key: key.clone(), needs, acks: Vec::new(), response: None };
         let op = self.open_op(origin, deadline, OpState::Write(write));
         self.with_key(key, Task::Write(op));
     }
@@ -79,6 +116,10 @@ impl Node {
     /// The key's record is in memory: write, and replicate.
     pub(crate) fn coordinate_write(&mut self, op: OpId, key: &StorageKey, stored: Option<&Stored>) {
         let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        if key.space() == Space::Owned && !self.is_synced(key.partition()) {
+            // A layout came while the key was read: others coordinate now.
+            return self.withdraw_write(op);
+        }
         let request = write.request.clone();
         let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
         let Some(conflict) = self.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else { return };
@@ -129,7 +170,8 @@ impl Node {
         if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
             write.response = Some(response);
         }
-        self.hold_key(key, Held::Acked { op });
+        let epoch = self.entry(key.partition()).map(|entry| entry.changed).unwrap_or_default();
+        self.hold_key(key, Held::Acked { op, epoch });
         self.replicate_write(op, key, record, dot, &request);
     }
 
@@ -153,13 +195,43 @@ impl Node {
         self.start_replication(key.clone(), sent, targets, Goal::Write(op));
     }
 
-    /// `node` durably holds the write.
-    pub(crate) fn write_acked(&mut self, op: OpId, node: NodeId) {
-        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) else { return };
-        if !write.acks.contains(&node) {
-            write.acks.push(node);
+    /// Nothing was written yet, and this node must not: the request goes to whoever owns the key now.
+    fn withdraw_write(&mut self, op: OpId) {
+        let Some(Op { origin, deadline, timer, state: OpState::Write(write) }) = self.ops.remove(&op) else { return };
+        self.timers.cancel(timer);
+        match origin {
+            Origin::Peer { node, call } => {
+                let newer = self.entry(write.key.partition()).cloned();
+                let refusal = newer.map_or(Refusal::NotOwner, |newer| Refusal::Stale { newer });
+                self.send(node, Message::Forwarded { call, outcome: Err(refusal) });
+            }
+            origin => self.route(origin, KeyRequest { epoch: Epoch(0), ..write.request }, deadline),
         }
-        if write.acks.len() >= write.need
+    }
+
+    /// This node's own copy of a write is durable.
+    pub(crate) fn write_durable(&mut self, op: OpId, epoch: Epoch) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let role = if write.key.space() == Space::Hint { Role::StandIn } else { Role::Owner };
+        self.write_acked(op, self.config.node, role, epoch);
+    }
+
+    /// `node`, asked at `epoch`, durably holds the write.
+    pub(crate) fn write_acked(&mut self, op: OpId, node: NodeId, role: Role, epoch: Epoch) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) else { return };
+        let ack = Ack { node, role, epoch };
+        if !write.acks.contains(&ack) {
+            write.acks.push(ack);
+        }
+        self.write_evaluate(op);
+    }
+
+    /// Answers a write that has enough copies, by the entry that is in force now.
+    pub(super) fn write_evaluate(&mut self, op: OpId) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let enough = self.entry(write.key.partition()).is_some_and(|entry| write.is_enough(entry));
+        if enough
+            && let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op)
             && let Some(response) = write.response.take()
         {
             self.finish(op, Ok(response));
@@ -177,12 +249,16 @@ impl Node {
     /// Replication has ended and the write's copies are too few: the client learns that now instead of at its deadline.
     pub(crate) fn write_short(&mut self, op: OpId) {
         let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let me = self.config.node;
+        let Some(entry) = self.entry(write.key.partition()) else { return };
         // The node's own copy may still be on its way to the disk.
-        let own = usize::from(!write.acks.contains(&self.config.node));
-        if write.acks.len() + own < write.need {
+        let stands_in = write.key.space() == Space::Hint;
+        let own_pending = stands_in && !write.acks.iter().any(|ack| ack.node == me);
+        let has = |owner: &Owner| write.is_confirmed(owner) || (!stands_in && owner.node == me);
+        if !write.needs.are_met(entry, has, write.stand_ins() + usize::from(own_pending)) {
             let message = format!(
                 "the outcome is unknown: {}, and the other replicas cannot be reached; repeating it with the same request id is safe",
-                write.progress()
+                write.progress(Some(entry))
             );
             self.finish(op, Err(RequestError::new(Kind::Unknown, message)));
         }

@@ -111,6 +111,8 @@ pub(crate) enum Applied {
     Peer { peer: NodeId, call: CallId, epoch: Epoch },
     /// A read that repairs this node's own copy.
     Repair,
+    /// A hint for this node itself.
+    OwnHint,
     /// An exchange, for its answer to this call.
     Exchange { id: ExchangeId, round: CallId },
     /// Another replica that offers it.
@@ -126,6 +128,7 @@ pub(crate) enum Held {
     },
     Acked {
         op: OpId,
+        epoch: Epoch,
     },
     ReadForOp {
         op: OpId,
@@ -158,6 +161,10 @@ pub(crate) enum Held {
     },
     Taken {
         serving: ReadId,
+    },
+    OwnHint {
+        key: StorageKey,
+        record: Record,
     },
     Covered(Box<Receipt>),
     Dropped(PartitionId),
@@ -292,7 +299,7 @@ impl Node {
             }
             Task::Fetch { serving } => self.fetched(serving, key, None),
             Task::Drop { .. } => self.drop_made(key.partition(), None),
-            Task::HandOff { .. } => self.handoff_skipped(),
+            Task::HandOff { .. } | Task::Apply { applied: Applied::OwnHint, .. } => self.handoff_skipped(),
             Task::Apply { applied: Applied::Repair, .. }
             | Task::Sweep
             | Task::Mark
@@ -468,7 +475,7 @@ impl Node {
     fn release(&mut self, held: Held) {
         match held {
             Held::Send { to, message } => self.send(to, message),
-            Held::Acked { op } => self.write_acked(op, self.config.node),
+            Held::Acked { op, epoch } => self.write_durable(op, epoch),
             Held::ReadForOp { op, role, record } => {
                 self.read_answered(op, self.config.node, role, HeldRecord::Full(record));
             }
@@ -479,6 +486,7 @@ impl Node {
             Held::Served { id, slice } => self.served_durable(id, slice),
             Held::Fetched { serving, key, record } => self.fetched(serving, &key, record),
             Held::Taken { serving } => self.taken(serving),
+            Held::OwnHint { key, record } => self.hand_off_to_others(&key, Space::Hint, record),
             Held::Covered(receipt) => self.receipt_durable(*receipt),
             Held::Dropped(partition) => self.drop_durable(partition),
             Held::PeerUp { node, incarnation } => self.peer_known(node, incarnation),

@@ -120,8 +120,8 @@ impl Node {
         match applied {
             Applied::Peer { epoch, .. } => self.fence(partition, epoch),
             Applied::Offered { serving } => self.serves(serving),
-            Applied::Exchange { .. } | Applied::Repair if self.owns(partition) => Ok(()),
-            Applied::Exchange { .. } | Applied::Repair => Err(Refusal::NotOwner),
+            Applied::Exchange { .. } | Applied::Repair | Applied::OwnHint if self.owns(partition) => Ok(()),
+            Applied::Exchange { .. } | Applied::Repair | Applied::OwnHint => Err(Refusal::NotOwner),
         }
     }
 
@@ -143,6 +143,7 @@ impl Node {
             }
             Applied::Exchange { id, round } => self.hold_merged(key, id, round),
             Applied::Offered { serving } => self.hold_key(key, Held::Taken { serving }),
+            Applied::OwnHint => self.hold_key(key, Held::OwnHint { key: key.in_space(Space::Hint), record }),
             Applied::Repair => {}
         }
     }

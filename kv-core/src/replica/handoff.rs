@@ -12,6 +12,7 @@ use crate::replica::{Goal, Target};
 use crate::rule::Rule;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::NodeId;
+use crate::version::Record;
 
 /// The walk through what is to be delivered.
 #[derive(Debug, Default)]
@@ -116,13 +117,19 @@ impl Node {
             self.handoff_settled(false);
             return;
         };
+        let record = stored.record.clone();
+        if space == Space::Hint && self.owns(key.partition()) {
+            // This node has become an owner itself: its own copy first.
+            self.with_key(key.in_space(Space::Owned), Task::Apply { record, applied: Applied::OwnHint });
+        } else {
+            self.hand_off_to_others(key, space, record);
+        }
+    }
+
+    /// Sends a record to every other owner.
+    pub(crate) fn hand_off_to_others(&mut self, key: &StorageKey, space: Space, record: Record) {
         let me = self.config.node;
         let owners: Vec<NodeId> = self.entry(key.partition()).map(|entry| entry.nodes().collect()).unwrap_or_default();
-        let record = stored.record.clone();
-        if space == Space::Hint && owners.contains(&me) {
-            let applied = Applied::Repair;
-            self.with_key(key.in_space(Space::Owned), Task::Apply { record: record.clone(), applied });
-        }
         let targets =
             owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
         let digest = record.digest();

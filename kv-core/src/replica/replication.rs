@@ -7,7 +7,7 @@ use crate::node::keys::Task;
 use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
 use crate::storage::{Space, StorageKey};
-use crate::types::NodeId;
+use crate::types::{Epoch, NodeId};
 use crate::version::Record;
 
 /// How often a record is sent to a node that is up and does not confirm, before it becomes a lag mark.
@@ -36,6 +36,8 @@ pub(crate) struct Target {
     role: Role,
     state: Delivery,
     call: Option<CallId>,
+    /// The epoch at which it was asked last.
+    epoch: Epoch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub(crate) enum Goal {
 
 impl Target {
     pub(crate) fn new(node: NodeId, role: Role) -> Self {
-        Self { node, role, state: Delivery::Waiting, call: None }
+        Self { node, role, state: Delivery::Waiting, call: None, epoch: Epoch(0) }
     }
 }
 
@@ -87,6 +89,7 @@ impl Node {
             let call = if up { Some(call.unwrap_or_else(|| self.next_call())) } else { None };
             if let Some(target) = self.target(id, index) {
                 target.call = call;
+                target.epoch = epoch;
                 if !up {
                     target.state = Delivery::GivenUp;
                 }
@@ -144,13 +147,28 @@ impl Node {
     pub(crate) fn retarget(&mut self, id: ReplicationId) {
         let Some(replication) = self.replications.get(&id) else { return };
         let me = self.config.node;
-        let owners: Vec<NodeId> =
-            self.entry(replication.key.partition()).map(|entry| entry.nodes().collect()).unwrap_or_default();
+        let Some(entry) = self.entry(replication.key.partition()).cloned() else { return };
         let Some(replication) = self.replications.get_mut(&id) else { return };
-        for owner in owners.into_iter().filter(|&owner| owner != me) {
+        let mut outdated = Vec::new();
+        for target in &mut replication.targets {
+            // An answer to a question of the old epoch must not count at the new one.
+            outdated.extend(target.call.take().map(|call| (target.node, call)));
+            // What was confirmed under an earlier ownership may be gone again.
+            if entry.owner(target.node).is_some_and(|owner| owner.since > target.epoch) {
+                target.state = Delivery::Waiting;
+            }
+        }
+        replication.targets.retain(|target| match target.role {
+            Role::Owner => entry.owns(target.node),
+            Role::StandIn => target.state == Delivery::Confirmed || !entry.owns(target.node),
+        });
+        for owner in entry.nodes().filter(|&owner| owner != me) {
             if !replication.targets.iter().any(|target| target.node == owner && target.role == Role::Owner) {
                 replication.targets.push(Target::new(owner, Role::Owner));
             }
+        }
+        for (node, call) in outdated {
+            self.answered(node, call);
         }
         self.send_waiting(id);
     }
@@ -164,8 +182,9 @@ impl Node {
         match result {
             Ok(()) => {
                 target.state = Delivery::Confirmed;
+                let (role, epoch) = (target.role, target.epoch);
                 if let Goal::Write(op) = goal {
-                    self.write_acked(op, from);
+                    self.write_acked(op, from, role, epoch);
                 }
             }
             // The next attempt carries the epoch of then, or finds the replica less busy.

@@ -45,6 +45,13 @@ impl World {
         self.stop_clients();
         self.heal();
         self.settle();
+        if !self.settings.node.repair_every.is_zero() && self.report.get(Count::ClockSkews) == 0 {
+            // Anti-entropy makes replicas equal without reads and marks.
+            let turns = u64::try_from(self.settings.node.repair_every.as_micros()).unwrap_or(0) * 3;
+            self.run_until(self.time + turns + 200 * MS);
+            self.settle();
+            self.judge(converged::replicas_are_equal);
+        }
         // Timestamps of a clock that was far ahead are refused until the other clocks have come near (rule A8), and the
         // audit would see values expire.
         let wait = if self.report.get(Count::ClockSkews) > 0 { 3000 * MS } else { 600 * MS };
@@ -77,10 +84,12 @@ impl World {
         let end = self.time + SETTLE_MAX;
         while self.failure.is_none() && self.time < end {
             self.run_until(self.time + 20 * MS);
-            let count = self.machines.len();
-            let connected = (0..count).all(|one| (0..one).all(|other| self.network.is_connected(one, other)));
+            let living = self.living();
+            let connected = living
+                .iter()
+                .all(|&one| living.iter().all(|&other| one == other || self.network.is_connected(one, other)));
             let knows = |core: &Node| core.status().epoch == self.layout().epoch;
-            let ready = self.machines.iter().all(|machine| machine.core.as_ref().is_some_and(knows));
+            let ready = living.iter().all(|machine| self.machines[*machine].core.as_ref().is_some_and(knows));
             if connected && ready && self.unsynced.is_empty() {
                 // A node uses a session when it durably knows the peer.
                 self.run_until(self.time + 50 * MS);
@@ -109,11 +118,16 @@ impl World {
         if !self.pending.is_empty() {
             return Some("a request has no answer".to_owned());
         }
-        for (index, machine) in self.machines.iter().enumerate() {
+        if self.operation.is_some() {
+            return Some(format!("the operation has not ended: {}", self.why_operation_waits()));
+        }
+        let living = self.living();
+        for &index in &living {
+            let machine = &self.machines[index];
             let node = node_id(index);
             let Some(core) = &machine.core else { return Some(format!("{node} is down")) };
             if let Some(peer) =
-                (0..self.machines.len()).find(|peer| *peer != index && !self.network.is_connected(index, *peer))
+                living.iter().copied().find(|peer| *peer != index && !self.network.is_connected(index, *peer))
             {
                 return Some(format!("{node} and {} do not talk", node_id(peer)));
             }
@@ -124,6 +138,8 @@ impl World {
                 && status.hint_bytes == 0
                 && status.lagging == 0
                 && status.unsynced.is_empty()
+                && status.receiving == 0
+                && status.leaving == 0
                 && status.unsynced_batches == 0
                 && status.keys_busy == 0
                 && !status.poisoned
@@ -136,6 +152,15 @@ impl World {
             return Some(format!("partitions were never refilled: {:?}", self.unsynced.keys()));
         }
         None
+    }
+
+    /// What the nodes say of the copies that are not done.
+    fn why_operation_waits(&self) -> String {
+        let waiting = |index: &usize| {
+            let transfers = self.machines[*index].core.as_ref().map(Node::transfers).unwrap_or_default();
+            transfers.into_iter().map(|transfer| format!("{}: {transfer:?}", node_id(*index))).collect::<Vec<_>>()
+        };
+        self.living().iter().flat_map(waiting).collect::<Vec<_>>().join("; ")
     }
 
     /// Asks one thing after the other, each of one machine; an error is a failure of the run.
@@ -155,7 +180,8 @@ impl World {
     fn read_everything(&mut self) {
         let mut asks = Vec::new();
         for key in self.history.key_ids() {
-            let machine = self.dice.index(self.machines.len());
+            let living = self.living();
+            let machine = *self.dice.pick(&living);
             asks.push((Ask::Read { key, consistency: ALL }, machine));
         }
         self.audit_asks(asks);
@@ -171,7 +197,8 @@ impl World {
                 let prefix = Bytes::new();
                 let scan =
                     ScanRequest { keyspace: keyspace.id, prefix, after, limit: 3, keys_only: false, consistency: ALL };
-                let machine = self.dice.index(self.machines.len());
+                let living = self.living();
+                let machine = *self.dice.pick(&living);
                 self.audit_asks(vec![(Ask::Scan(scan), machine)]);
                 if self.failure.is_some() || self.audit.next.is_none() {
                     break;

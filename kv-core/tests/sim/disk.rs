@@ -4,11 +4,12 @@
 //! that are not durable, each whole: harsher than the contract of `kv_core::storage`, which lets it lose only the last.
 //! A read shows the durable batches and any number of the following ones, as a reader beside a busy committer would.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::error::StorageError;
+use kv_core::ring::Layout;
 use kv_core::storage::{Batch, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount};
 use kv_core::types::{Incarnation, Seq, StoreId};
 use kv_core::version::Record;
@@ -53,6 +54,8 @@ pub(crate) struct Disk {
     pub(crate) failing: bool,
     /// What wiped and rolled-back disks held durably: it counted when it was confirmed.
     lost: Vec<MemoryImage>,
+    /// What was durable and was deleted since: likewise.
+    deleted: BTreeMap<StorageKey, Vec<Bytes>>,
 }
 
 impl Disk {
@@ -68,7 +71,25 @@ impl Disk {
             syncing: false,
             failing: false,
             lost: Vec::new(),
+            deleted: BTreeMap::new(),
         }
+    }
+
+    /// A batch is durable.
+    fn settle(&mut self, batch: &Batch) {
+        for write in &batch.writes {
+            if let Write::Record { key, value: None, .. } = write
+                && let Some(before) = self.durable.get(key)
+            {
+                self.deleted.entry(key.clone()).or_default().push(before);
+            }
+        }
+        self.durable.apply(batch);
+    }
+
+    /// The layout that a node finds when it starts.
+    pub(crate) fn durable_layout(&self) -> Option<Layout> {
+        self.durable.meta(b"layout").and_then(|value| postcard::from_bytes(&value).ok())
     }
 
     /// Opens the store: the boot counter is durable before anything else happens.
@@ -101,7 +122,7 @@ impl Disk {
     pub(crate) fn confirm(&mut self, through: Seq) {
         while self.pending.front().is_some_and(|(seq, _)| *seq <= through) {
             if let Some((_, batch)) = self.pending.pop_front() {
-                self.durable.apply(&batch);
+                self.settle(&batch);
             }
         }
     }
@@ -115,7 +136,7 @@ impl Disk {
         if !pending.is_empty() {
             for (_, batch) in pending {
                 if dice.chance(survive) {
-                    self.durable.apply(&batch);
+                    self.settle(&batch);
                     crash.hole |= crash.lost > 0;
                 } else {
                     crash.lost += 1;
@@ -207,7 +228,9 @@ impl Disk {
     /// Whether some durable record at `key`, on this disk or on one that it replaces, satisfies `check`.
     pub(crate) fn ever_held(&self, key: &StorageKey, check: impl Fn(&Record) -> bool) -> bool {
         let images = std::iter::once(&self.durable).chain(&self.lost);
-        images.filter_map(|image| decode(image.get(key))).any(|record| check(&record))
+        let deleted = self.deleted.get(key).into_iter().flatten().cloned();
+        let held = images.filter_map(|image| image.get(key)).chain(deleted);
+        held.filter_map(|bytes| decode(Some(bytes))).any(|record| check(&record))
     }
 
     /// The statistics of what is visible.

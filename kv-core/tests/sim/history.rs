@@ -91,8 +91,8 @@ pub(crate) struct Ack {
     /// The operation's dots that were durable on as many replicas as promised.
     pub(crate) dots: Vec<Dot>,
     pub(crate) at: Time,
-    /// How many owners hold it, if the request was strict.
-    pub(crate) owners: usize,
+    /// Whether only owners counted.
+    pub(crate) strict: bool,
 }
 
 /// What a read returned.

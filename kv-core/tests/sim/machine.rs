@@ -3,10 +3,11 @@
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
-use kv_core::message::Message;
+use kv_core::message::{Errand, Message, Response};
 use kv_core::node::{Effect, Input, Node};
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
 use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
+use kv_core::version::ContextToken;
 
 use crate::check;
 use crate::clock::{MachineClock, Time};
@@ -38,6 +39,10 @@ pub(crate) struct Machine {
     pub(crate) false_identity: Option<Incarnation>,
     /// Syncs take this much longer until the given moment.
     pub(crate) slow_until: Time,
+    /// It was destroyed and declared dead.
+    pub(crate) dead: bool,
+    /// Whether a store of it was lost or replaced by an older copy.
+    pub(crate) ever_lost: bool,
 }
 
 impl Machine {
@@ -55,6 +60,8 @@ impl Machine {
             acted_on: Epoch(0),
             false_identity: None,
             slow_until: 0,
+            dead: false,
+            ever_lost: false,
         }
     }
 }
@@ -67,7 +74,7 @@ impl World {
 
     /// Starts the process of a machine.
     pub(crate) fn start(&mut self, index: usize) {
-        if self.is_running(index) {
+        if self.is_running(index) || self.machines[index].dead {
             return;
         }
         let nonce = u32::try_from(self.dice.below(u64::from(u32::MAX))).unwrap_or(0);
@@ -90,6 +97,11 @@ impl World {
             }
             Err(error) => return self.fail(format!("{} cannot recover: {error}", node_id(index))),
         }
+        if let Some(epoch) =
+            self.machines[index].core.as_ref().and_then(|core| core.layout()).map(|layout| layout.epoch)
+        {
+            check::covered::fence(self, index, epoch);
+        }
         self.complete_refilled(index);
         let machine = &self.machines[index];
         let (epoch, acted_on) = (machine.core.as_ref().map(|core| core.status().epoch), machine.acted_on);
@@ -100,19 +112,14 @@ impl World {
         note!(self, "{} starts, store {}", node_id(index), self.machines[index].incarnation);
         // The control plane tells what it has committed, sometimes late; a node that knew a layout serves meanwhile.
         self.step(index, Input::Keyspaces(self.keyspaces.clone()));
+        self.step(index, Input::Transfers(self.transfers));
         let late = if self.dice.chance(300) { self.dice.below(300 * MS) } else { 0 };
-        self.give_layouts(index, time + late);
+        self.at(time + late, Event::TellLayouts { machine: index });
+        let heard = self.hearing();
+        self.at(heard, Event::StoreReported { machine: index });
         for peer in 0..self.machines.len() {
             let delay = self.dice.between(1, 20) * MS;
             self.at(time + delay, Event::Connect { one: index, other: peer });
-        }
-    }
-
-    /// The control plane tells a machine all that it has committed, in the order of its log.
-    pub(crate) fn give_layouts(&mut self, index: usize, at: Time) {
-        let life = self.machines[index].life;
-        for layout in self.layouts.clone() {
-            self.at(at, Event::Input { machine: index, life, input: Input::Layout(layout) });
         }
     }
 
@@ -123,7 +130,13 @@ impl World {
         let knows = machine.disk.boot > 1 && !machine.quarantined;
         let Some(core) = machine.core.as_ref().filter(|core| knows && core.layout().is_some()) else { return };
         let open = core.status().unsynced;
-        let lost = self.unsynced.keys().filter(|(owner, partition)| *owner == index && !open.contains(partition));
+        // Only what the node knows itself to own can have been refilled.
+        let owns = |partition: &PartitionId| {
+            let entry = core.layout().and_then(|layout| layout.entry(*partition));
+            entry.is_some_and(|entry| entry.owners.iter().any(|owner| owner.node == node_id(index)))
+        };
+        let complete = |partition: &PartitionId| !open.contains(partition) && owns(partition);
+        let lost = self.unsynced.keys().filter(|(owner, partition)| *owner == index && complete(partition));
         for (_, partition) in lost.copied().collect::<Vec<_>>() {
             self.refilled(index, partition);
         }
@@ -173,6 +186,7 @@ impl World {
         let machine = &mut self.machines[index];
         let now = machine.clock.now(self.time);
         let Some(core) = machine.core.as_mut() else { return };
+        self.acted_before = core.layout().cloned();
         let mut effects = std::mem::take(&mut self.effects);
         core.step(now, input, &mut effects);
         self.wall_max = self.wall_max.max(now.wall);
@@ -197,8 +211,14 @@ impl World {
     }
 
     fn learn(&mut self, index: usize, batch: &Batch) -> Result<(), String> {
-        let machine = &self.machines[index];
         for write in &batch.writes {
+            if let Write::Record { key, value: None, .. } = write
+                && key.space() == Space::Owned
+            {
+                check::dropped::may_go(self, index, key)?;
+                self.report.add(Count::Dropped, 1);
+            }
+            let machine = &self.machines[index];
             let Write::Record { key, value: Some(value), .. } = write else { continue };
             match key.space() {
                 Space::Lag => continue,
@@ -309,7 +329,9 @@ impl World {
             NodeEvent::LayoutAdopted { epoch } => {
                 let before = std::mem::replace(&mut self.machines[index].acted_on, *epoch);
                 self.expect(check::epochs::never_fall(index, *epoch, before));
+                check::covered::fence(self, index, *epoch);
             }
+            NodeEvent::Repaired { records, .. } => self.report.add(Count::Compared, *records),
             NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
             NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),
             NodeEvent::Swept { records } => self.report.add(Count::Swept, *records),
@@ -322,12 +344,17 @@ impl World {
     fn watch_questions(&mut self, index: usize, to: kv_core::types::NodeId, message: &Message) {
         let peer = crate::settings::machine_of(to);
         let partitions = match message {
-            Message::Read { call, role: kv_core::message::Role::Owner, key, .. }
-            | Message::Replicate { call, role: kv_core::message::Role::Owner, key, .. } => {
-                Some((*call, vec![self.layouts[0].partition_of(key)]))
+            Message::Read { call, epoch, role: kv_core::message::Role::Owner, key, .. }
+            | Message::Replicate { call, epoch, role: kv_core::message::Role::Owner, key, .. } => {
+                Some((*call, vec![(self.layouts[0].partition_of(key), *epoch)]))
             }
-            Message::Slice { call, slice } => {
-                Some((*call, slice.partitions.iter().map(|(partition, _)| *partition).collect()))
+            Message::Slice { call, slice } => Some((*call, slice.partitions.clone())),
+            Message::Exchange { call, partition, epoch, errand, .. } if *errand != Errand::Refill => {
+                Some((*call, vec![(*partition, *epoch)]))
+            }
+            Message::Forwarded { outcome: Ok(Ok(Response::Written { context, .. })), .. } => {
+                self.remember_entry(index, context);
+                None
             }
             _ => None,
         };
@@ -339,14 +366,31 @@ impl World {
         let answered = match message {
             Message::Replicated { call, result: Ok(()) }
             | Message::ReadResult { call, result: Ok(_) }
-            | Message::SliceResult { call, result: Ok(_) } => *call,
+            | Message::SliceResult { call, result: Ok(_) }
+            | Message::ExchangeResult { call, result: Ok(_) } => *call,
             Message::Forward { .. } => return self.count(Count::Forwards),
             _ => return,
         };
         let life = self.machines[peer].life;
-        let about: Vec<PartitionId> = self.asked.get(&(peer, life, answered)).cloned().unwrap_or_default();
+        let about: Vec<(PartitionId, Epoch)> = self.asked.get(&(peer, life, answered)).cloned().unwrap_or_default();
         let is_unsynced = |partition| self.unsynced.contains_key(&(index, partition));
-        self.expect(check::ownership::may_answer(index, &about, &self.layouts[0], is_unsynced));
+        self.expect(check::ownership::may_answer(index, &about, &self.layouts, is_unsynced));
+    }
+
+    /// A coordinator acknowledges a write: by the entry on which it acts now.
+    fn remember_entry(&mut self, index: usize, token: &bytes::Bytes) {
+        let mut keys = self.history.keys.iter();
+        if let Some(key) = keys.find(|key| ContextToken::decode(token, key.keyspace, &key.bytes).is_ok()) {
+            let entries = self.acted_entries(index, key.partition);
+            self.acknowledged_by.entry(token.clone()).or_default().extend(entries);
+        }
+    }
+
+    /// The entries of a partition on which a machine acted in its present step: a layout may have come within it.
+    pub(crate) fn acted_entries(&self, index: usize, partition: PartitionId) -> Vec<kv_core::ring::Entry> {
+        let after = self.machines[index].core.as_ref().and_then(|core| core.layout());
+        let layouts = self.acted_before.iter().chain(after);
+        layouts.filter_map(|layout| layout.entry(partition).cloned()).collect()
     }
 
     /// The stored key of a record on an owner.

@@ -12,6 +12,7 @@
 mod audit;
 mod check;
 mod clock;
+mod control;
 mod dice;
 mod disk;
 mod history;

@@ -14,9 +14,9 @@ use kv_core::ring::Layout;
 use kv_core::types::{Epoch, StoreId};
 use kv_core::version::Record;
 
-use std::sync::Arc;
-
+use kv_core::node::Input;
 use kv_core::storage::Space;
+use kv_core::topology::TransferSettings;
 
 use crate::check;
 use crate::history::{Answer, KeyId, OpId};
@@ -59,6 +59,14 @@ pub(crate) enum Fault {
     SetClock { machine: usize, skew: i64 },
     /// The control plane commits another layout with the same owners.
     NewEpoch,
+    /// An operation begins, if none runs.
+    Operate,
+    /// The operation that runs is cancelled.
+    Cancel,
+    /// Copies get other limits.
+    Transfers,
+    /// An operator has a node compare some partitions.
+    Repair { machine: usize },
 }
 
 impl World {
@@ -116,6 +124,19 @@ impl World {
         }
         for _ in 0..faults.epochs {
             self.plan(Fault::NewEpoch);
+        }
+        for _ in 0..faults.operations {
+            self.plan(Fault::Operate);
+        }
+        for _ in 0..faults.cancels {
+            self.plan(Fault::Cancel);
+        }
+        for _ in 0..faults.transfers {
+            self.plan(Fault::Transfers);
+        }
+        for _ in 0..faults.repairs {
+            let machine = self.dice.index(machines);
+            self.plan(Fault::Repair { machine });
         }
         for machine in &mut self.machines {
             machine.clock.drift = i64::try_from(self.dice.below(2000)).unwrap_or(0) - 1000;
@@ -176,6 +197,16 @@ impl World {
                 self.machines[machine].clock.skew = skew;
             }
             Fault::NewEpoch => self.new_epoch(),
+            Fault::Operate => self.draw_operation_fault(),
+            Fault::Cancel => self.cancel_operation(),
+            Fault::Transfers => {
+                let settings = self.draw_transfers();
+                self.set_transfers(settings);
+            }
+            Fault::Repair { machine } => {
+                let partitions = self.layout().partition_ids().collect();
+                self.step(machine, Input::Repair(partitions));
+            }
         }
     }
 
@@ -205,6 +236,9 @@ impl World {
 
     /// Replaces a disk by an empty one, if the promise allows it.
     pub(crate) fn wipe(&mut self, machine: usize, tries: u8) {
+        if self.machines[machine].dead {
+            return;
+        }
         if !self.may_lose_disk(machine) {
             if tries > 1 {
                 self.try_later(Fault::Wipe { machine, tries: tries - 1 });
@@ -225,6 +259,7 @@ impl World {
         let target = &mut self.machines[machine];
         target.acted_on = Epoch(0);
         target.copy = None;
+        self.forget_fences(machine);
         let down = self.dice.between(1, 100) * MS;
         self.at(self.time + down, Event::Start { machine });
         if self.dice.chance(300) {
@@ -237,7 +272,7 @@ impl World {
     /// Replaces a disk by the copy that was kept, if the promise allows it.
     pub(crate) fn roll_back(&mut self, machine: usize, tries: u8) {
         let target = &self.machines[machine];
-        let Some(copy) = target.copy.clone() else { return };
+        let Some(copy) = target.copy.clone().filter(|_| !target.dead) else { return };
         let is_older = copy.store != target.disk.store || copy.boot < target.disk.boot;
         if !is_older || !self.is_seen_by_all(machine) || !self.may_lose_disk(machine) {
             if tries > 1 {
@@ -254,14 +289,21 @@ impl World {
         target.disk.restore(copy);
         target.quarantined = true;
         target.disk.failing = false;
+        self.forget_fences(machine);
         let down = self.dice.between(1, 50) * MS;
         self.at(self.time + down, Event::Start { machine });
+    }
+
+    /// What a store that is gone held when it was fenced says nothing of the one that takes its place.
+    fn forget_fences(&mut self, machine: usize) {
+        self.machines[machine].ever_lost = true;
+        self.fenced.retain(|(fenced, _, _), _| *fenced != machine);
     }
 
     fn mark_unsynced(&mut self, machine: usize) {
         let layout = self.layout();
         for partition in layout.partition_ids() {
-            if layout.entry(partition).is_some_and(|entry| entry.owns(node_id(machine))) {
+            if self.old_owners(partition).contains(&machine) {
                 let owed = check::refilled::owed(self, machine, partition);
                 self.unsynced.insert((machine, partition), owed);
             }
@@ -278,23 +320,25 @@ impl World {
         };
         self.is_running(machine)
             && self.machines.len() > 1
-            && (0..self.machines.len()).filter(|peer| *peer != machine).all(knows)
+            && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
     }
 
     /// The rule at the top of this file.
-    fn may_lose_disk(&self, machine: usize) -> bool {
+    pub(crate) fn may_lose_disk(&self, machine: usize) -> bool {
         // A partition with one owner has nobody to be refilled from.
-        let copied = self.layouts[0].partitions.iter().all(|entry| entry.owners.len() > 1);
+        let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
         copied && self.unsynced.is_empty() && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
     }
 
     fn is_safe_without(&self, machine: usize, key: KeyId) -> bool {
         let conflict = self.history.key(key).conflict;
         let acks = &self.history.acks[key.0];
+        let old_owners = self.old_owners(self.history.key(key).partition);
         let survive = |spaces: &[Space], only_strict: bool| {
             let mut rest = Record::default();
             for (index, other) in self.machines.iter().enumerate() {
-                if index != machine {
+                let counts = !other.dead && (!only_strict || old_owners.contains(&index));
+                if index != machine && counts {
                     for space in spaces {
                         if let Some(record) = other.disk.durable_record(&self.storage_key(*space, key)) {
                             rest.merge(&record, conflict);
@@ -305,7 +349,7 @@ impl World {
             let held: Vec<OpId> = self.ops_of(key, &rest);
             let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_max };
             let safe = |op, dot| rest.context.covers(dot) && self.history.is_settled(op, dot, &answer);
-            let mut asked = acks.iter().filter(|ack| !only_strict || ack.owners > 0);
+            let mut asked = acks.iter().filter(|ack| !only_strict || ack.strict);
             asked.all(|ack| ack.dots.iter().all(|dot| safe(ack.op, *dot)))
         };
         survive(&[Space::Owned, Space::Hint], false) && survive(&[Space::Owned], true)
@@ -325,19 +369,11 @@ impl World {
         let mut layout: Layout = Layout::clone(&before);
         layout.epoch = epoch;
         for entry in &mut layout.partitions {
-            if self.dice.chance(500) {
+            if self.dice.chance(500) && self.operation.is_none() {
                 entry.changed = epoch;
-                let by = self.dice.index(entry.owners.len());
-                entry.owners.rotate_left(by);
             }
         }
-        let layout = Arc::new(layout);
-        self.layouts.push(layout);
-        for machine in 0..self.machines.len() {
-            let most = *self.dice.pick(&[1, 50, 500]);
-            let at = self.time + self.dice.below(most * MS);
-            self.give_layouts(machine, at);
-        }
+        self.commit_layout(layout);
     }
 
     /// The end of all faults: paths are mended, machines run, clocks are right, and the control plane reaches everybody.
@@ -346,18 +382,20 @@ impl World {
         self.healed = true;
         self.settings.network.late = 0;
         self.settings.network.duplication = 0;
-        for machine in 0..self.machines.len() {
+        self.set_transfers(TransferSettings::default());
+        for machine in self.living() {
             self.machines[machine].clock.skew = 0;
             self.machines[machine].clock.drift = 0;
             self.machines[machine].disk.failing = false;
             self.machines[machine].slow_until = 0;
-            for peer in 0..self.machines.len() {
+            for peer in self.living() {
                 if peer != machine {
                     self.mend(machine, peer);
                 }
             }
             if self.is_running(machine) {
-                self.give_layouts(machine, self.time);
+                self.tell_layouts(machine);
+                self.at(self.time, Event::StoreReported { machine });
             } else {
                 let delay = self.dice.below(100 * MS);
                 self.at(self.time + delay, Event::Start { machine });

@@ -59,6 +59,20 @@ counts! {
     ClockSkews => "clocks beyond the allowed skew",
     /// Newer layouts.
     Epochs => "new epochs",
+    /// Operations that have begun.
+    Operations => "operations",
+    /// Operations that were cancelled.
+    Cancels => "operations cancelled",
+    /// Machines that were destroyed and declared dead.
+    Deaths => "machines declared dead",
+    /// Partitions that were cut over.
+    CutOvers => "partitions cut over",
+    /// Receipts of copies.
+    Receipts => "receipts",
+    /// Records dropped after they were handed over.
+    Dropped => "records dropped by nodes that left",
+    /// Records mended by comparing owners.
+    Compared => "records mended by anti-entropy",
     /// Partitions refilled.
     Refills => "refills",
     /// Hints and lag marks delivered.

@@ -33,6 +33,7 @@ fn check(run: impl Fn(u64) -> Run, happened: &[Count]) {
 fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.nodes = nodes;
     settings.copies = copies;
+    settings.spares = 0;
     settings.zones = 1;
     settings.faults = Faults::default();
     settings.network.loss = 0;

@@ -22,6 +22,8 @@ pub(crate) enum Mutation {
     Core(Rule),
     /// A wiped store comes back with the identity of the one that it replaces (rules A1 and D2, the shell's part).
     WipeKeepsIdentity,
+    /// The control plane cuts over without receipts (rule M3).
+    CutOverWithoutReceipts,
 }
 
 /// How the network treats frames.
@@ -49,12 +51,18 @@ pub(crate) struct Faults {
     pub(crate) clock_jumps: u64,
     pub(crate) epochs: u64,
     pub(crate) slow_disks: u64,
+    pub(crate) operations: u64,
+    pub(crate) cancels: u64,
+    pub(crate) transfers: u64,
+    pub(crate) repairs: u64,
 }
 
 /// What a seed decides before the run begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) nodes: usize,
+    /// How many of them, the last ones, own nothing at first.
+    pub(crate) spares: usize,
     pub(crate) copies: u8,
     pub(crate) partitions: u32,
     pub(crate) zones: usize,
@@ -99,7 +107,19 @@ impl Settings {
             clock_jumps: count(dice, 4),
             epochs: count(dice, 3),
             slow_disks: count(dice, 2),
+            ..Faults::default()
         };
+        // Many runs change their topology, often several times.
+        let moves = nodes > 1 && dice.chance(600);
+        let often = if moves { 5 } else { 0 };
+        let faults = Faults {
+            operations: dice.below(often + 1) + often.min(1),
+            cancels: dice.below(often / 2 + 1),
+            transfers: dice.below(often / 2 + 1),
+            repairs: dice.below(3),
+            ..faults
+        };
+        let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {
             loss: *dice.pick(&[0, 0, 10, 50, 200]),
             duplication: *dice.pick(&[0, 10, 50, 200]),
@@ -108,6 +128,7 @@ impl Settings {
         };
         Self {
             nodes,
+            spares,
             copies,
             partitions: *dice.pick(&[4, 4, 8, 16]),
             zones: *dice.pick(&[1, 1, 3]),
@@ -135,7 +156,8 @@ impl Settings {
             .enumerate()
             .map(|(index, &store)| {
                 let zone = format!("z{}", index % self.zones);
-                (node_id(index), Member { name: format!("n{}", index + 1), zone, weight: 1.0, store, spare: false })
+                let spare = index >= stores.len() - self.spares;
+                (node_id(index), Member { name: format!("n{}", index + 1), zone, weight: 1.0, store, spare })
             })
             .collect();
         let input = FirstLayout {
@@ -186,6 +208,7 @@ fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
         slice_entries_max: dice.index(8) + 1,
         slice_bytes_max: 1000,
         refills_max: dice.index(4) + 1,
+        repair_every: Duration::from_millis(*dice.pick(&[0, 0, 200, 1500])),
         ..NodeConfig::new(NodeId(0))
     }
 }

@@ -18,7 +18,7 @@ use crate::check;
 use crate::clock::Time;
 use crate::history::{End, Key, KeyId, OpId, Seen, WriteOp};
 use crate::report::Count;
-use crate::settings::{MS, machine_of};
+use crate::settings::MS;
 use crate::trace::{self, note};
 use crate::world::{Event, World};
 
@@ -320,7 +320,9 @@ impl World {
     fn judge_answer(&mut self, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
         check::answers::error_is_allowed(&pending.ask, outcome, &self.settings)?;
         match (&pending.ask, outcome) {
-            (Ask::Write(op), Ok(Response::Written { context, .. })) => check::durable::acknowledged(self, *op, context),
+            (Ask::Write(op), Ok(Response::Written { context, .. })) => {
+                check::durable::acknowledged(self, pending.machine, *op, context)
+            }
             (Ask::Read { key, consistency }, Ok(Response::Got { values, context })) => {
                 check::strict::read(self, pending.sent, *key, *consistency, values, context)
             }
@@ -443,7 +445,6 @@ impl World {
 
     /// An owner of a key that runs, for the audit.
     pub(crate) fn first_owner(&self, key: KeyId) -> usize {
-        let entry = self.layouts[self.layouts.len() - 1].entry(self.history.key(key).partition);
-        entry.and_then(|entry| entry.nodes().next()).map_or(0, machine_of)
+        self.old_owners(self.history.key(key).partition)[0]
     }
 }

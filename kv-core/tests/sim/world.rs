@@ -4,18 +4,21 @@
 //! order, so a seed decides everything.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_core::config::Keyspace;
 use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
-use kv_core::ring::Layout;
-use kv_core::types::{Monotonic, PartitionId, Seq, StoreId, WallTime};
+use kv_core::ring::{Entry, Layout};
+use kv_core::topology::{Receipt, TransferSettings};
+use kv_core::types::{Epoch, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
 use kv_core::version::Context;
 
 use crate::audit::Audit;
 use crate::clock::Time;
+use crate::control::Running;
 use crate::dice::Dice;
 use crate::history::{History, KeyId};
 use crate::machine::Machine;
@@ -58,6 +61,14 @@ pub(crate) enum Event {
     Answer { tag: Tag, outcome: Outcome },
     /// A fault strikes.
     Fault(Fault),
+    /// The control plane goes on with its operation.
+    ControlTick,
+    /// A receipt reaches the control plane.
+    Receipt(Receipt),
+    /// The control plane hears of a machine's store.
+    StoreReported { machine: usize },
+    /// A node hears of new layouts.
+    TellLayouts { machine: usize },
 }
 
 /// An event and when it happens. Only time and number are compared.
@@ -104,6 +115,10 @@ pub(crate) struct World {
     /// Every layout that the control plane has committed; the last is in force.
     pub(crate) layouts: Vec<Arc<Layout>>,
     pub(crate) keyspaces: Vec<Keyspace>,
+    /// The operation that runs.
+    pub(crate) operation: Option<Running>,
+    /// How fast nodes may copy.
+    pub(crate) transfers: TransferSettings,
 
     pub(crate) clients: Vec<Client>,
     pub(crate) pending: BTreeMap<Tag, Pending>,
@@ -116,8 +131,16 @@ pub(crate) struct World {
     pub(crate) wall_max: WallTime,
     /// Partitions that a machine's store has lost and that were not refilled yet, with what it is owed of them.
     pub(crate) unsynced: BTreeMap<(usize, PartitionId), Vec<(KeyId, Context)>>,
+    /// What old owners of migrating partitions durably held when they came to act on the joint epoch.
+    pub(crate) fenced: BTreeMap<(usize, PartitionId, Epoch), Vec<(KeyId, Context)>>,
+    /// Receipts that were judged.
+    pub(crate) receipts_seen: BTreeSet<(NodeId, PartitionId, Epoch, StoreId)>,
+    /// By which entry writes were acknowledged that reach their clients through another node, by their tokens.
+    pub(crate) acknowledged_by: BTreeMap<Bytes, Vec<Entry>>,
+    /// On which layout the machine acted before its present step.
+    pub(crate) acted_before: Option<Arc<Layout>>,
     /// The partitions that each open question of a machine's run is about, for rule D2's checker.
-    pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<PartitionId>>,
+    pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<(PartitionId, Epoch)>>,
     /// The first broken promise; it ends the run.
     pub(crate) failure: Option<String>,
     pub(crate) trace: Option<Vec<String>>,
@@ -139,6 +162,8 @@ impl World {
             healed: false,
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
+            operation: None,
+            transfers: TransferSettings::default(),
             clients: Vec::new(),
             pending: BTreeMap::new(),
             tags: 0,
@@ -148,6 +173,10 @@ impl World {
             wall_max: WallTime(0),
             unsynced: BTreeMap::new(),
             asked: BTreeMap::new(),
+            fenced: BTreeMap::new(),
+            receipts_seen: BTreeSet::new(),
+            acknowledged_by: BTreeMap::new(),
+            acted_before: None,
             failure: None,
             trace: traced.then(Vec::new),
             effects: Effects::new(),
@@ -166,10 +195,9 @@ impl World {
         Arc::clone(&self.layouts[self.layouts.len() - 1])
     }
 
-    /// The machines that own a partition.
+    /// The machines that own a partition by the newest layout.
     pub(crate) fn owners(&self, partition: PartitionId) -> Vec<usize> {
-        let entry = self.layouts[0].entry(partition);
-        entry.map(|entry| entry.nodes().map(crate::settings::machine_of).collect()).unwrap_or_default()
+        self.entry(partition).nodes().map(crate::settings::machine_of).collect()
     }
 
     /// Queues an event.
@@ -239,6 +267,10 @@ impl World {
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
             Event::Fault(fault) => self.strike(fault),
+            Event::ControlTick => self.control_tick(),
+            Event::Receipt(receipt) => self.receipt_arrives(receipt),
+            Event::StoreReported { machine } => self.store_reported(machine),
+            Event::TellLayouts { machine } => self.tell_layouts(machine),
         }
     }
 

@@ -25,12 +25,20 @@ pub(crate) fn statistics_are_exact(machine: usize, disk: &Disk) -> Result<(), St
 
 /// Whether all owners of every partition hold the same, and nobody holds hints or marks.
 pub(crate) fn replicas_are_equal(world: &World) -> Result<(), String> {
-    for (index, machine) in world.machines.iter().enumerate() {
+    for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.dead) {
         statistics_are_exact(index, &machine.disk)?;
         for space in [Space::Hint, Space::Lag] {
             let left = machine.disk.stats().total(space).records;
             if left > 0 {
                 return Err(format!("{} still holds {left} entries in its {space:?} space", node_id(index)));
+            }
+        }
+    }
+    for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.dead) {
+        for (partition, stats) in machine.disk.stats().partitions() {
+            let left = stats.total(Space::Owned).records;
+            if left > 0 && !world.owners(partition).contains(&index) {
+                return Err(format!("{} still holds {left} records of {partition}, which it left", node_id(index)));
             }
         }
     }

@@ -3,7 +3,9 @@
 pub(crate) mod answers;
 pub(crate) mod bounds;
 pub(crate) mod converged;
+pub(crate) mod covered;
 pub(crate) mod deleted;
+pub(crate) mod dropped;
 pub(crate) mod durable;
 pub(crate) mod epochs;
 pub(crate) mod kept;

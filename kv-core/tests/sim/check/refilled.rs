@@ -1,6 +1,8 @@
 //! Rule D2: a store that was lost is refilled from *all* other owners before it counts as complete. Then it durably holds
 //! all that any of them durably held when it was lost.
 
+use kv_core::node::Node;
+use kv_core::ring::Entry;
 use kv_core::storage::Space;
 use kv_core::types::PartitionId;
 use kv_core::version::Context;
@@ -11,7 +13,7 @@ use crate::world::World;
 
 /// What the other owners of a partition durably hold: what a machine that loses its store now must get back.
 pub(crate) fn owed(world: &World, machine: usize, partition: PartitionId) -> Vec<(KeyId, Context)> {
-    let others: Vec<usize> = world.owners(partition).into_iter().filter(|owner| *owner != machine).collect();
+    let others: Vec<usize> = world.old_owners(partition).into_iter().filter(|owner| *owner != machine).collect();
     let keys = world.history.key_ids().filter(|key| world.history.key(*key).partition == partition);
     let owed = |key: KeyId| {
         let stored = world.storage_key(Space::Owned, key);
@@ -22,6 +24,36 @@ pub(crate) fn owed(world: &World, machine: usize, partition: PartitionId) -> Vec
         (key, context)
     };
     keys.map(owed).collect()
+}
+
+/// The control plane has changed an entry. Who owns the partition no more has nothing to get back. Who stays is owed what
+/// it was, as far as the other owners of now hold it. Who has become an owner by the receipt of a store that is lost is
+/// owed all that the others hold.
+pub(crate) fn entry_changed(world: &mut World, partition: PartitionId, was: &Entry, is: &Entry) {
+    for machine in 0..world.machines.len() {
+        let node = node_id(machine);
+        let owns = |entry: &Entry| entry.owners.iter().any(|owner| owner.node == node);
+        let before = world.unsynced.remove(&(machine, partition));
+        if !owns(is) {
+            continue;
+        }
+        let now = owed(world, machine, partition);
+        let held =
+            |key: &KeyId, context: &Context| now.iter().any(|(other, held)| other == key && held.dominates(context));
+        let entered = !owns(was);
+        if let Some(before) = before {
+            let rest = before.into_iter().filter(|(key, context)| held(key, context)).collect();
+            world.unsynced.insert((machine, partition), rest);
+        } else if entered && !world.is_listed(machine) && lacks_receipt(world, machine, partition) {
+            world.unsynced.insert((machine, partition), now);
+        }
+    }
+}
+
+/// Whether the store that a running machine has now was not covered by the migration that has ended.
+fn lacks_receipt(world: &World, machine: usize, partition: PartitionId) -> bool {
+    let covers = |core: &Node| core.receipts().iter().any(|receipt| receipt.partition == partition);
+    world.machines[machine].core.as_ref().is_some_and(|core| !covers(core))
 }
 
 /// Whether a machine that calls a partition complete has got back what it was owed.

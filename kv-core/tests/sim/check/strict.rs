@@ -1,8 +1,11 @@
 //! Strict reads: where R + W > N, a strict read that starts after a strict write was acknowledged has seen that write,
 //! and shows it or what replaces it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use kv_core::message::{Consistency, Level, Value};
+use kv_core::ring::Entry;
 
 use super::{deleted, shown};
 use crate::clock::Time;
@@ -43,14 +46,29 @@ pub(crate) fn read(
 }
 
 /// The acknowledged writes that a read of `key` with this consistency must have seen if it starts at `sent`.
+///
+/// Where a migration has touched the partition, both the write and the read must ask majorities: copies are made from a
+/// majority of the old owners, and an old owner beyond that majority may not know yet that the partition has moved.
 pub(crate) fn promised(world: &World, sent: Time, key: KeyId, consistency: Consistency) -> Vec<Ack> {
     if !consistency.strict && consistency.level != Level::All {
         return Vec::new();
     }
     let name = world.history.key(key);
-    let owners = world.owners(name.partition).len();
     let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == name.keyspace);
-    let asked = replicas(consistency.level, keyspace.map_or(1, |keyspace| keyspace.r), owners);
+    let (r, w) = keyspace.map_or((1, 1), |keyspace| (keyspace.r, keyspace.w));
+    let entries: Vec<&Entry> = world.layouts.iter().filter_map(|layout| layout.entry(name.partition)).collect();
+    let mut sizes: Vec<usize> = entries.iter().flat_map(|entry| entry.sets()).map(<[_]>::len).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let owners = |entry: &Entry| entry.owners.iter().map(|owner| owner.node).collect::<BTreeSet<_>>();
+    let moved = entries.iter().any(|entry| entry.joint.is_some() || owners(entry) != owners(entries[0]));
+    let overlap = |ack: &&Ack| {
+        let level = world.history.op(ack.op).consistency.level;
+        sizes.iter().all(|&size| {
+            let (asked, held) = (replicas(consistency.level, r, size), replicas(level, w, size));
+            if moved { asked > size / 2 && held > size / 2 } else { asked + held > size }
+        })
+    };
     let acks = world.history.acks[key.0].iter();
-    acks.filter(|ack| ack.at < sent && ack.owners + asked > owners).cloned().collect()
+    acks.filter(|ack| ack.strict && ack.at < sent).filter(overlap).cloned().collect()
 }

@@ -1,0 +1,295 @@
+//! The control plane: it commits layouts, runs operations by `kv_core::topology`, and hears of nodes late.
+//!
+//! Plans come from the planner, steps from `topology::operation`, as in the real one. Layouts reach nodes at different
+//! moments and with gaps; receipts reach the control plane late and more than once.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use kv_core::node::Input;
+use kv_core::ring::{Entry, Layout, check as check_layout};
+use kv_core::topology::operation::{self, Target};
+use kv_core::topology::{Change, Receipt, TransferSettings, plan};
+use kv_core::types::{Epoch, NodeId, PartitionId, StoreId};
+
+use crate::check;
+use crate::clock::Time;
+use crate::report::Count;
+use crate::settings::{MS, Mutation, machine_of, node_id};
+use crate::trace::note;
+use crate::world::{Event, World};
+
+/// An operation that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    target: Target,
+    receipts: BTreeMap<(PartitionId, NodeId), Receipt>,
+    joint_max: usize,
+}
+
+impl World {
+    /// The entry of a partition in the newest layout.
+    pub(crate) fn entry(&self, partition: PartitionId) -> Entry {
+        self.layout().entry(partition).cloned().expect("a partition of the run")
+    }
+
+    /// The machines that hold all of a partition by the newest layout: while it migrates, its old owners.
+    pub(crate) fn old_owners(&self, partition: PartitionId) -> Vec<usize> {
+        self.entry(partition).owners.iter().map(|owner| machine_of(owner.node)).collect()
+    }
+
+    /// Machines that were not declared dead.
+    pub(crate) fn living(&self) -> Vec<usize> {
+        (0..self.machines.len()).filter(|machine| !self.machines[*machine].dead).collect()
+    }
+
+    /// Begins an operation of a kind that chance decides, if it is possible.
+    pub(crate) fn draw_operation_fault(&mut self) {
+        let layout = self.layout();
+        let owning: Vec<NodeId> = layout.members.iter().filter(|(_, m)| !m.spare).map(|(node, _)| *node).collect();
+        let spares: Vec<NodeId> = layout.members.iter().filter(|(_, m)| m.spare).map(|(node, _)| *node).collect();
+        let some = |world: &mut Self, from: &[NodeId]| world.dice.pick(from).to_owned();
+        let changes = match self.dice.below(8) {
+            0 | 1 if !spares.is_empty() => spares.iter().map(|&node| Change::Add { node }).collect(),
+            2 if owning.len() > 1 => vec![Change::Remove { node: some(self, &owning) }],
+            3 if !spares.is_empty() => {
+                let (old, new) = (some(self, &owning), some(self, &spares));
+                vec![Change::Replace { old, new }]
+            }
+            4 if spares.len() > 1 && owning.len() > 1 => vec![
+                Change::Replace { old: owning[0], new: spares[0] },
+                Change::Replace { old: owning[1], new: spares[1] },
+            ],
+            5 => vec![Change::Copies { copies: u8::try_from(self.dice.between(1, 5)).unwrap_or(1) }],
+            6 if owning.len() > 2 => {
+                let node = some(self, &owning);
+                return self.remove_dead(machine_of(node));
+            }
+            _ => {
+                let node = some(self, &owning);
+                vec![Change::Weight { node, weight: *self.dice.pick(&[0.5, 1.0, 2.0]) }]
+            }
+        };
+        self.operate(&changes);
+    }
+
+    /// A machine is destroyed and declared dead, if the promise about lost disks covers it.
+    pub(crate) fn remove_dead(&mut self, machine: usize) {
+        if self.operation.is_some() || self.machines[machine].dead || !self.may_lose_disk(machine) {
+            return;
+        }
+        let changes = [Change::RemoveDead { node: node_id(machine) }];
+        if !self.can_operate(&changes) {
+            return;
+        }
+        note!(self, "{} is destroyed", node_id(machine));
+        self.count(Count::Deaths);
+        self.crash(machine);
+        self.machines[machine].dead = true;
+        self.operate(&changes);
+    }
+
+    fn target_of(&self, changes: &[Change]) -> Option<Target> {
+        let layout = self.layout();
+        plan(&layout, changes).ok()?.operation(&layout).ok()
+    }
+
+    fn can_operate(&self, changes: &[Change]) -> bool {
+        self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
+    }
+
+    /// Plans and begins an operation; one that is refused does nothing. Whether it has begun.
+    pub(crate) fn operate(&mut self, changes: &[Change]) -> bool {
+        if self.operation.is_some() {
+            return false;
+        }
+        let Some(target) = self.target_of(changes) else { return false };
+        let joint_max = self.dice.index(6) + 1;
+        let Ok(next) = operation::begin(&self.layout(), &target, joint_max) else { return false };
+        note!(self, "operation: {changes:?}, {} partitions change", operation::remaining(&self.layout(), &target));
+        self.count(Count::Operations);
+        self.operation = Some(Running { target, receipts: BTreeMap::new(), joint_max });
+        self.commit_layout(next);
+        self.tick_later();
+        true
+    }
+
+    fn tick_later(&mut self) {
+        let delay = self.dice.between(2, 30) * MS;
+        self.at(self.time + delay, Event::ControlTick);
+    }
+
+    /// The control plane hears of receipts and goes on with its operation.
+    pub(crate) fn control_tick(&mut self) {
+        if self.operation.is_none() {
+            return;
+        }
+        for index in self.living() {
+            if !self.healed && self.dice.chance(300) {
+                continue;
+            }
+            let Some(core) = &self.machines[index].core else { continue };
+            for receipt in core.receipts() {
+                if self.receipts_seen.insert((receipt.node, receipt.partition, receipt.joint, receipt.store)) {
+                    self.count(Count::Receipts);
+                    let judged = check::covered::is_true(self, &receipt);
+                    self.expect(judged);
+                }
+                for _ in 0..=u64::from(self.dice.chance(200)) {
+                    let late = if self.dice.chance(200) { 300 } else { 10 };
+                    let at = self.time + self.dice.below(late * MS);
+                    self.at(at, Event::Receipt(receipt.clone()));
+                }
+            }
+        }
+        self.advance();
+        if self.operation.is_some() {
+            self.tick_later();
+        }
+    }
+
+    /// A receipt reaches the control plane.
+    pub(crate) fn receipt_arrives(&mut self, receipt: Receipt) {
+        if let Some(running) = &mut self.operation {
+            running.receipts.insert((receipt.partition, receipt.node), receipt);
+        }
+    }
+
+    fn advance(&mut self) {
+        let layout = self.layout();
+        if self.settings.mutation == Some(Mutation::CutOverWithoutReceipts) {
+            self.forge_receipts();
+        }
+        let Some(Running { target, receipts, joint_max }) = &self.operation else { return };
+        if let Some(next) = operation::advance(&layout, target, receipts, *joint_max) {
+            self.commit_layout(next);
+        }
+        let Some(Running { target, .. }) = &self.operation else { return };
+        if operation::remaining(&self.layout(), target) == 0 {
+            note!(self, "the operation is done");
+            self.operation = None;
+        }
+    }
+
+    /// Rule M3 broken: receipts that nobody has given.
+    fn forge_receipts(&mut self) {
+        let layout = self.layout();
+        let Some(running) = &mut self.operation else { return };
+        for (partition, entry) in layout.partition_ids().zip(&layout.partitions) {
+            let Some(joint) = &entry.joint else { continue };
+            for to in &joint.receivers {
+                let sources = entry.owners.iter();
+                let receipt = Receipt {
+                    partition,
+                    joint: joint.epoch,
+                    node: to.node,
+                    store: layout.members[&to.node].store,
+                    sources: sources.map(|o| kv_core::topology::SourceReceipt { node: o.node, root: 0 }).collect(),
+                    keys: 0,
+                    bytes: 0,
+                };
+                running.receipts.insert((partition, to.node), receipt);
+            }
+        }
+    }
+
+    /// Ends the operation that runs: what has moved stays, the rest goes back.
+    pub(crate) fn cancel_operation(&mut self) {
+        if let Some(running) = self.operation.take() {
+            note!(self, "the operation is cancelled");
+            self.count(Count::Cancels);
+            let next = operation::cancel(&self.layout(), &running.target);
+            self.commit_layout(next);
+        }
+    }
+
+    /// The control plane learns with which store a machine runs, and lists it with that one.
+    pub(crate) fn store_reported(&mut self, machine: usize) {
+        let store = self.machines[machine].disk.store;
+        let before = self.layout();
+        let listed = before.members.get(&node_id(machine)).map(|member| member.store);
+        if listed.is_none_or(|listed| listed == store) || self.machines[machine].quarantined {
+            return;
+        }
+        let mut next = Layout::clone(&before);
+        next.epoch = Epoch(before.epoch.0 + 1);
+        if let Some(member) = next.members.get_mut(&node_id(machine)) {
+            member.store = store;
+        }
+        self.commit_layout(next);
+    }
+
+    /// Commits a layout and tells every node, sooner or later.
+    pub(crate) fn commit_layout(&mut self, layout: Layout) {
+        note!(self, "layout {}: {}", layout.epoch, picture(&self.layout(), &layout));
+        self.expect(check_layout(&layout).map_err(|error| format!("invariant 5: {error}")));
+        let before = self.layout();
+        self.layouts.push(Arc::new(layout));
+        let layout = self.layout();
+        for (partition, (was, is)) in layout.partition_ids().zip(before.partitions.iter().zip(&layout.partitions)) {
+            if was.changed != is.changed {
+                self.report.add(Count::CutOvers, u64::from(was.joint.is_some() && is.owners != was.owners));
+                check::refilled::entry_changed(self, partition, was, is);
+            }
+        }
+        for machine in self.living() {
+            let most = if self.healed { 20 } else { *self.dice.pick(&[1, 20, 50, 500]) };
+            let at = self.time + self.dice.below(most * MS);
+            self.at(at, Event::TellLayouts { machine });
+        }
+    }
+
+    /// Gives a node the layouts that it does not know: all of them or, once it knows one, sometimes just the last.
+    pub(crate) fn tell_layouts(&mut self, machine: usize) {
+        let Some(core) = &self.machines[machine].core else { return };
+        let known = core.layout().map(|layout| layout.epoch);
+        let newer: Vec<Arc<Layout>> =
+            self.layouts.iter().filter(|layout| known.is_none_or(|known| layout.epoch > known)).cloned().collect();
+        let skip = if known.is_some() && self.dice.chance(500) { newer.len().saturating_sub(1) } else { 0 };
+        for layout in newer.into_iter().skip(skip) {
+            self.step(machine, Input::Layout(layout));
+        }
+    }
+
+    /// Other limits for copies, or a pause.
+    pub(crate) fn set_transfers(&mut self, settings: TransferSettings) {
+        self.transfers = settings;
+        for machine in self.living() {
+            self.step(machine, Input::Transfers(settings));
+        }
+    }
+
+    /// Draws limits for copies.
+    pub(crate) fn draw_transfers(&mut self) -> TransferSettings {
+        TransferSettings {
+            paused: self.dice.chance(200),
+            bytes_per_second_max: NonZeroU64::new(*self.dice.pick(&[0, 0, 2000, 20_000])),
+            transfers_max: u16::try_from(self.dice.between(1, 5)).unwrap_or(1),
+        }
+    }
+
+    /// Whether the store that a layout lists for a node is the one that it has.
+    pub(crate) fn is_listed(&self, machine: usize) -> bool {
+        let listed = self.layout().members.get(&node_id(machine)).map(|member| member.store);
+        listed.is_none_or(|listed: StoreId| listed == self.machines[machine].disk.store)
+    }
+
+    /// When the control plane may hear of a machine.
+    pub(crate) fn hearing(&mut self) -> Time {
+        self.time + self.dice.between(1, 100) * MS
+    }
+}
+
+/// The entries that a layout changes.
+fn picture(before: &Layout, after: &Layout) -> String {
+    let nodes = |owners: &[kv_core::ring::Owner]| {
+        owners.iter().map(|owner| format!("{}@{}", owner.node, owner.since)).collect::<Vec<_>>().join(" ")
+    };
+    let changed = after.partition_ids().zip(before.partitions.iter().zip(&after.partitions));
+    let texts = changed.filter(|(_, (was, is))| was != is).map(|(partition, (_, is))| {
+        let joint = is.joint.as_ref().map(|joint| format!(" -> {}", nodes(&joint.owners)));
+        format!("{partition}: {}{}", nodes(&is.owners), joint.unwrap_or_default())
+    });
+    texts.collect::<Vec<_>>().join(", ")
+}
