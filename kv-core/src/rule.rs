@@ -13,6 +13,8 @@ pub enum Rule {
     FreshActorPerHint,
     /// D2: a node whose store was lost is refilled before it acknowledges or answers.
     RefillLostStore,
+    /// D2: a store is filled only by a layout that lists it.
+    ListedStore,
     /// A2: replication sends the coordinator's whole merged record.
     WholeRecord,
     /// A read sends what it merged to the replicas that lack it.

@@ -78,6 +78,9 @@ impl Node {
 
     /// What has to be done before this node's copy of a partition is complete.
     fn lacks(&self, partition: PartitionId) -> Option<Errand> {
+        if !self.is_listed() {
+            return None;
+        }
         let me = self.config.node;
         let entry = self.entry(partition).filter(|_| self.config.partitions.contains(partition))?;
         if entry.owners.iter().any(|owner| owner.node == me) && !self.is_synced(partition) {
@@ -87,6 +90,14 @@ impl Node {
         }
         let receives = entry.joint.as_ref().is_some_and(|joint| joint.receivers.iter().any(|to| to.node == me));
         (receives && self.receipt(partition).is_none()).then_some(Errand::Copy)
+    }
+
+    /// Whether the layout lists this store. A store is filled only by such a layout (rule D2): it is newer than anything
+    /// that the store's predecessor confirmed, and no receipt of the predecessor counts any more. By an older one, the
+    /// other owners might all lack what the predecessor confirmed with an owner that has entered since.
+    fn is_listed(&self) -> bool {
+        let member = self.layout.as_ref().and_then(|layout| layout.members.get(&self.config.node));
+        member.is_some_and(|member| member.store == self.incarnation.store) || !self.rules.keep(Rule::ListedStore)
     }
 
     /// Whether one more may ask. Those that have nobody to ask take no turn.
@@ -132,10 +143,14 @@ impl Node {
                 self.cancel_exchange(id);
             }
         }
-        if !self.rules.keep(Rule::SinceCounts) {
-            return;
+        if self.rules.keep(Rule::SinceCounts) {
+            self.forget_outdated();
         }
-        // Progress and receipts count at their joint epoch only (rule E3).
+        self.plan_copies();
+    }
+
+    /// Progress and receipts count at their joint epoch only (rule E3).
+    fn forget_outdated(&mut self) {
         let joint = |partition: PartitionId| self.joint(partition).map(|joint| joint.epoch);
         let outdated: Vec<PartitionId> = self
             .receipts
@@ -157,7 +172,6 @@ impl Node {
             self.progress.remove(&partition);
             self.forget_meta(meta::progress(partition));
         }
-        self.plan_copies();
     }
 
     /// Begins the next exchange, or ends the copy.
@@ -339,6 +353,7 @@ impl Node {
             let (sources, keys) = (receipt.sources.len(), receipt.keys);
             self.out.push(Effect::Event(Event::CopyDone { partition, sources, keys }));
             self.receipts.insert(partition, receipt);
+            self.recount_pairs();
             self.copies.remove(&partition);
         }
         self.plan_copies();
@@ -355,6 +370,7 @@ impl Node {
         }
         let records = refill.map_or(0, |copy| copy.progress.keys);
         self.out.push(Effect::Event(Event::RefillDone { partition, records }));
+        self.recount_pairs();
         self.plan_copies();
     }
 
@@ -430,7 +446,9 @@ impl Node {
             return transfer;
         }
         let Some(copy) = self.copies.get(&partition) else {
-            transfer.waiting_for = Some(if self.transfers.paused {
+            transfer.waiting_for = Some(if !self.is_listed() {
+                "the control plane to list this node's new store".to_owned()
+            } else if self.transfers.paused {
                 "paused".to_owned()
             } else {
                 format!("its turn: {} partitions are copied at once", self.transfers.transfers_max.max(1))

@@ -25,8 +25,8 @@ pub(crate) struct Repairs {
     running: Option<ExchangeId>,
     /// The last one that had its turn in the background.
     last: Option<(PartitionId, NodeId)>,
-    /// How many take turns in the background.
-    pairs: u32,
+    /// How many take turns in the background; `None` if that has to be counted again.
+    pairs: Option<u32>,
 }
 
 impl Node {
@@ -55,7 +55,7 @@ impl Node {
         self.next_repair(true);
         let every = self.config.repair_every;
         if !every.is_zero() {
-            let pace = (every / self.repairs.pairs.max(1)).max(TURN_MIN);
+            let pace = (every / self.pairs().max(1)).max(TURN_MIN);
             self.set_timer(self.now.mono.plus(pace), Timer::Repair);
         }
     }
@@ -89,6 +89,22 @@ impl Node {
         }
     }
 
+    /// Layouts, and partitions that have become complete, change how many pairs there are.
+    pub(crate) fn recount_pairs(&mut self) {
+        self.repairs.pairs = None;
+    }
+
+    fn pairs(&mut self) -> u32 {
+        if let Some(pairs) = self.repairs.pairs {
+            return pairs;
+        }
+        let ids = self.layout.iter().flat_map(|layout| layout.partition_ids());
+        let pairs: usize = ids.map(|partition| self.begun_here(partition).len()).sum();
+        let pairs = u32::try_from(pairs).unwrap_or(u32::MAX);
+        self.repairs.pairs = Some(pairs);
+        pairs
+    }
+
     /// The other owners with which this node begins comparisons in the background.
     fn begun_here(&self, partition: PartitionId) -> Vec<NodeId> {
         let me = self.config.node;
@@ -119,10 +135,7 @@ impl Node {
 
     /// The entries of some partitions have changed: their comparisons are void.
     pub(crate) fn restart_repairs(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
-        if let Some(layout) = self.layout.clone() {
-            let pairs: usize = layout.partition_ids().map(|partition| self.begun_here(partition).len()).sum();
-            self.repairs.pairs = u32::try_from(pairs).unwrap_or(u32::MAX);
-        }
+        self.recount_pairs();
         if let Some(id) = self.repairs.running
             && self.exchanges.get(&id).is_some_and(|exchange| changed(exchange.partition))
         {

@@ -119,6 +119,10 @@ impl Node {
     }
 
     fn handover_step(&mut self, partition: PartitionId) {
+        let early = !self.rules.keep(Rule::DropAfterAdoption) && self.owns(partition);
+        if early {
+            return self.drop_slice(partition);
+        }
         let Some(left) = self.leftovers.left.get_mut(&partition) else { return };
         if left.size.is_none() {
             left.counting = true;

@@ -265,7 +265,20 @@ impl World {
             }
             Effect::Persist { seq, batch } => {
                 note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
+                let names = batch.writes.iter().filter_map(|write| match write {
+                    Write::Meta { name, .. } => Some(name),
+                    Write::Record { .. } => None,
+                });
+                let is_of_copy = |name: &bytes::Bytes| name.starts_with(b"progress/") || name.starts_with(b"receipt/");
+                let of_copy = names.into_iter().any(is_of_copy);
                 self.machines[index].disk.persist(seq, batch);
+                let quarantined = self.machines[index].quarantined;
+                if of_copy && !quarantined && !self.healed && self.dice.chance(self.settings.faults.crashes_of_copies) {
+                    let stops = self.time + self.dice.below(2 * MS);
+                    self.at(stops, Event::Crash { machine: index, life });
+                    let restarts = stops + self.dice.between(1, 100) * MS;
+                    self.at(restarts, Event::Start { machine: index });
+                }
                 self.sync(index);
             }
             Effect::WakeAt(at) => {
@@ -382,7 +395,10 @@ impl World {
         let mut keys = self.history.keys.iter();
         if let Some(key) = keys.find(|key| ContextToken::decode(token, key.keyspace, &key.bytes).is_ok()) {
             let entries = self.acted_entries(index, key.partition);
-            self.acknowledged_by.entry(token.clone()).or_default().extend(entries);
+            let under_way = self.under_way.entry(token.clone()).or_default();
+            under_way.coordinator = index;
+            under_way.at = self.time;
+            under_way.entries.extend(entries);
         }
     }
 

@@ -6,6 +6,7 @@
 //!
 //! * `SIM_SEED=n cargo test -p kv-core --test sim replay -- --nocapture` replays one seed with a trace.
 //! * `SIM_SEEDS=a..b cargo test -p kv-core --test sim range -- --nocapture` runs a range of seeds on all cores.
+//! * `SIM_MOVES=1` beside either makes every run change its topology several times.
 
 #![allow(clippy::print_stdout, reason = "traces and reports are the output of this test")]
 

@@ -4,7 +4,7 @@
 use kv_core::rule::Rule;
 
 use crate::runner::run_adjusted;
-use crate::settings::{Mutation, Settings};
+use crate::settings::{MS, Mutation, Settings};
 
 /// Seeds that a mutation may take. Most take a few.
 const SEEDS_MAX: u64 = 3000;
@@ -53,13 +53,13 @@ fn an_actor_used_again_for_another_hint_is_caught() {
 
 #[test]
 fn a_wiped_store_that_keeps_its_identity_is_caught() {
-    check(Mutation::WipeKeepsIdentity, &["A1"]);
+    check(Mutation::WipeKeepsIdentity, &["A1", "invariant", "strict"]);
     check_consequences(Mutation::WipeKeepsIdentity, &["invariant", "strict"]);
 }
 
 #[test]
 fn a_wiped_store_that_answers_with_emptiness_is_caught() {
-    check(Mutation::Core(Rule::RefillLostStore), &["D2"]);
+    check(Mutation::Core(Rule::RefillLostStore), &["D2", "never refilled"]);
 }
 
 #[test]
@@ -85,4 +85,67 @@ fn dropping_a_hint_too_early_is_caught() {
 #[test]
 fn acting_on_a_layout_that_is_not_durable_is_caught() {
     check(Mutation::Core(Rule::DurableLayout), &["invariant 7"]);
+}
+
+/// Only runs that change their topology can notice these.
+fn check_moves(mutation: Mutation, expected: &[&str]) {
+    check_adjusted(mutation, expected, |settings| {
+        settings.mutation = Some(mutation);
+        settings.move_often();
+    });
+}
+
+#[test]
+fn a_quorum_in_one_set_only_is_caught() {
+    check_moves(Mutation::Core(Rule::BothQuorums), &["invariant", "strict"]);
+}
+
+#[test]
+fn dropping_what_nobody_has_confirmed_is_caught() {
+    check_moves(Mutation::Core(Rule::HandOverBeforeDrop), &["A4"]);
+}
+
+#[test]
+fn progress_of_an_earlier_ownership_is_caught() {
+    // A receipt of an earlier try also keeps a node from copying again.
+    check_moves(Mutation::Core(Rule::SinceCounts), &["E3", "M1", "D2", "invariant", "strict", "liveness"]);
+}
+
+#[test]
+fn copying_from_too_few_is_caught() {
+    check_moves(Mutation::Core(Rule::CoveredByMajority), &["M1"]);
+}
+
+#[test]
+fn copying_from_a_source_that_is_not_fenced_is_caught() {
+    check_moves(Mutation::Core(Rule::FencedSource), &["M1"]);
+}
+
+#[test]
+fn progress_that_is_durable_before_its_data_is_caught() {
+    check_adjusted(Mutation::Core(Rule::CursorBehindData), &["M1", "D2", "invariant", "strict"], |settings| {
+        settings.mutation = Some(Mutation::Core(Rule::CursorBehindData));
+        settings.move_often();
+        // No other source brings what was lost, and many crashes meet a copy.
+        settings.copies = 1;
+        settings.faults.operations = 8;
+        settings.faults.crashes_of_copies = 300;
+        settings.sync = 10 * MS;
+    });
+}
+
+#[test]
+fn counting_a_source_that_was_left_midway_is_caught() {
+    check_moves(Mutation::Core(Rule::CoverageOfEachSource), &["M1", "D2"]);
+}
+
+#[test]
+fn dropping_before_the_layout_is_durable_is_caught() {
+    check_moves(Mutation::Core(Rule::DropAfterAdoption), &["M4"]);
+}
+
+#[test]
+fn cutting_over_without_receipts_is_caught() {
+    // A partition whose new owners hold nothing may also stay closed.
+    check_moves(Mutation::CutOverWithoutReceipts, &["invariant", "strict", "liveness"]);
 }

@@ -23,7 +23,7 @@ use crate::history::{Answer, KeyId, OpId};
 use crate::report::Count;
 use crate::settings::{MS, Mutation, node_id};
 use crate::trace::note;
-use crate::world::{Event, World};
+use crate::world::{Event, UnderWay, World};
 
 /// How often a fault that the rules forbid at its moment is tried again.
 const TRIES: u8 = 6;
@@ -327,7 +327,12 @@ impl World {
     pub(crate) fn may_lose_disk(&self, machine: usize) -> bool {
         // A partition with one owner has nobody to be refilled from.
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
-        copied && self.unsynced.is_empty() && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
+        // A client may yet learn of a write that only this disk holds.
+        let late = |ack: &UnderWay| ack.coordinator == machine && self.time < ack.at + 1000 * MS;
+        copied
+            && !self.under_way.values().any(late)
+            && self.unsynced.is_empty()
+            && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
     }
 
     fn is_safe_without(&self, machine: usize, key: KeyId) -> bool {

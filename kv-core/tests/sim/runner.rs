@@ -22,7 +22,12 @@ pub(crate) struct Run {
 
 /// Runs one seed.
 pub(crate) fn run_seed(seed: u64, traced: bool) -> Run {
-    run_adjusted(seed, traced, |_| {})
+    let moves = std::env::var_os("SIM_MOVES").is_some();
+    run_adjusted(seed, traced, |settings| {
+        if moves {
+            settings.move_often();
+        }
+    })
 }
 
 /// Runs one seed with settings that a test changes.

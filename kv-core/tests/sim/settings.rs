@@ -55,6 +55,8 @@ pub(crate) struct Faults {
     pub(crate) cancels: u64,
     pub(crate) transfers: u64,
     pub(crate) repairs: u64,
+    /// Of 1,000 times that a copy notes how far it is, those that are cut short by a crash.
+    pub(crate) crashes_of_copies: u64,
 }
 
 /// What a seed decides before the run begins.
@@ -117,6 +119,7 @@ impl Settings {
             cancels: dice.below(often / 2 + 1),
             transfers: dice.below(often / 2 + 1),
             repairs: dice.below(3),
+            crashes_of_copies: *dice.pick(&[0, 0, 0, 20, 100]),
             ..faults
         };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
@@ -147,6 +150,14 @@ impl Settings {
             mutation: None,
             overlooks_actors: false,
         }
+    }
+
+    /// The same, with several changes of the topology.
+    pub(crate) fn move_often(&mut self) {
+        self.nodes = self.nodes.max(4);
+        self.copies = self.copies.clamp(2, 3);
+        self.faults.operations = self.faults.operations.max(3);
+        self.spares = self.spares.clamp(1, 2);
     }
 
     /// The first layout of the cluster. Machine `index` is node `index + 1`.

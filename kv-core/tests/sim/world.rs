@@ -99,6 +99,15 @@ impl Ord for Queued {
     }
 }
 
+/// An acknowledgement that its coordinator has given.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    pub(crate) coordinator: usize,
+    pub(crate) at: Time,
+    /// The entries on which the coordinator acted.
+    pub(crate) entries: Vec<Entry>,
+}
+
 /// One run.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -135,8 +144,8 @@ pub(crate) struct World {
     pub(crate) fenced: BTreeMap<(usize, PartitionId, Epoch), Vec<(KeyId, Context)>>,
     /// Receipts that were judged.
     pub(crate) receipts_seen: BTreeSet<(NodeId, PartitionId, Epoch, StoreId)>,
-    /// By which entry writes were acknowledged that reach their clients through another node, by their tokens.
-    pub(crate) acknowledged_by: BTreeMap<Bytes, Vec<Entry>>,
+    /// Acknowledgements that are on their way to their clients through another node, by their tokens.
+    pub(crate) under_way: BTreeMap<Bytes, UnderWay>,
     /// On which layout the machine acted before its present step.
     pub(crate) acted_before: Option<Arc<Layout>>,
     /// The partitions that each open question of a machine's run is about, for rule D2's checker.
@@ -175,7 +184,7 @@ impl World {
             asked: BTreeMap::new(),
             fenced: BTreeMap::new(),
             receipts_seen: BTreeSet::new(),
-            acknowledged_by: BTreeMap::new(),
+            under_way: BTreeMap::new(),
             acted_before: None,
             failure: None,
             trace: traced.then(Vec::new),

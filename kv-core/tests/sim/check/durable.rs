@@ -24,7 +24,7 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
         .context;
     // The entry on which its coordinator acts. A token does not always tell two writes of a client apart, so what the
     // answering machine acts on counts as well.
-    let mut entries = world.acknowledged_by.remove(token).unwrap_or_default();
+    let mut entries = world.under_way.remove(token).unwrap_or_default().entries;
     entries.extend(world.acted_entries(machine, key.partition));
     let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == key.keyspace);
     let w = keyspace.map_or(1, |keyspace| keyspace.w);

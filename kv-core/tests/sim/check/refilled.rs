@@ -1,7 +1,6 @@
 //! Rule D2: a store that was lost is refilled from *all* other owners before it counts as complete. Then it durably holds
 //! all that any of them durably held when it was lost.
 
-use kv_core::node::Node;
 use kv_core::ring::Entry;
 use kv_core::storage::Space;
 use kv_core::types::PartitionId;
@@ -44,16 +43,10 @@ pub(crate) fn entry_changed(world: &mut World, partition: PartitionId, was: &Ent
         if let Some(before) = before {
             let rest = before.into_iter().filter(|(key, context)| held(key, context)).collect();
             world.unsynced.insert((machine, partition), rest);
-        } else if entered && !world.is_listed(machine) && lacks_receipt(world, machine, partition) {
+        } else if entered && !world.is_listed(machine) {
             world.unsynced.insert((machine, partition), now);
         }
     }
-}
-
-/// Whether the store that a running machine has now was not covered by the migration that has ended.
-fn lacks_receipt(world: &World, machine: usize, partition: PartitionId) -> bool {
-    let covers = |core: &Node| core.receipts().iter().any(|receipt| receipt.partition == partition);
-    world.machines[machine].core.as_ref().is_some_and(|core| !covers(core))
 }
 
 /// Whether a machine that calls a partition complete has got back what it was owed.
