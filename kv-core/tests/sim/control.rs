@@ -242,7 +242,7 @@ impl World {
 
     /// Gives a node the layouts that it does not know: all of them or, once it knows one, sometimes just the last.
     pub(crate) fn tell_layouts(&mut self, machine: usize) {
-        let Some(core) = &self.machines[machine].core else { return };
+        let Some(core) = self.machines[machine].core.as_ref().filter(|_| !self.machines[machine].deaf) else { return };
         let known = core.layout().map(|layout| layout.epoch);
         let newer: Vec<Arc<Layout>> =
             self.layouts.iter().filter(|layout| known.is_none_or(|known| layout.epoch > known)).cloned().collect();

@@ -2,11 +2,12 @@
 
 use kv_core::message::{Consistency, Level};
 use kv_core::rule::Rule;
+use kv_core::topology::Change;
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
 use crate::runner::{Run, run_adjusted, run_script};
-use crate::settings::{Faults, MS, Mutation, Settings};
+use crate::settings::{Faults, MS, Mutation, Settings, node_id};
 use crate::workload::Ask;
 use crate::world::World;
 
@@ -204,4 +205,146 @@ fn wipes_and_roll_backs_under_load_lose_nothing() {
     };
     let happened = [Count::Wipes, Count::RollBacks, Count::Refills, Count::StrictReads];
     check(|seed| run_adjusted(seed, false, adjust), &happened);
+}
+
+/// The settings of a script that moves partitions under load.
+fn moving(settings: &mut Settings, nodes: usize, spares: usize, copies: u8) {
+    calm(settings, nodes, copies);
+    settings.spares = spares;
+    settings.clients = 4;
+    settings.operations = 60;
+    settings.think = 10 * MS;
+    settings.trouble_ends = 3000 * MS;
+    settings.node.deadline = std::time::Duration::from_millis(300);
+}
+
+/// Runs until the operation has ended, or for so long.
+fn wait_for_operation(world: &mut World, at_most: u64) {
+    let end = world.time + at_most;
+    while world.operation.is_some() && world.failure.is_none() && world.time < end {
+        world.run_until(world.time + 5 * MS);
+    }
+}
+
+/// Two of three owners are replaced while the third hears nothing of it and puts are in flight: it goes on at the old
+/// epoch, together with whoever has not adopted the new one yet.
+fn replace_two_of_three(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let frozen = world.dice.index(3);
+    world.machines[frozen].deaf = true;
+    let others: Vec<usize> = (0..3).filter(|machine| *machine != frozen).collect();
+    world.operate(&[
+        Change::Replace { old: node_id(others[0]), new: node_id(3) },
+        Change::Replace { old: node_id(others[1]), new: node_id(4) },
+    ]);
+    wait_for_operation(world, 1000 * MS);
+    world.machines[frozen].deaf = false;
+    world.tell_layouts(frozen);
+    wait_for_operation(world, 1000 * MS);
+    world.finish();
+}
+
+#[test]
+fn replacing_two_of_three_with_one_frozen_loses_nothing() {
+    let adjust = |settings: &mut Settings| {
+        moving(settings, 5, 2, 3);
+        settings.network.late = 200;
+    };
+    let happened = [Count::CutOvers, Count::Receipts, Count::StrictReads, Count::Dropped];
+    check(|seed| run_script(seed, false, adjust, replace_two_of_three), &happened);
+}
+
+/// A node is asked to leave and the operation cancelled, or it leaves and comes back, three times, while keys are
+/// written and deleted; machines crash in between.
+fn leave_cancel_rejoin(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let node = node_id(0);
+    for round in 0..3 {
+        world.operate(&[Change::Remove { node }]);
+        let wait = world.dice.below(150) * MS;
+        world.run_until(world.time + wait);
+        if round == 1 {
+            wait_for_operation(world, 2000 * MS);
+        } else {
+            world.cancel_operation();
+        }
+        let crashed = world.dice.index(world.machines.len());
+        world.crash_for_a_while(crashed);
+        let wait = world.dice.below(60) * MS;
+        world.run_until(world.time + wait);
+        world.operate(&[Change::Add { node }]);
+        wait_for_operation(world, 1500 * MS);
+    }
+    world.finish();
+}
+
+#[test]
+fn leaving_and_coming_back_brings_no_deleted_key_back() {
+    let adjust = |settings: &mut Settings| moving(settings, 4, 0, 3);
+    let happened = [Count::Cancels, Count::CutOvers, Count::Dropped];
+    check(|seed| run_script(seed, false, adjust, leave_cancel_rejoin), &happened);
+}
+
+/// Fewer copies, then more again.
+fn five_copies_to_three(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    for copies in [3, 5] {
+        world.operate(&[Change::Copies { copies }]);
+        let crashed = world.dice.index(world.machines.len());
+        world.crash_for_a_while(crashed);
+        wait_for_operation(world, 1500 * MS);
+    }
+    world.finish();
+}
+
+#[test]
+fn fewer_copies_still_hold_everything() {
+    let adjust = |settings: &mut Settings| moving(settings, 5, 0, 5);
+    let happened = [Count::CutOvers, Count::Receipts, Count::Dropped];
+    check(|seed| run_script(seed, false, adjust, five_copies_to_three), &happened);
+}
+
+/// A node enters, and one disk of those that take part is lost in the middle: a source's or the receiver's.
+fn move_with_a_disk_lost(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    world.operate(&[Change::Add { node: node_id(3) }]);
+    let wait = world.dice.below(80) * MS;
+    world.run_until(world.time + wait);
+    let lost = world.dice.index(4);
+    world.wipe(lost, 6);
+    wait_for_operation(world, 2500 * MS);
+    world.finish();
+}
+
+#[test]
+fn a_disk_lost_in_the_middle_of_a_move_loses_nothing() {
+    let adjust = |settings: &mut Settings| moving(settings, 4, 1, 3);
+    let happened = [Count::Wipes, Count::CutOvers, Count::Refills];
+    check(|seed| run_script(seed, false, adjust, move_with_a_disk_lost), &happened);
+}
+
+/// A member is destroyed under load and removed as dead: its copies are made anew from the survivors.
+fn remove_a_dead_member(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let wait = world.dice.below(100) * MS;
+    world.run_until(world.time + wait);
+    let dead = world.dice.index(4);
+    for _ in 0..20 {
+        world.remove_dead(dead);
+        world.run_until(world.time + 20 * MS);
+    }
+    wait_for_operation(world, 2500 * MS);
+    world.finish();
+}
+
+#[test]
+fn the_copies_of_a_dead_member_are_made_anew() {
+    let adjust = |settings: &mut Settings| moving(settings, 4, 0, 3);
+    let happened = [Count::Deaths, Count::CutOvers, Count::Receipts];
+    check(|seed| run_script(seed, false, adjust, remove_a_dead_member), &happened);
 }
