@@ -1,6 +1,7 @@
 //! The stream for bulk of a session, on a connection of its own: pieces of copies never wait in front of requests.
 //!
-//! It belongs to the session and ends with it, so frames of a closed session are discarded here, too. While there is none,
+//! It belongs to the session and ends with it, so frames of a closed session are discarded here, too. The session also ends
+//! with it: what was queued in it is lost, and the engine expects losses only where a session ends. While there is none,
 //! bulk goes by the session's stream.
 
 use std::convert::Infallible;
@@ -35,9 +36,15 @@ pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
         let outcome = async {
             let theirs = first_hello(&mut incoming).await?;
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
-            drop(frames.send(Ok(hello_frame(&mine))).await);
-            links.agree(&mine, &theirs)?;
-            let session = links.session(theirs.node, |open| open.incarnation == theirs.incarnation)?;
+            let agreed = links.agree(&mine, &theirs);
+            let session = links.session(theirs.node, |open| open.incarnation == theirs.incarnation);
+            // With the answer the other end begins to send, so there must be a session for it. If the two do not talk, the
+            // answer says why.
+            if session.is_ok() || agreed.is_err() {
+                drop(frames.send(Ok(hello_frame(&mine))).await);
+            }
+            agreed?;
+            let session = session?;
             links.carry(session, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
@@ -105,6 +112,9 @@ impl Links {
             _ = closed.wait_for(|closed| *closed) => Err(SessionError::Closed),
         };
         outbox.detach_bulk(&id);
+        if let Some(open) = self.open().get(&node).filter(|open| open.number == number) {
+            open.close.send_replace(true);
+        }
         outcome
     }
 

@@ -5,5 +5,6 @@
 mod bad_input;
 mod data;
 mod faults;
+mod migration;
 mod plan;
 mod world;

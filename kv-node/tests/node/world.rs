@@ -94,6 +94,11 @@ pub(crate) async fn until_async<T, F: Future<Output = Option<T>>>(what: &str, mu
     }
 }
 
+/// Waits until a node ends by itself; its exit code.
+pub(crate) fn wait_for_exit_code(node: &mut Node) -> Option<i32> {
+    wait_for_exit(&mut node.child).code()
+}
+
 pub(crate) fn strings(args: &[&str]) -> Vec<String> {
     args.iter().map(|arg| (*arg).to_owned()).collect()
 }

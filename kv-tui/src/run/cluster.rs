@@ -101,6 +101,8 @@ fn pending_json(pending: &v1::Pending) -> Value {
         "hint_bytes": pending.hint_bytes,
         "lag": pending.lag,
         "refills": pending.refills,
+        "transfers": pending.transfers,
+        "residue": pending.residue,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kv_core::ring::{Entry, Layout};
+use kv_core::ring::{Layout, Owner};
 use kv_core::types::NodeId;
 use kv_proto::v1;
 
@@ -76,6 +76,7 @@ impl Health {
         }
         health.look_at_members(picture);
         health.look_at_partitions(picture);
+        health.look_at_operation(picture);
         health.look_at_pending(picture);
         health
     }
@@ -148,8 +149,10 @@ impl Health {
         let needed = usize::from(strictest.unwrap_or(1));
         let serving: BTreeSet<u64> =
             picture.snapshots().map(|snapshot| snapshot.node).filter(|node| picture.serves(NodeId(*node))).collect();
-        let can_serve = |entry: &Entry| entry.nodes().filter(|owner| serving.contains(&owner.0)).count();
-        let short = layout.partitions.iter().filter(|entry| can_serve(entry) < needed.min(entry.owners.len())).count();
+        let lacks =
+            |set: &[Owner]| set.iter().filter(|owner| serving.contains(&owner.node.0)).count() < needed.min(set.len());
+        // While a partition migrates, both its old and its new owners must be enough.
+        let short = layout.partitions.iter().filter(|entry| entry.sets().any(lacks)).count();
         let unsynced: usize = picture.snapshots().map(|snapshot| unsynced_copies(snapshot, layout)).sum();
         if short > 0 {
             self.ready = false;
@@ -174,6 +177,34 @@ impl Health {
         }
     }
 
+    /// An operation under way, and nodes that have not gone yet.
+    fn look_at_operation(&mut self, picture: &Picture) {
+        if let Some(operation) = picture.operation() {
+            let (id, command) = (operation.id, &operation.command);
+            let moved = format!("{} of {} replicas moved", operation.moved, operation.moves);
+            match operation.state() {
+                v1::OperationState::Running => {
+                    self.idle = false;
+                    let what = format!("operation {id} ({command}) is running, {moved}");
+                    self.because(Word::Settling, what, format!("follow it with op watch {id}"));
+                }
+                v1::OperationState::Paused => {
+                    self.idle = false;
+                    let what = format!("operation {id} ({command}) is paused, {moved}");
+                    self.because(Word::Settling, what, format!("go on with op resume {id}"));
+                }
+                _ => {}
+            }
+        }
+        for member in &picture.description.members {
+            if picture.snapshot(member.id).is_some_and(|told| told.state() == v1::MemberState::Leaving) {
+                self.idle = false;
+                let name = &member.member.name;
+                self.because(Word::Settling, format!("{name} is leaving and hands over what it holds"), "");
+            }
+        }
+    }
+
     fn look_at_pending(&mut self, picture: &Picture) {
         let pending = picture.pending();
         let parts = [
@@ -182,6 +213,8 @@ impl Health {
             (pending.hints, "hints held for absent owners"),
             (pending.lag, "keys that a copy lacks"),
             (pending.refills, "partitions being refilled"),
+            (pending.transfers, "partitions being copied to new owners"),
+            (pending.residue, "records to be handed over by former owners"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
@@ -207,7 +240,7 @@ mod tests {
 
     use kv_core::config::{ClusterConfig, Keyspace};
     use kv_core::error::RequestError;
-    use kv_core::ring::{Member, Owner};
+    use kv_core::ring::{Entry, Member};
     use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, PartitionId, StoreId};
     use kv_proto::client::NodeReport;
     use kv_proto::describe::{Description, MemberView};
@@ -307,6 +340,20 @@ mod tests {
         check(
             |picture| snapshot(picture, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
             "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",
+        );
+        check(
+            |picture| {
+                snapshot(picture, 1).pending = Some(v1::Pending { transfers: 3, residue: 7, ..Default::default() });
+                let operation =
+                    v1::Operation { id: 4, command: "node add n4".to_owned(), moves: 9, ..Default::default() };
+                let older = v1::Operation { state: v1::OperationState::Running.into(), ..operation.clone() };
+                let newer = v1::Operation { moved: 2, state: v1::OperationState::Paused.into(), ..operation };
+                snapshot(picture, 1).operation = Some(newer);
+                snapshot(picture, 2).operation = Some(older);
+                snapshot(picture, 0).state = v1::MemberState::Leaving.into();
+            },
+            "settling ready: operation 4 (node add n4) is paused, 2 of 9 replicas moved; n1 is leaving and hands over what \
+             it holds; 3 partitions being copied to new owners, 7 records to be handed over by former owners",
         );
         check(
             |picture| snapshot(picture, 2).layout_epoch = 2,

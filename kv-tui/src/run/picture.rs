@@ -70,6 +70,15 @@ impl Picture {
         }
     }
 
+    /// The newest operation that any member knows; not set if there never was one.
+    #[must_use]
+    pub fn operation(&self) -> Option<&v1::Operation> {
+        // Of two accounts of one operation the one that is further on is newer.
+        let ended = |operation: &v1::Operation| operation.ended_us > 0;
+        let known = self.snapshots().filter_map(|snapshot| snapshot.operation.as_ref());
+        known.max_by_key(|operation| (operation.id, ended(operation), operation.moved, operation.receipts))
+    }
+
     /// What all members together still have to do.
     #[must_use]
     pub fn pending(&self) -> v1::Pending {
@@ -81,6 +90,8 @@ impl Picture {
             sum.hint_bytes += pending.hint_bytes;
             sum.lag += pending.lag;
             sum.refills += pending.refills;
+            sum.transfers += pending.transfers;
+            sum.residue += pending.residue;
         }
         sum
     }
@@ -136,7 +147,8 @@ impl Picture {
         let Some(layout) = &self.description.layout else { return BTreeMap::new() };
         let mut shares: BTreeMap<NodeId, Share> = BTreeMap::new();
         for entry in &layout.partitions {
-            for (place, owner) in entry.nodes().enumerate() {
+            // While a partition migrates its old owners hold it.
+            for (place, owner) in entry.owners.iter().map(|owner| owner.node).enumerate() {
                 let share = shares.entry(owner).or_default();
                 share.partitions += 1;
                 share.primary += u64::from(place == 0);

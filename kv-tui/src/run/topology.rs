@@ -139,6 +139,11 @@ async fn gone(changes: &[Change], client: &Client, sink: &mut dyn Sink) -> Resul
         if left.is_empty() {
             return Ok(());
         }
+        if left.iter().all(|member| picture.snapshot(member.id).is_none()) {
+            // Nothing that is waited for here brings it back.
+            left.iter().for_each(|member| sink.note(&operation::why_not_gone(&picture, member)));
+            return Ok(());
+        }
         let why = left.iter().map(|member| operation::why_not_gone(&picture, member)).collect::<Vec<_>>().join("; ");
         if why != told {
             sink.note(&why);
