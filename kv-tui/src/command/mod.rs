@@ -275,9 +275,9 @@ pub enum NodeCommand {
     },
     /// Let a spare own partitions.
     Add(AddArgs),
-    /// Take all copies from a node, which becomes a spare.
+    /// Take all copies from a node, which then leaves the cluster.
     Remove(RemoveArgs),
-    /// Give the places of one node to a spare.
+    /// Give the places of one node, which then leaves, to a spare.
     Replace(ReplaceArgs),
     /// Change the capacity of a node.
     Weight(WeightArgs),
