@@ -15,6 +15,7 @@ use kv_core::types::{Epoch, NodeId, PartitionId, StoreId};
 
 use crate::check;
 use crate::clock::Time;
+use crate::machine::Machine;
 use crate::report::Count;
 use crate::settings::{MS, Mutation, machine_of, node_id};
 use crate::trace::note;
@@ -242,10 +243,11 @@ impl World {
 
     /// Gives a node the layouts that it does not know: all of them or, once it knows one, sometimes just the last.
     pub(crate) fn tell_layouts(&mut self, machine: usize) {
-        let Some(core) = self.machines[machine].core.as_ref().filter(|_| !self.machines[machine].deaf) else { return };
+        let Machine { core: Some(core), hears_up_to, .. } = &self.machines[machine] else { return };
         let known = core.layout().map(|layout| layout.epoch);
-        let newer: Vec<Arc<Layout>> =
-            self.layouts.iter().filter(|layout| known.is_none_or(|known| layout.epoch > known)).cloned().collect();
+        let is_new = |layout: &&Arc<Layout>| known.is_none_or(|known| layout.epoch > known);
+        let is_heard = |layout: &&Arc<Layout>| hears_up_to.is_none_or(|last| layout.epoch <= last);
+        let newer: Vec<Arc<Layout>> = self.layouts.iter().filter(is_new).filter(is_heard).cloned().collect();
         let skip = if known.is_some() && self.dice.chance(500) { newer.len().saturating_sub(1) } else { 0 };
         for layout in newer.into_iter().skip(skip) {
             self.step(machine, Input::Layout(layout));

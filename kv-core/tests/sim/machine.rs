@@ -39,8 +39,8 @@ pub(crate) struct Machine {
     pub(crate) false_identity: Option<Incarnation>,
     /// Syncs take this much longer until the given moment.
     pub(crate) slow_until: Time,
-    /// The control plane does not reach it.
-    pub(crate) deaf: bool,
+    /// It hears of no layout behind this one.
+    pub(crate) hears_up_to: Option<Epoch>,
     /// It was destroyed and declared dead.
     pub(crate) dead: bool,
     /// Whether a store of it was lost or replaced by an older copy.
@@ -62,7 +62,7 @@ impl Machine {
             acted_on: Epoch(0),
             false_identity: None,
             slow_until: 0,
-            deaf: false,
+            hears_up_to: None,
             dead: false,
             ever_lost: false,
         }

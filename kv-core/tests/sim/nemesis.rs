@@ -389,7 +389,7 @@ impl World {
         self.settings.network.duplication = 0;
         self.set_transfers(TransferSettings::default());
         for machine in self.living() {
-            self.machines[machine].deaf = false;
+            self.machines[machine].hears_up_to = None;
             self.machines[machine].clock.skew = 0;
             self.machines[machine].clock.drift = 0;
             self.machines[machine].disk.failing = false;

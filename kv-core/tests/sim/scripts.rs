@@ -232,14 +232,14 @@ fn replace_two_of_three(world: &mut World) {
     world.plan_work();
     world.settle_machines();
     let frozen = world.dice.index(3);
-    world.machines[frozen].deaf = true;
+    world.machines[frozen].hears_up_to = Some(world.layout().epoch);
     let others: Vec<usize> = (0..3).filter(|machine| *machine != frozen).collect();
     world.operate(&[
         Change::Replace { old: node_id(others[0]), new: node_id(3) },
         Change::Replace { old: node_id(others[1]), new: node_id(4) },
     ]);
     wait_for_operation(world, 1000 * MS);
-    world.machines[frozen].deaf = false;
+    world.machines[frozen].hears_up_to = None;
     world.tell_layouts(frozen);
     wait_for_operation(world, 1000 * MS);
     world.finish();
@@ -347,4 +347,67 @@ fn the_copies_of_a_dead_member_are_made_anew() {
     let adjust = |settings: &mut Settings| moving(settings, 4, 0, 3);
     let happened = [Count::Deaths, Count::CutOvers, Count::Receipts];
     check(|seed| run_script(seed, false, adjust, remove_a_dead_member), &happened);
+}
+
+/// A partition is cut over while two of its old owners hear nothing of it. A write is confirmed by the third and by the
+/// new owner; then the third loses its disk, and its new store hears of the migration, but not of its end. By that layout
+/// the two that lag behind are all of its other owners, and both lack the write.
+fn refill_by_an_old_layout(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let key = KeyId(0);
+    let partition = world.history.key(key).partition;
+    let owners = world.old_owners(partition);
+    world.operate(&[Change::Replace { old: node_id(owners[1]), new: node_id(3) }]);
+    let end = world.time + 5000 * MS;
+    let acts_on = |world: &World, machine: usize| world.machines[machine].acted_on == world.layout().epoch;
+    while !((0..4).all(|machine| acts_on(world, machine)) && world.entry(partition).joint.is_some()) {
+        if world.time > end || world.failure.is_some() {
+            return world.finish();
+        }
+        world.run_until(world.time + MS);
+    }
+    let joint = world.layout().epoch;
+    for machine in [owners[1], owners[2]] {
+        world.machines[machine].hears_up_to = Some(joint);
+    }
+    while world.entry(partition).joint.is_some() || !acts_on(world, owners[0]) || !acts_on(world, 3) {
+        if world.time > end || world.failure.is_some() {
+            return world.finish();
+        }
+        world.run_until(world.time + MS);
+    }
+    let value = world.history.next_value(0);
+    world.audit_write(key, Some(value), QUORUM, owners[0]);
+    world.machines[owners[0]].hears_up_to = Some(joint);
+    world.wipe(owners[0], 1);
+    world.run_until(world.time + 500 * MS);
+    for machine in 0..4 {
+        world.machines[machine].hears_up_to = None;
+        world.tell_layouts(machine);
+    }
+    wait_for_operation(world, 2500 * MS);
+    world.finish();
+}
+
+fn without_clients(settings: &mut Settings) {
+    moving(settings, 4, 1, 3);
+    settings.operations = 0;
+}
+
+#[test]
+fn a_store_that_hears_of_an_old_layout_is_not_filled_by_it() {
+    let run = |seed| run_script(seed, false, without_clients, refill_by_an_old_layout);
+    check(run, &[Count::Wipes, Count::CutOvers, Count::Refills]);
+}
+
+#[test]
+fn filling_a_store_by_a_layout_that_does_not_list_it_is_caught() {
+    let adjust = |settings: &mut Settings| {
+        without_clients(settings);
+        settings.mutation = Some(Mutation::Core(Rule::ListedStore));
+    };
+    let failures = (0..SEEDS).filter_map(|seed| run_script(seed, false, adjust, refill_by_an_old_layout).failure);
+    let first = failures.into_iter().next();
+    assert!(first.as_ref().is_some_and(|what| what.contains("D2")), "found {first:?}");
 }

@@ -219,7 +219,7 @@ fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
         slice_entries_max: dice.index(8) + 1,
         slice_bytes_max: 1000,
         refills_max: dice.index(4) + 1,
-        repair_every: Duration::from_millis(*dice.pick(&[0, 0, 200, 1500])),
+        repair_every: Duration::from_millis(*dice.pick(&[0, 0, 1500, 0])),
         ..NodeConfig::new(NodeId(0))
     }
 }
