@@ -1,10 +1,13 @@
 //! A machine: one process around `Node::step`, doing for it what the shell of a real node does.
 
+use std::sync::Arc;
+
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
 use kv_core::message::{Errand, Message, Response};
 use kv_core::node::{Effect, Input, Node};
+use kv_core::ring::Layout;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
 use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
 use kv_core::version::ContextToken;
@@ -405,11 +408,13 @@ impl World {
         }
     }
 
-    /// The entries of a partition on which a machine acted in its present step: a layout may have come within it.
+    /// The entries of a partition on which a machine may have acted in its present step: several layouts may have become
+    /// durable at once.
     pub(crate) fn acted_entries(&self, index: usize, partition: PartitionId) -> Vec<kv_core::ring::Entry> {
-        let after = self.machines[index].core.as_ref().and_then(|core| core.layout());
-        let layouts = self.acted_before.iter().chain(after);
-        layouts.filter_map(|layout| layout.entry(partition).cloned()).collect()
+        let after = self.machines[index].core.as_ref().and_then(|core| core.layout()).map(|layout| layout.epoch);
+        let before = self.acted_before.as_ref().map(|layout| layout.epoch);
+        let is_between = |layout: &&Arc<Layout>| Some(layout.epoch) >= before && Some(layout.epoch) <= after;
+        self.layouts.iter().filter(is_between).filter_map(|layout| layout.entry(partition).cloned()).collect()
     }
 
     /// The stored key of a record on an owner.
