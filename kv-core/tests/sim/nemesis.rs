@@ -274,7 +274,8 @@ impl World {
         let target = &self.machines[machine];
         let Some(copy) = target.copy.clone().filter(|_| !target.dead) else { return };
         let is_older = copy.store != target.disk.store || copy.boot < target.disk.boot;
-        if !is_older || !self.is_seen_by_all(machine) || !self.may_lose_disk(machine) {
+        let noticed = self.is_seen_by_all(machine) && self.is_noticed_by_all(machine, copy.store, copy.boot);
+        if !is_older || !noticed || !self.may_lose_disk(machine) {
             if tries > 1 {
                 self.try_later(Fault::RollBack { machine, tries: tries - 1 });
             }
@@ -321,6 +322,16 @@ impl World {
         self.is_running(machine)
             && self.machines.len() > 1
             && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
+    }
+
+    /// Whether every other machine knows that a copy of this one's disk is an older one. A peer whose own store was lost
+    /// since may have forgotten which stores this machine had before.
+    fn is_noticed_by_all(&self, machine: usize, store: StoreId, boot: u32) -> bool {
+        let knows = |peer: usize| {
+            let seen = self.machines[peer].core.as_ref().and_then(|core| core.seen_against(node_id(machine), store));
+            seen.is_some_and(|seen| seen.store == store && seen.boot > boot)
+        };
+        self.living().into_iter().filter(|peer| *peer != machine).all(knows)
     }
 
     /// The rule at the top of this file.
