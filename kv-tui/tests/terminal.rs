@@ -330,7 +330,7 @@ fn a_panic_anywhere_gives_the_terminal_back_and_is_reported() {
     screen.check_left_with(Some(101), "the screen's own panic");
     let mut screen = Screen::play("task panic");
     screen.wait_for("settled");
-    screen.press(b"3");
+    screen.press(b"4");
     screen.check_left_with(Some(101), "the task's own panic");
 }
 

@@ -11,8 +11,10 @@ use kv_proto::v1;
 
 use super::columns::{Column, EventOrder, PartitionOrder};
 use super::list::List;
+use super::operations::Operations;
 use crate::run::health::Health;
 use crate::run::picture::{Picture, Share, state_word};
+use crate::run::safety::Safety;
 
 /// Seconds of throughput that are kept.
 pub const THROUGHPUT_SLOTS: usize = 3600;
@@ -35,6 +37,8 @@ pub struct Cluster {
     pub tracks: BTreeMap<NodeId, Track>,
     /// The health of the picture.
     pub health: Health,
+    /// What may fail.
+    pub safety: Safety,
     /// Each member's part of the copies.
     pub shares: BTreeMap<NodeId, Share>,
     /// Live keys, each once; `None` while some partition has no complete owner in reach.
@@ -43,6 +47,8 @@ pub struct Cluster {
     pub events: VecDeque<v1::Event>,
     /// One slot a second, the newest last; `None` where no member told its figures.
     pub throughput: VecDeque<Option<Rates>>,
+    /// The operations that are remembered, ascending by number, and how far the newest is.
+    pub operations: Operations,
     /// When anything was last told, in microseconds.
     pub told_us: u64,
     /// The second of the newest slot.
@@ -93,12 +99,14 @@ impl Cluster {
         let picture = Picture { description, reports: Vec::new() };
         let mut cluster = Self {
             health: Health::of(&picture),
+            safety: Safety::of(&picture),
             shares: picture.shares(),
             live_keys: None,
             picture,
             tracks: BTreeMap::new(),
             events: VecDeque::new(),
             throughput: VecDeque::new(),
+            operations: Operations::default(),
             told_us: now_us,
             slot: now_us / 1_000_000,
         };
@@ -139,6 +147,10 @@ impl Cluster {
         self.told_us = now_us;
         if new == News::Figures {
             self.judge();
+        }
+        let told = self.picture.reports.iter().find(|report| report.node == node);
+        if let Some(Ok(snapshot)) = told.map(|report| &report.snapshot) {
+            self.operations.report(snapshot, &self.picture);
         }
         if track.is_some_and(|track| track.rates == rates) { new } else { News::Figures }
     }
@@ -350,6 +362,7 @@ impl Cluster {
 
     fn judge(&mut self) {
         self.health = Health::of(&self.picture);
+        self.safety = Safety::of(&self.picture);
         self.live_keys = self.picture.live_keys();
     }
 }

@@ -155,3 +155,31 @@ pub enum EventOrder {
 impl Order for EventOrder {
     const ALL: &'static [Self] = &[Self::Time, Self::Level, Self::Node];
 }
+
+/// The order of the moves of an operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as on the screen")]
+pub enum MoveOrder {
+    #[default]
+    State,
+    Partition,
+    Progress,
+    Rate,
+    Eta,
+}
+
+impl Order for MoveOrder {
+    const ALL: &'static [Self] = &[Self::State, Self::Partition, Self::Progress, Self::Rate, Self::Eta];
+}
+
+/// The order of the operations: the newest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named as on the screen")]
+pub enum OperationOrder {
+    #[default]
+    Newest,
+}
+
+impl Order for OperationOrder {
+    const ALL: &'static [Self] = &[Self::Newest];
+}

@@ -9,10 +9,11 @@ use kv_core::types::NodeId;
 use serde::{Deserialize, Serialize};
 
 use super::cluster::EventId;
-use super::columns::{Column, EventOrder, PartitionOrder};
+use super::columns::{Column, EventOrder, MoveOrder, PartitionOrder};
 use super::keymap::Screen;
 use super::list::List;
 use super::model::{Map, Model, ZOOMS};
+use super::progress::MoveId;
 
 /// What is kept. What an older or newer build does not know is left as it is without it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,7 @@ pub struct Kept {
     nodes: List<Column, NodeId>,
     partitions: List<PartitionOrder, u32>,
     events: List<EventOrder, EventId>,
+    moves: List<MoveOrder, MoveId>,
     prefix: String,
 }
 
@@ -38,6 +40,7 @@ impl Kept {
             nodes: List { selected: None, row: 0, ..model.nodes.clone() },
             partitions: List { selected: None, row: 0, ..model.partitions.clone() },
             events: List { selected: None, row: 0, ..model.events.clone() },
+            moves: List { selected: None, row: 0, ..model.moves.clone() },
             prefix: model.keys.prefix.clone(),
         }
     }
@@ -48,6 +51,7 @@ impl Kept {
         model.map = self.map;
         model.zoom = self.zoom.min(ZOOMS.len() - 1);
         (model.nodes, model.partitions, model.events) = (self.nodes, self.partitions, self.events);
+        model.moves = self.moves;
         model.keys.prefix = self.prefix;
     }
 

@@ -135,6 +135,11 @@ pub enum Action {
     RemoveNode,
     ReplaceNode,
     Weigh,
+    Pause,
+    Resume,
+    Throttle,
+    CancelOperation,
+    View,
     Copy,
     Freeze,
     Mouse,
@@ -152,13 +157,14 @@ pub enum Screen {
     #[default]
     Overview,
     Nodes,
+    Migration,
     Keys,
     Events,
 }
 
 impl Screen {
     /// All of them, in the order of their tabs.
-    pub const ALL: [Self; 4] = [Self::Overview, Self::Nodes, Self::Keys, Self::Events];
+    pub const ALL: [Self; 5] = [Self::Overview, Self::Nodes, Self::Migration, Self::Keys, Self::Events];
 
     /// The name on the tab.
     #[must_use]
@@ -166,6 +172,7 @@ impl Screen {
         match self {
             Self::Overview => "Overview",
             Self::Nodes => "Nodes",
+            Self::Migration => "Migration",
             Self::Keys => "Keys",
             Self::Events => "Events",
         }
@@ -210,8 +217,8 @@ const ROWS: &[Row] = &[
         &[K::Enter],
         A::Open,
         "open",
-        "open what is selected: the node, or the key's replicas",
-        &[S::Overview, S::Nodes, S::Keys],
+        "open what is selected: the node, the operation's receipts, or the key's replicas",
+        &[S::Overview, S::Nodes, S::Migration, S::Keys],
     ),
     (
         "map",
@@ -225,13 +232,39 @@ const ROWS: &[Row] = &[
     ("right", &[K::Char('l'), K::Right], A::Right, "", "the next partition", &[S::Overview]),
     ("wider", &[K::Char('-')], A::Wider, "", "show more time in the chart", &[S::Overview]),
     ("narrower", &[K::Char('+'), K::Char('=')], A::Narrower, "", "show less time in the chart", &[S::Overview]),
+    ("pause", &[K::Char('p')], A::Pause, "pause", "copy and cut over nothing new until it is resumed", &[S::Migration]),
+    (
+        "resume",
+        &[K::Char('r')],
+        A::Resume,
+        "resume/retry",
+        "go on; if it runs, begin its transfers anew",
+        &[S::Migration],
+    ),
+    (
+        "throttle",
+        &[K::Char('b')],
+        A::Throttle,
+        "bandwidth",
+        "limit how fast nodes copy, in the command bar",
+        &[S::Migration],
+    ),
+    (
+        "cancel",
+        &[K::Char('x')],
+        A::CancelOperation,
+        "cancel",
+        "end the operation, after a word is typed",
+        &[S::Migration],
+    ),
+    ("flow", &[K::Char('v')], A::View, "view", "moves, flow or map, where there is no room for all", &[S::Migration]),
     (
         "add-node",
         &[K::Char('a')],
         A::AddNode,
         "add",
         "add a node: its plan is shown before anything moves",
-        &[S::Overview, S::Nodes],
+        &[S::Overview, S::Nodes, S::Migration],
     ),
     (
         "remove-node",
@@ -261,14 +294,21 @@ const ROWS: &[Row] = &[
     ),
     ("keyspace", &[K::Char('K')], A::Keyspace, "keyspace", "choose the keyspace whose keys are shown", &[S::Keys]),
     ("filter", &[K::Char('/')], A::Filter, "filter", "show only what holds a text; of keys, what starts with it", &[]),
-    ("sort", &[K::Char('s')], A::Sort, "sort", "sort the list by its next column", &[S::Overview, S::Nodes, S::Events]),
+    (
+        "sort",
+        &[K::Char('s')],
+        A::Sort,
+        "sort",
+        "sort the list by its next column",
+        &[S::Overview, S::Nodes, S::Migration, S::Events],
+    ),
     (
         "reverse",
         &[K::Char('S')],
         A::Reverse,
         "",
         "turn the order of the list round",
-        &[S::Overview, S::Nodes, S::Events],
+        &[S::Overview, S::Nodes, S::Migration, S::Events],
     ),
     (
         "pane",
@@ -276,7 +316,7 @@ const ROWS: &[Row] = &[
         A::NextPane,
         "pane",
         "the other part of the screen",
-        &[S::Overview, S::Nodes, S::Keys],
+        &[S::Overview, S::Nodes, S::Migration, S::Keys],
     ),
     ("down", &[K::Char('j'), K::Down], A::Down, "", "one row down", &[]),
     ("up", &[K::Char('k'), K::Up], A::Up, "", "one row up", &[]),
@@ -286,8 +326,9 @@ const ROWS: &[Row] = &[
     ("last", &[K::Char('G'), K::End], A::Last, "", "to the last row that is loaded", &[]),
     ("overview", &[K::Char('1')], A::Go(S::Overview), "", "the overview", &[]),
     ("nodes", &[K::Char('2')], A::Go(S::Nodes), "", "the nodes", &[]),
-    ("keys", &[K::Char('3')], A::Go(S::Keys), "", "the keys", &[]),
-    ("events", &[K::Char('4')], A::Go(S::Events), "", "the events", &[]),
+    ("migration", &[K::Char('3')], A::Go(S::Migration), "", "operations and what they move", &[]),
+    ("keys", &[K::Char('4')], A::Go(S::Keys), "", "the keys", &[]),
+    ("events", &[K::Char('5')], A::Go(S::Events), "", "the events", &[]),
     ("next-screen", &[K::Char(']')], A::NextScreen, "", "the next screen", &[]),
     ("previous-screen", &[K::Char('[')], A::PreviousScreen, "", "the screen before", &[]),
     ("copy", &[K::Char('y')], A::Copy, "copy", "copy what is selected: address, key, event or output", &[]),

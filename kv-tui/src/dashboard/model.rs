@@ -10,10 +10,11 @@ use kv_proto::describe::MemberView;
 
 use super::bar::Bar;
 use super::cluster::{Cluster, EventId};
-use super::columns::{Column, EventOrder, PartitionOrder};
+use super::columns::{Column, EventOrder, MoveOrder, OperationOrder, PartitionOrder};
 use super::dialog::Dialog;
 use super::keymap::{KeyMap, Screen};
 use super::list::List;
+use super::progress::MoveId;
 use super::theme::Theme;
 
 /// Lines of a command's output that are kept.
@@ -58,6 +59,12 @@ pub struct Model {
     pub partitions: List<PartitionOrder, u32>,
     /// The events.
     pub events: List<EventOrder, EventId>,
+    /// The moves of the newest operation.
+    pub moves: List<MoveOrder, MoveId>,
+    /// All operations.
+    pub operations: List<OperationOrder, u64>,
+    /// What the migration screen shows where there is no room for everything.
+    pub view: MigrationView,
     /// What the map on the overview shows.
     pub map: Map,
     /// The partition marked in the map.
@@ -124,6 +131,18 @@ pub enum Map {
     Copies,
     /// Each node's share, as a ring. With enough room the ring always stands beside the map.
     Ring,
+}
+
+/// What the migration screen shows where there is no room for everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MigrationView {
+    /// The table of moves.
+    #[default]
+    Moves,
+    /// What flows from where to where.
+    Flow,
+    /// The partitions in token order.
+    Map,
 }
 
 /// The keys screen.
@@ -197,6 +216,8 @@ pub struct Output {
     pub error: String,
     /// Lines scrolled up from the end.
     pub up: usize,
+    /// It is only shown if it fails; otherwise its last line becomes the message to the person.
+    pub quiet: bool,
 }
 
 impl Model {
@@ -219,6 +240,9 @@ impl Model {
             nodes: List::default(),
             partitions: List::default(),
             events: List::default(),
+            moves: List::default(),
+            operations: List::default(),
+            view: MigrationView::default(),
             map: Map::First,
             partition: None,
             zoom: 0,

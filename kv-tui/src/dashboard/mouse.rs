@@ -5,9 +5,10 @@ use kv_core::types::NodeId;
 use ratatui::layout::{Position, Rect};
 
 use super::cluster::EventId;
-use super::columns::{Column, EventOrder, PartitionOrder};
+use super::columns::{Column, EventOrder, MoveOrder, PartitionOrder};
 use super::keymap::{Key, Screen};
 use super::model::Pane;
+use super::progress::MoveId;
 
 /// Something that was done with the mouse, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub enum Target {
     EventColumn(EventOrder),
     Choice(usize),
     Field(usize),
+    Move(MoveId),
+    MoveColumn(MoveOrder),
+    Operation(u64),
     Press(Key),
 }
 

@@ -73,6 +73,8 @@ pub enum Feed {
         /// What they hold.
         result: Result<Box<Inspection>, String>,
     },
+    /// The operations that are remembered; the newest with details where these have changed.
+    Operations(Box<v1::OperationsResponse>),
     /// The plan of a change.
     Planned {
         /// Which question it answers.

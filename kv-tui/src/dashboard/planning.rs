@@ -167,8 +167,7 @@ impl Planning {
         Some(match command {
             Command::Node(NodeCommand::Add(args)) => {
                 let zone = args.zone.clone().unwrap_or_default();
-                // A new process of the local cluster has no plan before it runs.
-                let node = args.node.as_deref()?;
+                let node = args.node.as_deref().unwrap_or_default();
                 Self::new(Kind::Add, &[node, &zone, &text(args.weight), &rate])
             }
             Command::Node(NodeCommand::Remove(args)) => {

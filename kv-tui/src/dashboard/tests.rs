@@ -17,6 +17,7 @@ use super::theme::{Marks, Palette, Theme};
 use super::update::update;
 use super::view::draw;
 
+mod migration;
 mod plan;
 
 /// A dashboard on the fake source.
@@ -150,7 +151,7 @@ fn every_screen_at_every_size() {
         let mut parts = session(width, height);
         insta::assert_snapshot!(format!("partitions-{width}x{height}"), parts.keys("2").key(Key::Tab).keys("j").text());
         let mut differing = session(width, height);
-        differing.keys("3");
+        differing.keys("4");
         conflict(&mut differing);
         insta::assert_snapshot!(format!("conflict-{width}x{height}"), differing.text());
     }
@@ -162,7 +163,7 @@ fn what_is_special() {
     insta::assert_snapshot!("bar-80x24", session(80, 24).keys(":put 'cart:강남' \"안녕").text());
     insta::assert_snapshot!("output-80x24", session(80, 24).keys(":get k\n").text());
     insta::assert_snapshot!("confirm-80x24", session(80, 24).keys(":keyspace drop users\nuse").text());
-    insta::assert_snapshot!("keyspaces-80x24", session(80, 24).keys("3K").text());
+    insta::assert_snapshot!("keyspaces-80x24", session(80, 24).keys("4K").text());
     insta::assert_snapshot!("too-small", session(40, 10).text());
     let mut lost = session(120, 36);
     lost.tell(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
@@ -180,7 +181,7 @@ fn what_is_special() {
 
 #[test]
 fn ascii_and_blocks_are_enough() {
-    for screen in "1234".chars() {
+    for screen in "12345".chars() {
         let mut ascii = session(120, 36);
         ascii.model.theme.ascii = true;
         ascii.model.keys.prefix = "user".to_owned();
@@ -246,7 +247,7 @@ fn what_destroys_waits_for_its_word() {
     assert!(ran(&session).is_none() && session.model.dialog.is_some(), "nor does another word");
     session.key(Key::Backspace).keys("k\n");
     assert_eq!(ran(&session), Some(("del k".to_owned(), true)));
-    session.key(Key::Esc).keys("3/user\nd");
+    session.key(Key::Esc).keys("4/user\nd");
     let Some(Dialog::Confirm(confirm)) = &session.model.dialog else { panic!("the key is not deleted at once") };
     assert_eq!((confirm.line.as_str(), confirm.word.as_str()), ("del user:42", "user:42"));
     session.key(Key::Esc);
@@ -260,7 +261,7 @@ fn what_destroys_waits_for_its_word() {
 fn a_read_only_dashboard_changes_nothing() {
     let mut session = session(80, 24);
     session.model.read_only = true;
-    session.keys("3p");
+    session.keys("4p");
     assert!(session.model.bar.is_none() && session.model.notice.contains("only reading"));
     session.keys("d");
     assert!(session.model.dialog.is_none() && session.model.notice.contains("only reading"));
@@ -277,7 +278,7 @@ fn lists_are_filtered_and_sorted() {
     assert_eq!(session.model.nodes.filter, "");
     session.keys("G").keys("S");
     assert_eq!(session.selected(), 3, "the selection follows its node");
-    session.keys("4/n2 serves\n");
+    session.keys("5/n2 serves\n");
     assert!(session.text().contains("filter n2 serves: 1 of 3"));
     session.key(Key::Esc).keys("S");
     let text = session.text();
@@ -295,7 +296,7 @@ fn the_mouse_reaches_everything() {
     assert_eq!(session.model.screen, Screen::Nodes, "the second click opens it");
     session.click("KEYS");
     assert_eq!(session.model.nodes.sort.clone(), super::columns::Column::Keys);
-    session.click(" 4 Events");
+    session.click(" 5 Events");
     assert_eq!(session.model.screen, Screen::Events);
     session.click("n1 serves");
     assert_eq!(session.model.events.row, 2);
@@ -324,16 +325,16 @@ fn what_is_selected_is_copied() {
     session.keys("jy");
     assert_eq!(session.effects.last(), Some(&Effect::Copy("127.0.0.1:7402".to_owned())));
     assert!(session.text().contains("copied 127.0.0.1:7402 (OSC 52)"));
-    session.keys("3Gy");
+    session.keys("4Gy");
     assert_eq!(session.effects.last(), Some(&Effect::Copy("user:42".to_owned())));
-    session.keys("4y");
+    session.keys("5y");
     assert_eq!(session.effects.last(), Some(&Effect::Copy("n3 serves its partitions".to_owned())));
 }
 
 #[test]
 fn keys_are_those_of_a_keyspace() {
     let mut session = session(80, 24);
-    session.keys("3K\n");
+    session.keys("4K\n");
     let asked = session.effects.iter().rev().find_map(|effect| match effect {
         Effect::Ask(Ask::Browse { keyspace, .. }) => Some(keyspace.clone()),
         _ => None,
@@ -359,7 +360,7 @@ fn frozen_figures_stand_still_while_others_are_collected() {
 
 #[test]
 fn an_idle_cluster_is_not_drawn_again() {
-    for screen in "1234".chars() {
+    for screen in "12345".chars() {
         let mut session = session(120, 36);
         session.keys(&screen.to_string());
         // The counters stand still: the same accounts, later.
@@ -436,7 +437,7 @@ fn any_msg() -> impl Strategy<Value = Msg> {
         1 => (0..6_u64).prop_map(|id| Msg::Feed(Feed::Lost(NodeId(id), "gone".to_owned()))),
         1 => ".*".prop_map(|line| Msg::Feed(Feed::Output(vec![line]))),
         1 => (0..50_u64).prop_flat_map(|second| {
-            let fake = Fake::new(3).expect("a layout");
+            let fake = if second % 2 == 0 { Fake::new(3) } else { Fake::migrating() }.expect("a layout");
             prop::sample::select(fake.second(second).into_iter().chain(fake.first()).collect::<Vec<_>>())
         }).prop_map(Msg::Feed),
     ]

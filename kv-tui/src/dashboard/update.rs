@@ -4,6 +4,7 @@ mod actions;
 mod feed;
 mod plan;
 mod pointer;
+mod steer;
 mod typing;
 
 use super::dialog::Dialog;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::health::Health;
 use super::picture::{Picture, Share, state_word};
+use super::safety::{Safety, Verdict};
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
 use crate::output::time::{short, size};
@@ -52,6 +53,7 @@ pub(super) async fn status(client: &Client, sink: &mut dyn Sink) -> Result<(), C
 /// The health of a picture as a result.
 pub(super) fn status_item(picture: &Picture) -> Item {
     let health = Health::of(picture);
+    let safety = Safety::of(picture);
     let description = &picture.description;
     let members = &description.members;
     let up = members.iter().filter(|member| picture.serves(member.id)).count();
@@ -74,6 +76,7 @@ pub(super) fn status_item(picture: &Picture) -> Item {
         "leader": description.leader.map(|leader| description.name_of(leader)),
         "forming": description.forming.map(|(present, expected)| json!({"present": present, "expected": expected})),
         "pending": pending_json(&picture.pending()),
+        "safety": safety.json(),
     });
     let mut lines = vec![match layout {
         Some(layout) => format!(
@@ -86,6 +89,9 @@ pub(super) fn status_item(picture: &Picture) -> Item {
         ),
         None => health.word.text().to_owned(),
     }];
+    if layout.is_some() {
+        lines.push(format!("  {}", safety.line()));
+    }
     for reason in &health.reasons {
         let remedy = if reason.remedy.is_empty() { String::new() } else { format!(": {}", reason.remedy) };
         lines.push(format!("  - {}{remedy}", reason.what));
@@ -107,7 +113,7 @@ fn pending_json(pending: &v1::Pending) -> Value {
 }
 
 pub(super) async fn node_list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, false).await?;
+    let picture = Picture::take(client, true).await?;
     let shares = picture.shares();
     for member in &picture.description.members {
         sink.item(node_item(&picture, member, shares.get(&member.id).copied().unwrap_or_default()))?;
@@ -126,6 +132,7 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
     let told = |figure: fn(&v1::NodeSnapshot) -> u64| snapshot.map(figure);
     let cell = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
     let pending = snapshot.and_then(|snapshot| snapshot.pending).unwrap_or_default();
+    let verdict = Verdict::of(picture, member.id);
     let uptime = snapshot.map(|snapshot| std::time::Duration::from_micros(snapshot.uptime_us));
     let name = &member.member.name;
     let json = json!({
@@ -151,6 +158,10 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
         "pid": told(|snapshot| u64::from(snapshot.pid)),
         "uptime_seconds": uptime.map(|uptime| uptime.as_secs()),
         "pending": snapshot.map(|_| pending_json(&pending)),
+        "residue": snapshot.map(|_| pending.residue),
+        "transfers": snapshot.map(|snapshot| snapshot.transfers.len()),
+        "safe_to_stop": verdict.safe,
+        "safe_to_stop_why": verdict.why,
     });
     let percent = |share: f64| format!("{:.1}", share * 100.0);
     let cells = vec![
@@ -172,7 +183,7 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
 }
 
 pub(super) async fn node_show(node: &str, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, false).await?;
+    let picture = Picture::take(client, true).await?;
     let Some(member) = picture.description.member(node) else {
         let known: Vec<&str> =
             picture.description.members.iter().map(|member| member.member.name.as_str()).take(20).collect();

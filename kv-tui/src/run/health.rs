@@ -225,11 +225,11 @@ impl Health {
     }
 }
 
-/// Copies that a node should hold and that are not complete.
+/// Copies that a node should hold and that are not complete. One that is on its way to a new owner is not missing yet.
 fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
     let owned = |figures: &v1::PartitionFigures| {
         let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
-        layout.partitions.get(at).is_some_and(|entry| entry.owns(NodeId(snapshot.node)))
+        layout.partitions.get(at).is_some_and(|entry| entry.owners.iter().any(|owner| owner.node.0 == snapshot.node))
     };
     snapshot.partitions.iter().filter(|figures| !figures.synced && owned(figures)).count()
 }

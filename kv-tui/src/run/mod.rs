@@ -14,6 +14,7 @@ pub mod operation;
 pub mod picture;
 mod plan;
 pub mod preview;
+pub mod safety;
 mod stream;
 mod topology;
 pub(crate) mod wait;

@@ -52,6 +52,12 @@ pub fn member(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
     topology::find(picture, node)
 }
 
+/// Keys and bytes of one copy of each partition, as far as they are told.
+#[must_use]
+pub fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
+    topology::sizes(picture)
+}
+
 /// What a plan means, in lines of a word and a text: moves, time, safety, the way back, warnings and refusals.
 #[must_use]
 pub fn summary(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {

@@ -249,7 +249,7 @@ pub(super) fn request(picture: &Picture, changes: &[Change], bytes_per_second: u
 }
 
 /// What one copy of each partition holds, as its first owner in reach tells it; a complete copy counts before others.
-fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
+pub(super) fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
     let mut told: BTreeMap<(u32, u64), &v1::PartitionFigures> = BTreeMap::new();
     for snapshot in picture.snapshots() {
         told.extend(snapshot.partitions.iter().map(|figures| ((figures.partition, snapshot.node), figures)));

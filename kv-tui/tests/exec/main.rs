@@ -391,8 +391,11 @@ fn health_is_told_and_waited_for() {
     assert_eq!((&status["health"], &status["ready"], &status["idle"]), (&json!("healthy"), &json!(true), &json!(true)));
     assert_eq!(
         run_with(&["--connect", &cluster.addresses], b"").text(),
-        "healthy  3/3 up, 3 copies of 16 partitions, epoch 1\n"
+        "healthy  3/3 up, 3 copies of 16 partitions, epoch 1\n  every key has 3 copies at least; one more node may fail\n"
     );
+    assert_eq!((&status["safety"]["copies_min"], &status["safety"]["failures"]), (&json!(3), &json!(1)));
+    let node = cluster.json(&["node", "show", "n1"]).one();
+    assert_eq!(node["safe_to_stop"], json!(true), "{}", node["safe_to_stop_why"]);
     for until in ["ready", "idle", "healthy"] {
         assert_eq!(cluster.exec(&["wait", until]).code, 0);
     }

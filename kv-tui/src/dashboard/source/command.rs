@@ -9,6 +9,7 @@ use super::grpc::Grpc;
 use crate::command::{Command, Line, is_standard};
 use crate::dashboard::msg::{Ask, Feed};
 use crate::error::CommandError;
+use crate::local::nodes;
 use crate::output::bytes::harmless;
 use crate::output::{Format, Printer};
 use crate::run::{execute, on_process};
@@ -57,14 +58,25 @@ pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
             Ok(path) => format!("written to {}", path.display()),
             Err(error) => format!("{name} is not written: {error}"),
         })),
-        Ask::NewNode { generation, .. } => {
-            let local = crate::local::nodes::check_local(addresses);
-            let why = "start a node with --join and name it; a new local node is not started from here";
-            let error = local.map_or_else(|error| error.message, |()| why.to_owned());
-            Some(Feed::Started { generation, result: Err(error) })
+        Ask::NewNode { generation, zone, weight, taken } => {
+            let result = new_node(addresses, zone.as_deref(), weight, &taken).map_err(|error| error.message);
+            Some(Feed::Started { generation, result })
         }
         _ => None,
     }
+}
+
+/// Starts a process of the local cluster for a new node, and gives its name.
+fn new_node(
+    addresses: &[String],
+    zone: Option<&str>,
+    weight: Option<f64>,
+    taken: &[String],
+) -> Result<String, CommandError> {
+    nodes::check_local(addresses)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::failed(format!("no runtime: {error}")))?;
+    Ok(runtime.block_on(nodes::add(zone, weight, taken))?.name)
 }
 
 /// Writes a file that is not there yet, or holds the same already.

@@ -16,6 +16,7 @@ use kv_proto::v1::replica_view::Answer;
 use tokio::sync::mpsc;
 
 use super::Source;
+use super::script::Script;
 use crate::dashboard::msg::{Ask, Feed};
 
 /// When it began: 2026-01-31T12:00:00Z, in microseconds.
@@ -26,6 +27,7 @@ pub const START_US: u64 = 1_769_860_800_000_000;
 pub struct Fake {
     description: Arc<Description>,
     keys: Vec<Bytes>,
+    script: Option<Script>,
 }
 
 impl Fake {
@@ -79,7 +81,28 @@ impl Fake {
         });
         let keys = ["cart:1001", "cart:강남점", "cart:👩‍👩‍👧", "cart:\u{1b}[31m", "naïve", "user:42"]
             .map(|key| Bytes::from_static(key.as_bytes()));
-        Ok(Self { description, keys: keys.to_vec() })
+        Ok(Self { description, keys: keys.to_vec(), script: None })
+    }
+
+    /// Three members to which a fourth is added from the first second on.
+    ///
+    /// # Errors
+    /// If there is no layout for so many members.
+    pub fn migrating() -> Result<Self, LayoutError> {
+        let mut fake = Self::with_spares(3, 1)?;
+        fake.script = Script::add(&fake.description, NodeId(4));
+        Ok(fake)
+    }
+
+    /// The operation that is carried out.
+    #[must_use]
+    pub fn script(&self) -> Option<&Script> {
+        self.script.as_ref()
+    }
+
+    fn description_at(&self, second: u64) -> Arc<Description> {
+        let script = self.script.as_ref();
+        script.map_or_else(|| self.description(), |script| script.description(&self.description, second))
     }
 
     /// What is agreed on.
@@ -88,8 +111,8 @@ impl Fake {
         Arc::clone(&self.description)
     }
 
-    fn state_of(&self, node: NodeId) -> v1::MemberState {
-        let member = self.description.members.iter().find(|member| member.id == node);
+    fn state_of(description: &Description, node: NodeId) -> v1::MemberState {
+        let member = description.members.iter().find(|member| member.id == node);
         member.map_or(v1::MemberState::Unspecified, |member| member.state)
     }
 
@@ -97,7 +120,10 @@ impl Fake {
     #[must_use]
     pub fn snapshot(&self, node: NodeId, second: u64) -> Feed {
         let id = node.0;
-        let layout = self.description.layout.as_deref();
+        let description = self.description_at(second);
+        let layout = description.layout.as_deref();
+        let operation = self.script.as_ref().and_then(|script| script.operation(second));
+        let transfers = self.script.as_ref().map_or_else(Vec::new, |script| script.transfers(node, second));
         let entries = || layout.into_iter().flat_map(|layout| &layout.partitions);
         let held = entries().filter(|entry| entry.owns(node)).count();
         let primary = entries().filter(|entry| entry.nodes().next() == Some(node)).count();
@@ -107,7 +133,7 @@ impl Fake {
         let others = self.description.members.iter().filter(|member| member.id != node);
         let figures = |partition: u32| v1::PartitionFigures {
             partition,
-            synced: true,
+            synced: !transfers.iter().any(|transfer| transfer.partition == partition),
             keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 1000, bytes: 120_000 }],
             merkle_root: u64::from(partition),
         };
@@ -120,20 +146,26 @@ impl Fake {
             address: format!("127.0.0.1:{}", 7400 + id),
             zone: "default".to_owned(),
             weight: 1.0,
-            state: self.state_of(node).into(),
+            state: Self::state_of(&description, node).into(),
             store_id: id,
             boot: 1,
             build: "0.1.0".to_owned(),
             pid: 4000 + u32::try_from(id).unwrap_or(0),
             uptime_us: up_us,
-            layout_epoch: 1,
+            layout_epoch: layout.map_or(0, |layout| layout.epoch.0),
+            operation: operation.map(|operation| v1::Operation { details: Vec::new(), ..operation }),
             partitions_held: held,
             primary,
             keys: 1000 * u64::from(held),
             keys_primary: 1000 * u64::from(primary),
             bytes: 120_000 * u64::from(held),
             partitions,
-            pending: Some(v1::Pending::default()),
+            transfers: transfers.clone(),
+            throttle: self.script.as_ref().map(|_| Self::throttle()),
+            pending: Some(v1::Pending {
+                transfers: u64::try_from(transfers.len()).unwrap_or(0),
+                ..v1::Pending::default()
+            }),
             counters: Some(v1::Counters {
                 gets: (second + 100) * 1000 * id + second * second * 10,
                 puts: (second + 100) * 250 * id,
@@ -163,7 +195,27 @@ impl Fake {
     /// All that is told in a second.
     #[must_use]
     pub fn second(&self, second: u64) -> Vec<Feed> {
-        self.description.members.iter().map(|member| self.snapshot(member.id, second)).collect()
+        let mut told = Vec::new();
+        if let Some(script) = &self.script {
+            told.push(Feed::Description(self.description_at(second)));
+            let operations = script.operation(second).into_iter().collect();
+            told.push(Feed::Operations(Box::new(v1::OperationsResponse {
+                operations,
+                throttle: Some(Self::throttle()),
+            })));
+        }
+        told.extend(self.description.members.iter().map(|member| self.snapshot(member.id, second)));
+        told
+    }
+
+    fn throttle() -> v1::ThrottleSetting {
+        v1::ThrottleSetting {
+            bytes_per_second_max: Some(1 << 20),
+            by: "mina".to_owned(),
+            set_us: START_US,
+            transfers_max: 4,
+            joint_max: 8,
+        }
     }
 
     /// What is told at the start: the members, and that they are up.

@@ -114,7 +114,7 @@ async fn follow(
             }
         }
     });
-    let _ends = Ends(vec![describer]);
+    let _ends = Ends(vec![describer, tokio::spawn(follow_operations(client.clone(), feed.clone()))]);
     loop {
         tokio::select! {
             answer = described.recv() => match answer? {
@@ -130,6 +130,36 @@ async fn follow(
             ask = asks.recv() => answer(ask?, client, feed, commands),
             () = feed.closed() => return None,
         }
+    }
+}
+
+/// Tells the operations whenever they change; the details of the newest only then, since they may be many.
+async fn follow_operations(client: Client, feed: mpsc::Sender<Feed>) {
+    let mut told = None;
+    let mut detailed = None;
+    loop {
+        // What cannot be asked now is asked again; that no node is in reach is told elsewhere.
+        if let Ok(mut answer) = client.operations(v1::OperationsRequest::default()).await
+            && told.as_ref() != Some(&answer)
+        {
+            told = Some(answer.clone());
+            if let Some(newest) = answer.operations.last_mut() {
+                let state = (newest.id, newest.state, newest.moved, newest.receipts);
+                if detailed != Some(state)
+                    && let Ok(details) = client.operations(v1::OperationsRequest { id: newest.id, details: true }).await
+                    && let Some(operation) = details.operations.into_iter().next()
+                {
+                    *newest = operation;
+                    detailed = Some(state);
+                } else if detailed != Some(state) {
+                    told = None;
+                }
+            }
+            if feed.send(Feed::Operations(Box::new(answer))).await.is_err() {
+                return;
+            }
+        }
+        sleep(INTERVAL).await;
     }
 }
 

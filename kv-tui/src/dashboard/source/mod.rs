@@ -3,6 +3,7 @@
 pub mod command;
 pub mod fake;
 pub mod grpc;
+pub mod script;
 
 use tokio::sync::mpsc;
 

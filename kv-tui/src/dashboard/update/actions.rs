@@ -4,6 +4,7 @@ use kv_core::types::NodeId;
 
 use super::feed::{browse, inspect};
 use super::plan;
+use super::steer;
 use super::typing::{filter_of, open_filter, set_filter, start};
 use super::{go, key_of};
 use crate::dashboard::bar::{Bar, quoted};
@@ -11,8 +12,9 @@ use crate::dashboard::cluster::{EventId, event_id};
 use crate::dashboard::dialog::{Choice, Confirm, Dialog};
 use crate::dashboard::keymap::{Action, Key, Screen};
 use crate::dashboard::list::Order;
-use crate::dashboard::model::{Map, Model, Pane, ZOOMS};
+use crate::dashboard::model::{Map, MigrationView, Model, Pane, ZOOMS};
 use crate::dashboard::msg::{Ask, Effect};
+use crate::dashboard::progress::MoveId;
 use crate::output::bytes::printable;
 
 /// Rows below the cursor at which the next page of keys is fetched.
@@ -50,6 +52,17 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Keyspace => choose_keyspace(model),
         Action::Put => return change(model, Model::put),
         Action::Delete => return change(model, Model::delete),
+        Action::Pause | Action::Resume | Action::Throttle | Action::CancelOperation => {
+            return steer::act(model, action);
+        }
+        Action::View => {
+            model.view = match model.view {
+                MigrationView::Moves => MigrationView::Flow,
+                MigrationView::Flow => MigrationView::Map,
+                MigrationView::Map => MigrationView::Moves,
+            };
+            model.pane = Pane::Main;
+        }
         Action::AddNode => return change(model, plan::add),
         Action::RemoveNode => return change(model, plan::remove),
         Action::ReplaceNode => return change(model, plan::replace),
@@ -209,6 +222,7 @@ pub(super) fn open(model: &mut Model) -> Vec<Effect> {
             Vec::new()
         }
         (Screen::Keys, _) => inspect(model),
+        (Screen::Migration, _) => steer::show(model),
         (Screen::Nodes, Pane::Side) | (Screen::Events, _) => Vec::new(),
     }
 }
@@ -227,7 +241,11 @@ fn sort(model: &mut Model) {
             model.events.sort = model.events.sort.next();
             model.events.reverse = false;
         }
-        (Screen::Keys, _) => {}
+        (Screen::Migration, Pane::Main) => {
+            model.moves.sort = model.moves.sort.next();
+            model.moves.reverse = false;
+        }
+        (Screen::Keys, _) | (Screen::Migration, Pane::Side) => {}
     }
 }
 
@@ -236,6 +254,8 @@ fn reverse(model: &mut Model) {
         (Screen::Overview | Screen::Nodes, Pane::Main) => model.nodes.reverse = !model.nodes.reverse,
         (Screen::Nodes, Pane::Side) => model.partitions.reverse = !model.partitions.reverse,
         (Screen::Overview, Pane::Side) | (Screen::Events, _) => model.events.reverse = !model.events.reverse,
+        (Screen::Migration, Pane::Main) => model.moves.reverse = !model.moves.reverse,
+        (Screen::Migration, Pane::Side) => model.operations.reverse = !model.operations.reverse,
         (Screen::Keys, _) => {}
     }
 }
@@ -265,6 +285,8 @@ fn copy(model: &mut Model) -> Vec<Effect> {
             let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
             events.get(model.events.row_in(&ids)).map(|event| printable(event.message.as_bytes()))
         }),
+        (Screen::Migration, Pane::Main, _) => steer::selected_move(model),
+        (Screen::Migration, Pane::Side, _) => steer::selected_operation(model).map(|id| format!("op show {id}")),
         (Screen::Keys, _, _) => model.keys.keys.get(model.keys.cursor).map(|key| printable(key)),
     };
     let Some(text) = text else {
@@ -318,6 +340,18 @@ pub(super) fn step(model: &mut Model, rows: isize) -> Vec<Effect> {
             if model.events.row == 0 {
                 model.events.selected = None;
             }
+        }
+        (Screen::Migration, Pane::Main) => {
+            let ids: Vec<MoveId> = model.shown().map_or_else(Vec::new, |cluster| {
+                cluster.moves_of(&model.moves).into_iter().map(|(id, _)| id).collect()
+            });
+            model.moves.step(&ids, rows);
+        }
+        (Screen::Migration, Pane::Side) => {
+            let ids: Vec<u64> = model.shown().map_or_else(Vec::new, |cluster| {
+                cluster.operations_of(&model.operations).into_iter().map(|operation| operation.id).collect()
+            });
+            model.operations.step(&ids, rows);
         }
         (Screen::Keys, Pane::Main) => {
             let keys = &mut model.keys;

@@ -66,6 +66,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             model.keys.inspected = Some((key, result));
             model.keys.top = 0;
         }
+        Feed::Operations(told) => with_cluster(model, |cluster| cluster.tell_operations(*told)),
         Feed::Planned { generation, result } => plan::on_planned(model, generation, result),
         Feed::Started { generation, result } => plan::on_started(model, generation, result),
         Feed::Told(text) => model.notice = text,
@@ -91,6 +92,12 @@ fn on_ended(model: &mut Model, code: u8, error: String) -> Vec<Effect> {
     output.code = Some(code);
     output.error = error;
     let line = crate::command::Line::parse_line(output.line.as_bytes());
+    if output.quiet && code == 0 {
+        model.notice =
+            output.lines.back().map_or_else(|| format!("done: {}", output.line), |line| line.trim().to_owned());
+        model.output = None;
+        return Vec::new();
+    }
     if model.screen == Screen::Keys && matches!(line, Ok(Some(line)) if line.command.changes()) {
         let row = model.keys.cursor;
         let effects = browse(model, true);

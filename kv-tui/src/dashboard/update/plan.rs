@@ -1,10 +1,11 @@
 //! The plan dialog: a change is asked for, its plan looked at, and exactly that plan started.
 
 use super::actions::rows_of;
-use super::typing::{remember, start};
+use super::go;
+use super::typing::start_quietly;
 use crate::command::Line;
 use crate::dashboard::dialog::{Confirm, Dialog};
-use crate::dashboard::keymap::{Key, latin};
+use crate::dashboard::keymap::{Key, Screen, latin};
 use crate::dashboard::model::Model;
 use crate::dashboard::msg::{Ask, Effect};
 use crate::dashboard::planning::{Kind, Planning, Review, Stage};
@@ -246,14 +247,13 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
 fn begin(model: &mut Model, planning: Box<Planning>) -> Vec<Effect> {
     let Stage::Review(review) = &planning.stage else { return Vec::new() };
     let line = review.confirm.line.clone();
-    let started = start(model, line.clone(), true);
-    if started.is_empty() {
+    let mut effects = start_quietly(model, line);
+    if effects.is_empty() {
         // Another command is under way; the plan waits.
         model.dialog = Some(Dialog::Plan(planning));
-        return started;
+        return effects;
     }
-    let mut effects = remember(model, &line);
-    effects.extend(started);
+    effects.extend(go(model, Screen::Migration));
     effects
 }
 

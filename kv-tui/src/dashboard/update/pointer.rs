@@ -103,6 +103,15 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
             let row = ids.iter().position(|known| *known == id).unwrap_or(0);
             model.events.select(&ids, row);
         }
+        Some(Target::Move(id)) => model.moves.selected = Some(id),
+        Some(Target::MoveColumn(order)) => model.moves.sort_by(order),
+        Some(Target::Operation(id)) => {
+            let again = model.operations.selected == Some(id);
+            model.operations.selected = Some(id);
+            if again {
+                return open(model);
+            }
+        }
         Some(Target::EventColumn(order)) => model.events.sort_by(order),
     }
     Vec::new()

@@ -113,6 +113,16 @@ pub(super) fn start(model: &mut Model, line: String, confirmed: bool) -> Vec<Eff
     vec![Effect::Ask(Ask::Run { line, confirmed })]
 }
 
+/// Runs a line of which only a failure, or one line at the end, is worth showing.
+pub(super) fn start_quietly(model: &mut Model, line: String) -> Vec<Effect> {
+    let mut effects = start(model, line.clone(), true);
+    if let Some(output) = model.output.as_mut().filter(|_| !effects.is_empty()) {
+        output.quiet = true;
+        effects.extend(remember(model, &line));
+    }
+    effects
+}
+
 /// Opens the filter of the list that the keys move in, with what it holds.
 pub(super) fn open_filter(model: &mut Model) {
     if let Some(filter) = filter_of(model) {
@@ -126,6 +136,8 @@ pub(super) fn filter_of(model: &mut Model) -> Option<&mut String> {
         (Screen::Overview | Screen::Nodes, Pane::Main) => Some(&mut model.nodes.filter),
         (Screen::Nodes, Pane::Side) => Some(&mut model.partitions.filter),
         (Screen::Overview, Pane::Side) | (Screen::Events, _) => Some(&mut model.events.filter),
+        (Screen::Migration, Pane::Main) => Some(&mut model.moves.filter),
+        (Screen::Migration, Pane::Side) => Some(&mut model.operations.filter),
         (Screen::Keys, _) => Some(&mut model.keys.prefix),
     }
 }

@@ -41,7 +41,8 @@ impl<'a> Grid<'a> {
         if let Some((at, entry)) = model.partition.and_then(|at| self.entries.get(at).map(|entry| (at, entry))) {
             let arrow = canvas.symbol('→');
             let owners: Vec<String> = entry.nodes().map(|node| cluster.name_of(node)).collect();
-            return format!("partition {at}: {}", owners.join(&format!(" {arrow} ")));
+            let moving = if entry.joint.is_some() { ", on the move" } else { "" };
+            return format!("partition {at}: {}{moving}", owners.join(&format!(" {arrow} ")));
         }
         let key = model.keymap.key_of(crate::dashboard::keymap::Action::Map);
         if self.places > 1 {

@@ -3,9 +3,12 @@
 mod canvas;
 mod chart;
 mod events;
+mod flow;
 mod grid;
 mod inspector;
 mod keys;
+mod migration;
+mod moves;
 mod nodes;
 mod overlay;
 mod overview;
@@ -99,11 +102,13 @@ pub fn draw(model: &Model) -> Frame {
         Some(cluster) => match model.screen {
             Screen::Overview => overview::draw(&mut canvas, model, cluster, body, room),
             Screen::Nodes => nodes::draw(&mut canvas, model, cluster, body, room),
+            Screen::Migration => migration::draw(&mut canvas, model, cluster, body, room),
             Screen::Keys => keys::draw(&mut canvas, model, cluster, body, room),
             Screen::Events => events::draw(&mut canvas, model, cluster, body, room),
         },
     }
-    if let Some(output) = &model.output {
+    let quiet = |output: &&super::model::Output| !(output.quiet && output.code.is_none());
+    if let Some(output) = model.output.as_ref().filter(quiet) {
         overlay::output(&mut canvas, output, body, room);
     }
     let asked = model.dialog.as_ref().and_then(|dialog| overlay::dialog(&mut canvas, model, dialog, body));
@@ -191,8 +196,15 @@ fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
         x = canvas.text(area, x, 0, &title, role);
     }
     let (text, role) = link_words(canvas, model);
-    let x = area.width.saturating_sub(canvas.width(&text) + 1).max(x + 1);
-    canvas.text(area, x, 0, &text, role);
+    let end = area.width.saturating_sub(canvas.width(&text) + 1).max(x + 1);
+    canvas.text(area, end, 0, &text, role);
+    if let Some(cluster) = model.shown() {
+        let text = cluster.safety.short_line();
+        let role = if cluster.safety.is_short() { Role::Bad } else { Role::Dim };
+        if x + canvas.width(&text) + 4 <= end {
+            canvas.right(area, end - 2, 0, &text, role);
+        }
+    }
 }
 
 /// How fresh what is shown is.

@@ -14,6 +14,7 @@ use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
 use crate::run::picture::state_word;
+use crate::run::safety::Verdict;
 
 /// Cells of the names of facts.
 const FACT: u16 = 12;
@@ -92,7 +93,9 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
     if !snapshot.poisoned.is_empty() {
         facts.push(("stopped", printable(snapshot.poisoned.as_bytes())));
     }
+    let verdict = Verdict::of(&cluster.picture, NodeId(snapshot.node));
     let own = [
+        ("may stop", format!("{}: {}", if verdict.safe { "yes" } else { "no" }, verdict.why)),
         ("address", printable(snapshot.address.as_bytes())),
         ("up", format!("{up}, boot {}, layout epoch {}", snapshot.boot, snapshot.layout_epoch)),
         ("partitions", format!("{} copies, {} first places", snapshot.partitions_held, snapshot.primary)),
@@ -126,6 +129,21 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ("disk", format!("{} used, {} free", size(usage.disk_bytes), size(usage.disk_free_bytes))),
     ];
     facts.extend(own);
+    let left: Vec<&v1::Residue> = snapshot.residue.iter().filter(|left| left.records > 0).collect();
+    if !left.is_empty() {
+        let records: u64 = left.iter().map(|left| left.records).sum();
+        let bytes: u64 = left.iter().map(|left| left.bytes).sum();
+        let why = left.iter().find(|left| !left.waiting_for.is_empty());
+        let why = why.map_or_else(String::new, |left| format!("; waits: {}", printable(left.waiting_for.as_bytes())));
+        let text =
+            format!("{} records ({}) of {} partitions that it left{why}", grouped(records), size(bytes), left.len());
+        facts.push(("hands over", text));
+    }
+    if !snapshot.transfers.is_empty() {
+        let stalled = snapshot.transfers.iter().filter(|transfer| transfer.stalled).count();
+        let text = format!("{} partitions, {stalled} stalled", snapshot.transfers.len());
+        facts.push(("copies", text));
+    }
     facts
 }
 

@@ -1,0 +1,178 @@
+//! The operations as the dashboard knows them, how far the newest is, and what clients notice of it.
+
+use std::collections::BTreeMap;
+
+use kv_proto::v1;
+
+use super::cluster::Cluster;
+use super::columns::{MoveOrder, OperationOrder};
+use super::list::List;
+use super::progress::{MoveId, MoveState, Progress, Step};
+use crate::run::operation::state_word;
+use crate::run::picture::Picture;
+use crate::run::preview;
+
+/// The operations that are remembered.
+#[derive(Clone, Debug, Default)]
+pub struct Operations {
+    /// Ascending by number, without details.
+    pub all: Vec<v1::Operation>,
+    /// How far the newest one is.
+    pub progress: Option<Progress>,
+    /// The limit on copying.
+    pub throttle: Option<v1::ThrottleSetting>,
+    /// The highest p99 of any node before the operation began, in microseconds; `None`: nobody looked.
+    pub p99_before_us: Option<u64>,
+    /// The requests that had failed on each process (store, boot) when the operation was first seen.
+    failures_before: BTreeMap<(u64, u32), u64>,
+    /// The highest p99 that was seen last while nothing was under way.
+    p99_idle_us: Option<u64>,
+}
+
+impl Operations {
+    /// The operation that is carried out or paused.
+    #[must_use]
+    pub fn active(&self) -> Option<&v1::Operation> {
+        self.progress.as_ref().filter(|progress| progress.is_active()).map(|progress| &progress.operation)
+    }
+
+    /// Takes a member's account.
+    pub(super) fn report(&mut self, snapshot: &v1::NodeSnapshot, picture: &Picture) {
+        if let Some(operation) = &snapshot.operation {
+            self.tell(operation, picture);
+        }
+        if let Some(throttle) = &snapshot.throttle {
+            let newer = self.throttle.as_ref().is_none_or(|known| known.set_us <= throttle.set_us);
+            if newer {
+                self.throttle = Some(throttle.clone());
+            }
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.tell_snapshot(snapshot);
+        }
+        if self.active().is_none() {
+            let worst = picture.snapshots().filter_map(|told| told.usage).map(|usage| usage.latency_p99_us).max();
+            self.p99_idle_us = worst.filter(|us| *us > 0);
+        }
+    }
+
+    fn tell(&mut self, operation: &v1::Operation, picture: &Picture) {
+        let newest = self.progress.as_ref().map_or(0, |progress| progress.operation.id);
+        if operation.id > newest {
+            self.progress = Some(Progress::new(operation));
+            // Of one that was under way before anybody looked nobody knows how it was before.
+            self.p99_before_us = self.p99_idle_us;
+            self.failures_before = failures(picture);
+        }
+        let Some(progress) = &mut self.progress else { return };
+        let unknown = operation.details.iter().any(|step| {
+            let known = progress.steps.get(&(step.partition, step.to));
+            known.is_none_or(|known| known.total == (0, 0))
+        });
+        let sizes: BTreeMap<u32, (u64, u64)> = if unknown {
+            preview::sizes(picture).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect()
+        } else {
+            BTreeMap::new()
+        };
+        progress.tell_operation(operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
+        let known = self.all.iter().position(|known| known.id >= operation.id);
+        let plain = v1::Operation { details: Vec::new(), ..progress.operation.clone() };
+        match known {
+            Some(at) if self.all[at].id == plain.id => self.all[at] = plain,
+            None if operation.id == plain.id => self.all.push(plain),
+            _ => {}
+        }
+    }
+
+    /// Requests that have failed since the operation was first seen, on processes that were there already.
+    #[must_use]
+    pub fn failures_since(&self, picture: &Picture) -> u64 {
+        let now = failures(picture);
+        let since = |(process, count): (&(u64, u32), &u64)| count.checked_sub(*self.failures_before.get(process)?);
+        now.iter().filter_map(since).sum()
+    }
+}
+
+fn failures(picture: &Picture) -> BTreeMap<(u64, u32), u64> {
+    let told = picture.snapshots().filter_map(|told| Some(((told.store_id, told.boot), told.counters?.failures)));
+    told.collect()
+}
+
+impl Cluster {
+    /// Takes the operations that are remembered.
+    pub fn tell_operations(&mut self, told: v1::OperationsResponse) {
+        if told.throttle.is_some() {
+            self.operations.throttle = told.throttle;
+        }
+        for operation in &told.operations {
+            match self.operations.all.binary_search_by_key(&operation.id, |known| known.id) {
+                Ok(_) => {}
+                Err(at) => {
+                    let plain = v1::Operation { details: Vec::new(), ..operation.clone() };
+                    self.operations.all.insert(at, plain);
+                }
+            }
+        }
+        if let Some(newest) = told.operations.last() {
+            self.operations.tell(newest, &self.picture);
+        }
+        if let Some(first) = told.operations.first().map(|operation| operation.id) {
+            self.operations.all.retain(|operation| operation.id >= first);
+        }
+    }
+
+    /// The moves that a list shows, in its order.
+    #[must_use]
+    pub fn moves_of(&self, list: &List<MoveOrder, MoveId>) -> Vec<(MoveId, &Step)> {
+        let Some(progress) = &self.operations.progress else { return Vec::new() };
+        let name = |node: u64| self.name_of(kv_core::types::NodeId(node));
+        let shown = |(id, step): &(&MoveId, &Step)| {
+            list.filter.is_empty()
+                || list.shows(&id.0.to_string())
+                || list.shows(step.state.word())
+                || [step.from, step.source, id.1].into_iter().any(|node| node > 0 && list.shows(&name(node)))
+        };
+        let mut moves: Vec<(MoveId, &Step)> =
+            progress.steps.iter().filter(shown).map(|(id, step)| (*id, step)).collect();
+        match list.sort {
+            MoveOrder::State => moves.sort_by_key(|(_, step)| step.state),
+            MoveOrder::Partition => {}
+            MoveOrder::Progress => moves.sort_by(|a, b| b.1.share.total_cmp(&a.1.share)),
+            MoveOrder::Rate => moves.sort_by(|a, b| b.1.rate.total_cmp(&a.1.rate)),
+            MoveOrder::Eta => moves.sort_by_key(|(_, step)| std::cmp::Reverse(Progress::step_eta(step))),
+        }
+        if list.reverse {
+            moves.reverse();
+        }
+        moves
+    }
+
+    /// The operations that a list shows, the newest first.
+    #[must_use]
+    pub fn operations_of(&self, list: &List<OperationOrder, u64>) -> Vec<&v1::Operation> {
+        let shown = |operation: &&v1::Operation| {
+            [operation.command.as_str(), &operation.id.to_string(), state_word(operation.state())]
+                .into_iter()
+                .any(|field| list.shows(field))
+        };
+        let mut operations: Vec<&v1::Operation> = self.operations.all.iter().rev().filter(shown).collect();
+        if list.reverse {
+            operations.reverse();
+        }
+        operations
+    }
+
+    /// The state of a partition's moves for the map; `None`: it stays where it is.
+    #[must_use]
+    pub fn moving(&self) -> BTreeMap<u32, (MoveState, u64)> {
+        let mut states: BTreeMap<u32, (MoveState, u64)> = BTreeMap::new();
+        for ((partition, to), step) in self.operations.progress.iter().flat_map(|progress| &progress.steps) {
+            let state = states.entry(*partition).or_insert((step.state, *to));
+            // A partition has moved when all of its replicas have; until then the busiest one speaks for it.
+            if step.state < state.0 {
+                *state = (step.state, *to);
+            }
+        }
+        states
+    }
+}

@@ -1,0 +1,514 @@
+//! How far an operation is: computed from its plan, fed by what is agreed on and by what the receiving nodes tell. Pure.
+//!
+//! Whatever is told in whatever order, late or twice: the part that is done never shrinks and never passes the whole,
+//! which only the last cut-over completes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use kv_proto::v1;
+
+/// The part of a move that copying makes; verification and the cut-over make the rest.
+const COPIED: f64 = 0.9;
+const VERIFYING: f64 = 0.95;
+const COVERED: f64 = 0.99;
+
+/// How far back rates look, in microseconds of the receiving node's clock.
+const WINDOW_US: u64 = 10_000_000;
+
+/// The most looks that a window holds.
+const LOOKS_MAX: usize = 64;
+
+/// One replica that moves: its partition and who gets it.
+pub type MoveId = (u32, u64);
+
+/// How a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "named as on the screen")]
+pub enum MoveState {
+    Stalled,
+    Copying,
+    Verifying,
+    Covered,
+    Waiting,
+    Moved,
+    /// The operation was cancelled before the cut-over.
+    Undone,
+}
+
+impl MoveState {
+    /// The word of it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Stalled => "stalled",
+            Self::Copying => "copying",
+            Self::Verifying => "verifying",
+            Self::Covered => "covered",
+            Self::Waiting => "waiting",
+            Self::Moved => "moved",
+            Self::Undone => "undone",
+        }
+    }
+}
+
+/// One replica that moves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Whose place is taken; 0: the copy is created.
+    pub from: u64,
+    /// From whom it is read: as the receiver tells, else as planned.
+    pub source: u64,
+    /// How it is.
+    pub state: MoveState,
+    /// The part that is done, 0 to 1. Never shrinks.
+    pub share: f64,
+    /// Keys and bytes copied, each the most that was ever told.
+    pub copied: (u64, u64),
+    /// Keys and bytes to copy; 0: not known.
+    pub total: (u64, u64),
+    /// How often it was begun.
+    pub tries: u32,
+    /// Why it does not get on; empty: it does, or nobody said.
+    pub waiting_for: String,
+    /// The old owners that prove the copy complete; empty: no proof yet.
+    pub covered_by: Vec<u64>,
+    /// Bytes a second, smoothed; 0: nothing arrives.
+    pub rate: f64,
+    /// Bytes that the transfer under way had told last, for rates.
+    told_bytes: u64,
+}
+
+impl Step {
+    /// Bytes that are still to be copied, as far as one can tell.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        match self.state {
+            MoveState::Moved | MoveState::Covered | MoveState::Verifying | MoveState::Undone => 0,
+            _ => self.total.1.saturating_sub(self.copied.1),
+        }
+    }
+
+    fn reach(&mut self, share: f64) {
+        self.share = self.share.max(share.clamp(0.0, 1.0));
+    }
+}
+
+/// What travels from one node to another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Link {
+    /// Grows whenever bytes have arrived. Marks on the screen step by it.
+    pub ticks: u64,
+    /// Bytes that have arrived.
+    pub bytes: u64,
+    /// Looks: the receiver's clock, and the bytes then.
+    looks: VecDeque<(u64, u64)>,
+}
+
+impl Link {
+    /// Bytes a second over the last seconds; 0: nothing arrives.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0.0 };
+        let (passed, bytes) = (last.0.saturating_sub(first.0), last.1.saturating_sub(first.1));
+        if passed == 0 { 0.0 } else { rate_of(bytes, passed) }
+    }
+
+    fn look(&mut self, now_us: u64, arrived: u64) {
+        // Repeated accounts and clocks that were set back tell nothing of rates.
+        if self.looks.back().is_some_and(|(last, _)| now_us <= *last) {
+            return;
+        }
+        if arrived > 0 {
+            self.bytes = self.bytes.saturating_add(arrived);
+            self.ticks += 1;
+        }
+        self.looks.push_back((now_us, self.bytes));
+        while self.looks.len() > LOOKS_MAX
+            || (self.looks.len() > 2 && self.looks.front().is_some_and(|(first, _)| now_us - first > WINDOW_US))
+        {
+            self.looks.pop_front();
+        }
+    }
+}
+
+/// How far an operation is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// The operation, as it was told last.
+    pub operation: v1::Operation,
+    /// Its moves.
+    pub steps: BTreeMap<MoveId, Step>,
+    /// What travels, by source and receiver.
+    pub links: BTreeMap<(u64, u64), Link>,
+    /// When each receiver told something last, by its clock.
+    told_us: BTreeMap<u64, u64>,
+    /// The part that is done, 0 to 1.
+    share: f64,
+}
+
+impl Progress {
+    /// An operation of which nothing is known yet.
+    #[must_use]
+    pub fn new(operation: &v1::Operation) -> Self {
+        let operation = v1::Operation { details: Vec::new(), ..operation.clone() };
+        let mut progress =
+            Self { operation, steps: BTreeMap::new(), links: BTreeMap::new(), told_us: BTreeMap::new(), share: 0.0 };
+        progress.judge();
+        progress
+    }
+
+    /// Whether the operation is carried out, or paused.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        matches!(self.operation.state(), v1::OperationState::Running | v1::OperationState::Paused)
+    }
+
+    /// Takes what is agreed on, with or without details. `size` tells keys and bytes of a partition, 0 for what is not
+    /// known. What an outdated node tells takes nothing back.
+    pub fn tell_operation(&mut self, operation: &v1::Operation, size: impl Fn(u32) -> (u64, u64)) {
+        if operation.id != self.operation.id {
+            return;
+        }
+        let ended = |operation: &v1::Operation| operation.ended_us > 0;
+        let older = operation.moved < self.operation.moved
+            || operation.receipts < self.operation.receipts
+            || (ended(&self.operation) && !ended(operation));
+        if !older {
+            self.operation = v1::Operation { details: Vec::new(), ..operation.clone() };
+        }
+        for step in &operation.details {
+            let kept = self.steps.entry((step.partition, step.to)).or_insert_with(|| Step {
+                from: step.from,
+                source: step.source,
+                state: MoveState::Waiting,
+                share: 0.0,
+                copied: (0, 0),
+                total: size(step.partition),
+                tries: 0,
+                waiting_for: String::new(),
+                covered_by: Vec::new(),
+                rate: 0.0,
+                told_bytes: 0,
+            });
+            if kept.total == (0, 0) {
+                kept.total = size(step.partition);
+            }
+            if let Some(receipt) = &step.receipt {
+                kept.copied = (kept.copied.0.max(receipt.keys), kept.copied.1.max(receipt.bytes));
+                kept.total = (kept.total.0.max(kept.copied.0), kept.total.1.max(kept.copied.1));
+                kept.covered_by = receipt.sources.iter().map(|source| source.node).collect();
+                kept.reach(COVERED);
+                if kept.state != MoveState::Moved {
+                    kept.state = MoveState::Covered;
+                    kept.waiting_for.clear();
+                }
+            }
+            if step.moved {
+                kept.state = MoveState::Moved;
+                kept.waiting_for.clear();
+                kept.reach(1.0);
+            }
+        }
+        if self.operation.state() == v1::OperationState::Cancelled {
+            for step in self.steps.values_mut().filter(|step| step.state != MoveState::Moved) {
+                step.state = MoveState::Undone;
+                step.waiting_for.clear();
+            }
+        }
+        self.judge();
+    }
+
+    /// Takes what a receiving node tells of its transfers.
+    pub fn tell_snapshot(&mut self, snapshot: &v1::NodeSnapshot) {
+        if !self.is_active() {
+            return;
+        }
+        let mut arrived: BTreeMap<u64, u64> = BTreeMap::new();
+        let before_us = self.told_us.insert(snapshot.node, snapshot.taken_us);
+        let passed_us = before_us.map_or(0, |before| snapshot.taken_us.saturating_sub(before));
+        for ((_, to), step) in &mut self.steps {
+            // A transfer that is not told any more waits, or is done, which the operation tells.
+            if *to == snapshot.node && !matches!(step.state, MoveState::Moved | MoveState::Covered | MoveState::Undone)
+            {
+                step.state = MoveState::Waiting;
+                step.waiting_for.clear();
+            }
+            if *to == snapshot.node && step.state != MoveState::Waiting {
+                step.rate = 0.0;
+            }
+        }
+        for transfer in &snapshot.transfers {
+            let Some(step) = self.steps.get_mut(&(transfer.partition, snapshot.node)) else { continue };
+            if matches!(step.state, MoveState::Moved | MoveState::Undone) {
+                continue;
+            }
+            if transfer.source > 0 {
+                step.source = transfer.source;
+            }
+            // A transfer that begins anew counts from nothing.
+            let more = transfer.bytes.checked_sub(step.told_bytes).unwrap_or(transfer.bytes);
+            step.told_bytes = transfer.bytes;
+            let sum = arrived.entry(step.source).or_default();
+            *sum = sum.saturating_add(more);
+            let now = if passed_us == 0 { step.rate } else { rate_of(more, passed_us) };
+            step.rate = if step.rate > 0.0 { (step.rate + now) / 2.0 } else { now };
+            step.tries = step.tries.max(transfer.tries);
+            step.copied = (step.copied.0.max(transfer.keys), step.copied.1.max(transfer.bytes));
+            if transfer.bytes_total > 0 {
+                step.total = (transfer.keys_total, transfer.bytes_total);
+            }
+            step.total = (step.total.0.max(step.copied.0), step.total.1.max(step.copied.1));
+            step.waiting_for.clone_from(&transfer.waiting_for);
+            let (state, share) = match transfer.phase() {
+                v1::TransferPhase::Unspecified | v1::TransferPhase::Waiting => (MoveState::Waiting, 0.0),
+                v1::TransferPhase::Copying => (MoveState::Copying, COPIED * part(step.copied.1, step.total.1)),
+                v1::TransferPhase::Verifying => (MoveState::Verifying, VERIFYING),
+                v1::TransferPhase::Covered => (MoveState::Covered, COVERED),
+            };
+            if step.state != MoveState::Covered {
+                step.state = if transfer.stalled { MoveState::Stalled } else { state };
+            }
+            step.reach(share);
+        }
+        for (source, to) in self.links.keys() {
+            if *to == snapshot.node {
+                arrived.entry(*source).or_default();
+            }
+        }
+        for (source, bytes) in arrived {
+            self.links.entry((source, snapshot.node)).or_default().look(snapshot.taken_us, bytes);
+        }
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
+        let share = if self.steps.is_empty() {
+            part(self.operation.moved, self.operation.moves)
+        } else {
+            self.steps.values().map(|step| step.share).sum::<f64>() / self.steps.len() as f64
+        };
+        let done = self.operation.state() == v1::OperationState::Done;
+        // Before the end there is something left, whatever rounding says.
+        let most = if done || self.operation.moved >= self.operation.moves.max(1) { 1.0 } else { 0.999 };
+        let share = if done { 1.0 } else { share.min(most) };
+        self.share = self.share.max(share);
+    }
+
+    /// The part that is done, 0 to 1.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// Keys and bytes copied so far, and those of the whole; 0: not known. The first never pass the second.
+    #[must_use]
+    pub fn copied(&self) -> ((u64, u64), (u64, u64)) {
+        let operation = &self.operation;
+        let sum = self.steps.values().fold((0_u64, 0_u64), |sum, step| {
+            (sum.0.saturating_add(step.copied.0), sum.1.saturating_add(step.copied.1))
+        });
+        let done = (sum.0.max(operation.keys_moved), sum.1.max(operation.bytes_moved));
+        let known = self
+            .steps
+            .values()
+            .fold((0_u64, 0_u64), |sum, step| (sum.0.saturating_add(step.total.0), sum.1.saturating_add(step.total.1)));
+        let planned = |planned: u64, known: u64, done: u64| if planned == 0 { known } else { planned }.max(done);
+        (done, (planned(operation.keys_planned, known.0, done.0), planned(operation.bytes_planned, known.1, done.1)))
+    }
+
+    /// Bytes a second that arrive anywhere.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        if self.operation.state() == v1::OperationState::Running {
+            self.links.values().map(Link::rate).sum()
+        } else {
+            0.0
+        }
+    }
+
+    /// How long the slowest source or receiver needs for what is left, and who that is; `None` while nothing arrives.
+    #[must_use]
+    pub fn eta(&self) -> Option<(Duration, u64)> {
+        if self.operation.state() != v1::OperationState::Running {
+            return None;
+        }
+        let mut sources: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut receivers: BTreeMap<u64, u64> = BTreeMap::new();
+        for ((_, to), step) in &self.steps {
+            for left in [sources.entry(step.source).or_default(), receivers.entry(*to).or_default()] {
+                *left = left.saturating_add(step.remaining());
+            }
+        }
+        let rate = |of: &dyn Fn(&(u64, u64)) -> bool| {
+            self.links.iter().filter(|(ends, _)| of(ends)).map(|(_, link)| link.rate()).sum::<f64>()
+        };
+        let by_source = sources.iter().map(|(node, left)| (*node, *left, rate(&|ends| ends.0 == *node)));
+        let by_receiver = receivers.iter().map(|(node, left)| (*node, *left, rate(&|ends| ends.1 == *node)));
+        // A receiver from which nothing comes in says nothing; a source that is not read yet waits for its receivers.
+        let needs = |(node, left, rate): (u64, u64, f64)| {
+            #[allow(clippy::cast_precision_loss, reason = "a time is shown with two digits")]
+            let seconds = left as f64 / rate;
+            (rate > 0.0 && left > 0).then(|| (Duration::from_secs_f64(seconds.min(1e9)), node))
+        };
+        let starved = receivers.iter().any(|(node, left)| *left > 0 && rate(&|ends| ends.1 == *node) <= 0.0);
+        if starved { None } else { by_source.chain(by_receiver).filter_map(needs).max() }
+    }
+
+    /// How long a move needs for what is left at its present rate; `None`: unknown, or nothing is left.
+    #[must_use]
+    pub fn step_eta(step: &Step) -> Option<Duration> {
+        #[allow(clippy::cast_precision_loss, reason = "a time is shown with two digits")]
+        let seconds = step.remaining() as f64 / step.rate;
+        (step.rate >= 1.0 && step.remaining() > 0).then(|| Duration::from_secs_f64(seconds.min(1e9)))
+    }
+
+    /// How many moves are in a state.
+    #[must_use]
+    pub fn count(&self, state: MoveState) -> usize {
+        self.steps.values().filter(|step| step.state == state).count()
+    }
+}
+
+fn rate_of(bytes: u64, passed_us: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "rates are shown with three digits")]
+    let rate = bytes as f64 * 1e6 / passed_us as f64;
+    rate
+}
+
+fn part(done: u64, all: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "a part is shown with three digits")]
+    let part = done.min(all) as f64 / all.max(1) as f64;
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MOVES: u64 = 6;
+
+    fn operation(moved: u64, state: v1::OperationState) -> v1::Operation {
+        let details = (0..MOVES).map(|at| v1::OperationMove {
+            partition: u32::try_from(at).expect("few"),
+            from: 1,
+            to: 4,
+            source: 1 + at % 2,
+            moved: at < moved,
+            receipt: (at < moved).then(v1::Receipt::default),
+        });
+        v1::Operation {
+            id: 7,
+            moves: MOVES,
+            moved,
+            state: state.into(),
+            details: details.collect(),
+            ..Default::default()
+        }
+    }
+
+    fn snapshot(second: u64, transfers: Vec<v1::Transfer>) -> v1::NodeSnapshot {
+        v1::NodeSnapshot { node: 4, taken_us: second * 1_000_000, transfers, ..Default::default() }
+    }
+
+    fn copying(partition: u32, bytes: u64, bytes_total: u64) -> v1::Transfer {
+        let phase = v1::TransferPhase::Copying.into();
+        v1::Transfer { partition, source: 1, phase, bytes, bytes_total, tries: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn a_steady_transfer_has_its_rate_and_its_end() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (10, 100_000));
+        for second in 0..=10 {
+            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        }
+        let link = &progress.links[&(1, 4)];
+        assert!((link.rate() - 1000.0).abs() < 1.0 && link.ticks == 10, "{link:?}");
+        let (left, slowest) = progress.eta().expect("an end");
+        assert_eq!((left.as_secs(), slowest), (90, 4));
+        // Nothing more arrives: the marks stand still at once, and soon no end is promised.
+        for second in 11..=30 {
+            progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
+        }
+        assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
+    }
+
+    #[test]
+    fn the_end_is_the_last_cut_over() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (0, 0));
+        let covered = v1::Transfer { phase: v1::TransferPhase::Covered.into(), ..copying(5, 5, 5) };
+        progress.tell_snapshot(&snapshot(1, vec![covered]));
+        assert!(progress.share() < 1.0, "{}", progress.share());
+        progress.tell_operation(&operation(6, v1::OperationState::Done), |_| (0, 0));
+        assert!((progress.share() - 1.0).abs() < f64::EPSILON);
+        assert_eq!(progress.count(MoveState::Moved), 6);
+        // A node that was away tells an older state.
+        progress.tell_operation(&operation(2, v1::OperationState::Running), |_| (0, 0));
+        assert_eq!((progress.operation.state(), progress.count(MoveState::Moved)), (v1::OperationState::Done, 6));
+    }
+
+    fn any_transfer() -> impl Strategy<Value = v1::Transfer> {
+        (0..8_u32, 0..5_u64, 0..5_i32, any::<(u64, u64)>(), any::<(u32, bool)>()).prop_map(
+            |(partition, source, phase, (bytes, bytes_total), (tries, stalled))| v1::Transfer {
+                partition,
+                source,
+                phase,
+                bytes,
+                bytes_total,
+                keys: bytes / 2,
+                keys_total: bytes_total / 2,
+                tries,
+                stalled,
+                ..Default::default()
+            },
+        )
+    }
+
+    #[derive(Clone, Debug)]
+    enum Told {
+        Operation(u64, u64, i32),
+        Snapshot(u64, u64, Vec<v1::Transfer>),
+    }
+
+    fn any_told() -> impl Strategy<Value = Told> {
+        prop_oneof![
+            (6..8_u64, 0..=MOVES, 0..5_i32).prop_map(|(id, moved, state)| Told::Operation(id, moved, state)),
+            (3..5_u64, 0..100_u64, prop::collection::vec(any_transfer(), 0..8))
+                .prop_map(|(node, second, transfers)| Told::Snapshot(node, second, transfers)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn progress_never_goes_back_nor_past_the_whole(told in prop::collection::vec(any_told(), 0..60)) {
+            let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+            let mut before = 0.0;
+            for told in told {
+                match told {
+                    Told::Operation(id, moved, state) => {
+                        let mut told = operation(moved, v1::OperationState::Running);
+                        (told.id, told.state) = (id, state);
+                        progress.tell_operation(&told, |partition| (u64::from(partition), 100));
+                    }
+                    Told::Snapshot(node, second, transfers) => {
+                        progress.tell_snapshot(&v1::NodeSnapshot { node, ..snapshot(second, transfers) });
+                    }
+                }
+                let share = progress.share();
+                prop_assert!((before..=1.0).contains(&share), "{before} then {share}");
+                before = share;
+                let (done, all) = progress.copied();
+                prop_assert!(done.0 <= all.0 && done.1 <= all.1);
+                prop_assert!(progress.rate() >= 0.0);
+                for step in progress.steps.values() {
+                    prop_assert!((0.0..=1.0).contains(&step.share) && step.copied.1 <= step.total.1);
+                }
+            }
+        }
+    }
+}

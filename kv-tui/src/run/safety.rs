@@ -1,0 +1,181 @@
+//! What may fail now: copies, quorums and moves in flight, for the cluster and for each node. A pure function of the
+//! picture.
+
+use std::collections::BTreeSet;
+
+use kv_core::ring::{Entry, Owner};
+use kv_core::types::NodeId;
+use serde_json::{Value, json};
+
+use super::picture::Picture;
+
+/// What may fail without a request failing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Safety {
+    /// The fewest complete copies in reach of any key; `None`: no layout is known.
+    pub copies: Option<usize>,
+    /// Partitions that are short of it: they cannot meet R or W now.
+    pub short: usize,
+    /// Nodes, whichever they are, that may fail now with every request still served.
+    pub failures: usize,
+    /// Partitions that need their old and their new owners at present.
+    pub joint: usize,
+}
+
+/// Whether a node can be stopped now, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// It can.
+    pub safe: bool,
+    /// Why, as a sentence.
+    pub why: String,
+}
+
+/// What is needed to judge.
+struct Judge {
+    serving: BTreeSet<NodeId>,
+    synced: BTreeSet<(u32, NodeId)>,
+    needed: usize,
+}
+
+impl Judge {
+    fn of(picture: &Picture) -> Self {
+        let serving = picture.description.members.iter().map(|member| member.id).filter(|id| picture.serves(*id));
+        let synced = picture.snapshots().flat_map(|told| {
+            let node = NodeId(told.node);
+            told.partitions.iter().filter(|figures| figures.synced).map(move |figures| (figures.partition, node))
+        });
+        let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
+        let needed = usize::from(strictest.unwrap_or(1));
+        Self { serving: serving.collect(), synced: synced.collect(), needed }
+    }
+
+    /// How many owners of a set may still fail; below 0: some are missing.
+    fn spare(&self, owners: &[Owner]) -> isize {
+        let alive = owners.iter().filter(|owner| self.serving.contains(&owner.node)).count();
+        let needed = self.needed.min(owners.len());
+        isize::try_from(alive).unwrap_or(isize::MAX) - isize::try_from(needed).unwrap_or(isize::MAX)
+    }
+
+    /// How many owners of a partition may still fail, in the set that has the fewest to spare.
+    fn spare_of(&self, entry: &Entry) -> isize {
+        entry.sets().map(|owners| self.spare(owners)).min().unwrap_or(0)
+    }
+
+    /// Complete copies in reach.
+    fn copies(&self, partition: u32, entry: &Entry) -> usize {
+        entry.nodes().filter(|node| self.serving.contains(node) && self.synced.contains(&(partition, *node))).count()
+    }
+}
+
+impl Safety {
+    /// What may fail, as a picture with the figures of the partitions shows it.
+    #[must_use]
+    pub fn of(picture: &Picture) -> Self {
+        let judge = Judge::of(picture);
+        let mut safety = Self { copies: None, short: 0, failures: 0, joint: 0 };
+        let Some(layout) = picture.description.layout.as_deref() else { return safety };
+        let mut least = isize::MAX;
+        for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
+            let spare = judge.spare_of(entry);
+            least = least.min(spare);
+            safety.short += usize::from(spare < 0);
+            safety.joint += usize::from(entry.joint.is_some());
+            let copies = judge.copies(u32::from(id.0), entry);
+            safety.copies = Some(safety.copies.map_or(copies, |fewest| fewest.min(copies)));
+        }
+        safety.failures = usize::try_from(least).unwrap_or(0);
+        safety
+    }
+
+    /// Whether some request cannot be served now.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.short > 0 || self.copies == Some(0)
+    }
+
+    /// The same in a few words; empty while there is nothing to say.
+    #[must_use]
+    pub fn short_line(&self) -> String {
+        match (self.copies, self.short) {
+            (None, _) => String::new(),
+            (Some(copies), 0) => format!("copies: {copies} at least, {} may fail", self.failures),
+            (Some(_), short) => format!("{short} partitions lack owners"),
+        }
+    }
+
+    /// All of it in a sentence.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Some(copies) = self.copies else { return "the cluster is forming; nothing is kept yet".to_owned() };
+        let kept = match copies {
+            0 => "some keys have no complete copy in reach".to_owned(),
+            1 => "every key has 1 copy at least".to_owned(),
+            copies => format!("every key has {copies} copies at least"),
+        };
+        let may = match (self.short, self.failures) {
+            (0, 0) => "no node may fail now".to_owned(),
+            (0, 1) => "one more node may fail".to_owned(),
+            (0, nodes) => format!("{nodes} more nodes may fail"),
+            (short, _) => format!("{short} partitions have too few owners in reach for R or W"),
+        };
+        let moving = match self.joint {
+            0 => String::new(),
+            1 => "; 1 partition on the move is counted".to_owned(),
+            joint => format!("; {joint} partitions on the move are counted"),
+        };
+        format!("{kept}; {may}{moving}")
+    }
+
+    /// For scripts.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        json!({
+            "copies_min": self.copies,
+            "failures": self.failures,
+            "partitions_short": self.short,
+            "partitions_moving": self.joint,
+            "what": self.line(),
+        })
+    }
+}
+
+impl Verdict {
+    /// Whether `node` can be stopped now.
+    #[must_use]
+    pub fn of(picture: &Picture, node: NodeId) -> Self {
+        let no = |why: String| Self { safe: false, why };
+        let description = &picture.description;
+        let Some(layout) = description.layout.as_deref() else { return no("the cluster is forming".to_owned()) };
+        let judge = Judge::of(picture);
+        let in_reach = judge.serving.contains(&node);
+        if in_reach && description.voters.contains(&node) {
+            let others = description.voters.iter().filter(|voter| **voter != node && judge.serving.contains(voter));
+            if others.count() < description.voters.len() / 2 + 1 && description.voters.len() > 1 {
+                return no("too few voters would be left to change anything".to_owned());
+            }
+        }
+        let mut short = 0_usize;
+        let mut fewest = usize::MAX;
+        for (id, entry) in layout.partition_ids().zip(&layout.partitions).filter(|(_, entry)| entry.owns(node)) {
+            let lost = |owners: &[Owner]| isize::from(in_reach && owners.iter().any(|owner| owner.node == node));
+            let spare = entry.sets().map(|owners| judge.spare(owners) - lost(owners)).min().unwrap_or(0);
+            short += usize::from(spare < 0);
+            let own = usize::from(in_reach && judge.synced.contains(&(u32::from(id.0), node)));
+            fewest = fewest.min(judge.copies(u32::from(id.0), entry) - own);
+        }
+        if short > 0 {
+            return no(format!("{short} partitions would have too few owners for R or W"));
+        }
+        let pending = picture.snapshot(node).and_then(|told| told.pending).unwrap_or_default();
+        if pending.residue > 0 {
+            return no(format!("it still hands over {} records", pending.residue));
+        }
+        let why = match fewest {
+            usize::MAX => "it holds no copy of anything".to_owned(),
+            1 => "one complete copy of every key would stay in reach, and every request be served".to_owned(),
+            copies => format!("{copies} complete copies of every key would stay in reach, and every request be served"),
+        };
+        Self { safe: true, why }
+    }
+}
