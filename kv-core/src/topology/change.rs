@@ -18,7 +18,8 @@ pub enum Change {
         /// The spare.
         node: NodeId,
     },
-    /// A node gives all its copies away and becomes a spare: it may be stopped, or added again. A spare leaves the cluster.
+    /// A node gives all its copies away and becomes a spare, which leaves the cluster when it holds nothing any more, unless
+    /// it is added again before. A spare leaves at once.
     Remove {
         /// The node.
         node: NodeId,
@@ -28,7 +29,7 @@ pub enum Change {
         /// The node.
         node: NodeId,
     },
-    /// A spare takes the places of another node, and its weight; that node becomes a spare.
+    /// A spare takes the places of another node, and its weight; that node becomes a spare and leaves as a removed one.
     Replace {
         /// Who gives its places away.
         old: NodeId,

@@ -346,10 +346,6 @@ fn undo(layout: &Layout, changes: &[Change]) -> Vec<Change> {
     for change in changes.iter().rev() {
         back.push(match change {
             Change::Add { node } => Change::Remove { node: *node },
-            Change::Remove { node } if layout.members.get(node).is_some_and(|member| !member.spare) => {
-                Change::Add { node: *node }
-            }
-            Change::Replace { old, new } => Change::Replace { old: *new, new: *old },
             Change::Weight { node, .. } => match layout.members.get(node) {
                 Some(member) => Change::Weight { node: *node, weight: member.weight },
                 None => return Vec::new(),
@@ -359,8 +355,8 @@ fn undo(layout: &Layout, changes: &[Change]) -> Vec<Change> {
                 None => return Vec::new(),
             },
             Change::Copies { .. } => Change::Copies { copies: layout.copies },
-            // A member that left comes back as another one, if at all.
-            Change::Remove { .. } | Change::RemoveDead { .. } => return Vec::new(),
+            // A node leaves when it has given its places away, and comes back as another one, if at all.
+            Change::Remove { .. } | Change::RemoveDead { .. } | Change::Replace { .. } => return Vec::new(),
         });
     }
     back
