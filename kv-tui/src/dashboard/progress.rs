@@ -141,6 +141,8 @@ pub struct Progress {
     pub steps: BTreeMap<MoveId, Step>,
     /// What travels, by source and receiver.
     pub links: BTreeMap<(u64, u64), Link>,
+    /// Bytes that receipts have told of and that no look at a link has counted yet.
+    proven: BTreeMap<(u64, u64), u64>,
     /// When each receiver told something last, by its clock.
     told_us: BTreeMap<u64, u64>,
     /// The part that is done, 0 to 1.
@@ -152,8 +154,14 @@ impl Progress {
     #[must_use]
     pub fn new(operation: &v1::Operation) -> Self {
         let operation = v1::Operation { details: Vec::new(), ..operation.clone() };
-        let mut progress =
-            Self { operation, steps: BTreeMap::new(), links: BTreeMap::new(), told_us: BTreeMap::new(), share: 0.0 };
+        let mut progress = Self {
+            operation,
+            steps: BTreeMap::new(),
+            links: BTreeMap::new(),
+            proven: BTreeMap::new(),
+            told_us: BTreeMap::new(),
+            share: 0.0,
+        };
         progress.judge();
         progress
     }
@@ -195,6 +203,11 @@ impl Progress {
                 kept.total = size(step.partition);
             }
             if let Some(receipt) = &step.receipt {
+                // A small partition may come and be complete between two accounts of its receiver.
+                let more = receipt.bytes.saturating_sub(kept.told_bytes);
+                kept.told_bytes = kept.told_bytes.max(receipt.bytes);
+                let proven = self.proven.entry((kept.source, step.to)).or_default();
+                *proven = proven.saturating_add(more);
                 kept.copied = (kept.copied.0.max(receipt.keys), kept.copied.1.max(receipt.bytes));
                 kept.total = (kept.total.0.max(kept.copied.0), kept.total.1.max(kept.copied.1));
                 kept.covered_by = receipt.sources.iter().map(|source| source.node).collect();
@@ -270,6 +283,12 @@ impl Progress {
                 step.state = if transfer.stalled { MoveState::Stalled } else { state };
             }
             step.reach(share);
+        }
+        for ((source, to), bytes) in &mut self.proven {
+            if *to == snapshot.node {
+                let sum = arrived.entry(*source).or_default();
+                *sum = sum.saturating_add(std::mem::take(bytes));
+            }
         }
         for (source, to) in self.links.keys() {
             if *to == snapshot.node {
@@ -435,6 +454,27 @@ mod tests {
             progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
         }
         assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
+    }
+
+    #[test]
+    fn what_comes_between_two_looks_is_counted() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        let told = |moved: u64| {
+            let mut told = operation(moved, v1::OperationState::Running);
+            for step in &mut told.details {
+                step.source = 1;
+                step.receipt = step.moved.then(|| v1::Receipt { bytes: 500, ..Default::default() });
+            }
+            told
+        };
+        for second in 0..=5 {
+            progress.tell_operation(&told(second), |_| (0, 500));
+            progress.tell_operation(&told(second), |_| (0, 500));
+            progress.tell_snapshot(&snapshot(second, Vec::new()));
+        }
+        let link = &progress.links[&(1, 4)];
+        assert!((link.rate() - 500.0).abs() < 1.0 && link.ticks == 5 && link.bytes == 2500, "{link:?}");
+        assert_eq!(progress.eta().map(|(left, _)| left.as_secs()), Some(1));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What may fail now: copies, quorums and moves in flight, for the cluster and for each node. A pure function of the
 //! picture.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kv_core::ring::{Entry, Owner};
+use kv_core::ring::{Entry, FIRST_EPOCH, Owner};
 use kv_core::types::NodeId;
 use serde_json::{Value, json};
 
@@ -35,6 +35,8 @@ pub struct Verdict {
 struct Judge {
     serving: BTreeSet<NodeId>,
     synced: BTreeSet<(u32, NodeId)>,
+    /// The layouts on which the members acted when they told their figures.
+    acted_on: BTreeMap<NodeId, u64>,
     needed: usize,
 }
 
@@ -47,7 +49,8 @@ impl Judge {
         });
         let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
-        Self { serving: serving.collect(), synced: synced.collect(), needed }
+        let acted_on = picture.snapshots().map(|told| (NodeId(told.node), told.layout_epoch)).collect();
+        Self { serving: serving.collect(), synced: synced.collect(), acted_on, needed }
     }
 
     /// How many owners of a set may still fail; below 0: some are missing.
@@ -62,9 +65,17 @@ impl Judge {
         entry.sets().map(|owners| self.spare(owners)).min().unwrap_or(0)
     }
 
+    /// Whether an owner holds a complete copy in reach.
+    fn holds(&self, partition: u32, entry: &Entry, node: NodeId) -> bool {
+        // A partition is cut over to owners that have proven their copies: figures from before say nothing else.
+        let before = self.acted_on.get(&node).is_some_and(|epoch| *epoch < entry.changed.0);
+        let proven = before && entry.joint.is_none() && entry.changed > FIRST_EPOCH;
+        self.serving.contains(&node) && (proven || self.synced.contains(&(partition, node)))
+    }
+
     /// Complete copies in reach.
     fn copies(&self, partition: u32, entry: &Entry) -> usize {
-        entry.nodes().filter(|node| self.serving.contains(node) && self.synced.contains(&(partition, *node))).count()
+        entry.nodes().filter(|node| self.holds(partition, entry, *node)).count()
     }
 }
 
@@ -161,7 +172,7 @@ impl Verdict {
             let lost = |owners: &[Owner]| isize::from(in_reach && owners.iter().any(|owner| owner.node == node));
             let spare = entry.sets().map(|owners| judge.spare(owners) - lost(owners)).min().unwrap_or(0);
             short += usize::from(spare < 0);
-            let own = usize::from(in_reach && judge.synced.contains(&(u32::from(id.0), node)));
+            let own = usize::from(judge.holds(u32::from(id.0), entry, node));
             fewest = fewest.min(judge.copies(u32::from(id.0), entry) - own);
         }
         if short > 0 {

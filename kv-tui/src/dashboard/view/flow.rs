@@ -60,7 +60,8 @@ pub(super) fn links(
     for (y, ((from, to), flow)) in (0..inner.height).step_by(usize::from(rows)).zip(order.iter().take(fitting)) {
         let link = progress.links.get(&(*from, *to)).unwrap_or(&none);
         let x = draw_end(canvas, cluster, *from, inner, 0, y);
-        let rate = format!("{:>11}/s ", size(whole(link.rate())));
+        let shown = if flow.done == flow.moves { 0.0 } else { link.rate() };
+        let rate = format!("{:>11}/s ", size(whole(shown)));
         let end = canvas.width(&rate) + 12;
         let width = inner.width.saturating_sub(x + end).max(4);
         let role = if flow.stalled { Role::Warn } else { Role::Text };

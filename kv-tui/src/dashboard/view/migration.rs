@@ -167,8 +167,8 @@ fn speed(model: &Model, cluster: &Cluster, progress: &Progress) -> String {
     let limit = match throttle.and_then(|throttle| Some((throttle, throttle.bytes_per_second_max?))) {
         None => "no limit".to_owned(),
         Some((throttle, limit)) => {
-            let by = if throttle.by.is_empty() { String::new() } else { format!(" by {}", throttle.by) };
-            format!("limit {}/s a receiver, set{by}", size(limit))
+            let by = if throttle.by.is_empty() { String::new() } else { format!(", set by {}", throttle.by) };
+            format!("limit {}/s a receiver{by}", size(limit))
         }
     };
     if !progress.is_active() {
