@@ -256,7 +256,8 @@ impl Progress {
             if matches!(step.state, MoveState::Moved | MoveState::Undone) {
                 continue;
             }
-            if transfer.source > 0 {
+            // Verifying asks the other sources as well, which are not what the copy flows from.
+            if transfer.source > 0 && transfer.phase() == v1::TransferPhase::Copying {
                 step.source = transfer.source;
             }
             // A transfer that begins anew counts from nothing.
@@ -363,7 +364,15 @@ impl Progress {
         let rate = |of: &dyn Fn(&(u64, u64)) -> bool| {
             self.links.iter().filter(|(ends, _)| of(ends)).map(|(_, link)| link.rate()).sum::<f64>()
         };
-        let by_source = sources.iter().map(|(node, left)| (*node, *left, rate(&|ends| ends.0 == *node)));
+        // Only a source that is read as fast as it gives says how long it needs: others wait for their turn, or a limit.
+        let read = |node: u64| {
+            let reads = |step: &Step| step.state == MoveState::Copying && step.waiting_for.is_empty();
+            self.steps.values().any(|step| step.source == node && reads(step))
+        };
+        let by_source = sources
+            .iter()
+            .filter(|(node, _)| read(**node))
+            .map(|(node, left)| (*node, *left, rate(&|ends| ends.0 == *node)));
         let by_receiver = receivers.iter().map(|(node, left)| (*node, *left, rate(&|ends| ends.1 == *node)));
         // A receiver from which nothing comes in says nothing; a source that is not read yet waits for its receivers.
         let needs = |(node, left, rate): (u64, u64, f64)| {
