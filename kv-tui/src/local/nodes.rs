@@ -100,15 +100,21 @@ pub(crate) async fn act(action: Process, name: &str, sink: &mut dyn Sink) -> Res
     sink.item(node_item(&state.nodes[index], &folder.path))
 }
 
+/// Starts a node. One that the cluster has removed starts with an empty data directory, as a spare.
 async fn start(folder: &Folder, state: &mut State, index: usize) -> Result<(), CommandError> {
     if state.nodes[index].is_removed(&folder.path) {
-        return Err(CommandError::new(
-            Class::Conflict,
-            format!(
-                "{} was removed from the cluster and its data is of no use any more; node add starts a new node",
-                state.nodes[index].name
-            ),
-        ));
+        // It ends by itself, shortly after it has learned that it was removed.
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while state.nodes[index].is_running() {
+            if Instant::now() >= deadline {
+                let name = &state.nodes[index].name;
+                let message = format!("{name} was removed and has not ended yet; end it with: node kill {name}");
+                return Err(CommandError::new(Class::Unavailable, message));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        state.nodes[index].clear(&folder.path)?;
+        state.write(&folder.path)?;
     }
     let mut child = launch(state, index, &folder.path)?;
     let node = &state.nodes[index];
@@ -139,6 +145,35 @@ async fn serves(name: &str, address: &str) -> Result<(), CommandError> {
     }
 }
 
+/// Whether the local cluster has a node called `name` that the cluster has removed.
+pub(crate) fn is_removed(name: &str) -> Result<bool, CommandError> {
+    let folder = folder_of(named_folder())?;
+    let state = State::read(&folder)?;
+    Ok(state.is_some_and(|state| state.nodes.iter().any(|node| node.name == name && node.is_removed(&folder))))
+}
+
+/// Starts a node that the cluster has removed with an empty data directory: it becomes a spare under its old name.
+///
+/// # Errors
+/// If there is no such node, or the process does not start or serve.
+pub(crate) async fn bring_back(name: &str, zone: Option<&str>, weight: Option<f64>) -> Result<Started, CommandError> {
+    let (folder, mut state) = open()?;
+    let index = state.index_of(name).ok_or_else(|| {
+        CommandError::new(Class::NotFound, format!("the local cluster has no node {name:?}; `local status` lists them"))
+    })?;
+    if zone.is_some() || weight.is_some() {
+        state.nodes[index].flags = flags(zone, weight);
+    }
+    start(&folder, &mut state, index).await?;
+    Ok(Started { name: name.to_owned(), address: state.nodes[index].address.clone() })
+}
+
+fn flags(zone: Option<&str>, weight: Option<f64>) -> Vec<String> {
+    let zone = zone.map(|zone| ["--zone".to_owned(), zone.to_owned()]);
+    let weight = weight.map(|weight| ["--weight".to_owned(), weight.to_string()]);
+    zone.into_iter().chain(weight).flatten().collect()
+}
+
 /// Starts the process of a new node, which becomes a spare of the cluster. `taken` names cannot be its own.
 ///
 /// # Errors
@@ -146,14 +181,7 @@ async fn serves(name: &str, address: &str) -> Result<(), CommandError> {
 pub(crate) async fn add(zone: Option<&str>, weight: Option<f64>, taken: &[String]) -> Result<Started, CommandError> {
     let (folder, mut state) = open()?;
     let address = free_addresses(1)?.remove(0);
-    let mut flags = Vec::new();
-    if let Some(zone) = zone {
-        flags.extend(["--zone".to_owned(), zone.to_owned()]);
-    }
-    if let Some(weight) = weight {
-        flags.extend(["--weight".to_owned(), weight.to_string()]);
-    }
-    let added = state.add(address, flags, taken);
+    let added = state.add(address, flags(zone, weight), taken);
     let started = Started { name: added.name.clone(), address: added.address.clone() };
     state.write(&folder.path)?;
     let index = state.nodes.len() - 1;

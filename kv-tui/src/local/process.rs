@@ -148,7 +148,7 @@ fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
         arguments.push(argument.into());
     }
     match state.founding() {
-        Some(founding) if founding.name == node.name => {
+        Some(founding) if founding.name == node.name && !node.came_back => {
             arguments.extend(["--bootstrap".into(), "--expect".into(), founding.expect.to_string().into()]);
         }
         _ => {

@@ -49,6 +49,10 @@ pub(super) struct LocalNode {
     /// Flags that it was first started with, beside those that follow from the above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
+    /// Whether it came back with an empty data directory after the cluster had removed it: it joins the others then,
+    /// the founding node, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub came_back: bool,
 }
 
 impl LocalNode {
@@ -59,6 +63,16 @@ impl LocalNode {
     /// Whether the cluster has removed it. Its data is of no use any more.
     pub(super) fn is_removed(&self, cluster: &Path) -> bool {
         self.folder(cluster).join("data").join(REMOVED_FILE).exists()
+    }
+
+    /// Empties the data directory of a removed node. Nothing is lost: the cluster let the node go when others held all
+    /// that it had, and its store can never come back.
+    pub(super) fn clear(&mut self, cluster: &Path) -> Result<(), CommandError> {
+        let data = self.folder(cluster).join("data");
+        fs::remove_dir_all(&data).map_err(|error| CommandError::file("delete", &data.display().to_string(), &error))?;
+        self.process = None;
+        self.came_back = true;
+        Ok(())
     }
 
     /// How it is, in a word.
@@ -88,6 +102,7 @@ impl State {
                 address,
                 process: None,
                 flags: Vec::new(),
+                came_back: false,
             })
             .collect::<Vec<_>>();
         let founding =
@@ -102,7 +117,7 @@ impl State {
         while is_taken(&format!("n{number}")) {
             number += 1;
         }
-        self.nodes.push(LocalNode { name: format!("n{number}"), address, process: None, flags });
+        self.nodes.push(LocalNode { name: format!("n{number}"), address, process: None, flags, came_back: false });
         let last = self.nodes.len() - 1;
         &self.nodes[last]
     }

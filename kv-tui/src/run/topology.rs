@@ -22,7 +22,12 @@ const SPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) async fn add(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let (picture, node) = match &args.node {
-        Some(node) => spare(node, client).await?,
+        Some(node) => match spare(node, client).await {
+            Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => {
+                new_spare(args, client, sink).await?
+            }
+            found => found?,
+        },
         None => new_spare(args, client, sink).await?,
     };
     let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
@@ -198,7 +203,7 @@ async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<Node
     }
 }
 
-/// Starts a new node process of the local cluster and waits until it is a spare.
+/// Starts a node process of the local cluster, a new one or one that was removed, and waits until it is a spare.
 async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(Picture, NodeId), CommandError> {
     let picture = Picture::take(client, false).await?;
     let members = &picture.description.members;
@@ -210,7 +215,10 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
         ));
     }
     let taken: Vec<String> = members.iter().map(|member| member.member.name.clone()).collect();
-    let started = nodes::add(args.zone.as_deref(), args.weight, &taken).await?;
+    let started = match &args.node {
+        Some(name) => nodes::bring_back(name, args.zone.as_deref(), args.weight).await?,
+        None => nodes::add(args.zone.as_deref(), args.weight, &taken).await?,
+    };
     sink.note(&format!("started {} at {}", started.name, started.address));
     let deadline = Instant::now() + SPARE_TIMEOUT;
     loop {

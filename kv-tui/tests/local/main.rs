@@ -104,6 +104,33 @@ fn single_nodes_are_killed_frozen_and_started_again() {
     assert_eq!(other.code, 2, "another cluster's processes are not ours: {}", other.errors);
 }
 
+#[test]
+fn a_removed_node_comes_back_empty_under_its_name() {
+    let local = Local::new();
+    local.run(&["local", "start", "--nodes", "1"]).ok();
+    local.exec(&["put", "k", "v"]).ok();
+    local.exec(&["--timeout", "60s", "--yes", "copies", "1", "--wait"]).ok();
+    let added = local.exec(&["--timeout", "60s", "node", "add", "--wait"]).ok();
+    assert!(added.errors.contains("started n2"), "{}", added.errors);
+    // The founding node: it must join what it founded, not found it again.
+    local.exec(&["--timeout", "60s", "--yes", "node", "remove", "n1", "--wait"]).ok();
+    let names = || -> Vec<String> {
+        local
+            .exec(&["node", "ls"])
+            .ok()
+            .json()
+            .iter()
+            .map(|node| node["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    assert_eq!(names(), ["n2"]);
+    let back = local.exec(&["--timeout", "60s", "node", "add", "n1", "--wait"]).ok();
+    assert!(back.errors.contains("started n1"), "{}", back.errors);
+    local.exec(&["--timeout", "60s", "wait", "healthy"]).ok();
+    assert_eq!(names(), ["n2", "n1"]);
+    assert_eq!(local.exec(&["get", "k"]).ok().one()["versions"][0]["value"], json!("v"));
+}
+
 /// Writes the catalogue until `stop`; gives what was acknowledged.
 async fn write_all(
     client: Client,
