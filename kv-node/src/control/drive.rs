@@ -3,7 +3,7 @@
 //! What nodes report is in the leader's memory only. It is reported until it is agreed on, so a new leader soon knows
 //! it, too, and nothing depends on who asked for the operation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kv_core::topology::{Receipt, operation};
@@ -15,6 +15,7 @@ use super::keeper::commit;
 use super::link::CallError;
 use super::operation::{Asked, OperationState, RECEIPTS_MAX, joint_max};
 use super::plane::{ControlPlane, Inner, unpoisoned};
+use super::raft::{RaftId, raft_id};
 use super::state::ClusterState;
 use super::transport::{RaftKind, ReportReply};
 
@@ -93,14 +94,22 @@ impl Inner {
 /// Proposes the next step, if there is one. Returns whether the state has changed.
 pub(super) async fn drive(inner: &Inner, state: &ClusterState) -> bool {
     let reports = unpoisoned(&inner.reports).clone();
-    match next_step(state, &reports, inner.wall()) {
+    let metrics = inner.metrics();
+    let voters: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();
+    match next_step(state, &reports, &|store| voters.contains(&raft_id(store)), inner.wall()) {
         Some(command) => commit(inner, command).await,
         None => false,
     }
 }
 
-/// The next step that the reports allow.
-pub(super) fn next_step(state: &ClusterState, reports: &Reports, asked: Asked) -> Option<Command> {
+/// The next step that the reports allow. A store that votes stays until others vote in its place: if it went first, the
+/// last voter could leave with the control plane's only majority.
+pub(super) fn next_step(
+    state: &ClusterState,
+    reports: &Reports,
+    votes: &dyn Fn(StoreId) -> bool,
+    asked: Asked,
+) -> Option<Command> {
     let layout = state.layout.as_deref()?;
     if let Some(active) = state.active_operation().filter(|active| active.state == OperationState::Running) {
         let target = active.target.as_ref()?;
@@ -117,6 +126,10 @@ pub(super) fn next_step(state: &ClusterState, reports: &Reports, asked: Asked) -
         let report = reports.get(&node)?;
         let member = state.members.get(&node)?;
         let holds_nothing = report.left == 0 && report.epoch >= since && report.store == member.incarnation.store;
-        holds_nothing.then_some(Command::Dismiss { node, store: report.store, epoch: report.epoch })
+        (holds_nothing && !votes(report.store)).then_some(Command::Dismiss {
+            node,
+            store: report.store,
+            epoch: report.epoch,
+        })
     })
 }

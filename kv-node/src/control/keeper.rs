@@ -203,12 +203,13 @@ fn farewell(
     })
 }
 
-/// The voters to have: the choice among the present ones and the learners that are `ready`. As long as too few are
-/// ready for as many as there should be, the present voters stay.
+/// The voters to have: the choice among the present ones and the learners that are `ready`, without members that are
+/// about to leave. As long as too few are ready for as many as there should be, the present voters stay.
 fn choose_voters(state: &ClusterState, voters: &BTreeSet<RaftId>, ready: impl Fn(RaftId) -> bool) -> BTreeSet<RaftId> {
     let all: Vec<Candidate<'_>> = state
         .members
         .iter()
+        .filter(|(node, _)| !state.leaving.contains_key(node))
         .map(|(&node, member)| {
             let votes = voters.contains(&raft_id(member.incarnation.store));
             Candidate { node, zone: &member.zone, votes }
@@ -279,6 +280,12 @@ mod tests {
     /// Members `1..=size` with store ids of their own; `voters` vote, `ready` have caught up; who should vote.
     #[track_caller]
     fn check(size: u64, voters: &[RaftId], ready: &[RaftId], expected: &[RaftId]) {
+        check_leaving(size, &[], voters, ready, expected);
+    }
+
+    /// The same, while the members `leaving` are about to go.
+    #[track_caller]
+    fn check_leaving(size: u64, leaving: &[u64], voters: &[RaftId], ready: &[RaftId], expected: &[RaftId]) {
         let mut state = ClusterState::default();
         for number in 1..=size {
             let member = MemberRecord {
@@ -292,6 +299,7 @@ mod tests {
             };
             state.members.insert(NodeId(number), member);
         }
+        state.leaving = leaving.iter().map(|&number| (NodeId(number), kv_core::types::Epoch(1))).collect();
         let chosen = choose_voters(&state, &voters.iter().copied().collect(), |id| ready.contains(&id));
         assert_eq!(chosen, expected.iter().copied().collect());
     }
@@ -310,6 +318,15 @@ mod tests {
     fn voters_that_are_silent_stay() {
         check(3, &[1, 2, 3], &[1], &[1, 2, 3]);
         check(5, &[1, 2, 3], &[1, 4, 5], &[1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn who_leaves_votes_until_another_can() {
+        check_leaving(2, &[1], &[1], &[1], &[1]);
+        check_leaving(2, &[1], &[1], &[1, 2], &[2]);
+        check_leaving(3, &[1], &[1, 2, 3], &[1, 2, 3], &[2]);
+        check_leaving(4, &[1], &[1, 2, 3], &[1, 2, 3], &[1, 2, 3]);
+        check_leaving(4, &[1], &[1, 2, 3], &[1, 2, 3, 4], &[2, 3, 4]);
     }
 
     #[test]

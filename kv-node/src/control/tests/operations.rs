@@ -299,10 +299,10 @@ fn a_dead_node_leaves_at_once_and_a_replaced_one_gives_its_places_away() {
 fn the_leader_takes_the_next_step_when_the_reports_allow_it() {
     let mut state = cluster(3, 1);
     let mut reports = Reports::new();
-    assert_eq!(next_step(&state, &reports, asked(1)), None);
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(1)), None);
     let add = begin(&state, &[Change::Add { node: NodeId(4) }]);
     done(&mut state, 200, add);
-    assert_eq!(next_step(&state, &reports, asked(1)), None, "nothing is reported");
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(1)), None, "nothing is reported");
     let tell = |state: &ClusterState, node: u64, left: u64| TransferReport {
         store: StoreId(node),
         epoch: layout(state).epoch,
@@ -310,25 +310,27 @@ fn the_leader_takes_the_next_step_when_the_reports_allow_it() {
         left,
     };
     reports.insert(NodeId(4), tell(&state, 4, 0));
-    let step = next_step(&state, &reports, asked(2)).unwrap();
+    let step = next_step(&state, &reports, &|_| false, asked(2)).unwrap();
     let Command::Advance { receipts, .. } = &step else { panic!("{step}") };
     assert_eq!(receipts.len(), 6);
     done(&mut state, 201, Command::Pause { operation: OperationId(1), asked: asked(2) });
-    assert_eq!(next_step(&state, &reports, asked(2)), None, "it is paused");
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(2)), None, "it is paused");
     done(&mut state, 202, Command::Resume { operation: OperationId(1), asked: asked(2) });
     done(&mut state, 203, step);
-    assert_eq!(next_step(&state, &reports, asked(3)), None, "it has ended");
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(3)), None, "it has ended");
 
     let remove = begin(&state, &[Change::Remove { node: NodeId(4) }]);
     done(&mut state, 204, remove);
     reports.extend((1..4).map(|node| (NodeId(node), tell(&state, node, 0))));
-    let step = next_step(&state, &reports, asked(4)).unwrap();
+    let step = next_step(&state, &reports, &|_| false, asked(4)).unwrap();
     done(&mut state, 205, step);
-    assert_eq!(next_step(&state, &reports, asked(5)), None, "the node has not acted on its last cut-over");
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(5)), None, "the node has not acted on its last cut-over");
     reports.insert(NodeId(4), tell(&state, 4, 3));
-    assert_eq!(next_step(&state, &reports, asked(5)), None, "it holds three records that others may need");
+    assert_eq!(next_step(&state, &reports, &|_| false, asked(5)), None, "it holds three records that others may need");
     reports.insert(NodeId(4), tell(&state, 4, 0));
-    let step = next_step(&state, &reports, asked(5)).unwrap();
+    let votes = state.members[&NodeId(4)].incarnation.store;
+    assert_eq!(next_step(&state, &reports, &|store| store == votes, asked(5)), None, "others must vote first");
+    let step = next_step(&state, &reports, &|_| false, asked(5)).unwrap();
     assert_eq!(done(&mut state, 206, step), Done::Dismissed { node: NodeId(4) });
 }
 
