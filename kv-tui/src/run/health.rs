@@ -235,7 +235,7 @@ fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use kv_core::config::{ClusterConfig, Keyspace};
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     /// Four partitions on three nodes, each with all of its keys, nothing pending.
-    fn picture() -> Picture {
+    pub(in crate::run) fn picture() -> Picture {
         let member = |id: u64| Member {
             name: format!("n{id}"),
             zone: "a".to_owned(),

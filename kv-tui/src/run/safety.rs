@@ -34,23 +34,27 @@ pub struct Verdict {
 /// What is needed to judge.
 struct Judge {
     serving: BTreeSet<NodeId>,
-    synced: BTreeSet<(u32, NodeId)>,
+    /// The partitions of which each member told, and whether its copy is complete.
+    told: BTreeMap<(u32, NodeId), bool>,
     /// The layouts on which the members acted when they told their figures.
     acted_on: BTreeMap<NodeId, u64>,
+    /// The layout that is known here.
+    epoch: u64,
     needed: usize,
 }
 
 impl Judge {
     fn of(picture: &Picture) -> Self {
         let serving = picture.description.members.iter().map(|member| member.id).filter(|id| picture.serves(*id));
-        let synced = picture.snapshots().flat_map(|told| {
+        let told = picture.snapshots().flat_map(|told| {
             let node = NodeId(told.node);
-            told.partitions.iter().filter(|figures| figures.synced).map(move |figures| (figures.partition, node))
+            told.partitions.iter().map(move |figures| ((figures.partition, node), figures.synced))
         });
         let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
         let acted_on = picture.snapshots().map(|told| (NodeId(told.node), told.layout_epoch)).collect();
-        Self { serving: serving.collect(), synced: synced.collect(), acted_on, needed }
+        let epoch = picture.description.layout.as_ref().map_or(0, |layout| layout.epoch.0);
+        Self { serving: serving.collect(), told: told.collect(), acted_on, epoch, needed }
     }
 
     /// How many owners of a set may still fail; below 0: some are missing.
@@ -68,9 +72,14 @@ impl Judge {
     /// Whether an owner holds a complete copy in reach.
     fn holds(&self, partition: u32, entry: &Entry, node: NodeId) -> bool {
         // A partition is cut over to owners that have proven their copies: figures from before say nothing else.
-        let before = self.acted_on.get(&node).is_some_and(|epoch| *epoch < entry.changed.0);
-        let proven = before && entry.joint.is_none() && entry.changed > FIRST_EPOCH;
-        self.serving.contains(&node) && (proven || self.synced.contains(&(partition, node)))
+        let acted_on = self.acted_on.get(&node).copied().unwrap_or(self.epoch);
+        let proven = acted_on < entry.changed.0 && entry.joint.is_none() && entry.changed > FIRST_EPOCH;
+        let complete = match self.told.get(&(partition, node)) {
+            Some(synced) => *synced,
+            // By a layout that is not known here yet the node has left, which it may when others have proven copies.
+            None => acted_on > self.epoch,
+        };
+        self.serving.contains(&node) && (proven || complete)
     }
 
     /// Complete copies in reach.
@@ -188,5 +197,87 @@ impl Verdict {
             copies => format!("{copies} complete copies of every key would stay in reach, and every request be served"),
         };
         Self { safe: true, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kv_core::ring::Joint;
+    use kv_core::types::Epoch;
+    use kv_proto::describe::Description;
+
+    use super::*;
+    use crate::run::health::tests::picture;
+
+    /// Four partitions on three nodes, changed; how many complete copies every key has at least.
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Picture), copies: usize) {
+        let mut picture = picture();
+        change(&mut picture);
+        assert_eq!(Safety::of(&picture).copies, Some(copies));
+    }
+
+    fn entry(picture: &mut Picture, change: impl FnOnce(&mut Entry)) {
+        let description = Arc::make_mut(&mut picture.description);
+        let Description { layout: Some(layout), .. } = description else { return };
+        change(&mut Arc::make_mut(layout).partitions[2]);
+    }
+
+    fn told(picture: &mut Picture, index: usize) -> &mut kv_proto::v1::NodeSnapshot {
+        picture.reports[index].snapshot.as_mut().expect("told")
+    }
+
+    #[test]
+    fn copies_are_counted_as_they_are_told() {
+        check(|_| (), 3);
+        check(|picture| told(picture, 1).partitions[2].synced = false, 2);
+        check(|picture| drop(told(picture, 1).partitions.remove(2)), 2);
+    }
+
+    #[test]
+    fn a_node_that_is_ahead_and_has_left_was_let_go() {
+        check(
+            |picture| {
+                told(picture, 1).layout_epoch = 4;
+                told(picture, 1).partitions.remove(2);
+            },
+            3,
+        );
+        // What it does tell counts as ever.
+        check(
+            |picture| {
+                told(picture, 1).layout_epoch = 4;
+                told(picture, 1).partitions[2].synced = false;
+            },
+            2,
+        );
+    }
+
+    #[test]
+    fn a_cut_over_proves_copies_and_a_migration_does_not() {
+        let behind = |picture: &mut Picture| {
+            told(picture, 1).layout_epoch = 2;
+            told(picture, 1).partitions[2].synced = false;
+        };
+        check(
+            |picture| {
+                behind(picture);
+                entry(picture, |entry| entry.changed = Epoch(3));
+            },
+            3,
+        );
+        check(
+            |picture| {
+                behind(picture);
+                entry(picture, |entry| {
+                    entry.changed = Epoch(3);
+                    let owners = entry.owners.clone();
+                    entry.joint = Some(Joint { epoch: Epoch(3), owners, receivers: Vec::new(), sources_min: 1 });
+                });
+            },
+            2,
+        );
     }
 }
