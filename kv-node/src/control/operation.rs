@@ -148,7 +148,12 @@ pub struct Operation {
 impl Operation {
     /// An operation that begins.
     pub(super) fn new(id: OperationId, plan: Plan, target: Target, names: &Layout, asked: Asked) -> Self {
-        let command = plan.changes.iter().map(|change| command_of(change, names)).collect::<Vec<_>>().join(" and ");
+        let command = plan
+            .changes
+            .iter()
+            .map(|change| change.command(|node| name_in(names, node)))
+            .collect::<Vec<_>>()
+            .join(" and ");
         let undo = match plan.changes.as_slice() {
             [change] => undo_of(change, names),
             _ => String::new(),
@@ -266,25 +271,15 @@ impl Throttle {
     }
 }
 
-/// A change in the words of the command language, with names for numbers.
-fn command_of(change: &Change, names: &Layout) -> String {
-    let name = |node: &NodeId| names.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
-    match change {
-        Change::Add { node } => format!("node add {}", name(node)),
-        Change::Remove { node } => format!("node remove {}", name(node)),
-        Change::RemoveDead { node } => format!("node remove {} --dead", name(node)),
-        Change::Replace { old, new } => format!("node replace {} {}", name(old), name(new)),
-        Change::Weight { node, weight } => format!("node weight {} {weight}", name(node)),
-        Change::Zone { node, zone } => format!("node zone {} {zone}", name(node)),
-        Change::Copies { copies } => format!("copies {copies}"),
-    }
+/// The name of a node, or its number if it is no member.
+fn name_in(layout: &Layout, node: NodeId) -> String {
+    layout.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.clone())
 }
 
 /// The command that undoes a change of `before`; empty if none does.
 fn undo_of(change: &Change, before: &Layout) -> String {
-    let name = |node: &NodeId| before.members.get(node).map_or_else(|| node.to_string(), |member| member.name.clone());
     match change {
-        Change::Add { node } => format!("node remove {}", name(node)),
+        Change::Add { node } => format!("node remove {}", name_in(before, *node)),
         Change::Remove { .. } | Change::RemoveDead { .. } | Change::Replace { .. } => String::new(),
         Change::Weight { node, .. } => before
             .members
