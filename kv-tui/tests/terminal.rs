@@ -214,6 +214,12 @@ impl Screen {
         }
     }
 
+    /// All that a program has written that is no more.
+    fn ended_with(&mut self) -> String {
+        self.seen.extend(self.told.try_iter().flatten());
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
     /// What was written since it was last forgotten.
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.seen[self.mark..]).into_owned()
@@ -255,7 +261,7 @@ impl Screen {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end");
+            assert!(Instant::now() < deadline, "it does not end: {:#?}", screen_of(&self.seen));
             // The terminal must be read meanwhile, and that is also what is waited on.
             if let Ok(bytes) = self.told.recv_timeout(Duration::from_millis(10)) {
                 self.seen.extend(bytes);
@@ -409,7 +415,7 @@ fn it_stops_and_comes_back() {
     screen.wait_for("settled");
     screen.press(b"\x1a");
     let stopped = waitpid(Some(screen.pid()), WaitOptions::UNTRACED).expect("waited").expect("a change");
-    assert!(stopped.1.stopped(), "the process is stopped");
+    assert!(stopped.1.stopped(), "the process is stopped: {:?} {:?}", stopped.1, screen.ended_with());
     screen.wait_for("\u{1b}[?1049l");
     assert!(screen.is_cooked(), "the shell has the terminal");
     screen.forget();

@@ -125,7 +125,8 @@ impl Link {
         }
         self.looks.push_back((now_us, self.bytes));
         while self.looks.len() > LOOKS_MAX
-            || (self.looks.len() > 2 && self.looks.front().is_some_and(|(first, _)| now_us - first > WINDOW_US))
+            || (self.looks.len() > 2
+                && self.looks.front().is_some_and(|(first, _)| now_us.saturating_sub(*first) > WINDOW_US))
         {
             self.looks.pop_front();
         }

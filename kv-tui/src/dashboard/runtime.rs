@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use crossterm::event::Event;
-use rustix::process::{Signal, getpid, getsid, kill_current_process_group};
+use nix::unistd::{getpid, getsid};
+use rustix::process::{Signal, kill_current_process_group};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -206,7 +207,8 @@ impl Runtime {
 
     /// Gives the terminal to the shell, and stops until `fg`: with all processes of its job, of which `cargo run` is one.
     fn suspend(&mut self) -> io::Result<()> {
-        // The first process of a session has no shell that could bring it back.
+        // The first process of a session has no shell that could bring it back. In a container the session may be one
+        // from outside: it has the number 0 then, which not every library takes for a process.
         if getsid(None).is_ok_and(|session| session == getpid()) {
             update(&mut self.model, Msg::Notice("there is no shell that could bring the dashboard back".to_owned()));
             return Ok(());
