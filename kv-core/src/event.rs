@@ -46,6 +46,13 @@ pub enum Event {
         /// The partition.
         partition: PartitionId,
     },
+    /// A copy that waited begins anew, because an operator wants it to.
+    CopyRetried {
+        /// The partition.
+        partition: PartitionId,
+        /// What it waited for.
+        why: String,
+    },
     /// The partition holds all that its sources held when they were fenced; the receipt is durable.
     CopyDone {
         /// The partition.
@@ -110,6 +117,7 @@ impl fmt::Display for Event {
             Self::RefillStarted { partition } => write!(f, "refilling {partition} from its other owners"),
             Self::RefillDone { partition, records } => write!(f, "{partition} refilled with {records} records"),
             Self::CopyStarted { partition } => write!(f, "copying {partition}, which migrates to this node"),
+            Self::CopyRetried { partition, why } => write!(f, "copying {partition} begins anew; it waited: {why}"),
             Self::CopyDone { partition, sources, keys } => {
                 write!(f, "{partition} is covered by {sources} old owners and holds {keys} keys")
             }

@@ -107,6 +107,8 @@ pub enum Input {
     Keyspaces(Vec<Keyspace>),
     /// How fast partitions may be copied from now on. Until the first, the defaults hold.
     Transfers(TransferSettings),
+    /// An operator wants the copies of these partitions that wait for a source to begin anew.
+    Retry(Vec<PartitionId>),
     /// An operator wants these partitions compared with their other owners now, as far as this node holds all of them.
     Repair(Vec<PartitionId>),
     /// The moment of the last `Effect::WakeAt` has come.
@@ -458,6 +460,7 @@ impl Node {
             Input::Layout(layout) => self.layout_given(layout),
             Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
             Input::Transfers(settings) => self.transfers_given(settings),
+            Input::Retry(partitions) => self.retry_copies(&partitions),
             Input::Repair(partitions) => self.repair_by_hand(&partitions),
             Input::Wake => {}
         }

@@ -98,6 +98,7 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::RefillStarted { .. } => (Severity::Warning, "refill-started"),
             Core::RefillDone { .. } => (Severity::Info, "refill-done"),
             Core::CopyStarted { .. } => (Severity::Info, "copy-started"),
+            Core::CopyRetried { .. } => (Severity::Info, "copy-retried"),
             Core::CopyDone { .. } => (Severity::Info, "copy-done"),
             Core::ResidueDropped { .. } => (Severity::Info, "residue-dropped"),
             Core::Repaired { .. } => (Severity::Info, "repaired"),

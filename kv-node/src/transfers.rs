@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use kv_core::topology::{Receipt, Transfer, TransferPhase, TransferSettings};
 use kv_core::types::{Epoch, Monotonic, PartitionId};
-use kv_proto::v1::Severity;
+use kv_proto::v1::{self, Severity};
 
-use crate::control::{ClusterState, OperationState, REPORT_EVERY, Reported, TransferReport};
+use crate::control::{ClusterState, Operation, OperationId, OperationState, REPORT_EVERY, Reported, TransferReport};
 use crate::engine::{Command, Engine, Report};
 use crate::events::NewEvent;
 use crate::server::Shared;
@@ -29,6 +29,8 @@ struct State {
     seen: BTreeMap<(PartitionId, Epoch), Seen>,
     /// Why nothing is copied for want of room.
     no_room: Option<String>,
+    /// What became of the last retry.
+    retried: Option<v1::Retried>,
 }
 
 /// How far a copy was when it got on last.
@@ -56,6 +58,31 @@ impl Watchdog {
             Some(reason) if transfer.phase != TransferPhase::Covered => reason.clone(),
             _ => transfer.waiting_for.clone().unwrap_or_default(),
         }
+    }
+
+    /// What this node has made of the last retry that it has heard of.
+    #[must_use]
+    pub fn retried(&self) -> Option<v1::Retried> {
+        self.state().retried.clone()
+    }
+
+    /// How many retries of an operation were carried out here.
+    fn retries(&self, operation: OperationId) -> u32 {
+        let state = self.state();
+        state.retried.as_ref().filter(|retried| retried.operation == operation.0).map_or(0, |retried| retried.retry)
+    }
+
+    /// Copies begin anew: their time begins, too.
+    fn note_retry(&self, operation: &Operation, began: &[PartitionId], now: Monotonic) {
+        let mut state = self.state();
+        for (_, seen) in state.seen.iter_mut().filter(|(key, _)| began.contains(&key.0)) {
+            (seen.at, seen.told) = (now, false);
+        }
+        state.retried = Some(v1::Retried {
+            operation: operation.id.0,
+            retry: operation.retries,
+            partitions: began.iter().map(|partition| partition.0.into()).collect(),
+        });
     }
 
     /// Looks at the copies; returns those that have just stalled, each once until it gets on again.
@@ -123,7 +150,6 @@ fn unagreed(state: &ClusterState, receipts: &[Receipt]) -> Vec<Receipt> {
 pub(crate) async fn follow(shared: Arc<Shared>, engine: Engine) {
     let mut state = shared.control.state();
     let mut given: Option<TransferSettings> = None;
-    let mut retried = None;
     loop {
         let agreed = Arc::clone(&state.borrow_and_update());
         let node = shared.node();
@@ -131,16 +157,12 @@ pub(crate) async fn follow(shared: Arc<Shared>, engine: Engine) {
         let free = shared.usage.free_bytes();
         let (wanted, no_room) = settings(&agreed, free, shared.disk_reserve_bytes, &shared.name);
         tell_room(&shared, busy, no_room);
-        let retries = agreed.active_operation().map(|operation| (operation.id, operation.retries));
-        if retries.is_some_and(|(_, times)| times > 0) && retries != retried && !wanted.paused {
-            // What is under way is given up, and asked for anew.
-            engine.tell(Command::Transfers(TransferSettings { paused: true, ..wanted })).await;
-            given = None;
-        }
-        retried = retries;
         if given != Some(wanted) {
             engine.tell(Command::Transfers(wanted)).await;
             given = Some(wanted);
+        }
+        if let Some(operation) = agreed.active_operation().filter(|_| !wanted.paused) {
+            retry(&shared, &engine, operation).await;
         }
         let report = engine.report().await;
         if let Some(report) = &report {
@@ -159,6 +181,19 @@ pub(crate) async fn follow(shared: Arc<Shared>, engine: Engine) {
         if let Ok(Err(_closed)) = tokio::time::timeout(wait, state.changed()).await {
             return;
         }
+    }
+}
+
+/// Carries out the retries that this node has not carried out yet. After a restart it repeats them: what does not wait
+/// does not mind.
+async fn retry(shared: &Shared, engine: &Engine, operation: &Operation) {
+    let known = shared.watchdog.retries(operation.id);
+    if operation.retries <= known {
+        return;
+    }
+    // An engine that does not answer is asked again at the next look.
+    if let Some(began) = engine.retry(operation.retried_after(known).collect()).await {
+        shared.watchdog.note_retry(operation, &began, shared.clock.now().mono);
     }
 }
 

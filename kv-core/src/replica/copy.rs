@@ -9,6 +9,8 @@
 //! How far a copy is, is durable no earlier than its data (rule M2), and is void at another joint epoch or on another
 //! store (rule E3). A source that takes the place of another starts from nothing.
 
+mod retry;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,8 @@ pub(crate) struct Copy {
     tries: u32,
     /// Why sources failed, and when each is asked again.
     failed: BTreeMap<NodeId, (String, Monotonic)>,
+    /// Sources that were given up for another try, each once, the last one last: others are asked before them.
+    given_up: Vec<NodeId>,
     /// Whether all sources have been covered and this is being made durable.
     ending: bool,
 }
@@ -126,6 +130,7 @@ impl Node {
             bytes_total: 0,
             tries: 1,
             failed: BTreeMap::new(),
+            given_up: Vec::new(),
             ending: false,
         };
         self.out.push(Effect::Event(match errand {
@@ -193,7 +198,7 @@ impl Node {
         let now = self.now.mono;
         let is_due = |node: &NodeId| copy.failed.get(node).is_none_or(|failed| failed.1 <= now);
         let mut open = sources.iter().copied().filter(|node| !covered(node) && self.is_up(*node));
-        let Some(source) = open.clone().find(is_due) else {
+        let Some(source) = open.clone().filter(is_due).min_by_key(|&node| copy.turn_of(node)) else {
             let next = open.by_ref().filter_map(|node| copy.failed.get(&node)).map(|failed| failed.1).min();
             if let Some(at) = next {
                 self.set_timer(at, Timer::Copy(partition));

@@ -13,6 +13,12 @@ impl Dice {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
+    /// Dice of their own for something that must not change what these draw.
+    pub(crate) fn aside(&self) -> Self {
+        let mut copy = self.0.clone();
+        Self::new(!copy.next_u64())
+    }
+
     /// Any number.
     pub(crate) fn any(&mut self) -> u64 {
         self.0.next_u64()

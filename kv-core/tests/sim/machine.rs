@@ -350,6 +350,7 @@ impl World {
                 self.expect(check::epochs::never_fall(index, *epoch, before));
                 check::covered::fence(self, index, *epoch);
             }
+            NodeEvent::CopyRetried { .. } => self.report.add(Count::CopiesRetried, 1),
             NodeEvent::Repaired { records, .. } => self.report.add(Count::Compared, *records),
             NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
             NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),

@@ -67,6 +67,8 @@ pub(crate) enum Fault {
     Transfers,
     /// An operator has a node compare some partitions.
     Repair { machine: usize },
+    /// An operator has all nodes begin copies anew that wait.
+    Retry,
 }
 
 impl World {
@@ -138,6 +140,18 @@ impl World {
             let machine = self.dice.index(machines);
             self.plan(Fault::Repair { machine });
         }
+        // Drawn aside, so that they change nothing else of a run.
+        let mut aside = self.dice.aside();
+        if faults.operations > 0 && aside.chance(500) {
+            for _ in 0..aside.between(1, 6) {
+                let at = aside.below(self.settings.trouble_ends);
+                let fault = match aside.below(3) {
+                    0 => Fault::Repair { machine: aside.index(machines) },
+                    _ => Fault::Retry,
+                };
+                self.at(at, Event::Fault(fault));
+            }
+        }
         for machine in &mut self.machines {
             machine.clock.drift = i64::try_from(self.dice.below(2000)).unwrap_or(0) - 1000;
         }
@@ -207,7 +221,14 @@ impl World {
                 let partitions = self.layout().partition_ids().collect();
                 self.step(machine, Input::Repair(partitions));
             }
+            Fault::Retry => self.living().into_iter().for_each(|machine| self.retry_copies(machine)),
         }
+    }
+
+    /// An operator has a machine begin those of its copies anew that wait.
+    pub(crate) fn retry_copies(&mut self, machine: usize) {
+        let partitions = self.layout().partition_ids().collect();
+        self.step(machine, Input::Retry(partitions));
     }
 
     /// Kills a process and starts it again after a while.

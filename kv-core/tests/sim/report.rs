@@ -69,6 +69,8 @@ counts! {
     CutOvers => "partitions cut over",
     /// Receipts of copies.
     Receipts => "receipts",
+    /// Copies that waited and were begun anew by hand.
+    CopiesRetried => "copies begun anew by hand",
     /// Records dropped after they were handed over.
     Dropped => "records dropped by nodes that left",
     /// Records mended by comparing owners.

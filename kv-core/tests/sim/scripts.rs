@@ -349,6 +349,50 @@ fn the_copies_of_a_dead_member_are_made_anew() {
     check(|seed| run_script(seed, false, adjust, remove_a_dead_member), &happened);
 }
 
+/// A node enters while one of its sources does not hear of it, and refuses. The copies wait for that source for ever,
+/// unless somebody has them begin anew: two of three old owners are enough.
+fn enter_past_a_source_that_refuses(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    world.machines[0].hears_up_to = Some(world.layout().epoch);
+    world.operate(&[Change::Add { node: node_id(3) }]);
+    let waits = |world: &World| {
+        let transfers = world.machines[3].core.as_ref().map(|core| core.transfers()).unwrap_or_default();
+        let waiting = transfers.into_iter().filter(|it| it.source == Some(node_id(0)) && it.waiting_for.is_some());
+        waiting.map(|it| (it.partition, it.tries)).collect::<Vec<_>>()
+    };
+    wait_for_operation(world, 2000 * MS);
+    if world.operation.is_none() {
+        world.fail("the operation ends although a source refuses".to_owned());
+    }
+    for _ in 0..200 {
+        let before = waits(world);
+        world.retry_copies(3);
+        for (partition, tries) in waits(world) {
+            if before.contains(&(partition, tries)) {
+                world.fail(format!("the copy of {partition} waits as before"));
+            }
+        }
+        wait_for_operation(world, 50 * MS);
+    }
+    if world.operation.is_some() {
+        world.fail("the operation does not end however often its copies begin anew".to_owned());
+    }
+    world.machines[0].hears_up_to = None;
+    world.tell_layouts(0);
+    world.finish();
+}
+
+#[test]
+fn copies_that_begin_anew_take_another_source() {
+    let adjust = |settings: &mut Settings| {
+        without_clients(settings);
+        settings.network.duplication = 0;
+    };
+    let run = |seed| run_script(seed, false, adjust, enter_past_a_source_that_refuses);
+    check(run, &[Count::CopiesRetried, Count::CutOvers]);
+}
+
 /// A partition is cut over while two of its old owners hear nothing of it. A write is confirmed by the third and by the
 /// new owner; then the third loses its disk, and its new store hears of the migration, but not of its end. By that layout
 /// the two that lag behind are all of its other owners, and both lack the write.

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use kv_core::config::ClusterConfig;
 use kv_core::ring::Layout;
 use kv_core::topology::{Plan, Receipt};
-use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, StoreId};
+use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
 use kv_core::version::Conflict;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,8 @@ pub enum Command {
     Retry {
         /// The operation.
         operation: OperationId,
+        /// The transfers of these partitions; empty: all.
+        partitions: Vec<PartitionId>,
         /// Who wants it.
         asked: Asked,
     },
@@ -147,7 +149,12 @@ impl fmt::Display for Command {
             Self::Resume { operation, .. } => write!(f, "resume operation {operation}"),
             Self::Throttle { bytes_per_second_max: Some(limit), .. } => write!(f, "throttle to {limit} bytes/s"),
             Self::Throttle { bytes_per_second_max: None, .. } => f.write_str("throttle off"),
-            Self::Retry { operation, .. } => write!(f, "retry operation {operation}"),
+            Self::Retry { operation, partitions, .. } if partitions.is_empty() => {
+                write!(f, "retry operation {operation}")
+            }
+            Self::Retry { operation, partitions, .. } => {
+                write!(f, "retry {} partitions of operation {operation}", partitions.len())
+            }
             Self::Cancel { operation, .. } => write!(f, "cancel operation {operation}"),
             Self::Dismiss { node, .. } => write!(f, "{node} leaves the cluster"),
         }
@@ -267,7 +274,7 @@ pub enum Done {
         /// Whether the layout has changed.
         cut_over: bool,
     },
-    /// An operation was paused, resumed or told to retry.
+    /// An operation was paused or resumed.
     Changed {
         /// Its number.
         operation: OperationId,
@@ -283,6 +290,13 @@ pub enum Done {
     Dismissed {
         /// The number that it had.
         node: NodeId,
+    },
+    /// Transfers of an operation were told to begin anew.
+    Retried {
+        /// Its number.
+        operation: OperationId,
+        /// The number of the retry.
+        retry: u32,
     },
 }
 

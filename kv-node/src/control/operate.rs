@@ -7,13 +7,13 @@ use std::sync::Arc;
 use kv_core::ring::Layout;
 use kv_core::topology::operation::{self, Standing, Target};
 use kv_core::topology::{Plan, Receipt, RefusalKind as PlanRefusal};
-use kv_core::types::{Epoch, NodeId, StoreId};
+use kv_core::types::{Epoch, NodeId, PartitionId, StoreId};
 
 use super::apply::{invalid, precondition};
 use super::command::{Done, Refusal, RefusalKind};
 use super::operation::{
     Asked, BY_BYTES_MAX, DETAILS_MAX, Estimate, OPERATIONS_MAX, Operation, OperationId, OperationState, RECEIPTS_MAX,
-    THROTTLE_BYTES, Throttle, joint_max,
+    RETRY_MAX, THROTTLE_BYTES, Throttle, joint_max,
 };
 use super::state::ClusterState;
 
@@ -130,16 +130,47 @@ impl ClusterState {
         Ok(Done::Changed { operation: id })
     }
 
-    /// Tells the receivers to begin their transfers anew.
-    pub(super) fn retry(&mut self, id: OperationId, asked: &Asked) -> Result<Done, Refusal> {
+    /// Tells the receivers of these partitions, or of all that lack a receipt, to begin the transfers anew that wait.
+    pub(super) fn retry(
+        &mut self,
+        id: OperationId,
+        partitions: &[PartitionId],
+        asked: &Asked,
+    ) -> Result<Done, Refusal> {
         check_by(asked)?;
-        let operation = self.active_mut(id)?;
+        if partitions.len() > RETRY_MAX {
+            return Err(invalid(format!(
+                "{} partitions in one retry; {RETRY_MAX} are allowed, and naming none retries all",
+                partitions.len()
+            )));
+        }
+        let (operation, layout) = self.active(id)?;
         if operation.state == OperationState::Paused {
             return Err(precondition(format!("operation {id} is paused; resume it first: op resume {id}")));
         }
-        operation.retries = operation.retries.saturating_add(1);
+        for &partition in partitions {
+            check_migrates(operation, &layout, partition)?;
+        }
+        let lacks_receipt = |partition: &PartitionId| {
+            let joint = layout.entry(*partition).and_then(|entry| entry.joint.as_ref());
+            let has = |node: NodeId, joint: Epoch| {
+                operation.receipts.get(&(*partition, node)).is_some_and(|receipt| receipt.joint == joint)
+            };
+            joint.is_some_and(|joint| joint.receivers.iter().any(|to| !has(to.node, joint.epoch)))
+        };
+        let told: Vec<PartitionId> = if partitions.is_empty() {
+            layout.partition_ids().filter(lacks_receipt).collect()
+        } else {
+            partitions.to_vec()
+        };
+        let operation = self.active_mut(id)?;
+        let retry = operation.retries.saturating_add(1);
+        operation.retries = retry;
+        // What has been cut over since is of no more use to anybody.
+        operation.retried.retain(|partition, _| layout.entry(*partition).is_some_and(|entry| entry.joint.is_some()));
+        operation.retried.extend(told.into_iter().map(|partition| (partition, retry)));
         self.changed();
-        Ok(Done::Changed { operation: id })
+        Ok(Done::Retried { operation: id, retry })
     }
 
     /// Limits how fast nodes copy, for this operation and all later ones.
@@ -304,6 +335,28 @@ fn counts(layout: &Layout, operation: &Operation, receipt: &Receipt) -> bool {
         && Some(receipt.store) == store
         && joint.receivers.iter().any(|receiver| receiver.node == receipt.node)
         && agreed != Some(receipt)
+}
+
+/// Whether the transfers of a partition are under way, and if not, why.
+fn check_migrates(operation: &Operation, layout: &Layout, partition: PartitionId) -> Result<(), Refusal> {
+    let id = operation.id;
+    let Some(entry) = layout.entry(partition) else {
+        let last = layout.partition_count().saturating_sub(1);
+        let message = format!("there is no partition {}; the cluster has 0 to {last}", partition.0);
+        return Err(Refusal::new(RefusalKind::NotFound, message));
+    };
+    if entry.joint.is_some() {
+        return Ok(());
+    }
+    let mut moves = operation.moves.iter().filter(|step| step.partition == partition).peekable();
+    let partition = partition.0;
+    Err(precondition(if moves.peek().is_none() {
+        format!("partition {partition} does not move in operation {id}; op show {id} lists what moves")
+    } else if moves.all(|step| entry.owns(step.to)) {
+        format!("partition {partition} has been cut over already; nothing of it is left to retry")
+    } else {
+        format!("partition {partition} has not begun to move; its turn in operation {id} comes by itself")
+    }))
 }
 
 fn check_by(asked: &Asked) -> Result<(), Refusal> {

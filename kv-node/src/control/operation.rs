@@ -32,6 +32,9 @@ pub(super) const BY_BYTES_MAX: usize = kv_proto::limits::BY_BYTES_MAX;
 /// The most receipts in one command.
 pub(super) const RECEIPTS_MAX: usize = 4096;
 
+/// The most partitions that one retry names.
+pub(super) const RETRY_MAX: usize = 4096;
+
 /// The bytes per second that a throttle may allow: slower is a pause, faster is none.
 pub const THROTTLE_BYTES: std::ops::RangeInclusive<u64> = 1024..=1 << 40;
 
@@ -137,6 +140,9 @@ pub struct Operation {
     pub ended: Option<Asked>,
     /// How often transfers were told to begin anew.
     pub retries: u32,
+    /// Which retry was the last one to name a partition; empty once the operation has ended. A receiver that knows fewer
+    /// retries than there were finds here what it has missed.
+    pub retried: BTreeMap<PartitionId, u32>,
     /// What a cancel undid and what stays, in words; otherwise empty.
     pub outcome: String,
     /// The command that leads back when it is done; empty if none does.
@@ -185,6 +191,7 @@ impl Operation {
             last_cut_over: None,
             ended: None,
             retries: 0,
+            retried: BTreeMap::new(),
             outcome: String::new(),
             undo,
             target: Some(target),
@@ -236,6 +243,12 @@ impl Operation {
         self.state = state;
         self.ended = Some(asked);
         self.target = None;
+        self.retried.clear();
+    }
+
+    /// Partitions that a retry beyond the first `known` ones has named.
+    pub fn retried_after(&self, known: u32) -> impl Iterator<Item = PartitionId> + '_ {
+        self.retried.iter().filter(move |(_, retry)| **retry > known).map(|(partition, _)| *partition)
     }
 
     /// Moves and receipts that it keeps in detail.

@@ -124,7 +124,7 @@ impl ClusterState {
             Command::Pause { operation, asked } => self.pause(operation, &asked),
             Command::Resume { operation, asked } => self.resume(operation, &asked),
             Command::Throttle { bytes_per_second_max, asked } => self.throttle(bytes_per_second_max, asked),
-            Command::Retry { operation, asked } => self.retry(operation, &asked),
+            Command::Retry { operation, partitions, asked } => self.retry(operation, &partitions, &asked),
             Command::Cancel { operation, asked } => self.cancel(operation, asked),
             Command::Dismiss { node, store, epoch } => self.dismiss(node, store, epoch),
         }

@@ -17,7 +17,7 @@ use kv_core::node::Status;
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
-use kv_core::types::{Incarnation, NodeId, StoreId};
+use kv_core::types::{Incarnation, NodeId, PartitionId, StoreId};
 use kv_proto::reply::BatchKind;
 use tokio::sync::{mpsc, oneshot};
 
@@ -72,6 +72,7 @@ pub(crate) enum Command {
     Layout(Arc<Layout>),
     Keyspaces(Vec<Keyspace>),
     Transfers(TransferSettings),
+    Retry { partitions: Vec<PartitionId>, reply: oneshot::Sender<Vec<PartitionId>> },
     Seen { node: NodeId, store: Option<StoreId>, reply: oneshot::Sender<Option<Incarnation>> },
     Report(oneshot::Sender<Report>),
     Stop(oneshot::Sender<()>),
@@ -170,11 +171,20 @@ impl Engine {
         answer.await.ok().flatten()
     }
 
+    /// Lets copies that wait begin anew; which of them did. `None` if the engine does not answer in time.
+    pub async fn retry(&self, partitions: Vec<PartitionId>) -> Option<Vec<PartitionId>> {
+        self.ask(|reply| Command::Retry { partitions, reply }).await
+    }
+
     /// What the engine is busy with; `None` if it does not answer in time: its disk has stalled, or it has stopped.
     pub async fn report(&self) -> Option<Report> {
+        self.ask(Command::Report).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         let ask = async {
-            self.tell(Command::Report(reply)).await;
+            self.tell(command(reply)).await;
             answer.await.ok()
         };
         tokio::time::timeout(ANSWER_PATIENCE, ask).await.ok().flatten()

@@ -8,7 +8,7 @@ use kv_core::event::Event;
 use kv_core::message::{Message, Outcome, Request};
 use kv_core::node::{Effect, Effects, Input, Node, Tag};
 use kv_core::storage::{Committer, Reader};
-use kv_core::types::{Monotonic, NodeId};
+use kv_core::types::{Monotonic, NodeId, PartitionId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::counters::{Counters, Latencies, RequestKind};
@@ -200,6 +200,7 @@ impl Loop {
             Command::Layout(layout) => self.step(Input::Layout(layout)),
             Command::Keyspaces(keyspaces) => self.step(Input::Keyspaces(keyspaces)),
             Command::Transfers(settings) => self.step(Input::Transfers(settings)),
+            Command::Retry { partitions, reply } => unheard(reply.send(self.retry(partitions))),
             Command::Seen { node, store, reply } => {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
                 unheard(reply.send(seen));
@@ -207,6 +208,18 @@ impl Loop {
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Stop(reply) => self.stopping = Some((reply, self.clock.now().mono)),
         }
+    }
+
+    /// Lets copies that wait begin anew; those whose tries have grown did.
+    fn retry(&mut self, partitions: Vec<PartitionId>) -> Vec<PartitionId> {
+        let tries = |node: &Node| -> BTreeMap<PartitionId, u32> {
+            let transfers = node.transfers().into_iter().filter(|transfer| partitions.contains(&transfer.partition));
+            transfers.map(|transfer| (transfer.partition, transfer.tries)).collect()
+        };
+        let before = tries(&self.node);
+        self.step(Input::Retry(partitions.clone()));
+        let grew = |(partition, tries): &(PartitionId, u32)| before.get(partition).is_some_and(|before| before < tries);
+        tries(&self.node).into_iter().filter(grew).map(|(partition, _)| partition).collect()
     }
 
     fn request(&mut self, request: Request, timeout: Option<Duration>, reply: ReplyTo) {

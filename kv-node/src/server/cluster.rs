@@ -128,9 +128,7 @@ impl Cluster for Service {
     }
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
-        let v1::RetryRequest { id, by } = request.into_inner();
-        let operation = Some(operations::steer(&self.0, Steer::Retry, id, by).await?);
-        Ok(Response::new(v1::RetryResponse { operation }))
+        operations::retry(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

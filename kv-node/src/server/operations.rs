@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kv_core::error::RequestError;
 use kv_core::topology::{Move, TransferSettings};
-use kv_core::types::WallTime;
+use kv_core::types::{PartitionId, WallTime};
 use kv_proto::limits::BY_BYTES_MAX;
 use kv_proto::status::to_status;
 use kv_proto::v1::{self, Severity};
@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::Shared;
 use super::cluster::propose;
-use crate::control::{Asked, ClusterState, Command, Operation, OperationId, OperationState, Throttle, joint_max};
+use crate::control::{Asked, ClusterState, Command, Done, Operation, OperationId, OperationState, Throttle, joint_max};
 use crate::events::NewEvent;
 
 /// How long a node may take to learn what the leader has just agreed on.
@@ -58,11 +58,10 @@ fn unknown(id: u64) -> RequestError {
 pub(super) enum Steer {
     Pause,
     Resume,
-    Retry,
     Cancel,
 }
 
-/// Has an operation paused, resumed, tried again or cancelled, and tells the operators.
+/// Has an operation paused, resumed or cancelled, and tells the operators.
 ///
 /// # Errors
 /// As the control plane says.
@@ -81,12 +80,6 @@ pub(super) async fn steer(shared: &Shared, steer: Steer, id: u64, by: String) ->
             "resumed",
             format!("op pause {id}"),
         ),
-        Steer::Retry => (
-            Command::Retry { operation, asked: asked.clone() },
-            "operation-retried",
-            "told to try again",
-            String::new(),
-        ),
         Steer::Cancel => {
             (Command::Cancel { operation, asked: asked.clone() }, "operation-cancelled", "cancelled", String::new())
         }
@@ -98,7 +91,6 @@ pub(super) async fn steer(shared: &Shared, steer: Steer, id: u64, by: String) ->
             (Steer::Pause, Some(found)) => found != OperationState::Running,
             (Steer::Resume, Some(found)) => found != OperationState::Paused,
             (Steer::Cancel, Some(found)) => !found.is_active(),
-            (Steer::Retry, found) => found.is_some(),
             (_, None) => false,
         }
     };
@@ -118,9 +110,47 @@ fn word(steer: Steer) -> &'static str {
     match steer {
         Steer::Pause => "pause",
         Steer::Resume => "resume",
-        Steer::Retry => "retry",
         Steer::Cancel => "cancel",
     }
+}
+
+/// Has transfers of an operation begin anew, and tells the operators.
+///
+/// # Errors
+/// As the control plane says.
+pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<v1::RetryResponse, Status> {
+    let v1::RetryRequest { id, by, partitions } = request;
+    let (operation, asked) = (OperationId(id), asked(shared, by)?);
+    let named: Vec<PartitionId> =
+        partitions.iter().map(|&partition| partition_of(partition)).collect::<Result<_, _>>()?;
+    let command = Command::Retry { operation, partitions: named, asked: asked.clone() };
+    let Done::Retried { retry, .. } = propose(shared, command).await? else {
+        return Err(Status::internal("the command did something else"));
+    };
+    let is_known = |found: &Operation| found.retries >= retry || !found.state.is_active();
+    let state = caught_up(shared, |state| state.operation(operation).is_some_and(is_known)).await;
+    let found = state.operation(operation).ok_or_else(|| to_status(unknown(id)))?;
+    // Those of a later retry are told, too.
+    let told: Vec<u32> = found.retried_after(retry.saturating_sub(1)).map(|partition| partition.0.into()).collect();
+    let words: String = partitions.iter().map(|partition| format!(" {partition}")).collect();
+    let what = format!("{} partitions of operation {id} ({}) told to try again", told.len(), found.command);
+    shared.event(NewEvent {
+        severity: Severity::Info,
+        kind: "operation-retried",
+        message: audit(&format!("op retry {id}{words}"), &asked, &what),
+        undo: String::new(),
+    });
+    Ok(v1::RetryResponse { operation: Some(to_wire(&state, found, false)), partitions: told, retry })
+}
+
+/// A partition as it travels.
+///
+/// # Errors
+/// `NOT_FOUND` for a number that none can have.
+pub(super) fn partition_of(number: u32) -> Result<PartitionId, Status> {
+    u16::try_from(number).map(PartitionId).map_err(|_beyond| {
+        to_status(RequestError::new(kv_core::error::Kind::NotFound, format!("there is no partition {number}")))
+    })
 }
 
 /// The agreed state, once it shows what was just agreed on: where another node leads, this one learns it a moment later.

@@ -92,6 +92,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
         peers: peers(shared, &state),
         operation: newest(&state),
         throttle: Some(throttle_to_wire(&state)),
+        retried: shared.watchdog.retried(),
         ..v1::NodeSnapshot::default()
     };
     let mut usage = shared.usage.read();

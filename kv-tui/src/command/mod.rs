@@ -15,7 +15,7 @@ use crate::error::{Class, CommandError};
 use crate::output::Format;
 use crate::output::bytes::printable;
 pub use line::{LineError, split};
-pub use operation::{OpArgs, OpCommand, ThrottleArgs, WatchArgs};
+pub use operation::{OpArgs, OpCommand, RetryArgs, ThrottleArgs, WatchArgs};
 pub use topology::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;
@@ -547,6 +547,8 @@ mod tests {
         check("op throttle off", "Op(Throttle(ThrottleArgs { rate: 0 }))");
         check("op watch", "Op(Watch(WatchArgs { id: None, every: 1s }))");
         check("op cancel 7", "Op(Cancel(OpArgs { id: 7 }))");
+        check("op retry 7", "Op(Retry(RetryArgs { id: 7, partitions: [] }))");
+        check("op retry 7 12 90", "Op(Retry(RetryArgs { id: 7, partitions: [12, 90] }))");
         check("wait idle", "until: Idle, timeout: 60s");
         check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
         check("bench --reads 25% --value-size 1KiB", "reads: 0.25");

@@ -20,8 +20,8 @@ pub enum OpCommand {
     Pause(OpArgs),
     /// Go on with a paused operation.
     Resume(OpArgs),
-    /// Let its transfers begin anew.
-    Retry(OpArgs),
+    /// Let transfers that wait begin anew, where possible from another source.
+    Retry(RetryArgs),
     /// End it: what is not cut over goes back.
     Cancel(OpArgs),
     /// Limit how fast each node copies, in this operation and later ones.
@@ -33,6 +33,16 @@ pub enum OpCommand {
 pub struct OpArgs {
     /// Its number, as op ls lists it.
     pub id: u64,
+}
+
+/// `op retry`
+#[derive(Clone, Debug, Args)]
+pub struct RetryArgs {
+    /// Its number, as op ls lists it.
+    pub id: u64,
+    /// Only these partitions; without any, all that wait.
+    #[arg(value_name = "PARTITION")]
+    pub partitions: Vec<u32>,
 }
 
 /// `op watch`

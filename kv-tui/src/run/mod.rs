@@ -14,6 +14,7 @@ pub mod operation;
 pub mod picture;
 mod plan;
 pub mod preview;
+mod retry;
 pub mod safety;
 mod stream;
 mod topology;

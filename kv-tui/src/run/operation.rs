@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::picture::Picture;
+use super::retry;
 use crate::command::{OpCommand, WatchArgs};
 use crate::error::{Class, CommandError};
 use crate::output::time::{now_us, rfc3339, short, size};
@@ -33,7 +34,7 @@ pub(super) async fn execute(command: &OpCommand, client: &Client, sink: &mut dyn
         OpCommand::Watch(args) => return watch(*args, client, sink).await,
         OpCommand::Pause(args) => client.pause(v1::PauseRequest { id: args.id, by }).await?,
         OpCommand::Resume(args) => client.resume(v1::ResumeRequest { id: args.id, by }).await?,
-        OpCommand::Retry(args) => client.retry(v1::RetryRequest { id: args.id, by }).await?,
+        OpCommand::Retry(args) => return retry::retry(args, client, sink).await,
         OpCommand::Cancel(args) => client.cancel(v1::CancelRequest { id: args.id, by }).await?,
         OpCommand::Throttle(args) => {
             let limit = (args.rate > 0).then_some(args.rate);

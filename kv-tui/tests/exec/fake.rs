@@ -450,8 +450,14 @@ impl ClusterService for Node {
     }
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
-        let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Running)?);
-        Ok(Response::new(v1::RetryResponse { operation }))
+        let request = request.into_inner();
+        let mut world = self.lock();
+        if let Some(unknown) = request.partitions.iter().find(|partition| **partition as usize >= PARTITIONS) {
+            let message = format!("there is no partition {unknown}");
+            return Err(to_status(RequestError::new(Kind::NotFound, message)));
+        }
+        let operation = Some(world.steer(request.id, v1::OperationState::Running)?);
+        Ok(Response::new(v1::RetryResponse { operation, partitions: request.partitions, retry: 1 }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

@@ -504,7 +504,11 @@ fn operations_are_listed_shown_and_steered() {
     assert_eq!(cluster.json(&["op", "pause", "2"]).one()["state"], json!("paused"));
     assert_eq!(cluster.json(&["op", "ls"]).json()[1]["waiting_for"], json!("paused; op resume 2 goes on"));
     assert_eq!(cluster.json(&["op", "resume", "2"]).one()["state"], json!("running"));
-    assert_eq!(cluster.json(&["op", "retry", "2"]).one()["state"], json!("running"));
+    let retried = cluster.json(&["op", "retry", "2", "1", "5"]).one();
+    assert_eq!((&retried["state"], &retried["retried"]), (&json!("running"), &json!([])));
+    assert_eq!(retried["message"], json!("nothing began anew: no transfer waits for a source"));
+    let unknown = cluster.json(&["op", "retry", "2", "999"]);
+    assert_eq!(unknown.code, 3);
     assert_eq!(cluster.json(&["op", "throttle", "16MiB/s"]).one()["bytes_per_second_max"], json!(16 << 20));
     assert_eq!(cluster.json(&["op", "throttle", "off"]).one()["bytes_per_second_max"], Value::Null);
     for nonsense in ["0", "0MiB/s", "-1MiB/s", "fast", "16", "16MiB"] {

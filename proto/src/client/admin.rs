@@ -222,18 +222,17 @@ impl Client {
         Ok(answer.operation.unwrap_or_default())
     }
 
-    /// Lets the transfers of an operation begin anew.
+    /// Lets transfers of an operation that wait begin anew. What the receivers make of it is part of their accounts.
     ///
     /// # Errors
-    /// As [`Client::pause`], and `Conflict` while it is paused.
-    pub async fn retry(&self, request: v1::RetryRequest) -> Result<v1::Operation, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, true, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).retry(request)).await }
-            })
-            .await?;
-        Ok(answer.operation.unwrap_or_default())
+    /// As [`Client::pause`]; `Conflict` while it is paused or for a partition that does not migrate, `NotFound` for one
+    /// that does not exist.
+    pub async fn retry(&self, request: v1::RetryRequest) -> Result<v1::RetryResponse, RequestError> {
+        self.anywhere(self.options().timeout, true, |node, deadline| {
+            let request = request.clone();
+            async move { calls::within(&node, deadline, calls::cluster(node.channel()).retry(request)).await }
+        })
+        .await
     }
 
     /// Cancels an operation. What it returns says what was undone.

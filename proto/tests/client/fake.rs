@@ -420,7 +420,7 @@ impl ClusterService for Fake {
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
         let operation = Some(self.steer(request.get_ref().id)?);
-        Ok(Response::new(v1::RetryResponse { operation }))
+        Ok(Response::new(v1::RetryResponse { operation, ..Default::default() }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

@@ -31,6 +31,12 @@ const BULK_BELOW: u64 = 4;
 /// After this long without getting on, an exchange says what it waits for.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
+/// What an exchange waits for while copying is paused.
+const PAUSED: &str = "paused";
+
+/// What it waits for while there is a limit that it has reached.
+const LIMITED: &str = "the limit of bytes per second";
+
 /// Numbers the exchanges of one incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ExchangeId(pub(crate) u64);
@@ -104,6 +110,11 @@ impl Exchange {
             None => "this node's disk has not finished".to_owned(),
         };
         Some(format!("{what} for {:.1} s", idle.as_secs_f64()))
+    }
+
+    /// Whether it waits for leave to ask, which another source would wait for, too.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.waits.as_deref().is_some_and(|waits| waits == PAUSED || waits == LIMITED)
     }
 
     fn pulls(&self) -> bool {
@@ -199,11 +210,11 @@ impl Node {
         match gate {
             Gate::Open => exchange.waits = None,
             Gate::Paused => {
-                exchange.waits = Some("paused".to_owned());
+                exchange.waits = Some(PAUSED.to_owned());
                 return;
             }
             Gate::Until(at) => {
-                exchange.waits = Some("the limit of bytes per second".to_owned());
+                exchange.waits = Some(LIMITED.to_owned());
                 self.set_timer(at, Timer::Exchange(id));
                 return;
             }

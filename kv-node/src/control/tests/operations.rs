@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use kv_core::config::ClusterConfig;
 use kv_core::ring::Layout;
 use kv_core::topology::{Change, Plan, Receipt, SourceReceipt, plan};
-use kv_core::types::{Epoch, NodeId, StoreId, WallTime};
+use kv_core::types::{Epoch, NodeId, PartitionId, StoreId, WallTime};
 use proptest::prelude::*;
 
 use super::state::{apply, done, form, refused};
@@ -183,6 +183,42 @@ fn a_receiver_that_lost_its_store_begins_anew() {
 }
 
 #[test]
+fn a_retry_names_partitions_that_migrate() {
+    let mut state = cluster(3, 1);
+    let add = begin(&state, &[Change::Add { node: NodeId(4) }]);
+    done(&mut state, 200, add);
+    let operation = OperationId(1);
+    let retry = |partitions: &[u16]| Command::Retry {
+        operation,
+        partitions: partitions.iter().map(|&id| PartitionId(id)).collect(),
+        asked: asked(2),
+    };
+    let moving: Vec<PartitionId> = state.operations[0].moves.iter().map(|step| step.partition).collect();
+    let resting = layout(&state).partition_ids().find(|partition| !moving.contains(partition)).unwrap();
+    assert_eq!(refused(&mut state, 201, retry(&[8])), RefusalKind::NotFound);
+    assert_eq!(refused(&mut state, 202, retry(&[moving[0].0, resting.0])), RefusalKind::Precondition);
+    assert_eq!(refused(&mut state, 203, retry(&[0; 4097])), RefusalKind::Invalid);
+    let told = |state: &ClusterState, known| state.operations[0].retried_after(known).collect::<Vec<_>>();
+    assert_eq!((state.operations[0].retries, told(&state, 0)), (0, Vec::new()), "nothing was agreed on");
+
+    assert_eq!(done(&mut state, 204, retry(&[])), Done::Retried { operation, retry: 1 });
+    assert_eq!(told(&state, 0), moving, "all that lack a receipt");
+    assert_eq!(done(&mut state, 205, retry(&[moving[1].0])), Done::Retried { operation, retry: 2 });
+    assert_eq!((told(&state, 0), told(&state, 1)), (moving.clone(), vec![moving[1]]));
+    let bytes = postcard::to_stdvec(&state).unwrap();
+    assert_eq!(postcard::from_bytes::<ClusterState>(&bytes).unwrap(), state, "whoever leads or restarts knows it");
+
+    let first: Vec<Receipt> = receipts(&state, &[]).into_iter().filter(|it| it.partition == moving[0]).collect();
+    let command = advance(&state, 1, first, 3);
+    done(&mut state, 206, command);
+    assert_eq!(refused(&mut state, 207, retry(&[moving[0].0])), RefusalKind::Precondition, "it is cut over");
+    done(&mut state, 208, retry(&[]));
+    assert_eq!(told(&state, 2), moving[1..], "what has its receipts is left alone");
+    finish(&mut state, 300);
+    assert_eq!((state.operations[0].retries, told(&state, 0)), (3, Vec::new()), "nobody needs it any more");
+}
+
+#[test]
 fn a_paused_operation_waits_and_a_throttle_stays() {
     let mut state = cluster(3, 1);
     let add = begin(&state, &[Change::Add { node: NodeId(4) }]);
@@ -192,10 +228,13 @@ fn a_paused_operation_waits_and_a_throttle_stays() {
     assert!(state.throttle.settings(state.active_operation()).paused);
     let command = advance(&state, 1, receipts(&state, &[]), 2);
     assert_eq!(refused(&mut state, 202, command), RefusalKind::Precondition);
-    assert_eq!(refused(&mut state, 203, Command::Retry { operation: id, asked: asked(2) }), RefusalKind::Precondition);
+    assert_eq!(
+        refused(&mut state, 203, Command::Retry { operation: id, partitions: Vec::new(), asked: asked(2) }),
+        RefusalKind::Precondition
+    );
     done(&mut state, 204, Command::Resume { operation: id, asked: asked(3) });
     done(&mut state, 205, Command::Resume { operation: id, asked: asked(3) });
-    done(&mut state, 206, Command::Retry { operation: id, asked: asked(3) });
+    done(&mut state, 206, Command::Retry { operation: id, partitions: Vec::new(), asked: asked(3) });
     let limit = |bytes: u64| Command::Throttle { bytes_per_second_max: NonZeroU64::new(bytes), asked: asked(4) };
     assert_eq!(refused(&mut state, 207, limit(1)), RefusalKind::Invalid);
     assert_eq!(refused(&mut state, 208, limit(u64::MAX)), RefusalKind::Invalid);
@@ -207,7 +246,7 @@ fn a_paused_operation_waits_and_a_throttle_stays() {
     for command in [
         Command::Pause { operation: id, asked: asked(5) },
         Command::Cancel { operation: id, asked: asked(5) },
-        Command::Retry { operation: id, asked: asked(5) },
+        Command::Retry { operation: id, partitions: Vec::new(), asked: asked(5) },
     ] {
         assert_eq!(refused(&mut state, 400, command), RefusalKind::Precondition, "it has ended");
     }

@@ -196,7 +196,7 @@ fn the_encoding_of_commands_is_stable() {
         Command::Pause { operation, asked: asked.clone() },
         Command::Resume { operation, asked: asked.clone() },
         Command::Throttle { bytes_per_second_max: None, asked: asked.clone() },
-        Command::Retry { operation, asked: asked.clone() },
+        Command::Retry { operation, partitions: Vec::new(), asked: asked.clone() },
         Command::Cancel { operation, asked },
         Command::Dismiss { node: NodeId(1), store: StoreId(1), epoch: Epoch(2) },
     ];

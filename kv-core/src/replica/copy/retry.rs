@@ -1,0 +1,74 @@
+//! Copies that wait begin anew, because an operator wants them to.
+
+use super::Copy;
+use crate::event::Event;
+use crate::message::Errand;
+use crate::node::{Effect, Node};
+use crate::types::{NodeId, PartitionId};
+
+impl Node {
+    /// Lets the copies of partitions that wait for a source begin anew at once, where possible with another source. What
+    /// they have so far stays. Those that get on, and those that wait in good order, are left alone.
+    pub(crate) fn retry_copies(&mut self, partitions: &[PartitionId]) {
+        for &partition in partitions {
+            if let Some(why) = self.why_copy_waits(partition) {
+                self.retry_copy(partition, why);
+            }
+        }
+    }
+
+    /// Why a copy does not get on, if another try may help.
+    fn why_copy_waits(&self, partition: PartitionId) -> Option<String> {
+        let copy = self.copies.get(&partition).filter(|copy| !copy.ending)?;
+        if copy.errand == Errand::Copy && self.transfers.paused {
+            return None;
+        }
+        if let Some((id, _)) = copy.exchange {
+            let exchange = self.exchanges.get(&id)?;
+            return if exchange.is_held_back() { None } else { exchange.waiting_for(self.now.mono) };
+        }
+        // One that has asked nobody yet waits for its turn, unless nobody can be asked.
+        let entry = self.entry(partition)?;
+        let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
+        let mut open = self.sources(entry, copy.errand).into_iter().filter(|node| !covered(node));
+        let nobody = !open.any(|node| self.is_up(node));
+        if copy.failed.is_empty() && !nobody { None } else { self.why_no_source(partition, copy) }
+    }
+
+    fn retry_copy(&mut self, partition: PartitionId, why: String) {
+        let now = self.now.mono;
+        let Some(copy) = self.copies.get_mut(&partition) else { return };
+        copy.tries = copy.tries.saturating_add(1);
+        let stalled = copy.exchange.take();
+        if let Some((_, node)) = stalled {
+            copy.failed.insert(node, (why.clone(), now));
+            copy.give_up(node);
+        } else {
+            let mut failed: Vec<_> =
+                copy.failed.iter().map(|(&node, failed)| (failed.1, copy.turn_of(node), node)).collect();
+            failed.sort_unstable();
+            failed.into_iter().for_each(|(_, _, node)| copy.give_up(node));
+        }
+        for failed in copy.failed.values_mut() {
+            failed.1 = now;
+        }
+        self.out.push(Effect::Event(Event::CopyRetried { partition, why }));
+        if let Some((id, _)) = stalled {
+            self.cancel_exchange(id);
+        }
+        self.copy_step(partition);
+    }
+}
+
+impl Copy {
+    /// This source is asked behind all others from now on.
+    fn give_up(&mut self, node: NodeId) {
+        self.given_up.retain(|given_up| *given_up != node);
+        self.given_up.push(node);
+    }
+
+    /// How long ago a source was given up: those that were not come first.
+    pub(super) fn turn_of(&self, node: NodeId) -> usize {
+        self.given_up.iter().position(|given_up| *given_up == node).map_or(0, |at| at + 1)
+    }
+}
