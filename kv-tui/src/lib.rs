@@ -203,7 +203,12 @@ async fn show_once(what: &Show, local: Option<&local::Shown>) -> ExitCode {
                 return code;
             }
         }
-        ExitCode::SUCCESS
+        if !what.look.json {
+            return ExitCode::SUCCESS;
+        }
+        let mut printer = Printer::new(format, std::io::stdout().lock(), std::io::stderr());
+        let done = dashboard::once::newest_operation(client, &mut printer).await;
+        done.map_or_else(|error| fail(&error, format), |()| ExitCode::SUCCESS)
     })
     .await
 }

@@ -15,7 +15,7 @@ use crate::error::{Class, CommandError};
 use crate::output::Format;
 use crate::output::bytes::printable;
 pub use line::{LineError, split};
-pub use operation::{OpArgs, OpCommand, RetryArgs, ThrottleArgs, WatchArgs};
+pub use operation::{OpArgs, OpCommand, RetryArgs, ShowArgs, ThrottleArgs, WatchArgs};
 pub use topology::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;

@@ -12,9 +12,9 @@ use super::values::rate;
 pub enum OpCommand {
     /// List the operations that are remembered, oldest first.
     Ls,
-    /// Show one operation: its moves and their receipts.
-    Show(OpArgs),
-    /// Follow an operation to its end; without a number, the newest one.
+    /// Show one operation: its moves, their receipts, and why they wait; without a number, the newest one.
+    Show(ShowArgs),
+    /// Follow an operation to its end; without a number, the newest one. Exit code 0: done, 4: cancelled.
     Watch(WatchArgs),
     /// Copy and cut over nothing new until it is resumed.
     Pause(OpArgs),
@@ -45,10 +45,17 @@ pub struct RetryArgs {
     pub partitions: Vec<u32>,
 }
 
+/// `op show`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ShowArgs {
+    /// Its number; without it, the newest one, which is the one under way if there is one.
+    pub id: Option<u64>,
+}
+
 /// `op watch`
 #[derive(Clone, Copy, Debug, Args)]
 pub struct WatchArgs {
-    /// Its number; without it, the newest one.
+    /// Its number; without it, the newest one, which is the one under way if there is one.
     pub id: Option<u64>,
     /// How often it is looked at.
     #[arg(long, value_parser = duration, default_value = "1s")]

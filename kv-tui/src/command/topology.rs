@@ -18,9 +18,9 @@ pub struct Topology {
     /// Follow the operation to its end.
     #[arg(long, conflicts_with = "dry_run")]
     pub wait: bool,
-    /// How fast each source is read, for the estimate of the time; `off` for no limit.
-    #[arg(long, value_name = "RATE", value_parser = rate, default_value = "16MiB/s")]
-    pub limit: u64,
+    /// Limit what each receiving node copies, as op throttle does, in this operation and later ones; off for no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub limit: Option<u64>,
 }
 
 /// `node add`

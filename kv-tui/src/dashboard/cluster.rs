@@ -1,7 +1,7 @@
 //! The cluster as the dashboard knows it: the same `Picture` that `exec` prints, and what follows from its changes.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kv_core::error::RequestError;
 use kv_core::types::NodeId;
@@ -35,14 +35,10 @@ pub struct Cluster {
     pub picture: Picture,
     /// What the pictures together say of each member.
     pub tracks: BTreeMap<NodeId, Track>,
-    /// The health of the picture.
-    pub health: Health,
-    /// What may fail.
-    pub safety: Safety,
+    /// What follows from the picture.
+    judged: Judged,
     /// Each member's part of the copies.
     pub shares: BTreeMap<NodeId, Share>,
-    /// Live keys, each once; `None` while some partition has no complete owner in reach.
-    pub live_keys: Option<u64>,
     /// The newest event last.
     pub events: VecDeque<v1::Event>,
     /// One slot a second, the newest last; `None` where no member told its figures.
@@ -53,6 +49,15 @@ pub struct Cluster {
     pub told_us: u64,
     /// The second of the newest slot.
     pub slot: u64,
+}
+
+/// What follows from the picture. It takes a look at every partition, so it is worked out when somebody looks at it, not
+/// when a member tells something, and forgotten when what it depends on has changed.
+#[derive(Clone, Debug, Default)]
+struct Judged {
+    health: OnceLock<Health>,
+    safety: OnceLock<Safety>,
+    live_keys: OnceLock<Option<u64>>,
 }
 
 /// What follows from a member's last two accounts.
@@ -98,10 +103,8 @@ impl Cluster {
     pub fn new(description: Arc<Description>, now_us: u64) -> Self {
         let picture = Picture { description, reports: Vec::new() };
         let mut cluster = Self {
-            health: Health::of(&picture),
-            safety: Safety::of(&picture),
+            judged: Judged::default(),
             shares: picture.shares(),
-            live_keys: None,
             picture,
             tracks: BTreeMap::new(),
             events: VecDeque::new(),
@@ -132,7 +135,7 @@ impl Cluster {
         }
         self.picture.description = description;
         self.shares = self.picture.shares();
-        self.judge();
+        self.judged = Judged::default();
     }
 
     /// Takes a member's account; what it shows that was not seen before.
@@ -142,11 +145,14 @@ impl Cluster {
         };
         let rates = report.snapshot.as_ref().ok().and_then(|before| Rates::between(before, &snapshot));
         let new = report.snapshot.as_mut().map_or(News::Figures, |before| news(before, &mut snapshot));
+        let safe = report.snapshot.as_ref().is_ok_and(|before| is_as_safe(before, &snapshot));
         report.snapshot = Ok(snapshot);
         let track = self.tracks.insert(node, Track { told_us: now_us, rates });
         self.told_us = now_us;
         if new == News::Figures {
-            self.judge();
+            // Keys that are written say nothing of what may fail, which is what takes longest to find out.
+            let safety = if safe { std::mem::take(&mut self.judged.safety) } else { OnceLock::new() };
+            self.judged = Judged { safety, ..Judged::default() };
         }
         let told = self.picture.reports.iter().find(|report| report.node == node);
         if let Some(Ok(snapshot)) = told.map(|report| &report.snapshot) {
@@ -160,7 +166,7 @@ impl Cluster {
         if let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) {
             report.snapshot = Err(RequestError::unavailable(error));
             self.tracks.remove(&node);
-            self.judge();
+            self.judged = Judged::default();
         }
     }
 
@@ -360,10 +366,22 @@ impl Cluster {
         self.picture.description.members.iter().position(|member| member.id == node)
     }
 
-    fn judge(&mut self) {
-        self.health = Health::of(&self.picture);
-        self.safety = Safety::of(&self.picture);
-        self.live_keys = self.picture.live_keys();
+    /// The health of the picture.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        self.judged.health.get_or_init(|| Health::of(&self.picture))
+    }
+
+    /// What may fail.
+    #[must_use]
+    pub fn safety(&self) -> &Safety {
+        self.judged.safety.get_or_init(|| Safety::of(&self.picture))
+    }
+
+    /// Live keys, each once; `None` while some partition has no complete owner in reach.
+    #[must_use]
+    pub fn live_keys(&self) -> Option<u64> {
+        *self.judged.live_keys.get_or_init(|| self.picture.live_keys())
     }
 }
 
@@ -428,6 +446,19 @@ fn news(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> News {
     };
     (before.partitions, after.partitions) = (old, new);
     news
+}
+
+/// Whether an account says the same as the one before of what may fail: who serves, by which layout, and which copies are
+/// complete.
+fn is_as_safe(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
+    let copies = |told: &v1::NodeSnapshot| told.partitions.len();
+    let same = |(old, new): (&v1::PartitionFigures, &v1::PartitionFigures)| {
+        (old.partition, old.synced) == (new.partition, new.synced)
+    };
+    before.layout_epoch == after.layout_epoch
+        && before.poisoned.is_empty() == after.poisoned.is_empty()
+        && copies(before) == copies(after)
+        && before.partitions.iter().zip(&after.partitions).all(same)
 }
 
 /// An account as it is seen: without clocks and processor time, and with sizes and ages as coarse as they are shown.

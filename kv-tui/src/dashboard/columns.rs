@@ -163,13 +163,14 @@ pub enum MoveOrder {
     #[default]
     State,
     Partition,
+    Node,
     Progress,
     Rate,
     Eta,
 }
 
 impl Order for MoveOrder {
-    const ALL: &'static [Self] = &[Self::State, Self::Partition, Self::Progress, Self::Rate, Self::Eta];
+    const ALL: &'static [Self] = &[Self::State, Self::Partition, Self::Node, Self::Progress, Self::Rate, Self::Eta];
 }
 
 /// The order of the operations: the newest first.

@@ -18,13 +18,14 @@ pub mod once;
 pub mod operations;
 pub mod picture;
 pub mod planning;
-pub mod progress;
 pub mod runtime;
 pub mod source;
 pub mod terminal;
 pub mod theme;
 pub mod update;
 pub mod view;
+
+pub use crate::run::progress;
 
 #[cfg(test)]
 mod tests;
@@ -62,10 +63,10 @@ pub struct Look {
     /// Show the state once, without taking the terminal.
     #[arg(long)]
     pub once: bool,
-    /// With --once: the overview as text.
+    /// With --once: the overview and the newest operation as text.
     #[arg(long, requires = "once", conflicts_with = "json")]
     pub plain: bool,
-    /// With --once: the results of `status` and `node ls` as JSON.
+    /// With --once: the results of `status`, `node ls` and `op show` as JSON.
     #[arg(long, requires = "once")]
     pub json: bool,
 }

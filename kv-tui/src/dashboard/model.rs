@@ -87,6 +87,8 @@ pub struct Model {
     pub dialog: Option<Dialog>,
     /// Names the newest question for a plan.
     pub plans: u64,
+    /// The hash of the plan whose operation is followed to its end.
+    pub followed: Option<String>,
     /// A message to the person, until the next key.
     pub notice: String,
     /// Whether the mouse is ours; otherwise the terminal selects text with it.
@@ -254,6 +256,7 @@ impl Model {
             output: None,
             dialog: None,
             plans: 0,
+            followed: None,
             notice: String::new(),
             mouse: true,
             changed: true,

@@ -6,7 +6,7 @@ use ratatui::layout::{Position, Rect};
 
 use super::cluster::EventId;
 use super::columns::{Column, EventOrder, MoveOrder, PartitionOrder};
-use super::keymap::{Key, Screen};
+use super::keymap::{Action, Key, Screen};
 use super::model::Pane;
 use super::progress::MoveId;
 
@@ -64,6 +64,7 @@ pub enum Target {
     MoveColumn(MoveOrder),
     Operation(u64),
     Press(Key),
+    Do(Action),
 }
 
 /// What lies where, the topmost last.

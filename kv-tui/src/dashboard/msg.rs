@@ -159,6 +159,11 @@ pub enum Ask {
         /// What it holds.
         text: String,
     },
+    /// Write an operation with its moves and receipts into a file in the folder in which the program was started.
+    Export {
+        /// Its number.
+        id: u64,
+    },
     /// Carry out a line of the command language.
     Run {
         /// The line.

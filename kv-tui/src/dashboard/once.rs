@@ -1,4 +1,4 @@
-//! One look at the cluster, for pipes and for terminals that are not taken: the overview as text.
+//! One look at the cluster, for pipes and for terminals that are not taken: the overview and the operation as text.
 
 use std::sync::Arc;
 
@@ -13,9 +13,12 @@ use super::msg::{Feed, Msg};
 use super::theme::{Palette, Theme};
 use super::update::update;
 use super::view::draw;
-use crate::error::CommandError;
+use crate::error::{Class, CommandError};
+use crate::output::bytes::printable;
 use crate::output::time::now_us;
 use crate::output::{Human, Item, Sink};
+use crate::run::operation::document;
+use crate::run::report::Report;
 
 /// The size of the text when no terminal says one.
 const SIZE: (u16, u16) = (120, 36);
@@ -23,7 +26,8 @@ const SIZE: (u16, u16) = (120, 36);
 /// How long a member may take to tell its figures.
 const REPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Gives the overview as text. Rates need two accounts of each node, so a single look shows them as unknown.
+/// Gives the overview and the newest operation as text. Rates of requests need two accounts of each node, so a single
+/// look shows them as unknown.
 ///
 /// # Errors
 /// If no node is in reach, or it cannot be printed.
@@ -47,13 +51,41 @@ pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn 
     let text = text_of(&draw(&model).buffer);
     // The last line holds hints for keys, which nobody presses here.
     let shown: Vec<&str> = text.lines().take(usize::from(SIZE.1) - 1).collect();
-    let text = shown.join("\n");
+    let mut lines: Vec<String> = shown.into_iter().map(str::to_owned).collect();
+    if let Some(report) = operation(client).await? {
+        // Of what has ended the facts are enough; op show lists its moves.
+        let told = if report.progress.is_active() { report.lines() } else { report.facts() };
+        lines.push(String::new());
+        lines.extend(told.iter().map(|line| printable(line.as_bytes())));
+    }
+    let text = lines.join("\n");
     sink.item(Item {
         json: Value::from(text.clone()),
         raw: format!("{text}\n").into_bytes(),
         human: Human::Text(text),
     })?;
     sink.flush()
+}
+
+/// The operation under way, else the newest; `None` if there never was one.
+async fn operation(client: &Client) -> Result<Option<Report>, CommandError> {
+    match Report::with_rates(None, client).await {
+        Ok(report) => Ok(Some(report)),
+        Err(error) if error.class == Class::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives the operation under way, else the newest, as `op show` does; nothing if there never was one.
+///
+/// # Errors
+/// If no node is in reach, or it cannot be printed.
+pub async fn newest_operation(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    match document(None, client).await {
+        Ok(item) => sink.item(item).and_then(|()| sink.flush()),
+        Err(error) if error.class == Class::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The characters of a screen, without spaces at the ends of lines.

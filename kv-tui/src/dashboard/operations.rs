@@ -137,6 +137,7 @@ impl Cluster {
         match list.sort {
             MoveOrder::State => moves.sort_by_key(|(_, step)| step.state),
             MoveOrder::Partition => {}
+            MoveOrder::Node => moves.sort_by_key(|((_, to), step)| (step.source, *to)),
             MoveOrder::Progress => moves.sort_by(|a, b| b.1.share.total_cmp(&a.1.share)),
             MoveOrder::Rate => moves.sort_by(|a, b| b.1.rate.total_cmp(&a.1.rate)),
             MoveOrder::Eta => moves.sort_by_key(|(_, step)| std::cmp::Reverse(Progress::step_eta(step))),

@@ -8,9 +8,6 @@ use super::dialog::Confirm;
 use super::keymap::Key;
 use crate::command::{Command, NodeCommand, Topology};
 
-/// How fast sources are read where nobody says otherwise, as the command language has it.
-const RATE: &str = "16MiB/s";
-
 /// What is to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named as the commands")]
@@ -40,7 +37,8 @@ impl Kind {
     /// The fields: name, hint, and the words among which one is chosen, if it is not free text.
     fn fields(self) -> &'static [(&'static str, &'static str, &'static [&'static str])] {
         const NODE: (&str, &str, &[&str]) = ("node", "its name, number or address", &[]);
-        const RATE: (&str, &str, &[&str]) = ("rate", "of each source, for the estimate of the time; or off", &[]);
+        const RATE: (&str, &str, &[&str]) =
+            ("limit", "what each receiving node copies, also later; empty: as it is", &[]);
         match self {
             Self::Add => &[
                 ("node", "a spare's name, number or address; empty: a new local node", &[]),
@@ -92,6 +90,8 @@ pub struct Planning {
     pub fields: Vec<Field>,
     /// The field in which the keys type.
     pub focus: usize,
+    /// The operation is followed to its end.
+    pub waits: bool,
     /// Names the newest question; answers to older ones are dropped.
     pub generation: u64,
     /// How far it is.
@@ -115,15 +115,31 @@ pub enum Stage {
     Review(Box<Review>),
 }
 
+/// What of a plan is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Page {
+    /// What it moves and means.
+    #[default]
+    Plan,
+    /// From whom copies are read.
+    Sources,
+    /// Why it moves what it moves.
+    Why,
+}
+
 /// A plan that is looked at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Review {
     /// The plan.
     pub plan: v1::PlanResponse,
+    /// What of it is looked at.
+    pub page: Page,
     /// The rate of which its estimate of the time speaks, in bytes a second; 0: none.
     pub bytes_per_second: u64,
     /// The command that starts exactly this plan, and the word that lets it.
     pub confirm: Confirm,
+    /// The operation is followed to its end.
+    pub waits: bool,
     /// The keys type the word; otherwise they move in the plan.
     pub typing: bool,
     /// The first line shown.
@@ -140,7 +156,8 @@ impl Review {
     /// The command that does the same, for a shell.
     #[must_use]
     pub fn command(&self) -> String {
-        format!("kv-tui exec {} --yes", self.confirm.line)
+        let wait = if self.waits { " --wait" } else { "" };
+        format!("kv-tui exec {}{wait} --yes", self.confirm.line)
     }
 }
 
@@ -150,12 +167,12 @@ impl Planning {
     pub fn new(kind: Kind, known: &[&str]) -> Self {
         let mut known = known.iter();
         let fields = kind.fields().iter().map(|(name, hint, choices)| {
-            let usual = if *name == "rate" { RATE } else { choices.first().copied().unwrap_or_default() };
+            let usual = choices.first().copied().unwrap_or_default();
             let text = known.next().copied().filter(|text| !text.is_empty()).unwrap_or(usual);
             Field { name, hint, choices, value: Bar::with(text) }
         });
         let fields = fields.collect();
-        Self { kind, fields, focus: 0, generation: 0, stage: Stage::Form, error: String::new() }
+        Self { kind, fields, focus: 0, waits: false, generation: 0, stage: Stage::Form, error: String::new() }
     }
 
     /// The change that a command asks for; `None` if it asks for something else, or names its plan already.
@@ -164,7 +181,7 @@ impl Planning {
         let settings = command.topology().filter(|settings| !settings.dry_run && settings.plan.is_none())?;
         let rate = rate_of(&settings);
         let text = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-        Some(match command {
+        let planning = match command {
             Command::Node(NodeCommand::Add(args)) => {
                 let zone = args.zone.clone().unwrap_or_default();
                 let node = args.node.as_deref().unwrap_or_default();
@@ -180,7 +197,8 @@ impl Planning {
             Command::Node(NodeCommand::Zone(args)) => Self::new(Kind::Zone, &[&args.node, &args.zone, &rate]),
             Command::Copies(args) => Self::new(Kind::Copies, &[&args.copies.to_string(), &rate]),
             _ => return None,
-        })
+        };
+        Some(Self { waits: settings.wait, ..planning })
     }
 
     /// What stands in a field.
@@ -216,9 +234,7 @@ impl Planning {
             Kind::Zone => format!("node zone{}{}", word("node"), word("zone")),
             Kind::Copies => format!("copies{}", word("copies")),
         };
-        if !matches!(self.value("rate"), "" | RATE) {
-            line.push_str(&format!(" --limit{}", word("rate")));
-        }
+        line.push_str(&option("limit"));
         line
     }
 
@@ -258,10 +274,11 @@ impl Planning {
 
 fn rate_of(settings: &Topology) -> String {
     match settings.limit {
-        0 => "off".to_owned(),
-        rate if rate.is_multiple_of(1 << 20) => format!("{}MiB/s", rate >> 20),
-        rate if rate.is_multiple_of(1 << 10) => format!("{}KiB/s", rate >> 10),
-        rate => format!("{rate}/s"),
+        None => String::new(),
+        Some(0) => "off".to_owned(),
+        Some(rate) if rate.is_multiple_of(1 << 20) => format!("{}MiB/s", rate >> 20),
+        Some(rate) if rate.is_multiple_of(1 << 10) => format!("{}KiB/s", rate >> 10),
+        Some(rate) => format!("{rate}/s"),
     }
 }
 
@@ -278,6 +295,8 @@ mod tests {
     #[test]
     fn a_command_becomes_fields_and_the_fields_that_command() {
         check("node add n4", "node add n4");
+        check("node add n4 --wait", "node add n4");
+        check("node add n4 --limit 16MiB/s", "node add n4 --limit 16MiB/s");
         check("node add n4 --weight 2 --zone b --limit 1MiB/s # why", "node add n4 --zone b --weight 2 --limit 1MiB/s");
         check("node add 'a b' --limit off", "node add 'a b' --limit off");
         check("node remove --dead n1 --limit 1000/s", "node remove n1 --dead --limit 1000/s");

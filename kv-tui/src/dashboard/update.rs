@@ -11,6 +11,7 @@ use super::dialog::Dialog;
 use super::keymap::{Action, Key, Screen};
 use super::model::{HISTORY_MAX, Link, Model};
 use super::msg::{Effect, Msg};
+pub use steer::followed;
 pub use typing::names;
 
 /// Applies one message.

@@ -57,7 +57,13 @@ pub trait Sink {
     /// If it cannot be written.
     fn item(&mut self, item: Item) -> Result<(), CommandError>;
 
-    /// Writes what is held back to line up columns.
+    /// Writes what is held back to line up columns, and goes on with the same table.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn pass(&mut self) -> Result<(), CommandError>;
+
+    /// Writes what is held back to line up columns, and ends the table.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -102,6 +108,10 @@ impl<W: Write, E: Write> Sink for Printer<W, E> {
             },
         };
         written.map_err(|error| closed(&error))
+    }
+
+    fn pass(&mut self) -> Result<(), CommandError> {
+        self.table.pass(&mut self.out).and_then(|()| self.out.flush()).map_err(|error| closed(&error))
     }
 
     fn flush(&mut self) -> Result<(), CommandError> {

@@ -33,6 +33,14 @@ impl Table {
         if self.rows.len() >= ROWS_HELD_MAX { self.write_rows(out) } else { Ok(()) }
     }
 
+    /// Writes the rows so far; the table goes on, with the widths that it has.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn pass(&mut self, out: &mut impl Write) -> io::Result<()> {
+        self.write_rows(out)
+    }
+
     /// Writes the rest of the table and ends it.
     ///
     /// # Errors

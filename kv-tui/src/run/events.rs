@@ -40,7 +40,7 @@ pub(super) async fn events(args: EventsArgs, client: &Client, sink: &mut dyn Sin
     for event in &events {
         sink.item(event_item(event, client))?;
     }
-    sink.flush()?;
+    sink.pass()?;
     for failure in &failures {
         sink.note(&failure.message);
     }
@@ -61,7 +61,7 @@ async fn follow(client: &Client, seen: BTreeMap<NodeId, u64>, sink: &mut dyn Sin
     drop(found);
     while let Some(event) = events.recv().await {
         sink.item(event_item(&event, client))?;
-        sink.flush()?;
+        sink.pass()?;
     }
     Ok(())
 }

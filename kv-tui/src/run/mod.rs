@@ -9,11 +9,14 @@ pub mod health;
 mod import;
 mod inspect;
 mod keys;
+pub mod limits;
 mod ndjson;
 pub mod operation;
 pub mod picture;
 mod plan;
 pub mod preview;
+pub mod progress;
+pub(crate) mod report;
 mod retry;
 pub mod safety;
 mod stream;
@@ -58,12 +61,14 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Node(NodeCommand::Ls) => cluster::node_list(client, sink).await,
         Command::Node(NodeCommand::Show { node }) => cluster::node_show(node, client, sink).await,
         Command::Op(command) => operation::execute(command, client, sink).await,
-        Command::Node(NodeCommand::Add(args)) => topology::add(args, client, sink).await,
-        Command::Node(NodeCommand::Remove(args)) => topology::remove(args, client, sink).await,
-        Command::Node(NodeCommand::Replace(args)) => topology::replace(args, client, sink).await,
-        Command::Node(NodeCommand::Weight(args)) => topology::weight(args, client, sink).await,
-        Command::Node(NodeCommand::Zone(args)) => topology::zone(args, client, sink).await,
-        Command::Copies(args) => topology::copies(*args, client, sink).await,
+        command @ (Command::Node(
+            NodeCommand::Add(_)
+            | NodeCommand::Remove(_)
+            | NodeCommand::Replace(_)
+            | NodeCommand::Weight(_)
+            | NodeCommand::Zone(_),
+        )
+        | Command::Copies(_)) => topology::execute(command, client, sink).await,
         Command::Ring(args) => cluster::ring(*args, client, sink).await,
         Command::Keyspace(KeyspaceCommand::Ls) => cluster::keyspace_list(client, sink).await,
         Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,

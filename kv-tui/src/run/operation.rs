@@ -8,9 +8,10 @@ use kv_proto::client::Client;
 use kv_proto::describe::{Description, MemberView};
 use kv_proto::v1;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::picture::Picture;
+use super::report::{Report, seconds, whole};
 use super::retry;
 use crate::command::{OpCommand, WatchArgs};
 use crate::error::{Class, CommandError};
@@ -20,11 +21,14 @@ use crate::output::{Human, Item, Sink};
 /// How often something is looked at that is waited for.
 pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
+/// How long an operation that is followed may not be heard of.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A transfer that waits for no longer than this, in microseconds, is not worth a word.
 const HELD_UP_US: u64 = 1_000_000;
 
 /// What is not known, or has not happened.
-const NONE: &str = "-";
+pub(super) const NONE: &str = "-";
 
 pub(super) async fn execute(command: &OpCommand, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let by = asker();
@@ -60,76 +64,64 @@ async fn list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> 
     Ok(())
 }
 
-async fn show(id: u64, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, false).await?;
-    let answer = client.operations(v1::OperationsRequest { id, details: true }).await?;
-    let Some(operation) = answer.operations.first() else {
-        return Err(CommandError::new(Class::NotFound, format!("there is no operation {id}; op ls lists them")));
-    };
-    let mut shown = item(operation, &picture);
-    let names = &picture.description;
-    let moves: Vec<Value> = operation.details.iter().map(|step| move_json(step, names)).collect();
-    shown.json["moves_detail"] = Value::from(moves);
-    shown.json["transfers"] = Value::from(transfers(operation, &picture));
-    let mut lines = lines(operation, &picture, answer.throttle.as_ref());
-    lines.extend(operation.details.iter().map(|step| move_line(step, names)));
-    shown.human = Human::Text(lines.join("\n"));
-    sink.item(shown)
+async fn show(id: Option<u64>, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    sink.item(document(id, client).await?)
+}
+
+/// An operation with its moves, receipts, and the reason of every wait; without a number the one under way, else the
+/// newest.
+///
+/// # Errors
+/// `NotFound` if there is none, or no node answers.
+pub(crate) async fn document(id: Option<u64>, client: &Client) -> Result<Item, CommandError> {
+    let report = Report::with_rates(id, client).await?;
+    let plain = item(&report.progress.operation, &report.picture);
+    Ok(Item { json: report.json(), human: Human::Text(report.lines().join("\n")), ..plain })
 }
 
 /// Follows an operation to its end.
 async fn watch(args: WatchArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let id = match args.id {
-        Some(id) => id,
-        None => {
-            let known = client.operations(v1::OperationsRequest::default()).await?.operations;
-            known.last().map(|operation| operation.id).ok_or_else(|| {
-                CommandError::new(Class::NotFound, "no operation was ever begun; node add begins one, for instance")
-            })?
-        }
-    };
-    follow(id, args.every, client, sink).await.map(drop)
+    follow(args.id, args.every, client, sink).await.map(drop)
 }
 
-/// Tells how an operation gets on until it ends, and how it ended.
+/// Tells how an operation gets on until it ends, and how it ended; without a number the one under way, else the newest.
 ///
 /// # Errors
 /// If it does not exist, or was cancelled.
 pub(super) async fn follow(
-    id: u64,
+    id: Option<u64>,
     every: Duration,
     client: &Client,
     sink: &mut dyn Sink,
 ) -> Result<v1::Operation, CommandError> {
-    let mut told = String::new();
+    let mut report = Report::take(id, client).await?;
+    let mut told = None;
+    let mut heard = Instant::now();
     loop {
-        let picture = Picture::take(client, false).await?;
-        let found = match client.operations(v1::OperationsRequest { id, details: false }).await {
-            Ok(answer) => answer.operations.into_iter().next(),
-            // A node that was away may not know it yet; that it exists was told before.
-            Err(error) if !told.is_empty() && CommandError::from(error.clone()).retry => None,
-            Err(error) => return Err(error.into()),
-        };
-        if let Some(operation) = found {
-            let mut shown = item(&operation, &picture);
-            let line = watch_line(&operation, &picture);
-            // Nothing new is not worth a line.
-            if line != told {
-                shown.human = Human::Text(line.clone());
-                told = line;
-                sink.item(shown)?;
-                sink.flush()?;
+        let operation = &report.progress.operation;
+        let row = watch_row(&report);
+        // Nothing new is not worth a row, and rates alone are nothing new.
+        let new = ["state", "moved", "copied", "waiting_for"].map(|fact| row.json[fact].clone());
+        if told.as_ref() != Some(&new) {
+            told = Some(new);
+            sink.item(row)?;
+            sink.pass()?;
+        }
+        match operation.state() {
+            v1::OperationState::Done => return Ok(operation.clone()),
+            v1::OperationState::Cancelled => {
+                let (id, outcome) = (operation.id, &operation.outcome);
+                return Err(CommandError::new(Class::Conflict, format!("operation {id} was cancelled: {outcome}")));
             }
-            match operation.state() {
-                v1::OperationState::Done => return Ok(operation),
-                v1::OperationState::Cancelled => {
-                    let outcome = &operation.outcome;
-                    return Err(CommandError::new(Class::Conflict, format!("operation {id} was cancelled: {outcome}")));
-                }
-                _ => {}
-            }
+            _ => {}
         }
         sleep(every).await;
+        match report.look(client).await {
+            Ok(()) => heard = Instant::now(),
+            // A node that was away may not know it yet, and another may be asked next.
+            Err(error) if (error.retry || error.class == Class::NotFound) && heard.elapsed() < PATIENCE => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -194,7 +186,7 @@ pub fn waiting_for(operation: &v1::Operation, picture: &Picture) -> Vec<String> 
 }
 
 /// Why a node that was removed is still a member.
-pub(super) fn why_not_gone(picture: &Picture, member: &MemberView) -> String {
+pub(crate) fn why_not_gone(picture: &Picture, member: &MemberView) -> String {
     let name = &member.member.name;
     let Some(snapshot) = picture.snapshot(member.id) else {
         return format!("{name} is down: start it, or give it up with node remove {name} --dead");
@@ -281,70 +273,43 @@ fn is_held_up(transfer: &v1::Transfer) -> bool {
     transfer.tries > 0 && !transfer.waiting_for.is_empty() && (transfer.stalled || transfer.idle_us >= HELD_UP_US)
 }
 
-/// An operation in one line; it stays the same until something happens.
-fn watch_line(operation: &v1::Operation, picture: &Picture) -> String {
-    let mut line = format!(
-        "operation {} ({}) {}: {} of {} replicas moved ({:.1} %), {} keys, {}",
-        operation.id,
-        operation.command,
-        state_word(operation.state()),
-        operation.moved,
-        operation.moves,
-        progress(operation) * 100.0,
-        operation.keys_moved,
-        size(operation.bytes_moved)
-    );
-    for reason in waiting_for(operation, picture) {
-        line.push_str(&format!("; waits: {reason}"));
-    }
-    line
-}
-
-fn lines(operation: &v1::Operation, picture: &Picture, throttle: Option<&v1::ThrottleSetting>) -> Vec<String> {
-    let moment = |us: u64| if us > 0 { rfc3339(us) } else { NONE.to_owned() };
-    let by = if operation.by.is_empty() { String::new() } else { format!(", by {}", operation.by) };
-    let mut lines = vec![
-        format!("operation {}: {} ({})", operation.id, operation.command, state_word(operation.state())),
-        format!(
-            "moved     {} of {} replicas ({:.1} %), the minimum is {}; {} receipts",
-            operation.moved,
-            operation.moves,
-            progress(operation) * 100.0,
-            operation.moves_minimum,
-            operation.receipts
-        ),
-        format!(
-            "copied    {} of {} keys, {} of {}",
-            operation.keys_moved,
-            operation.keys_planned,
-            size(operation.bytes_moved),
-            size(operation.bytes_planned)
-        ),
-        format!(
-            "begun     {}{by}; plan {} for epoch {}",
-            moment(operation.begun_us),
-            operation.plan_hash,
-            operation.parent_epoch
-        ),
-        format!("cut over  first {}, last {}", moment(operation.first_cut_over_us), moment(operation.last_cut_over_us)),
+/// An operation on its way, in a row.
+fn watch_row(report: &Report) -> Item {
+    let (progress, picture) = (&report.progress, &report.picture);
+    let operation = &progress.operation;
+    let plain = item(operation, picture);
+    let mut json = plain.json;
+    let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
+    let eta = progress.eta();
+    json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
+    json["rate"] = json!(whole(progress.rate()));
+    json["eta_seconds"] = json!(eta.map(|(left, _)| left.as_secs_f64().ceil()));
+    json["slowest"] = json!(eta.map(|(_, node)| picture.description.name_of(NodeId(node))));
+    let moment = rfc3339(if operation.ended_us > 0 { operation.ended_us } else { now_us() });
+    let waiting = waiting_for(operation, picture).join("; ");
+    let cells = vec![
+        moment.get(11..19).unwrap_or(NONE).to_owned(),
+        operation.id.to_string(),
+        state_word(operation.state()).to_owned(),
+        format!("{}/{}", operation.moved, operation.moves),
+        format!("{:.1}", progress.share() * 100.0),
+        keys.to_string(),
+        size(bytes),
+        if operation.ended_us > 0 { NONE.to_owned() } else { format!("{}/s", size(whole(progress.rate()))) },
+        eta.map_or_else(|| NONE.to_owned(), |(left, _)| seconds(left)),
+        [waiting, operation.outcome.clone(), operation.command.clone()]
+            .into_iter()
+            .find(|text| !text.is_empty())
+            .unwrap_or_default(),
     ];
-    if operation.ended_us > 0 {
-        lines.push(format!("ended     {}", moment(operation.ended_us)));
-    }
-    if let Some(throttle) = throttle {
-        lines.push(format!("limits    {}", throttle_text(throttle)));
-    }
-    lines.extend(waiting_for(operation, picture).into_iter().map(|reason| format!("waits     {reason}")));
-    if !operation.outcome.is_empty() {
-        lines.push(format!("outcome   {}", operation.outcome));
-    }
-    if !operation.undo.is_empty() {
-        lines.push(format!("undo      {}", operation.undo));
-    }
-    lines
+    Item { json, human: Human::Row { header: WATCH_HEADER, cells }, ..plain }
 }
 
-fn move_json(step: &v1::OperationMove, names: &Description) -> Value {
+/// The last column says why it does not get on, else what is carried out.
+const WATCH_HEADER: &[&str] =
+    &["TIME", ">OP", "STATE", ">MOVED", ">%", ">KEYS", ">BYTES", ">RATE", ">LEFT", "WAITS FOR, OR WHAT IT DOES"];
+
+pub(super) fn move_json(step: &v1::OperationMove, names: &Description) -> Value {
     let name = |id: u64| (id > 0).then(|| names.name_of(NodeId(id)));
     let receipt = step.receipt.as_ref().map(|receipt| {
         let source = |source: &v1::ReceiptSource| {
@@ -368,22 +333,8 @@ fn move_json(step: &v1::OperationMove, names: &Description) -> Value {
     })
 }
 
-fn move_line(step: &v1::OperationMove, names: &Description) -> String {
-    let name = |id: u64| if id > 0 { names.name_of(NodeId(id)) } else { NONE.to_owned() };
-    let state = match (&step.receipt, step.moved) {
-        (Some(receipt), moved) => {
-            let sources: Vec<String> = receipt.sources.iter().map(|source| name(source.node)).collect();
-            let done = if moved { "cut over" } else { "covered" };
-            format!("{done}, {} keys, {}, covered by {}", receipt.keys, size(receipt.bytes), sources.join(" "))
-        }
-        (None, true) => "cut over".to_owned(),
-        (None, false) => "waiting".to_owned(),
-    };
-    format!("{:>6}  {} -> {}  {state}", step.partition, name(step.from), name(step.to))
-}
-
 /// The transfers of all nodes that belong to an operation under way.
-fn transfers(operation: &v1::Operation, picture: &Picture) -> Vec<Value> {
+pub(super) fn transfers(operation: &v1::Operation, picture: &Picture) -> Vec<Value> {
     let active = matches!(operation.state(), v1::OperationState::Running | v1::OperationState::Paused);
     let name = |id: u64| (id > 0).then(|| picture.description.name_of(NodeId(id)));
     let told = picture
@@ -420,7 +371,7 @@ pub fn phase_word(phase: v1::TransferPhase) -> &'static str {
     }
 }
 
-fn throttle_text(throttle: &v1::ThrottleSetting) -> String {
+pub(super) fn throttle_text(throttle: &v1::ThrottleSetting) -> String {
     let rate = match throttle.bytes_per_second_max {
         None => "no limit on bytes".to_owned(),
         Some(limit) => {
@@ -434,17 +385,23 @@ fn throttle_text(throttle: &v1::ThrottleSetting) -> String {
     )
 }
 
+/// The limits on copying.
+pub(super) fn throttle_json(throttle: &v1::ThrottleSetting) -> Value {
+    json!({
+        "bytes_per_second_max": throttle.bytes_per_second_max,
+        "by": (!throttle.by.is_empty()).then(|| throttle.by.clone()),
+        "set": (throttle.set_us > 0).then(|| rfc3339(throttle.set_us)),
+        "transfers_max": throttle.transfers_max,
+        "joint_max": throttle.joint_max,
+    })
+}
+
 fn throttle_item(throttle: &v1::ThrottleSetting) -> Item {
     let limit = throttle.bytes_per_second_max;
+    let mut json = throttle_json(throttle);
+    json["schema"] = json!(1);
     Item {
-        json: json!({
-            "schema": 1,
-            "bytes_per_second_max": limit,
-            "by": (!throttle.by.is_empty()).then(|| throttle.by.clone()),
-            "set": (throttle.set_us > 0).then(|| rfc3339(throttle.set_us)),
-            "transfers_max": throttle.transfers_max,
-            "joint_max": throttle.joint_max,
-        }),
+        json,
         raw: limit.map_or_else(|| "off\n".to_owned(), |limit| format!("{limit}\n")).into_bytes(),
         human: Human::Text(throttle_text(throttle)),
     }

@@ -1,5 +1,6 @@
 //! A plan for people and for scripts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_core::topology::Change;
@@ -32,7 +33,7 @@ pub(super) fn show(
 ) -> Result<(), CommandError> {
     let names = Names(picture);
     sink.item(Item {
-        json: plan_json(&names, plan),
+        json: plan_json(&names, plan, bytes_per_second),
         raw: format!("{}\n", plan.hash).into_bytes(),
         human: Human::Text(text(&names, plan, bytes_per_second)?),
     })
@@ -74,7 +75,7 @@ impl Names<'_> {
     }
 }
 
-pub(super) fn plan_json(names: &Names<'_>, plan: &v1::PlanResponse) -> Value {
+pub(super) fn plan_json(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Value {
     let safety = plan.safety.unwrap_or_default();
     let (moved, total) = (plan.size.unwrap_or_default(), plan.total.unwrap_or_default());
     let moves = plan.moves.iter().map(|step| {
@@ -122,8 +123,8 @@ pub(super) fn plan_json(names: &Names<'_>, plan: &v1::PlanResponse) -> Value {
             "copies_after": zone.copies_after,
         })
     });
-    let estimate = plan.estimate.map(|estimate| {
-        json!({"seconds": estimate.seconds, "slowest_source": names.of(estimate.source), "bytes": estimate.bytes})
+    let estimate = estimate(plan, bytes_per_second).map(|(left, receiver, bytes)| {
+        json!({"seconds": left.as_secs(), "slowest_receiver": names.of(receiver), "bytes": bytes})
     });
     let notices = plan
         .notices
@@ -258,6 +259,19 @@ fn text(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Re
     Ok(lines.join("\n"))
 }
 
+/// How long the moves take if every receiver copies as fast as it may: the time, who gets the most, and how much. `None`
+/// without a limit, or without sizes.
+fn estimate(plan: &v1::PlanResponse, bytes_per_second: u64) -> Option<(Duration, u64, u64)> {
+    let mut receivers: BTreeMap<u64, u64> = BTreeMap::new();
+    for link in &plan.links {
+        let bytes = receivers.entry(link.to).or_default();
+        *bytes = bytes.saturating_add(link.size.unwrap_or_default().bytes);
+    }
+    let (receiver, bytes) = receivers.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0)?;
+    let left = Duration::from_secs((bytes_per_second > 0).then(|| bytes.div_ceil(bytes_per_second))?);
+    Some((left, receiver, bytes))
+}
+
 /// The lines below the tables.
 pub(super) fn summary(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
     let safety = plan.safety.unwrap_or_default();
@@ -269,13 +283,13 @@ pub(super) fn summary(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_seco
         size(moved.bytes),
         plan.moves_minimum
     )];
-    lines.push(match plan.estimate {
-        Some(estimate) => format!(
-            "time     {} at {}/s from each source; {} gives the most, {}",
-            short(Duration::from_secs(estimate.seconds)),
+    lines.push(match estimate(plan, bytes_per_second) {
+        Some((left, receiver, bytes)) => format!(
+            "time     {} at {}/s into each node; {} gets the most, {}",
+            short(left),
             size(bytes_per_second),
-            names.of(estimate.source),
-            size(estimate.bytes)
+            names.of(receiver),
+            size(bytes)
         ),
         None => "time     not estimated: nothing moves, or no limit or no sizes are known".to_owned(),
     });

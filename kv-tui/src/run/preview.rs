@@ -6,32 +6,41 @@ use kv_proto::v1;
 use serde_json::Value;
 
 use super::picture::Picture;
-use super::{plan, topology};
-use crate::command::{Command, NodeCommand};
+use super::{limits, plan, topology};
+use crate::command::{AddArgs, Command, NodeCommand};
 use crate::error::CommandError;
 
-/// Asks for the plan of a command that changes the topology.
+/// Asks for the plan of a command that changes the topology, with the limit on copying that is in force.
 ///
 /// # Errors
 /// `Usage` if it changes nothing there, `NotFound` for a node that is no member.
-pub fn request(command: &Command, picture: &Picture) -> Result<v1::PlanRequest, CommandError> {
+pub fn request(
+    command: &Command,
+    picture: &Picture,
+    throttle: Option<&v1::ThrottleSetting>,
+) -> Result<v1::PlanRequest, CommandError> {
     let Some(settings) = command.topology() else {
         return Err(CommandError::usage("this command does not change the topology"));
     };
-    Ok(topology::request(picture, &changes(command, picture)?, settings.limit))
+    Ok(topology::request(picture, &changes(command, picture)?, limits::assumed(&settings, throttle)))
 }
 
-fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change>, CommandError> {
+/// What the addition of a node changes.
+pub(super) fn addition(args: &AddArgs, node: NodeId) -> Vec<Change> {
+    let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
+    let weight = args.weight.map(|weight| Change::Weight { node, weight });
+    zone.into_iter().chain(weight).chain([Change::Add { node }]).collect()
+}
+
+/// What a command changes: the one place where the words of the language become changes.
+pub(super) fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change>, CommandError> {
     let find = |node: &str| member(picture, node);
     let change = match command {
         Command::Node(NodeCommand::Add(args)) => {
             let name = args.node.as_deref().ok_or_else(|| {
                 CommandError::usage("a new process of the local cluster has no plan before it runs; name a spare")
             })?;
-            let node = find(name)?;
-            let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
-            let weight = args.weight.map(|weight| Change::Weight { node, weight });
-            return Ok(zone.into_iter().chain(weight).chain([Change::Add { node }]).collect());
+            return Ok(addition(args, find(name)?));
         }
         Command::Node(NodeCommand::Remove(args)) if args.dead => Change::RemoveDead { node: find(&args.node)? },
         Command::Node(NodeCommand::Remove(args)) => Change::Remove { node: find(&args.node)? },
@@ -66,6 +75,6 @@ pub fn summary(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64
 
 /// A plan as `--dry-run` prints it as JSON.
 #[must_use]
-pub fn json(picture: &Picture, plan: &v1::PlanResponse) -> Value {
-    plan::plan_json(&plan::Names(picture), plan)
+pub fn json(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64) -> Value {
+    plan::plan_json(&plan::Names(picture), plan, bytes_per_second)
 }

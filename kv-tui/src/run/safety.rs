@@ -1,7 +1,7 @@
 //! What may fail now: copies, quorums and moves in flight, for the cluster and for each node. A pure function of the
 //! picture.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use kv_core::ring::{Entry, FIRST_EPOCH, Owner};
 use kv_core::types::NodeId;
@@ -31,35 +31,48 @@ pub struct Verdict {
     pub why: String,
 }
 
-/// What is needed to judge.
-struct Judge {
-    serving: BTreeSet<NodeId>,
-    /// The partitions of which each member told, and whether its copy is complete.
-    told: BTreeMap<(u32, NodeId), bool>,
-    /// The layouts on which the members acted when they told their figures.
-    acted_on: BTreeMap<NodeId, u64>,
+/// How a member is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fact {
+    /// It tells its figures, acts on a layout, and its store works.
+    serving: bool,
+    /// The layout on which it acted when it told its figures.
+    acted_on: Option<u64>,
+}
+
+/// What is needed to judge. Clusters have many more partitions than nodes, so nothing here is looked up by partition.
+struct Judge<'a> {
+    picture: &'a Picture,
+    facts: HashMap<NodeId, Fact>,
     /// The layout that is known here.
     epoch: u64,
     needed: usize,
 }
 
-impl Judge {
-    fn of(picture: &Picture) -> Self {
-        let serving = picture.description.members.iter().map(|member| member.id).filter(|id| picture.serves(*id));
-        let told = picture.snapshots().flat_map(|told| {
-            let node = NodeId(told.node);
-            told.partitions.iter().map(move |figures| ((figures.partition, node), figures.synced))
-        });
+impl<'a> Judge<'a> {
+    fn of(picture: &'a Picture) -> Self {
+        let mut facts: HashMap<NodeId, Fact> =
+            picture.description.members.iter().map(|member| (member.id, Fact::default())).collect();
+        for report in &picture.reports {
+            let Ok(told) = &report.snapshot else { continue };
+            if let Some(fact) = facts.get_mut(&report.node) {
+                let serving = told.layout_epoch > 0 && told.poisoned.is_empty();
+                *fact = Fact { serving, acted_on: Some(told.layout_epoch) };
+            }
+        }
         let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
-        let acted_on = picture.snapshots().map(|told| (NodeId(told.node), told.layout_epoch)).collect();
         let epoch = picture.description.layout.as_ref().map_or(0, |layout| layout.epoch.0);
-        Self { serving: serving.collect(), told: told.collect(), acted_on, epoch, needed }
+        Self { picture, facts, epoch, needed }
+    }
+
+    fn fact(&self, node: NodeId) -> Fact {
+        self.facts.get(&node).copied().unwrap_or_default()
     }
 
     /// How many owners of a set may still fail; below 0: some are missing.
     fn spare(&self, owners: &[Owner]) -> isize {
-        let alive = owners.iter().filter(|owner| self.serving.contains(&owner.node)).count();
+        let alive = owners.iter().filter(|owner| self.fact(owner.node).serving).count();
         let needed = self.needed.min(owners.len());
         isize::try_from(alive).unwrap_or(isize::MAX) - isize::try_from(needed).unwrap_or(isize::MAX)
     }
@@ -69,22 +82,54 @@ impl Judge {
         entry.sets().map(|owners| self.spare(owners)).min().unwrap_or(0)
     }
 
-    /// Whether an owner holds a complete copy in reach.
-    fn holds(&self, partition: u32, entry: &Entry, node: NodeId) -> bool {
-        // A partition is cut over to owners that have proven their copies: figures from before say nothing else.
-        let acted_on = self.acted_on.get(&node).copied().unwrap_or(self.epoch);
-        let proven = acted_on < entry.changed.0 && entry.joint.is_none() && entry.changed > FIRST_EPOCH;
-        let complete = match self.told.get(&(partition, node)) {
-            Some(synced) => *synced,
-            // By a layout that is not known here yet the node has left, which it may when others have proven copies.
-            None => acted_on > self.epoch,
-        };
-        self.serving.contains(&node) && (proven || complete)
+    /// Whether an owner has proven its copy: a partition is cut over to such owners only, and figures from before say
+    /// nothing else.
+    fn has_proven(&self, entry: &Entry, fact: Fact) -> bool {
+        let acted_on = fact.acted_on.unwrap_or(self.epoch);
+        acted_on < entry.changed.0 && entry.joint.is_none() && entry.changed > FIRST_EPOCH
     }
 
-    /// Complete copies in reach.
-    fn copies(&self, partition: u32, entry: &Entry) -> usize {
-        entry.nodes().filter(|node| self.holds(partition, entry, *node)).count()
+    /// Whether an owner holds a complete copy in reach, which it told of or not.
+    fn holds(&self, entry: &Entry, node: NodeId, told: Option<bool>) -> bool {
+        let fact = self.fact(node);
+        // By a layout that is not known here yet the node has left, which it may when others have proven copies.
+        let complete = told.unwrap_or(fact.acted_on.unwrap_or(self.epoch) > self.epoch);
+        fact.serving && (self.has_proven(entry, fact) || complete)
+    }
+
+    /// Complete copies in reach of every partition.
+    fn copies(&self, entries: &[Entry]) -> Vec<usize> {
+        let mut copies = vec![0_usize; entries.len()];
+        // Of whom it matters what they have not told.
+        let mut ahead: HashMap<NodeId, Vec<bool>> = HashMap::new();
+        for snapshot in self.picture.snapshots() {
+            let node = NodeId(snapshot.node);
+            let mut told = vec![false; if snapshot.layout_epoch > self.epoch { entries.len() } else { 0 }];
+            let fact = self.fact(node);
+            for figures in &snapshot.partitions {
+                let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+                let Some(entry) = entries.get(at) else { continue };
+                if let Some(told) = told.get_mut(at) {
+                    *told = true;
+                }
+                let counts = figures.synced && fact.serving && !self.has_proven(entry, fact);
+                if counts && entry.nodes().any(|owner| owner == node) {
+                    copies[at] += 1;
+                }
+            }
+            if !told.is_empty() {
+                ahead.insert(node, told);
+            }
+        }
+        for (at, entry) in entries.iter().enumerate() {
+            for owner in entry.nodes() {
+                let fact = self.fact(owner);
+                let silent = || ahead.get(&owner).is_some_and(|told| !told[at]);
+                let counts = fact.serving && (self.has_proven(entry, fact) || silent());
+                copies[at] += usize::from(counts);
+            }
+        }
+        copies
     }
 }
 
@@ -96,14 +141,13 @@ impl Safety {
         let mut safety = Self { copies: None, short: 0, failures: 0, joint: 0 };
         let Some(layout) = picture.description.layout.as_deref() else { return safety };
         let mut least = isize::MAX;
-        for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
+        for entry in &layout.partitions {
             let spare = judge.spare_of(entry);
             least = least.min(spare);
             safety.short += usize::from(spare < 0);
             safety.joint += usize::from(entry.joint.is_some());
-            let copies = judge.copies(u32::from(id.0), entry);
-            safety.copies = Some(safety.copies.map_or(copies, |fewest| fewest.min(copies)));
         }
+        safety.copies = judge.copies(&layout.partitions).into_iter().min();
         safety.failures = usize::try_from(least).unwrap_or(0);
         safety
     }
@@ -168,21 +212,26 @@ impl Verdict {
         let description = &picture.description;
         let Some(layout) = description.layout.as_deref() else { return no("the cluster is forming".to_owned()) };
         let judge = Judge::of(picture);
-        let in_reach = judge.serving.contains(&node);
+        let in_reach = judge.fact(node).serving;
         if in_reach && description.voters.contains(&node) {
-            let others = description.voters.iter().filter(|voter| **voter != node && judge.serving.contains(voter));
+            let others = description.voters.iter().filter(|voter| **voter != node && judge.fact(**voter).serving);
             if others.count() < description.voters.len() / 2 + 1 && description.voters.len() > 1 {
                 return no("too few voters would be left to change anything".to_owned());
             }
         }
         let mut short = 0_usize;
         let mut fewest = usize::MAX;
-        for (id, entry) in layout.partition_ids().zip(&layout.partitions).filter(|(_, entry)| entry.owns(node)) {
+        let copies = judge.copies(&layout.partitions);
+        let told: BTreeMap<u32, bool> = picture.snapshot(node).map_or_else(BTreeMap::new, |snapshot| {
+            snapshot.partitions.iter().map(|figures| (figures.partition, figures.synced)).collect()
+        });
+        let owned = (0_u32..).zip(layout.partitions.iter().zip(copies)).filter(|(_, (entry, _))| entry.owns(node));
+        for (partition, (entry, copies)) in owned {
             let lost = |owners: &[Owner]| isize::from(in_reach && owners.iter().any(|owner| owner.node == node));
             let spare = entry.sets().map(|owners| judge.spare(owners) - lost(owners)).min().unwrap_or(0);
             short += usize::from(spare < 0);
-            let own = usize::from(judge.holds(u32::from(id.0), entry, node));
-            fewest = fewest.min(judge.copies(u32::from(id.0), entry) - own);
+            let own = usize::from(judge.holds(entry, node, told.get(&partition).copied()));
+            fewest = fewest.min(copies.saturating_sub(own));
         }
         if short > 0 {
             return no(format!("{short} partitions would have too few owners for R or W"));

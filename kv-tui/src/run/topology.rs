@@ -11,8 +11,8 @@ use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
 use super::picture::Picture;
-use super::{operation, plan};
-use crate::command::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
+use super::{limits, operation, plan, preview};
+use crate::command::{AddArgs, Command, NodeCommand, Topology};
 use crate::error::{Class, CommandError};
 use crate::local::nodes;
 use crate::output::Sink;
@@ -20,50 +20,26 @@ use crate::output::Sink;
 /// How long a node that was started may take to become a member.
 const SPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) async fn add(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let (picture, node) = match &args.node {
-        Some(node) => match spare(node, client).await {
-            Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => {
-                new_spare(args, client, sink).await?
-            }
-            found => found?,
-        },
-        None => new_spare(args, client, sink).await?,
+/// Carries out a command that changes the topology.
+pub(super) async fn execute(command: &Command, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    let Some(topology) = command.topology() else {
+        return Err(CommandError::usage("this command does not change the topology"));
     };
-    let zone = args.zone.clone().map(|zone| Change::Zone { node, zone });
-    let weight = args.weight.map(|weight| Change::Weight { node, weight });
-    let changes = zone.into_iter().chain(weight).chain([Change::Add { node }]).collect();
-    run(&picture, changes, args.topology, client, sink).await
+    if let Command::Node(NodeCommand::Add(args)) = command {
+        let (picture, node) = added(args, client, sink).await?;
+        return run(&picture, preview::addition(args, node), topology, client, sink).await;
+    }
+    let picture = Picture::take(client, true).await?;
+    run(&picture, preview::changes(command, &picture)?, topology, client, sink).await
 }
 
-pub(super) async fn remove(args: &RemoveArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let node = find(&picture, &args.node)?;
-    let change = if args.dead { Change::RemoveDead { node } } else { Change::Remove { node } };
-    run(&picture, vec![change], args.topology, client, sink).await
-}
-
-pub(super) async fn replace(args: &ReplaceArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let change = Change::Replace { old: find(&picture, &args.old)?, new: find(&picture, &args.new)? };
-    run(&picture, vec![change], args.topology, client, sink).await
-}
-
-pub(super) async fn weight(args: &WeightArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let change = Change::Weight { node: find(&picture, &args.node)?, weight: args.weight };
-    run(&picture, vec![change], args.topology, client, sink).await
-}
-
-pub(super) async fn zone(args: &ZoneArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let change = Change::Zone { node: find(&picture, &args.node)?, zone: args.zone.clone() };
-    run(&picture, vec![change], args.topology, client, sink).await
-}
-
-pub(super) async fn copies(args: CopiesArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    run(&picture, vec![Change::Copies { copies: args.copies }], args.topology, client, sink).await
+/// The node that is to be added: a spare, or a process of the local cluster that becomes one.
+async fn added(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(Picture, NodeId), CommandError> {
+    let Some(node) = &args.node else { return new_spare(args, client, sink).await };
+    match spare(node, client).await {
+        Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => new_spare(args, client, sink).await,
+        found => found,
+    }
 }
 
 /// The member of this name, number or address.
@@ -87,7 +63,9 @@ async fn run(
     client: &Client,
     sink: &mut dyn Sink,
 ) -> Result<(), CommandError> {
-    let planned = client.plan(request(picture, &changes, topology.limit)).await?;
+    let throttle = throttle(client).await?;
+    let assumed = limits::assumed(&topology, throttle.as_ref());
+    let planned = client.plan(request(picture, &changes, assumed)).await?;
     if let Some(expected) = topology.plan
         && expected.to_string() != planned.hash
     {
@@ -98,26 +76,40 @@ async fn run(
         return Err(CommandError::new(Class::Conflict, message));
     }
     if topology.dry_run {
-        return plan::show(picture, &planned, topology.limit, sink);
+        return plan::show(picture, &planned, assumed, sink);
     }
     if let Some(refusal) = planned.refusals.first() {
         return Err(CommandError::new(Class::Refused, format!("{}; {}", refusal.reason, refusal.remedy)));
     }
-    let operation = client
-        .apply(v1::ApplyRequest {
-            changes: changes.iter().map(Into::into).collect(),
-            // What was planned just now, or earlier with --dry-run: exactly that, or nothing.
-            plan_hash: topology.plan.map_or_else(String::new, |hash| hash.to_string()),
-            request_id: request_id()?,
-            by: operation::asker(),
-            size: planned.size,
-        })
-        .await?;
+    let request = v1::ApplyRequest {
+        changes: changes.iter().map(Into::into).collect(),
+        // What was planned just now, or earlier with --dry-run: exactly that, or nothing.
+        plan_hash: topology.plan.map_or_else(String::new, |hash| hash.to_string()),
+        request_id: request_id()?,
+        by: operation::asker(),
+        size: planned.size,
+    };
+    let limited = limits::set(&topology, throttle.as_ref(), client, sink).await?;
+    let operation = match client.apply(request).await {
+        Ok(operation) => operation,
+        Err(error) => {
+            // What did not begin leaves no limit behind; if it cannot be taken back, that it did not begin counts more.
+            if limited {
+                drop(limits::restore(throttle.as_ref(), client).await);
+            }
+            return Err(error.into());
+        }
+    };
     if topology.wait {
-        operation::follow(operation.id, operation::FOLLOW_EVERY, client, sink).await?;
+        operation::follow(Some(operation.id), operation::FOLLOW_EVERY, client, sink).await?;
         return gone(&changes, client, sink).await;
     }
     sink.item(operation::item(&operation, picture))
+}
+
+/// The limit on copying that is in force.
+async fn throttle(client: &Client) -> Result<Option<v1::ThrottleSetting>, CommandError> {
+    Ok(client.operations(v1::OperationsRequest::default()).await?.throttle)
 }
 
 /// Random, so that a request that is repeated is recognised.

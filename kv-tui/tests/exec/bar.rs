@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::CommandFactory;
+use kv_proto::v1;
 use kv_tui::command::Line;
 use kv_tui::dashboard::msg::Feed;
 use kv_tui::dashboard::source::command;
@@ -162,4 +163,52 @@ fn a_line_gives_the_same_in_the_bar_and_in_exec() {
     for command in Line::command().get_subcommands() {
         assert!(tried.contains(command.get_name()), "no line tries {}", command.get_name());
     }
+}
+
+#[test]
+fn an_operation_is_followed_in_one_table_until_it_ends() {
+    let cluster = Cluster::start();
+    let begun = v1::Operation {
+        id: 3,
+        command: "node add n4".to_owned(),
+        state: v1::OperationState::Running.into(),
+        moves: 12,
+        moved: 3,
+        begun_us: 1,
+        ..v1::Operation::default()
+    };
+    cluster.world().operations = vec![begun];
+    let (feed, mut told) = mpsc::channel(100);
+    let (_stop, stopped) = oneshot::channel();
+    let addresses = cluster.addresses.split(',').map(str::to_owned).collect();
+    let source = Grpc { addresses, read_only: true };
+    let follows = std::thread::spawn(move || command::run("op watch --every 10ms", false, &source, &feed, stopped));
+    let mut printed: Vec<String> = Vec::new();
+    let code = loop {
+        match told.blocking_recv().expect("it ends") {
+            Feed::Output(lines) => printed.extend(lines),
+            Feed::Ended { code, .. } => break code,
+            other => panic!("{other:?}"),
+        }
+        // Each change is told by a row of its own, as soon as it is seen.
+        let mut world = cluster.world();
+        let operation = &mut world.operations[0];
+        match operation.moved {
+            3 if printed.len() >= 2 => operation.moved = 7,
+            7 if printed.len() >= 3 => {
+                (operation.moved, operation.ended_us) = (12, 2_000_001);
+                operation.set_state(v1::OperationState::Done);
+            }
+            _ => {}
+        }
+    };
+    follows.join().expect("it ends");
+    assert_eq!(code, 0, "{printed:#?}");
+    let words = |line: &String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let rows: Vec<Vec<String>> = printed.iter().map(words).collect();
+    assert_eq!(rows[0][..5], ["TIME", "OP", "STATE", "MOVED", "%"], "{printed:#?}");
+    let facts: Vec<&[String]> = rows[1..].iter().map(|row| &row[1..5]).collect();
+    let expected =
+        [["3", "running", "3/12", "25.0"], ["3", "running", "7/12", "58.3"], ["3", "done", "12/12", "100.0"]];
+    assert_eq!(facts, expected, "{printed:#?}");
 }

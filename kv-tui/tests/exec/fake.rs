@@ -41,8 +41,12 @@ pub(crate) struct World {
     pub(crate) pending: v1::Pending,
     /// Operations, the newest last.
     pub(crate) operations: Vec<v1::Operation>,
+    /// What the third node copies.
+    pub(crate) transfers: Vec<v1::Transfer>,
     /// The limit on copying, in bytes per second.
     pub(crate) throttle: Option<u64>,
+    /// Why no operation is begun; empty: it is.
+    pub(crate) busy: String,
     /// Keys for which every write is refused.
     pub(crate) full: Vec<Bytes>,
     addresses: Vec<String>,
@@ -117,7 +121,9 @@ impl Cluster {
             records: BTreeMap::new(),
             pending: v1::Pending::default(),
             operations: Vec::new(),
+            transfers: Vec::new(),
             throttle: None,
+            busy: String::new(),
             full: Vec::new(),
             addresses: Vec::new(),
             clock: 0,
@@ -360,6 +366,8 @@ impl ClusterService for Node {
             state: v1::MemberState::Up.into(),
             layout_epoch: 1,
             uptime_us: 3_600_000_000,
+            taken_us: now().0,
+            transfers: if self.id == NodeId(3) { world.transfers.clone() } else { Vec::new() },
             keys,
             pending: Some(if self.id == NodeId(1) { world.pending } else { v1::Pending::default() }),
             partitions: if request.get_ref().partitions { partitions.into_values().collect() } else { Vec::new() },
@@ -406,6 +414,9 @@ impl ClusterService for Node {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let request = request.into_inner();
         let mut world = self.lock();
+        if !world.busy.is_empty() {
+            return Err(to_status(RequestError::conflict(world.busy.clone())));
+        }
         let layout = world.layout.clone().expect("formed");
         let question = v1::PlanRequest { changes: request.changes, ..Default::default() };
         let plan = kv_proto::plan::answer(question, &layout).map_err(to_status)?;
@@ -429,10 +440,11 @@ impl ClusterService for Node {
         &self,
         request: Request<v1::OperationsRequest>,
     ) -> Result<Response<v1::OperationsResponse>, Status> {
-        let id = request.into_inner().id;
+        let v1::OperationsRequest { id, details } = request.into_inner();
         let world = self.lock();
         let wanted = |operation: &&v1::Operation| id == 0 || operation.id == id;
-        let operations: Vec<v1::Operation> = world.operations.iter().filter(wanted).cloned().collect();
+        let mut operations: Vec<v1::Operation> = world.operations.iter().filter(wanted).cloned().collect();
+        operations.iter_mut().filter(|_| !details).for_each(|operation| operation.details.clear());
         if id > 0 && operations.is_empty() {
             return Err(to_status(RequestError::new(Kind::NotFound, format!("there is no operation {id}"))));
         }

@@ -521,6 +521,127 @@ fn operations_are_listed_shown_and_steered() {
     assert_eq!(cluster.json(&["op", "watch", "2"]).code, 4, "it was cancelled");
 }
 
+/// An operation under way: n3 has got one partition, copies a second one, and waits with the others.
+fn moving(cluster: &Cluster) {
+    let receipt = v1::Receipt {
+        keys: 10,
+        bytes: 1000,
+        sources: [1, 2].map(|node| v1::ReceiptSource { node, merkle_root: 9 }).to_vec(),
+        ..Default::default()
+    };
+    let step = |partition: u32| v1::OperationMove {
+        partition,
+        from: 1,
+        to: 3,
+        source: 1,
+        moved: partition == 0,
+        receipt: (partition == 0).then(|| receipt.clone()),
+    };
+    let details = (0..4).map(step).collect();
+    let transfer = v1::Transfer {
+        partition: 1,
+        source: 1,
+        phase: v1::TransferPhase::Copying.into(),
+        keys: 5,
+        keys_total: 10,
+        bytes: 500,
+        bytes_total: 1000,
+        tries: 2,
+        idle_us: 11_000_000,
+        stalled: true,
+        waiting_for: "n1 does not answer".to_owned(),
+        ..Default::default()
+    };
+    let mut world = cluster.world();
+    world.transfers = vec![transfer];
+    world.throttle = Some(1 << 20);
+    world.operations = vec![
+        operation(1, v1::OperationState::Done),
+        v1::Operation { moves: 4, moved: 1, receipts: 1, details, ..operation(2, v1::OperationState::Running) },
+    ];
+}
+
+/// What is to be told of [`moving`], as text.
+const FACTS: &[&str] = &[
+    "operation 2: node add n5 (running)",
+    "moved     1 of 4 replicas (25.0 %)",
+    "speed     0 B/s   limit 1.0 MiB/s a receiver",
+    "so far, no end in sight yet",
+    "phases    2 wait → 1 copy (1 stalled) → 0 verify → 0 covered → 1 moved",
+    "waits     stalled: n3 waits with partition 1: n1 does not answer",
+    "flow      n1 → n3  1 of 4 replicas, 36 %, 0 B/s, stalled",
+    "     0  n1 → n3  cut over, 10 keys, 1000 B, covered by n1 n2",
+    "     1  n1 → n3  stalled 45 %, 500 of 1000 from n1; n1 does not answer",
+    "     3  n1 → n3  waiting 0 %; waits for its turn",
+];
+
+#[test]
+fn an_operation_is_shown_with_every_wait() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.json(&["op", "show"]).code, 3, "there is none");
+    moving(&cluster);
+    let text = cluster.exec(&["op", "show"]).text();
+    for fact in FACTS {
+        assert!(text.contains(fact), "{fact:?} is missing:\n{text}");
+    }
+    let json = cluster.json(&["op", "show"]).one();
+    assert_eq!((&json["id"], &json["state"], &json["rate"]), (&json!(2), &json!("running"), &json!(0)));
+    assert_eq!((&json["limit"]["bytes_per_second_max"], &json["eta_seconds"]), (&json!(1 << 20), &Value::Null));
+    assert_eq!((&json["phases"]["stalled"], &json["phases"]["waiting"]), (&json!(1), &json!(2)));
+    assert_eq!((&json["flow"][0]["source"], &json["flow"][0]["stalled"]), (&json!("n1"), &json!(true)));
+    let moves = &json["moves_detail"];
+    let told = |at: usize| (moves[at]["state"].clone(), moves[at]["waiting_for"].clone());
+    assert_eq!(told(0), (json!("moved"), Value::Null));
+    assert_eq!(told(1), (json!("stalled"), json!("n1 does not answer")));
+    assert_eq!(told(3), (json!("waiting"), json!("waits for its turn")));
+    assert_eq!(moves[0]["receipt"]["sources"][1]["node"], json!("n2"));
+}
+
+#[test]
+fn one_look_tells_the_operation_too() {
+    let cluster = Cluster::start();
+    let once = |more: &[&str]| {
+        let mut arguments = vec!["--connect", &cluster.addresses, "--once"];
+        arguments.extend(more);
+        run_with(&arguments, b"")
+    };
+    let none = once(&["--plain"]);
+    assert!(none.code == 0 && !none.text().contains("operation"), "{}{}", none.text(), none.errors);
+    assert_eq!(once(&["--json"]).json().len(), 4, "the status and three nodes");
+    moving(&cluster);
+    let plain = once(&["--plain"]).text();
+    for fact in FACTS {
+        assert!(plain.contains(fact), "{fact:?} is missing:\n{plain}");
+    }
+    let json = once(&["--json"]).json();
+    let shown = cluster.json(&["op", "show"]).one();
+    for fact in ["id", "copied", "share", "limit", "phases", "flow", "moves_detail", "waiting_for"] {
+        assert_eq!(json[4][fact], shown[fact], "{fact}");
+    }
+}
+
+#[test]
+fn a_limit_is_set_with_the_operation() {
+    let cluster = Cluster::start();
+    with_a_spare(&cluster);
+    let add = |more: &[&str]| {
+        let mut arguments = vec!["node", "add", "n3"];
+        arguments.extend(more);
+        cluster.exec(&arguments)
+    };
+    assert_eq!(add(&["--limit", "2MiB/s", "--dry-run"]).code, 0);
+    assert_eq!(cluster.world().throttle, None, "a dry run changes nothing");
+    cluster.world().busy = "an operation is running".to_owned();
+    let refused = add(&["--limit", "2MiB/s"]);
+    assert_eq!((refused.code, cluster.world().throttle), (4, None), "{}", refused.errors);
+    cluster.world().busy = String::new();
+    let begun = add(&["--limit", "2MiB/s"]);
+    assert_eq!((begun.code, cluster.world().throttle), (0, Some(2 << 20)), "{}", begun.errors);
+    assert!(begun.errors.contains("copies at most 2.0 MiB/s from now on"), "{}", begun.errors);
+    assert!(add(&["--dry-run"]).code == 0 && add(&["--limit", "off"]).code == 0);
+    assert_eq!(cluster.world().throttle, None);
+}
+
 /// Two nodes with all copies, and a spare.
 fn with_a_spare(cluster: &Cluster) {
     let mut world = cluster.world.lock().expect("lock");

@@ -66,6 +66,9 @@ pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
     }
 }
 
+/// Files of one name, told apart by numbers.
+const SAME_NAME_MAX: usize = 100;
+
 /// Starts a process of the local cluster for a new node, and gives its name.
 fn new_node(
     addresses: &[String],
@@ -79,15 +82,26 @@ fn new_node(
     Ok(runtime.block_on(nodes::add(zone, weight, taken))?.name)
 }
 
-/// Writes a file that is not there yet, or holds the same already.
+/// Writes a file that is not there yet, or holds the same already; beside one of the same name it gets a number.
 fn save(name: &str, text: &str) -> io::Result<std::path::PathBuf> {
-    let path = std::env::current_dir()?.join(name);
-    if std::fs::read(&path).is_ok_and(|held| held == text.as_bytes()) {
-        return Ok(path);
+    let folder = std::env::current_dir()?;
+    let (stem, ending) = name.rsplit_once('.').unwrap_or((name, "txt"));
+    let mut path = folder.join(name);
+    for number in 2..=SAME_NAME_MAX {
+        match std::fs::File::create_new(&path) {
+            Ok(mut file) => {
+                file.write_all(text.as_bytes())?;
+                return Ok(path);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        if std::fs::read(&path).is_ok_and(|held| held == text.as_bytes()) {
+            return Ok(path);
+        }
+        path = folder.join(format!("{stem}-{number}.{ending}"));
     }
-    let mut file = std::fs::File::create_new(&path)?;
-    file.write_all(text.as_bytes())?;
-    Ok(path)
+    Err(io::Error::other(format!("{} files of this name are there already; move some away", SAME_NAME_MAX - 1)))
 }
 
 /// Refuses what must not run here.

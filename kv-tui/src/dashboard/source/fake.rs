@@ -262,6 +262,7 @@ impl Fake {
                 vec![Feed::Started { generation, result: Err("no processes here".to_owned()) }]
             }
             Ask::Save { name, .. } => vec![Feed::Told(format!("written to {name}"))],
+            Ask::Export { id } => vec![Feed::Told(format!("written to operation-{id}.json"))],
             Ask::Run { line, .. } => {
                 vec![Feed::Output(vec![format!("ran {line}")]), Feed::Ended { code: 0, error: String::new() }]
             }

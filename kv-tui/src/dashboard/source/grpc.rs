@@ -20,6 +20,7 @@ use super::command;
 use crate::dashboard::cluster::FRESH_US;
 use crate::dashboard::msg::{Ask, Feed};
 use crate::output::time::now_us;
+use crate::run::operation;
 
 /// How often members tell their figures.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -264,6 +265,21 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
                 drop(feed.send(Feed::Planned { generation, result }).await);
             });
         }
+        Ask::Export { id } => {
+            tokio::spawn(async move {
+                let addresses = Vec::new();
+                match operation::document(Some(id), &client).await {
+                    Ok(item) => {
+                        let (name, text) = (format!("operation-{id}.json"), format!("{:#}\n", item.json));
+                        beside(Ask::Save { name, text }, addresses, feed);
+                    }
+                    Err(error) => {
+                        let told = format!("operation {id} is not written: {}", error.message);
+                        drop(feed.send(Feed::Told(told)).await);
+                    }
+                }
+            });
+        }
         Ask::NewNode { .. } | Ask::Save { .. } => beside(ask, commands.source.addresses.clone(), feed),
         Ask::Run { line, confirmed } => commands.run(line, confirmed, feed),
         Ask::Cancel => commands.running = None,
@@ -308,6 +324,7 @@ async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut
         Ask::Complete { generation, .. } => Feed::Completions { generation, keys: Vec::new() },
         Ask::Inspect { generation, key, .. } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
         Ask::Plan { generation, .. } => Feed::Planned { generation, result: Err(error.to_owned()) },
+        Ask::Export { id } => Feed::Told(format!("operation {id} is not written: {error}")),
         Ask::NewNode { .. } | Ask::Save { .. } => {
             return beside(ask, commands.source.addresses.clone(), feed.clone());
         }

@@ -63,11 +63,23 @@ fn an_operation_is_steered_by_keys() {
     assert_eq!(ran(&session), Some(("op pause 7".to_owned(), true)));
     assert!(session.model.output.is_none() && session.model.notice.contains("ran op pause 7"), "no output in the way");
     session.keys("r");
-    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7"), "it runs, so its transfers begin anew");
+    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7 157"), "the selected move begins anew");
+    session.keys("R");
+    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7"));
+    session.click("[r] retry 157");
+    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7 157"));
+    session.click("[R] retry all");
+    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7"));
+    session.keys("/moved\nr");
+    assert!(session.model.notice.contains("nothing to begin anew"), "{}", session.model.notice);
+    session.key(Key::Esc).keys("E");
+    assert!(session.effects.contains(&Effect::Ask(Ask::Export { id: 7 })));
+    assert!(session.model.notice.contains("written to operation-7.json"), "{}", session.model.notice);
     let mut paused = session.fake.script().and_then(|script| script.operation(12)).expect("an operation");
     paused.state = v1::OperationState::Paused.into();
     let operations = v1::OperationsResponse { operations: vec![paused], throttle: None };
     session.tell(Msg::Feed(Feed::Operations(Box::new(operations))));
+    assert!(session.text().contains("[r] resume"), "{}", session.text());
     assert!(session.text().contains("PAUSED") && session.text().contains("paused; op resume 7 goes on"));
     session.keys("r");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op resume 7"));
@@ -81,7 +93,7 @@ fn an_operation_is_steered_by_keys() {
     assert_eq!(ran(&session), Some(("op show 7".to_owned(), false)), "the receipts of an operation");
     session.key(Key::Esc);
     session.model.read_only = true;
-    for key in "prbx".chars() {
+    for key in "prRbx".chars() {
         session.model.notice.clear();
         session.keys(&key.to_string());
         assert!(session.model.notice.contains("only reading") && session.model.dialog.is_none(), "{key}");
@@ -91,13 +103,18 @@ fn an_operation_is_steered_by_keys() {
 #[test]
 fn moves_are_filtered_sorted_and_selected() {
     let mut session = migrating(120, 36, 12);
-    assert!(session.text().contains("waits: n2 does not answer"), "{}", session.text());
+    assert!(session.text().contains("read from n3; n2 does not answer"), "{}", session.text());
     session.keys("/stalled\n");
     assert!(session.text().contains("filter stalled: 1 of 192"), "{}", session.text());
     session.key(Key::Esc).click("PART");
     assert!(session.text().contains("by partition"));
     session.keys("Gy");
     assert_eq!(session.effects.last(), Some(&Effect::Copy("255".to_owned())));
+    session.click("FROM > TO");
+    assert!(session.text().contains("by source"));
+    let cluster = session.model.cluster.as_ref().expect("a cluster");
+    let sources: Vec<u64> = cluster.moves_of(&session.model.moves).iter().map(|(_, step)| step.source).collect();
+    assert!(sources.is_sorted() && sources.first() != sources.last(), "{sources:?}");
     session.click("7  running");
     assert_eq!((session.model.pane, session.model.operations.selected), (Pane::Side, Some(7)));
 }
@@ -130,4 +147,93 @@ fn what_may_fail_follows_the_cluster() {
     assert!(session.text().contains("partitions have too few owners in reach"), "{}", session.text());
     session.keys("2");
     assert!(session.text().contains("no: "), "{}", session.text());
+}
+
+#[test]
+fn hints_are_clicked_as_keys_are_pressed() {
+    let mut session = migrating(120, 36, 12);
+    session.click("p pause");
+    assert_eq!(ran(&session), Some(("op pause 7".to_owned(), true)));
+    // What the command told stands there until something else is done.
+    session.keys("g").click("x cancel");
+    assert!(matches!(session.model.dialog, Some(Dialog::Confirm(_))));
+}
+
+#[test]
+fn a_stall_offers_what_helps() {
+    let mut session = migrating(80, 24, 12);
+    let helps = |session: &Session| {
+        session.text().lines().find(|line| line.contains("helps")).map(str::to_owned).unwrap_or_default()
+    };
+    assert!(helps(&session).contains("[r] retry 157  [R] retry all  [b] limit"), "{}", session.text());
+    session.keys("j");
+    assert!(
+        helps(&session).contains("helps    [R] retry all"),
+        "the key is about the selected move: {}",
+        session.text()
+    );
+    session.tell(Msg::Feed(Feed::Lost(NodeId(4), "connection refused".to_owned())));
+    assert!(helps(&session).contains(":node start n4"), "{}", session.text());
+    assert!(helps(&session).contains("[x] cancel"), "{}", session.text());
+    let done = migrating(80, 24, 40);
+    assert_eq!(helps(&done), "");
+}
+
+#[test]
+fn a_cancelled_operation_tells_what_was_moved() {
+    let mut session = migrating(120, 36, 12);
+    assert!(session.text().contains("47.9%"), "{}", session.text());
+    let mut cancelled = session.fake.script().and_then(|script| script.operation(12)).expect("an operation");
+    cancelled.state = v1::OperationState::Cancelled.into();
+    cancelled.ended_us = START_US + 12_000_000;
+    cancelled.outcome = "88 replicas stay moved, 104 went back".to_owned();
+    let operations = v1::OperationsResponse { operations: vec![cancelled], throttle: None };
+    session.tell(Msg::Feed(Feed::Operations(Box::new(operations))));
+    let text = session.text();
+    assert!(text.contains("CANCELLED") && text.contains(" 45.8%") && text.contains("88,000/192,000 keys"), "{text}");
+}
+
+#[test]
+fn the_overview_follows_the_cut_overs() {
+    let mut session = migrating(120, 36, 0);
+    session.keys("1");
+    // The lines of the grid, without what stands beside them.
+    let grid = |session: &Session| -> String {
+        let text = session.text();
+        let rows = text
+            .lines()
+            .filter_map(|line| line.split("││").nth(1))
+            .filter(|row| row.split_whitespace().next().is_some_and(|word| word.parse::<u32>().is_ok()));
+        rows.map(|row| row.split_whitespace().skip(1).collect::<String>()).collect()
+    };
+    let of_d = |session: &Session| grid(session).matches('D').count();
+    assert_eq!(of_d(&session), 0, "{}", session.text());
+    let (mut owned, mut keys) = (0, 0);
+    for second in 1..=session.fake.script().expect("a script").seconds() {
+        session.pass(1);
+        let cluster = session.model.cluster.as_ref().expect("a cluster");
+        let joint = cluster.safety().joint;
+        let moving = session.text().contains(&format!("a: {joint} on the move"));
+        assert_eq!(moving, joint > 0, "second {second}: {}", session.text());
+        let small = grid(&session).chars().filter(|letter| letter.is_ascii_lowercase()).count();
+        assert_eq!(small, joint, "second {second}: {}", session.text());
+        let share = cluster.shares[&NodeId(4)].partitions;
+        let told = cluster.picture.snapshot(NodeId(4)).map_or(0, |told| told.keys);
+        assert!(share >= owned && told >= keys, "second {second}");
+        (owned, keys) = (share, told);
+    }
+    assert_eq!((owned, of_d(&session)), (192, 64));
+    assert!(session.text().contains("D n4    ● UP         192,000"), "{}", session.text());
+}
+
+#[test]
+fn an_operation_that_is_waited_for_tells_its_end() {
+    let mut session = migrating(80, 24, 12);
+    session.model.followed = session.fake.script().and_then(|script| script.operation(12)).map(|it| it.plan_hash);
+    session.key(Key::Tab);
+    assert!(session.text().contains("▶ 47.9%, 88/192 moves"), "{}", session.text());
+    session.pass(20);
+    assert_eq!(session.model.followed, None);
+    let end = "operation 7 (node add n4) is done: 192 replicas moved in 24s";
+    assert!(session.model.notice == end && session.text().contains(end), "{}", session.model.notice);
 }

@@ -144,3 +144,49 @@ fn the_mouse_fills_in_and_presses() {
     session.click("[Esc Cancel]");
     assert_eq!(session.model.dialog, None);
 }
+
+#[test]
+fn sources_and_reasons_are_looked_at_before_a_plan_starts() {
+    for (width, height) in [(120, 36), (60, 16)] {
+        let mut session = with_spare(width, height);
+        insta::assert_snapshot!(format!("plan-sources-{width}x{height}"), session.keys("a\no").text());
+        insta::assert_snapshot!(format!("plan-why-{width}x{height}"), session.keys("w").text());
+        session.keys("w");
+        assert!(session.text().contains("review the plan"), "{}", session.text());
+    }
+    let mut session = with_spare(120, 36);
+    session.keys("a\n").click("[w Why]");
+    assert!(session.text().contains("n4 0 → 192 (fair 192.0): gets 192"), "{}", session.text());
+    session.keys("n4\n");
+    assert!(ran(&session).is_some(), "a word is typed from any page");
+}
+
+#[test]
+fn the_limit_of_the_dialog_is_that_of_the_operation() {
+    let mut session = with_spare(120, 36);
+    assert!(session.keys("a").text().contains("limit on copying now: none"), "{}", session.text());
+    session.key(Key::Tab).key(Key::Tab).key(Key::Tab).keys("2MiB/s\n");
+    assert!(
+        session.text().contains("11s at 2.0 MiB/s into each node; n4 gets the most, 22.0 MiB"),
+        "{}",
+        session.text()
+    );
+    session.keys("n4\n");
+    let expected = format!(
+        "node add n4 --limit 2MiB/s --plan {}",
+        session.model.history.last().map_or("", |line| &line[line.len() - 16..])
+    );
+    assert_eq!(ran(&session), Some((expected, true)));
+}
+
+#[test]
+fn waiting_is_not_dropped_on_the_way_to_the_plan() {
+    let mut session = with_spare(120, 36);
+    session.keys(":node add n4 --wait\n");
+    assert!(session.text().contains("--wait --yes"), "{}", session.text());
+    let hash = hash(&session);
+    session.keys("n4\n");
+    assert_eq!(session.model.followed.as_deref(), Some(hash.as_str()));
+    session.key(Key::Esc);
+    assert!(session.model.followed.is_none() && session.model.notice.contains("the operation goes on"));
+}

@@ -52,9 +52,10 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Keyspace => choose_keyspace(model),
         Action::Put => return change(model, Model::put),
         Action::Delete => return change(model, Model::delete),
-        Action::Pause | Action::Resume | Action::Throttle | Action::CancelOperation => {
+        Action::Pause | Action::Resume | Action::RetryAll | Action::Throttle | Action::CancelOperation => {
             return steer::act(model, action);
         }
+        Action::Export => return steer::export(model),
         Action::View => {
             model.view = match model.view {
                 MigrationView::Moves => MigrationView::Flow,
@@ -201,6 +202,10 @@ fn back(model: &mut Model) -> Vec<Effect> {
             return Vec::new();
         }
         None => {}
+    }
+    if model.followed.take().is_some() {
+        "the operation goes on; nothing waits for it any more".clone_into(&mut model.notice);
+        return Vec::new();
     }
     if filter_of(model).is_some_and(|filter| !filter.is_empty()) {
         return set_filter(model, String::new());

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::plan;
+use super::{plan, steer};
 use crate::command::unescape;
 use crate::dashboard::cluster::{Cluster, News};
 use crate::dashboard::keymap::Screen;
@@ -24,6 +24,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             News::Figures => true,
         };
         model.changed |= (stale || shown) && model.frozen.is_none();
+        steer::on_news(model);
         return plan::on_news(model);
     }
     model.changed = true;
@@ -43,6 +44,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             if model.screen == Screen::Keys && !model.keys.asked {
                 return browse(model, true);
             }
+            steer::on_news(model);
             return plan::on_news(model);
         }
         Feed::Offline { error, retry_us } => model.link = Link::Offline { error, retry_us },
@@ -66,7 +68,10 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             model.keys.inspected = Some((key, result));
             model.keys.top = 0;
         }
-        Feed::Operations(told) => with_cluster(model, |cluster| cluster.tell_operations(*told)),
+        Feed::Operations(told) => {
+            with_cluster(model, |cluster| cluster.tell_operations(*told));
+            steer::on_news(model);
+        }
         Feed::Planned { generation, result } => plan::on_planned(model, generation, result),
         Feed::Started { generation, result } => plan::on_started(model, generation, result),
         Feed::Told(text) => model.notice = text,
@@ -92,6 +97,10 @@ fn on_ended(model: &mut Model, code: u8, error: String) -> Vec<Effect> {
     output.code = Some(code);
     output.error = error;
     let line = crate::command::Line::parse_line(output.line.as_bytes());
+    if code != 0 && output.quiet && model.followed.as_ref().is_some_and(|hash| output.line.contains(hash)) {
+        // What did not begin has no end.
+        model.followed = None;
+    }
     if output.quiet && code == 0 {
         model.notice =
             output.lines.back().map_or_else(|| format!("done: {}", output.line), |line| line.trim().to_owned());

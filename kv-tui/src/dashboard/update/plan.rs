@@ -8,9 +8,9 @@ use crate::dashboard::dialog::{Confirm, Dialog};
 use crate::dashboard::keymap::{Key, Screen, latin};
 use crate::dashboard::model::Model;
 use crate::dashboard::msg::{Ask, Effect};
-use crate::dashboard::planning::{Kind, Planning, Review, Stage};
+use crate::dashboard::planning::{Kind, Page, Planning, Review, Stage};
 use crate::error::CommandError;
-use crate::run::preview;
+use crate::run::{limits, preview};
 use kv_proto::v1;
 
 /// The most lines that can be scrolled by.
@@ -79,7 +79,7 @@ fn parsed(line: &str) -> Result<Line, CommandError> {
 fn question(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandError> {
     let cluster = model.cluster.as_ref().ok_or_else(|| CommandError::failed("no node is in reach"))?;
     let line = parsed(&planning.line())?;
-    let request = Box::new(preview::request(&line.command, &cluster.picture)?);
+    let request = Box::new(preview::request(&line.command, &cluster.picture, cluster.operations.throttle.as_ref())?);
     Ok((Stage::Asked, Ask::Plan { generation: planning.generation, request }))
 }
 
@@ -127,8 +127,10 @@ fn review(model: &Model, planning: &Planning, plan: v1::PlanResponse) -> Result<
         _ => cluster.name_of(preview::member(&cluster.picture, planning.value("node"))?),
     };
     let confirm = Confirm::new(format!("{line} --plan {}", plan.hash), String::new(), word);
-    let bytes_per_second = settings.map_or(0, |settings| settings.limit);
-    Ok(Review { plan, bytes_per_second, confirm, typing: false, top: 0 })
+    let throttle = cluster.operations.throttle.as_ref();
+    let bytes_per_second = settings.map_or(0, |settings| limits::assumed(&settings, throttle));
+    let waits = planning.waits;
+    Ok(Review { plan, page: Page::Plan, bytes_per_second, confirm, waits, typing: false, top: 0 })
 }
 
 pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<String, String>) {
@@ -227,6 +229,8 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
                         model.dialog = Some(Dialog::Plan(planning));
                         return save;
                     }
+                    Key::Char('o') => turn(review, Page::Sources),
+                    Key::Char('w') => turn(review, Page::Why),
                     Key::Char('b') => planning.stage = Stage::Form,
                     _ if rows != 0 => review.top = review.top.saturating_add_signed(rows).min(LINES_MAX),
                     // Whatever means nothing else begins the word.
@@ -243,23 +247,31 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
     Vec::new()
 }
 
+/// Shows a page of a plan, or what was shown before it.
+fn turn(review: &mut Review, page: Page) {
+    review.page = if review.page == page { Page::Plan } else { page };
+    review.top = 0;
+}
+
 /// Starts exactly the plan that is shown.
 fn begin(model: &mut Model, planning: Box<Planning>) -> Vec<Effect> {
     let Stage::Review(review) = &planning.stage else { return Vec::new() };
     let line = review.confirm.line.clone();
+    let followed = review.waits.then(|| review.plan.hash.clone());
     let mut effects = start_quietly(model, line);
     if effects.is_empty() {
         // Another command is under way; the plan waits.
         model.dialog = Some(Dialog::Plan(planning));
         return effects;
     }
+    model.followed = followed;
     effects.extend(go(model, Screen::Migration));
     effects
 }
 
 fn export(model: &Model, review: &Review) -> Vec<Effect> {
     let Some(cluster) = &model.cluster else { return Vec::new() };
-    let text = format!("{:#}\n", preview::json(&cluster.picture, &review.plan));
+    let text = format!("{:#}\n", preview::json(&cluster.picture, &review.plan, review.bytes_per_second));
     vec![Effect::Ask(Ask::Save { name: format!("plan-{}.json", review.plan.hash), text })]
 }
 

@@ -1,6 +1,6 @@
 //! What the mouse does: a click means what the view has drawn there.
 
-use super::actions::{chosen, open, step};
+use super::actions::{act, chosen, open, step};
 use super::{go, on_key};
 use crate::dashboard::cluster::{EventId, event_id};
 use crate::dashboard::dialog::Dialog;
@@ -79,6 +79,7 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
     match target {
         None | Some(Target::Pane(_) | Target::Choice(_) | Target::Field(_)) => {}
         Some(Target::Press(key)) => return on_key(model, key),
+        Some(Target::Do(action)) => return act(model, action),
         Some(Target::Screen(screen)) => return go(model, screen),
         Some(Target::Node(node)) => {
             let again = model.selected().is_some_and(|member| member.id == node) && model.nodes.selected.is_some();

@@ -100,10 +100,14 @@ fn row(canvas: &mut Canvas<'_>, cluster: &Cluster, event: &v1::Event, area: Rect
     let node = if event.node == 0 { "-".to_owned() } else { cluster.name_of(NodeId(event.node)) };
     let node = canvas.fitted(&printable(node.as_bytes()), MESSAGE - NODE - 1);
     canvas.text(area, NODE, y, &node, Role::Text);
-    let mut message = printable(event.message.as_bytes());
-    if !event.undo.is_empty() {
-        message.push_str(&format!("   undo: {}", printable(event.undo.as_bytes())));
-    }
-    let message = canvas.fitted(&message, area.width.saturating_sub(MESSAGE));
-    canvas.text(area, MESSAGE, y, &message, Role::Text);
+    let message = printable(event.message.as_bytes());
+    let undo =
+        if event.undo.is_empty() { String::new() } else { format!("   undo: {}", printable(event.undo.as_bytes())) };
+    let width = area.width.saturating_sub(MESSAGE);
+    // The way back is worth more than the end of the message, as long as that can still be told.
+    let kept = width.saturating_sub(canvas.width(&undo)).max(width / 2);
+    let message = canvas.fitted(&message, kept);
+    let x = canvas.text(area, MESSAGE, y, &message, Role::Text);
+    let undo = canvas.fitted(&undo, (area.width).saturating_sub(x));
+    canvas.text(area, x, y, &undo, Role::Dim);
 }

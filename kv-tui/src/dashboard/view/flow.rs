@@ -1,36 +1,23 @@
 //! What flows from where to where, and the partitions in token order as they move.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use kv_core::types::NodeId;
 use ratatui::layout::Rect;
 
 use super::canvas::Canvas;
-use super::migration::whole;
 use super::{Room, plain};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::model::Model;
-use crate::dashboard::progress::{Link, MoveState, Progress};
+use crate::dashboard::progress::{Flow, Link, MoveState, Progress};
 use crate::dashboard::theme::{Role, Theme};
 use crate::output::bytes::printable;
-use crate::output::time::{short, size};
+use crate::output::time::size;
+use crate::run::report::{seconds, whole};
 
 /// Cells between two marks of a line along which bytes flow.
 const STRIDE: u64 = 7;
 
 /// Columns of the labels of the map.
 const LABEL: u16 = 5;
-
-/// What a source gives to a receiver.
-#[derive(Clone, Copy, Debug, Default)]
-struct Flow {
-    moves: usize,
-    done: usize,
-    share: f64,
-    left: u64,
-    stalled: bool,
-}
 
 /// Draws a line for each source and receiver. The marks on it step when bytes have arrived, and only then.
 pub(super) fn links(
@@ -41,27 +28,18 @@ pub(super) fn links(
     area: Rect,
     room: Room,
 ) {
-    let mut flows: BTreeMap<(u64, u64), Flow> = BTreeMap::new();
-    for ((_, to), step) in &progress.steps {
-        let flow = flows.entry((step.source, *to)).or_default();
-        flow.moves += 1;
-        flow.done += usize::from(step.state == MoveState::Moved);
-        flow.share += step.share;
-        flow.left = flow.left.saturating_add(step.remaining());
-        flow.stalled |= step.state == MoveState::Stalled;
-    }
+    let flows = progress.flows();
     let inner = canvas.panel(area, plain("Flow", "a mark steps when bytes arrive", room));
     let rows = if inner.height < 2 * u16::try_from(flows.len()).unwrap_or(u16::MAX) { 1 } else { 2 };
     let fitting = usize::from(inner.height / rows);
     // What is busy is shown before what is done.
     let mut order: Vec<(&(u64, u64), &Flow)> = flows.iter().collect();
-    order.sort_by_key(|(_, flow)| flow.done == flow.moves);
+    order.sort_by_key(|(_, flow)| flow.moved == flow.moves);
     let none = Link::default();
     for (y, ((from, to), flow)) in (0..inner.height).step_by(usize::from(rows)).zip(order.iter().take(fitting)) {
         let link = progress.links.get(&(*from, *to)).unwrap_or(&none);
         let x = draw_end(canvas, cluster, *from, inner, 0, y);
-        let shown = if flow.done == flow.moves { 0.0 } else { link.rate() };
-        let rate = format!("{:>11}/s ", size(whole(shown)));
+        let rate = format!("{:>11}/s ", size(whole(flow.rate)));
         let end = canvas.width(&rate) + 12;
         let width = inner.width.saturating_sub(x + end).max(4);
         let role = if flow.stalled { Role::Warn } else { Role::Text };
@@ -69,7 +47,7 @@ pub(super) fn links(
         let line = canvas.text(inner, line + 1, y, &rate, Role::Text);
         draw_end(canvas, cluster, *to, inner, line, y);
         if rows > 1 {
-            let text = about(canvas, flow, link);
+            let text = about(canvas, flow);
             let text = canvas.fitted(&text, inner.width.saturating_sub(3));
             canvas.text(inner, 2, y + 1, &text, if flow.stalled { Role::Warn } else { Role::Dim });
         }
@@ -96,19 +74,14 @@ fn marked(canvas: &Canvas<'_>, link: &Link, width: u16) -> String {
     (0..u64::from(width)).map(at).collect()
 }
 
-fn about(canvas: &Canvas<'_>, flow: &Flow, link: &Link) -> String {
-    #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
-    let percent = flow.share * 100.0 / flow.moves.max(1) as f64;
-    let mut text = format!("{} of {} replicas moved, {percent:.0}%", flow.done, flow.moves);
-    let rate = link.rate();
-    if flow.done == flow.moves {
+fn about(canvas: &Canvas<'_>, flow: &Flow) -> String {
+    let mut text = format!("{} of {} replicas, {:.0}%", flow.moved, flow.moves, (flow.share * 100.0).floor());
+    if flow.moved == flow.moves {
         text.push_str(&format!(", {} done", canvas.symbol('✓')));
     } else if flow.stalled {
         text.push_str(&format!(", {} stalled", canvas.symbol('▲')));
-    } else if rate >= 1.0 && flow.left > 0 {
-        #[allow(clippy::cast_precision_loss, reason = "a time is shown with two digits")]
-        let left = Duration::from_secs((whole(flow.left as f64 / rate)).clamp(1, 1_000_000_000));
-        text.push_str(&format!(", about {}", short(left)));
+    } else if let Some(left) = flow.eta() {
+        text.push_str(&format!(", about {}", seconds(left)));
     }
     text
 }

@@ -13,6 +13,9 @@ use crate::dashboard::theme::{Role, Theme};
 /// Columns of the labels.
 const LABEL: u16 = 6;
 
+/// Nodes that have a capital letter of their own.
+const CAPITALS: usize = 26;
+
 /// The grid as it fits into a width.
 pub(super) struct Grid<'a> {
     entries: &'a [Entry],
@@ -45,11 +48,31 @@ impl<'a> Grid<'a> {
             return format!("partition {at}: {}{moving}", owners.join(&format!(" {arrow} ")));
         }
         let key = model.keymap.key_of(crate::dashboard::keymap::Action::Map);
+        let moving = self.entries.iter().filter(|entry| entry.joint.is_some()).count();
+        if moving > 0 {
+            let mark = letter_of(canvas, cluster, Some(0), true);
+            let what = if self.places > 1 { "all copies" } else { "first places" };
+            return format!("{what}, {mark}: {moving} on the move   {key} view");
+        }
         if self.places > 1 {
             format!("all {} copies, a line a place   {key} view", self.places)
         } else {
             format!("first places   {key} view")
         }
+    }
+}
+
+/// The letter of an owner, small while the partition needs its old and its new owners. Where there are more nodes than
+/// capital letters, what is on the move has one mark.
+fn letter_of(canvas: &Canvas<'_>, cluster: &Cluster, index: Option<usize>, moving: bool) -> char {
+    let Some(index) = index else { return canvas.symbol('·') };
+    let letter = Theme::letter(index);
+    if !moving {
+        letter
+    } else if cluster.picture.description.members.len() > CAPITALS {
+        canvas.symbol('▸')
+    } else {
+        letter.to_ascii_lowercase()
     }
 }
 
@@ -81,7 +104,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, gr
             for (at, entry) in entries.iter().enumerate() {
                 let x = u16::try_from(at + at / 16).unwrap_or(u16::MAX).saturating_add(LABEL);
                 let index = entry.nodes().nth(place).and_then(|node| cluster.index(node));
-                let letter = index.map_or_else(|| canvas.symbol('·'), Theme::letter);
+                let letter = letter_of(canvas, cluster, index, entry.joint.is_some());
                 let partition = row * grid.across + at;
                 let marked = model.partition == Some(partition);
                 let role = if marked { Role::Selected } else { index.map_or(Role::Dim, Role::Node) };

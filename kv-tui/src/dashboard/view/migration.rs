@@ -1,22 +1,21 @@
 //! The migration screen: how far the newest operation is, what flows, what moves, and what was carried out before.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use kv_core::types::NodeId;
 use kv_proto::v1;
 use ratatui::layout::Rect;
 
 use super::canvas::{Canvas, clock, grouped, known, latency};
-use super::{Room, columns, flow, moves, plain, split};
+use super::{Room, columns, flow, help, moves, plain, split};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::keymap::Action;
 use crate::dashboard::model::{MigrationView, Model, Pane};
-use crate::dashboard::progress::{MoveState, Progress};
+use crate::dashboard::progress::Progress;
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
-use crate::output::time::{short, size};
+use crate::output::time::size;
 use crate::run::operation::{state_word, waiting_for};
+use crate::run::report;
 
 /// A line: pieces with their roles.
 pub(super) type Line = Vec<(String, Role)>;
@@ -34,8 +33,10 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     let Some(progress) = &cluster.operations.progress else { return draw_empty(canvas, model, cluster, area, room) };
     let width = area.width.saturating_sub(if room.is_framed() { 4 } else { 2 });
     let lines = summary(canvas, model, cluster, progress, width, room);
+    let helps = help::remedies(model, cluster, progress);
     let edges = if room.is_framed() { 2 } else { 1 };
-    let (top, below) = split(area, u16::try_from(lines.len()).unwrap_or(0) + edges);
+    let rows = u16::try_from(lines.len()).unwrap_or(0) + u16::from(!helps.is_empty());
+    let (top, below) = split(area, rows + edges);
     let operation = &progress.operation;
     let title = format!("Operation {}: {}", operation.id, printable(operation.command.as_bytes()));
     let title = canvas.fitted(&title, area.width / 2);
@@ -48,6 +49,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
         for (text, role) in line {
             x = canvas.text(inner, x, y, text, *role);
         }
+    }
+    if !helps.is_empty() && inner.height > 0 {
+        help::draw(canvas, &helps, inner, inner.height - 1);
     }
     match room {
         Room::Wide => {
@@ -84,7 +88,7 @@ fn draw_empty(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: R
         (":node replace, :node weight, :node zone and :copies change the cluster, too.".to_owned(), Role::Text),
         ("Each shows its plan first; nothing moves before you have confirmed it.".to_owned(), Role::Text),
         (String::new(), Role::Text),
-        (cluster.safety.line(), Role::Text),
+        (cluster.safety().line(), Role::Text),
     ];
     let mut y = 1;
     for (text, role) in texts {
@@ -116,7 +120,7 @@ fn summary(
     let cells = usize::from(width / 4).min(32);
     let percent = format!("{:5.1}%", progress.share() * 100.0);
     let total = format!(
-        "  {}/{} moves   {}/{} keys   {}/{}",
+        "{}/{} moves   {}/{} keys   {}/{}",
         grouped(operation.moved),
         grouped(operation.moves),
         grouped(keys),
@@ -124,92 +128,51 @@ fn summary(
         size(bytes),
         size(bytes_all)
     );
-    let state = format!("{} {word}", canvas.symbol(symbol));
-    let bar = format!("  {} {percent}", canvas.meter(progress.share(), cells));
-    let mut lines = if room == Room::Wide {
-        vec![vec![(state, role), (bar, Role::Title), (total, Role::Text)]]
-    } else {
-        vec![vec![(state, role), (bar, Role::Title)], vec![(total.trim_start().to_owned(), Role::Text)]]
+    let state = (format!("{} {word}", canvas.symbol(symbol)), role);
+    let bar = (format!("  {} {percent}", canvas.meter(progress.share(), cells)), Role::Title);
+    let fact = |label: &str, text: String, role: Role| {
+        vec![(format!("{label:<9}"), Role::Dim), (printable(text.as_bytes()), role)]
     };
-    lines.push(vec![(speed(model, cluster, progress), Role::Text)]);
-    lines.push(vec![(phases(canvas, progress), Role::Text)]);
-    if room != Room::Small {
-        lines.push(vec![(effect(cluster), Role::Text)]);
+    let mut lines = if room == Room::Wide {
+        vec![vec![state, bar, (format!("  {total}"), Role::Text)]]
+    } else {
+        vec![vec![state, bar], vec![(total, Role::Text)]]
+    };
+    let throttle = cluster.operations.throttle.as_ref();
+    let speed = report::speed(progress, throttle);
+    let time = report::time(progress, &cluster.picture, model.now_us);
+    if room == Room::Wide {
+        lines.push(fact("speed", format!("{speed}   {time}"), Role::Text));
+    } else {
+        lines.push(fact("speed", speed, Role::Text));
+        lines.push(fact("time", time, Role::Text));
     }
-    let safety = &cluster.safety;
-    lines.push(vec![
-        ("safety   ".to_owned(), Role::Dim),
-        (safety.line(), if safety.is_short() { Role::Bad } else { Role::Good }),
-    ]);
+    let safety = cluster.safety();
+    let safe = if safety.is_short() { Role::Bad } else { Role::Good };
+    if room == Room::Small {
+        lines.push(fact("safety", safety.short_line(), safe));
+    } else {
+        let first = known(Some(operation.first_cut_over_us).filter(|us| *us > 0), clock);
+        let phases = report::phases(progress, canvas.symbol('→'));
+        lines.push(fact("phases", format!("{phases} (first {first})"), Role::Text));
+        lines.push(fact("clients", effect(cluster), Role::Text));
+        lines.push(fact("safety", safety.line(), safe));
+    }
     let waits = waiting_for(operation, &cluster.picture).join("; ");
     if !waits.is_empty() {
-        lines.push(vec![("waits    ".to_owned(), Role::Dim), (printable(waits.as_bytes()), Role::Warn)]);
+        lines.push(fact("waits", waits, Role::Warn));
     } else if !operation.outcome.is_empty() {
-        lines.push(vec![("outcome  ".to_owned(), Role::Dim), (printable(operation.outcome.as_bytes()), Role::Text)]);
+        lines.push(fact("outcome", operation.outcome.clone(), Role::Text));
     } else if !operation.undo.is_empty() && !progress.is_active() {
-        lines.push(vec![("undo     ".to_owned(), Role::Dim), (printable(operation.undo.as_bytes()), Role::Text)]);
+        lines.push(fact("undo", operation.undo.clone(), Role::Text));
     }
     for line in &mut lines {
+        let before: u16 = line.iter().rev().skip(1).map(|(text, _)| canvas.width(text)).sum();
         if let Some((text, _)) = line.last_mut() {
-            *text = canvas.fitted(text, width);
+            *text = canvas.fitted(text, width.saturating_sub(before));
         }
     }
     lines
-}
-
-/// Rate, limit with its source, elapsed and left.
-fn speed(model: &Model, cluster: &Cluster, progress: &Progress) -> String {
-    let operation = &progress.operation;
-    let end = if operation.ended_us > 0 { operation.ended_us } else { model.now_us };
-    // Whole seconds: fractions would be the only thing that moves.
-    let elapsed = short(Duration::from_secs(end.saturating_sub(operation.begun_us) / 1_000_000));
-    let throttle = cluster.operations.throttle.as_ref();
-    let limit = match throttle.and_then(|throttle| Some((throttle, throttle.bytes_per_second_max?))) {
-        None => "no limit".to_owned(),
-        Some((throttle, limit)) => {
-            let by = if throttle.by.is_empty() { String::new() } else { format!(", set by {}", throttle.by) };
-            format!("limit {}/s a receiver{by}", size(limit))
-        }
-    };
-    if !progress.is_active() {
-        return format!("took     {elapsed}   {}", printable(limit.as_bytes()));
-    }
-    let eta = match progress.eta() {
-        Some((left, slowest)) => {
-            let left = short(Duration::from_secs(left.as_secs().max(1)));
-            format!("about {left} left, {} is the slowest", cluster.name_of(NodeId(slowest)))
-        }
-        None => "no end in sight yet".to_owned(),
-    };
-    let rate = format!("{}/s", size(whole(progress.rate())));
-    printable(format!("speed    {rate}   {limit}   {elapsed} so far, {eta}").as_bytes())
-}
-
-/// A rate in whole bytes.
-pub(super) fn whole(rate: f64) -> u64 {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate above 0; casts saturate")]
-    let whole = rate.max(0.0) as u64;
-    whole
-}
-
-fn phases(canvas: &Canvas<'_>, progress: &Progress) -> String {
-    let operation = &progress.operation;
-    let count = |state: MoveState| progress.count(state);
-    let arrow = canvas.symbol('→');
-    let first = known(Some(operation.first_cut_over_us).filter(|us| *us > 0), clock);
-    let mut text = format!(
-        "phases   {} wait {arrow} {} copy {arrow} {} verify {arrow} {} covered {arrow} {} moved (first {first})",
-        count(MoveState::Waiting),
-        count(MoveState::Copying) + count(MoveState::Stalled),
-        count(MoveState::Verifying),
-        count(MoveState::Covered),
-        count(MoveState::Moved),
-    );
-    let undone = count(MoveState::Undone);
-    if undone > 0 {
-        text.push_str(&format!(", {undone} undone"));
-    }
-    text
 }
 
 /// What clients notice.
@@ -218,5 +181,5 @@ fn effect(cluster: &Cluster) -> String {
     let before = known(cluster.operations.p99_before_us, latency);
     let now = known(worst.filter(|us| *us > 0), latency);
     let failed = cluster.operations.failures_since(&cluster.picture);
-    format!("clients  p99 {before} before, {now} now   {} requests failed since it began", grouped(failed))
+    format!("p99 {before} before, {now} now   {} requests failed since it began", grouped(failed))
 }

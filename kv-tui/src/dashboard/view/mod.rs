@@ -5,6 +5,7 @@ mod chart;
 mod events;
 mod flow;
 mod grid;
+mod help;
 mod inspector;
 mod keys;
 mod migration;
@@ -14,6 +15,7 @@ mod overlay;
 mod overview;
 mod partitions;
 mod plan;
+mod plan_pages;
 mod ring;
 mod table;
 
@@ -27,6 +29,7 @@ use super::mouse::{Target, Targets};
 use super::theme::Role;
 use crate::output::time::short;
 use crate::run::health::Word;
+use crate::run::report;
 use canvas::{Canvas, Panel};
 pub(super) use inspector::inspected_lines;
 
@@ -152,7 +155,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
         return;
     };
     let description = &cluster.picture.description;
-    let (symbol, role) = match cluster.health.word {
+    let (symbol, role) = match cluster.health().word {
         Word::Healthy => ('●', Role::Good),
         Word::Settling => ('◆', Role::Good),
         Word::Degraded => ('▲', Role::Warn),
@@ -177,7 +180,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     let (word, role, facts) = if room == Room::Small && link_role != Role::Good {
         (link, link_role, " ".to_owned())
     } else {
-        (format!("{} {}", canvas.symbol(symbol), cluster.health.word.text().to_uppercase()), role, facts)
+        (format!("{} {}", canvas.symbol(symbol), cluster.health().word.text().to_uppercase()), role, facts)
     };
     let width = canvas.width(&word) + canvas.width(&facts);
     let x = area.width.saturating_sub(width);
@@ -199,8 +202,8 @@ fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
     let end = area.width.saturating_sub(canvas.width(&text) + 1).max(x + 1);
     canvas.text(area, end, 0, &text, role);
     if let Some(cluster) = model.shown() {
-        let text = cluster.safety.short_line();
-        let role = if cluster.safety.is_short() { Role::Bad } else { Role::Dim };
+        let text = cluster.safety().short_line();
+        let role = if cluster.safety().is_short() { Role::Bad } else { Role::Dim };
         if x + canvas.width(&text) + 4 <= end {
             canvas.right(area, end - 2, 0, &text, role);
         }
@@ -243,6 +246,23 @@ fn draw_absent(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
     }
 }
 
+/// How far the operation that is followed is.
+fn followed(canvas: &Canvas<'_>, model: &Model) -> Option<String> {
+    let (operation, leaving) = super::update::followed(model)?;
+    let progress = model.cluster.as_ref()?.operations.progress.as_ref();
+    let progress = progress.filter(|progress| progress.operation.id == operation.id && progress.is_active());
+    let text = match (leaving, progress) {
+        (Some(why), _) => format!("{} done; {why}", operation.command),
+        (None, Some(progress)) => {
+            let left = progress.eta().map_or_else(String::new, |(left, _)| format!(", {} left", report::seconds(left)));
+            let far = format!("{:.1}%, {}/{} moves", progress.share() * 100.0, operation.moved, operation.moves);
+            format!("{far}{left}: {}", operation.command)
+        }
+        (None, None) => operation.command.clone(),
+    };
+    Some(format!("{} {}", canvas.symbol('▶'), crate::output::bytes::printable(text.as_bytes())))
+}
+
 /// The last line: what is typed, a message, or the hints.
 fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<Position> {
     let area = Rect { y: screen.height - 1, height: 1, ..screen };
@@ -278,7 +298,15 @@ fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<P
         hints.remove(hints.len() - 4);
     }
     let mut x = 1;
+    if let Some(text) = followed(canvas, model) {
+        // What leads to everything else stays.
+        hints.drain(..hints.len().saturating_sub(3));
+        let room = area.width.saturating_sub(width(&hints) + 3);
+        x = canvas.text(area, x, 0, &canvas.fitted(&text, room), Role::Good) + 2;
+    }
     for hint in &hints {
+        let width = canvas.width(&key(hint)) + 1 + canvas.width(hint.short);
+        canvas.target(area, x, 0, width, Target::Do(hint.action));
         x = canvas.text(area, x, 0, &key(hint), Role::Title) + 1;
         x = canvas.text(area, x, 0, hint.short, Role::Dim) + 2;
     }

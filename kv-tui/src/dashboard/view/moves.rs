@@ -7,7 +7,6 @@ use kv_proto::v1;
 use ratatui::layout::Rect;
 
 use super::canvas::{Canvas, clock, grouped};
-use super::migration::whole;
 use super::{Room, filter_note, pane, split};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::columns::MoveOrder;
@@ -19,6 +18,7 @@ use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
 use crate::run::operation::state_word;
+use crate::run::report::{self, seconds, whole};
 
 /// The symbol and the role of a state.
 fn look(state: MoveState) -> (char, Role) {
@@ -42,6 +42,7 @@ pub(super) fn table(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
     let order = match model.moves.sort {
         MoveOrder::State => "busy first",
         MoveOrder::Partition => "by partition",
+        MoveOrder::Node => "by source",
         MoveOrder::Progress => "by progress",
         MoveOrder::Rate => "by rate",
         MoveOrder::Eta => "by time left",
@@ -70,14 +71,14 @@ pub(super) fn table(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
         canvas.target(inner, 0, y, inner.width, Target::Move(*id));
     }
     if let Some((id, step)) = moves.get(cursor) {
-        let text = canvas.fitted(&about(cluster, *id, step), below.width);
+        let text = canvas.fitted(&about(cluster, progress, *id, step), below.width);
         let role = if step.state == MoveState::Stalled { Role::Warn } else { Role::Dim };
         canvas.text(below, 0, 0, &text, role);
     }
 }
 
 /// What there is to say of a move.
-fn about(cluster: &Cluster, (partition, to): MoveId, step: &Step) -> String {
+fn about(cluster: &Cluster, progress: &Progress, (partition, to): MoveId, step: &Step) -> String {
     let name = |node: u64| cluster.name_of(NodeId(node));
     let place = if step.from == 0 { "a new copy".to_owned() } else { format!("the place of {}", name(step.from)) };
     let mut text = format!("partition {partition}: {} gets {place}, read from {}", name(to), name(step.source));
@@ -85,8 +86,9 @@ fn about(cluster: &Cluster, (partition, to): MoveId, step: &Step) -> String {
         let sources: Vec<String> = step.covered_by.iter().map(|node| name(*node)).collect();
         text.push_str(&format!("; proven complete against {}", sources.join(" and ")));
     }
-    if !step.waiting_for.is_empty() {
-        text.push_str(&format!("; waits: {}", step.waiting_for));
+    let reason = report::reason(progress, cluster.operations.throttle.as_ref(), step);
+    if !reason.is_empty() {
+        text.push_str(&format!("; {reason}"));
     }
     printable(text.as_bytes())
 }
@@ -115,7 +117,7 @@ impl Columns {
         let meter_width = u16::try_from(self.meter).unwrap_or(24) + 6;
         let mut cells = vec![
             (partition, 7, true, Some(MoveOrder::Partition)),
-            (ends, 12, false, None),
+            (ends, 12, false, Some(MoveOrder::Node)),
             (meter, meter_width, false, Some(MoveOrder::Progress)),
         ];
         if self.keys {
@@ -164,8 +166,7 @@ impl Columns {
         } else {
             format!("{} {}: {}", canvas.symbol(symbol), step.state.word(), printable(step.waiting_for.as_bytes()))
         };
-        let eta = Progress::step_eta(step)
-            .map_or_else(|| "-".to_owned(), |left| short(Duration::from_secs(left.as_secs().max(1))));
+        let eta = Progress::step_eta(step).map_or_else(|| "-".to_owned(), seconds);
         let texts = [
             id.0.to_string(),
             canvas.fitted(&format!("{} {} {}", name(step.from), canvas.symbol('→'), name(id.1)), 12),

@@ -1,5 +1,6 @@
 //! The overview: ring, nodes, the partition grid, throughput, events.
 
+use kv_proto::v1::OperationState;
 use ratatui::layout::Rect;
 
 use super::canvas::Canvas;
@@ -8,6 +9,9 @@ use super::{Room, chart, columns, events, filter_note, pane, plain, ring, split,
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::columns::Column;
 use crate::dashboard::model::{Map, Model, Pane};
+use crate::dashboard::theme::Role;
+use crate::output::bytes::printable;
+use crate::run::report;
 
 /// Columns of the ring where it stands beside the table.
 const RING_WIDTH: u16 = 38;
@@ -57,6 +61,8 @@ fn draw_wide(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Re
 
 /// One below the other, as far as there is room.
 fn draw_narrow(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
+    let (state, area) = split(area, 1);
+    draw_state(canvas, cluster, state);
     let nodes_height = (table::rows(cluster, model, false) + 1).min((area.height / 3).max(5));
     let (nodes, rest) = split(area, nodes_height);
     draw_nodes(canvas, model, cluster, nodes, room);
@@ -77,6 +83,25 @@ fn draw_narrow(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: 
     let (chart_area, bottom) = split(below, chart_height);
     chart::draw(canvas, model, cluster, chart_area, room);
     events::panel(canvas, model, cluster, bottom, room, Pane::Side);
+}
+
+/// What may fail now, and how far the operation under way is.
+fn draw_state(canvas: &mut Canvas<'_>, cluster: &Cluster, area: Rect) {
+    let safety = cluster.safety();
+    let role = if safety.is_short() { Role::Bad } else { Role::Good };
+    let end = canvas.text(area, 1, 0, &safety.short_line(), role);
+    let Some(progress) = cluster.operations.progress.as_ref().filter(|progress| progress.is_active()) else { return };
+    let paused = progress.operation.state() == OperationState::Paused;
+    let left = match progress.eta() {
+        _ if paused => ", paused".to_owned(),
+        Some((left, _)) => format!(", {} left", report::seconds(left)),
+        None => String::new(),
+    };
+    let command = printable(progress.operation.command.as_bytes());
+    let far = format!("{:.1}%{left}", progress.share() * 100.0);
+    let room = area.width.saturating_sub(end + canvas.width(&far) + 5);
+    let text = format!("{}  {far}", canvas.fitted(&command, room));
+    canvas.right(area, area.width - 1, 0, &text, if paused { Role::Warn } else { Role::Title });
 }
 
 fn draw_nodes(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {

@@ -9,13 +9,15 @@ use ratatui::layout::{Position, Rect};
 
 use super::canvas::Canvas;
 use super::overlay::{boxed, draw_typed};
+use super::plan_pages;
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::keymap::Key;
 use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
-use crate::dashboard::planning::{Kind, Planning, Review, Stage};
+use crate::dashboard::planning::{Kind, Page, Planning, Review, Stage};
 use crate::dashboard::theme::{Role, Theme};
 use crate::output::bytes::printable;
+use crate::output::time::size;
 use crate::run::preview;
 
 /// The widest that the dialog gets.
@@ -28,7 +30,7 @@ const LABEL: u16 = 9;
 const MAP_PARTITIONS_MAX: usize = 4096;
 
 /// A line: pieces with their roles.
-type Line = Vec<(String, Role)>;
+pub(super) type Line = Vec<(String, Role)>;
 
 /// What the last row of the screen says.
 pub(super) fn hint(planning: &Planning) -> &'static str {
@@ -36,7 +38,7 @@ pub(super) fn hint(planning: &Planning) -> &'static str {
         Stage::Form => "Tab next  Shift-Tab back  Enter shows the plan  Esc cancel",
         Stage::Starting | Stage::Joining(_) | Stage::Asked => "Esc back to the fields",
         Stage::Review(review) if review.typing => "Enter starts when the word is typed  Tab plan  Esc cancel",
-        Stage::Review(_) => "j/k scroll  y copy  E export  b back  Tab type  Esc cancel",
+        Stage::Review(_) => "j/k scroll  o sources  w why these moves  y copy  E export  b back  Tab type  Esc cancel",
     }
 }
 
@@ -65,6 +67,12 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, planning: &Planning, 
             if matches!(planning.kind, Kind::Add | Kind::Replace) && !spares.is_empty() {
                 add(format!("spares: {}", printable(spares.join(" ").as_bytes())), Role::Dim);
             }
+            let throttle = cluster.operations.throttle.as_ref();
+            let limit = match throttle.and_then(|throttle| throttle.bytes_per_second_max) {
+                Some(limit) => format!("{}/s for each receiving node", size(limit)),
+                None => "none".to_owned(),
+            };
+            add(format!("limit on copying now: {limit}"), Role::Dim);
         }
         Stage::Starting => add("Starting a process for the new node; nothing moves yet.".to_owned(), Role::Text),
         Stage::Joining(name) => add(format!("{name} runs; waiting until it is a member."), Role::Text),
@@ -116,9 +124,19 @@ fn draw_review(
     wanted: Rect,
     area: Rect,
 ) -> Option<Position> {
-    let lines = lines(canvas, cluster, review, wanted.width - 4);
+    let width = wanted.width - 4;
+    let lines = match review.page {
+        Page::Plan => lines(canvas, cluster, review, width),
+        Page::Sources => plan_pages::sources(canvas, cluster, review, width),
+        Page::Why => plan_pages::why(canvas, cluster, review, width),
+    };
     let height = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(6).min(area.height);
-    let title = format!("{}: review the plan", kind.title());
+    let page = match review.page {
+        Page::Plan => "review the plan",
+        Page::Sources => "where copies are read",
+        Page::Why => "why these moves",
+    };
+    let title = format!("{}: {page}", kind.title());
     let inner = boxed(canvas, area, (wanted.width, height), &title, "dry run: nothing has changed yet");
     let below = 3.min(inner.height);
     let shown = Rect { height: inner.height - below, ..inner };
@@ -153,8 +171,11 @@ fn draw_review(
         let role = if review.confirm.is_typed() { Role::Good } else { Role::Dim };
         buttons.push((Key::Enter, "Start", role));
     }
-    buttons.insert(2, (Key::Char('E'), "Export JSON", Role::Text));
-    buttons.insert(3, (Key::Char('y'), "Copy command", Role::Text));
+    let marked = |page: Page| if review.page == page { Role::Title } else { Role::Text };
+    buttons.insert(2, (Key::Char('o'), "Sources", marked(Page::Sources)));
+    buttons.insert(3, (Key::Char('w'), "Why", marked(Page::Why)));
+    buttons.insert(4, (Key::Char('E'), "Export JSON", Role::Text));
+    buttons.insert(5, (Key::Char('y'), "Copy command", Role::Text));
     draw_buttons(canvas, inner, &buttons);
     cursor
 }
@@ -328,7 +349,7 @@ fn map(canvas: &Canvas<'_>, cluster: &Cluster, plan: &v1::PlanResponse, width: u
 }
 
 /// The letter and colour of a node.
-fn lettered(canvas: &Canvas<'_>, cluster: &Cluster, node: u64) -> (char, Role) {
+pub(super) fn lettered(canvas: &Canvas<'_>, cluster: &Cluster, node: u64) -> (char, Role) {
     let index = cluster.index(NodeId(node));
     index.map_or_else(|| (canvas.symbol('·'), Role::Text), |index| (Theme::letter(index), Role::Node(index)))
 }

@@ -150,10 +150,13 @@ fn draw_sums(canvas: &mut Canvas<'_>, cluster: &Cluster, ring: Rect) {
     let skew = most.fold(0.0, f64::max);
     let pending = cluster.picture.pending();
     let lines = [
-        format!("{} keys", known(cluster.live_keys, grouped)),
+        format!("{} keys", known(cluster.live_keys(), grouped)),
         format!("{} partitions", layout.partitions.len()),
         format!("skew {skew:.2}"),
-        format!("{} hints", grouped(pending.hints)),
+        match pending.transfers {
+            0 => format!("{} hints", grouped(pending.hints)),
+            moving => format!("{} moving", grouped(moving)),
+        },
     ];
     let fitting = usize::from((ring.height / 3).max(1)).min(lines.len());
     let top = ring.height / 2 - u16::try_from(fitting / 2).unwrap_or(0);

@@ -1,7 +1,8 @@
 //! How far an operation is: computed from its plan, fed by what is agreed on and by what the receiving nodes tell. Pure.
 //!
 //! Whatever is told in whatever order, late or twice: the part that is done never shrinks and never passes the whole,
-//! which only the last cut-over completes.
+//! which only the last cut-over completes. A cancel ends that: it undoes copies that were not cut over, and what counts
+//! from then on is what was moved.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -133,6 +134,31 @@ impl Link {
     }
 }
 
+/// What one source gives to one receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Flow {
+    /// Replicas.
+    pub moves: usize,
+    /// Those that are cut over.
+    pub moved: usize,
+    /// The part that is done, 0 to 1.
+    pub share: f64,
+    /// Bytes that are still to be copied, as far as one can tell.
+    pub left: u64,
+    /// Bytes a second; 0: nothing arrives.
+    pub rate: f64,
+    /// Whether one of its moves has stalled.
+    pub stalled: bool,
+}
+
+impl Flow {
+    /// How long it needs at its present rate; `None`: unknown, or nothing is left.
+    #[must_use]
+    pub fn eta(&self) -> Option<Duration> {
+        eta(self.left, self.rate)
+    }
+}
+
 /// How far an operation is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
@@ -179,10 +205,12 @@ impl Progress {
         if operation.id != self.operation.id {
             return;
         }
-        let ended = |operation: &v1::Operation| operation.ended_us > 0;
+        // What has ended stays as it ended.
+        let known = self.operation.state();
+        let ended = matches!(known, v1::OperationState::Done | v1::OperationState::Cancelled);
         let older = operation.moved < self.operation.moved
             || operation.receipts < self.operation.receipts
-            || (ended(&self.operation) && !ended(operation));
+            || (ended && operation.state() != known);
         if !older {
             self.operation = v1::Operation { details: Vec::new(), ..operation.clone() };
         }
@@ -310,6 +338,10 @@ impl Progress {
         } else {
             self.steps.values().map(|step| step.share).sum::<f64>() / self.steps.len() as f64
         };
+        if self.operation.state() == v1::OperationState::Cancelled {
+            self.share = part(self.operation.moved, self.operation.moves);
+            return;
+        }
         let done = self.operation.state() == v1::OperationState::Done;
         // Before the end there is something left, whatever rounding says.
         let most = if done || self.operation.moved >= self.operation.moves.max(1) { 1.0 } else { 0.999 };
@@ -327,10 +359,13 @@ impl Progress {
     #[must_use]
     pub fn copied(&self) -> ((u64, u64), (u64, u64)) {
         let operation = &self.operation;
-        let sum = self.steps.values().fold((0_u64, 0_u64), |sum, step| {
+        // Copies that a cancel has undone were made for nothing.
+        let counted = self.steps.values().filter(|step| step.state != MoveState::Undone);
+        let sum = counted.fold((0_u64, 0_u64), |sum, step| {
             (sum.0.saturating_add(step.copied.0), sum.1.saturating_add(step.copied.1))
         });
-        let done = (sum.0.max(operation.keys_moved), sum.1.max(operation.bytes_moved));
+        let cancelled = operation.state() == v1::OperationState::Cancelled && !self.steps.is_empty();
+        let done = if cancelled { sum } else { (sum.0.max(operation.keys_moved), sum.1.max(operation.bytes_moved)) };
         let known = self
             .steps
             .values()
@@ -388,9 +423,30 @@ impl Progress {
     /// How long a move needs for what is left at its present rate; `None`: unknown, or nothing is left.
     #[must_use]
     pub fn step_eta(step: &Step) -> Option<Duration> {
-        #[allow(clippy::cast_precision_loss, reason = "a time is shown with two digits")]
-        let seconds = step.remaining() as f64 / step.rate;
-        (step.rate >= 1.0 && step.remaining() > 0).then(|| Duration::from_secs_f64(seconds.min(1e9)))
+        eta(step.remaining(), step.rate)
+    }
+
+    /// What travels and has travelled from each source to each receiver, ascending.
+    #[must_use]
+    pub fn flows(&self) -> BTreeMap<(u64, u64), Flow> {
+        let mut flows: BTreeMap<(u64, u64), Flow> = BTreeMap::new();
+        for ((_, to), step) in &self.steps {
+            let flow = flows.entry((step.source, *to)).or_default();
+            flow.moves += 1;
+            flow.moved += usize::from(step.state == MoveState::Moved);
+            flow.share += step.share;
+            flow.left = flow.left.saturating_add(step.remaining());
+            flow.stalled |= step.state == MoveState::Stalled;
+        }
+        for (ends, flow) in &mut flows {
+            #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
+            let share = flow.share / flow.moves as f64;
+            flow.share = share;
+            if flow.moved < flow.moves && self.operation.state() == v1::OperationState::Running {
+                flow.rate = self.links.get(ends).map_or(0.0, Link::rate);
+            }
+        }
+        flows
     }
 
     /// How many moves are in a state.
@@ -398,6 +454,12 @@ impl Progress {
     pub fn count(&self, state: MoveState) -> usize {
         self.steps.values().filter(|step| step.state == state).count()
     }
+}
+
+fn eta(left: u64, rate: f64) -> Option<Duration> {
+    #[allow(clippy::cast_precision_loss, reason = "a time is shown with two digits")]
+    let seconds = left as f64 / rate;
+    (rate >= 1.0 && left > 0).then(|| Duration::from_secs_f64(seconds.min(1e9)))
 }
 
 fn rate_of(bytes: u64, passed_us: u64) -> f64 {
@@ -502,6 +564,24 @@ mod tests {
         assert_eq!((progress.operation.state(), progress.count(MoveState::Moved)), (v1::OperationState::Done, 6));
     }
 
+    #[test]
+    fn what_a_cancel_undid_does_not_count() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        let told = |state: v1::OperationState| {
+            let mut told = operation(2, state);
+            let receipts = told.details.iter_mut().filter(|step| step.moved);
+            receipts.for_each(|step| step.receipt = Some(v1::Receipt { keys: 5, bytes: 50, ..Default::default() }));
+            v1::Operation { keys_planned: 60, bytes_planned: 600, ..told }
+        };
+        progress.tell_operation(&told(v1::OperationState::Running), |_| (10, 100));
+        progress.tell_snapshot(&snapshot(1, vec![copying(5, 50, 100)]));
+        assert!(progress.share() > 2.0 / 6.0 && progress.copied().0.1 == 150, "{progress:?}");
+        // Once the operation is known to be cancelled, only what was moved is left of it.
+        progress.tell_operation(&told(v1::OperationState::Cancelled), |_| (10, 100));
+        assert!((progress.share() - 2.0 / 6.0).abs() < f64::EPSILON, "{progress:?}");
+        assert_eq!((progress.copied(), progress.count(MoveState::Undone)), (((10, 100), (60, 600)), 4));
+    }
+
     fn any_transfer() -> impl Strategy<Value = v1::Transfer> {
         (0..8_u32, 0..5_u64, 0..5_i32, any::<(u64, u64)>(), any::<(u32, bool)>()).prop_map(
             |(partition, source, phase, (bytes, bytes_total), (tries, stalled))| v1::Transfer {
@@ -550,8 +630,13 @@ mod tests {
                     }
                 }
                 let share = progress.share();
-                prop_assert!((before..=1.0).contains(&share), "{before} then {share}");
-                before = share;
+                if progress.operation.state() == v1::OperationState::Cancelled {
+                    let moved = part(progress.operation.moved, MOVES);
+                    prop_assert!((share - moved).abs() < f64::EPSILON, "{share} of which {moved} was moved");
+                } else {
+                    prop_assert!((before..=1.0).contains(&share), "{before} then {share}");
+                    before = share;
+                }
                 let (done, all) = progress.copied();
                 prop_assert!(done.0 <= all.0 && done.1 <= all.1);
                 prop_assert!(progress.rate() >= 0.0);
