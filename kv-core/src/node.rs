@@ -19,7 +19,7 @@ use crate::map::{Map, map};
 use crate::message::{Message, Outcome, Request};
 use crate::replica::{
     Copy, Exchange, ExchangeId, HandoffPass, Leftovers, Progress, Repairs, Replication, ReplicationId, Serving,
-    SliceJob, Sweeper, Throttle,
+    SliceJob, Sweeper, Throttle, Turns,
 };
 use crate::ring::Layout;
 use crate::rule::Rules;
@@ -257,6 +257,9 @@ pub struct Node {
     pub(crate) repairs: Repairs,
     pub(crate) transfers: TransferSettings,
     pub(crate) throttle: Throttle,
+    pub(crate) turns: Turns,
+    /// Bytes that came in for copies and refills since the loop began.
+    pub(crate) copied_bytes: u64,
     pub(crate) handoff: HandoffPass,
     pub(crate) sweeper: Sweeper,
 
@@ -355,6 +358,8 @@ impl Node {
             repairs: Repairs::default(),
             transfers: TransferSettings::default(),
             throttle: Throttle::default(),
+            turns: Turns::default(),
+            copied_bytes: 0,
             handoff: HandoffPass::default(),
             sweeper: Sweeper::default(),
         };
@@ -427,6 +432,12 @@ impl Node {
         self.hot.stats()
     }
 
+    /// Bytes of keys and records that came in for copies and refills of partitions since the loop began.
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        self.copied_bytes
+    }
+
     /// The layout on which the node acts.
     #[must_use]
     pub fn layout(&self) -> Option<&Arc<Layout>> {
@@ -475,6 +486,7 @@ impl Node {
             Timer::Sweep => self.sweep_pass(),
             Timer::Copy(partition) => self.copy_step(partition),
             Timer::Exchange(exchange) => self.exchange_step(exchange),
+            Timer::Turns => self.take_turns(),
             Timer::HandOver => self.handover_pass(),
             Timer::Repair => self.repair_turn(),
         }

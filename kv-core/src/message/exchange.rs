@@ -36,6 +36,8 @@ pub enum Question {
     Records {
         /// Only those behind this place.
         after: Option<Position>,
+        /// The answer ends with the record that reaches so many bytes, or earlier.
+        bytes_max: u32,
     },
     /// What its records are, in storage order.
     Digests {

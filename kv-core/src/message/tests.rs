@@ -119,7 +119,7 @@ fn any_question() -> impl Strategy<Value = Question> {
     let after = || prop::option::of(any_position());
     prop_oneof![
         Just(Question::Leaves),
-        after().prop_map(|after| Question::Records { after }),
+        (after(), any::<u32>()).prop_map(|(after, bytes_max)| Question::Records { after, bytes_max }),
         (any_leaves(), after()).prop_map(|(leaves, after)| Question::Digests {
             leaves: LeafSet::differing(&leaves, &vec![Leaf { count: 1, hash: 1 }; LEAVES]),
             after

@@ -23,6 +23,8 @@ pub(crate) enum Timer {
     Copy(PartitionId),
     /// An exchange goes on, or asks again.
     Exchange(ExchangeId),
+    /// Exchanges that wait for the limit on bytes may go on.
+    Turns,
     /// What was left of partitions is looked at.
     HandOver,
     /// Two owners compare what they hold.

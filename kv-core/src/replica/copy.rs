@@ -244,10 +244,10 @@ impl Node {
 
     /// Records were received from the source under way.
     pub(crate) fn copy_received(&mut self, id: ExchangeId, partition: PartitionId, keys: u64, bytes: u64) {
-        if let Some(copy) = self.copy_of(id, partition) {
-            copy.progress.keys += keys;
-            copy.progress.bytes += bytes;
-        }
+        let Some(copy) = self.copy_of(id, partition) else { return };
+        copy.progress.keys += keys;
+        copy.progress.bytes += bytes;
+        self.copied_bytes += bytes;
     }
 
     fn copy_of(&mut self, id: ExchangeId, partition: PartitionId) -> Option<&mut Copy> {

@@ -13,7 +13,7 @@ mod sweep;
 mod throttle;
 
 pub(crate) use copy::{Copy, Progress};
-pub(crate) use exchange::{Exchange, ExchangeId, Serving};
+pub(crate) use exchange::{Exchange, ExchangeId, Serving, Turns};
 pub(crate) use handoff::HandoffPass;
 pub(crate) use repair::Repairs;
 pub(crate) use replication::{Goal, Replication, ReplicationId, Target};

@@ -110,18 +110,19 @@ impl Stored {
         let mut bytes = Vec::with_capacity(size_max);
         bytes.extend_from_slice(&[FORMAT, 0, 0, 0, 0]);
         let mut out = postcard::Serializer { output: Output(bytes) };
-        // Writing to a vector cannot fail, and the types hold nothing that postcard refuses.
-        let written = (|| {
-            context.serialize(&mut out)?;
-            own_form(self.own, context).serialize(&mut out)?;
-            siblings.len().serialize(&mut out)?;
-            siblings.iter().try_for_each(|sibling| version_form(sibling, context).serialize(&mut out))
-        })();
-        debug_assert!(written.is_ok(), "{written:?}");
+        write(&mut out, self.own, &self.record);
         let mut bytes = out.output.0;
         let check = checksum(&bytes[HEADER..]).to_le_bytes();
         bytes[1..HEADER].copy_from_slice(&check);
         Bytes::from(bytes)
+    }
+
+    /// How many bytes a record takes on the medium of a node that has no actor of its own for it.
+    #[must_use]
+    pub fn encoded_len(record: &Record) -> usize {
+        let mut out = postcard::Serializer { output: Count(HEADER) };
+        write(&mut out, None, record);
+        out.output.0
     }
 
     /// Reads what `encode` wrote. Each value is copied once, into memory of its own, so that keeping a record does not
@@ -171,6 +172,18 @@ impl Stored {
     pub fn footprint(&self, key: &StorageKey, encoded_len: usize) -> Footprint {
         Footprint::of_record(key, self.record.has_value(), encoded_len, self.record.digest())
     }
+}
+
+fn write<F: Flavor>(out: &mut postcard::Serializer<F>, own: Option<Actor>, record: &Record) {
+    let Record { context, siblings } = record;
+    // Neither output can fail, and the types hold nothing that postcard refuses.
+    let written = (|| {
+        context.serialize(&mut *out)?;
+        own_form(own, context).serialize(&mut *out)?;
+        siblings.len().serialize(&mut *out)?;
+        siblings.iter().try_for_each(|sibling| version_form(sibling, context).serialize(&mut *out))
+    })();
+    debug_assert!(written.is_ok(), "{written:?}");
 }
 
 fn checksum(payload: &[u8]) -> u32 {
@@ -243,6 +256,27 @@ impl Flavor for Output {
     }
 
     fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
+/// Postcard's output, counted only.
+struct Count(usize);
+
+impl Flavor for Count {
+    type Output = usize;
+
+    fn try_push(&mut self, _: u8) -> postcard::Result<()> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<usize> {
         Ok(self.0)
     }
 }

@@ -11,7 +11,7 @@ use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 pub struct TransferSettings {
     /// Nothing new is asked for.
     pub paused: bool,
-    /// The most bytes of keys and values that the node takes in each second, over all its copies; `None`: no limit.
+    /// The most bytes of keys and records that the node takes in each second, over all its copies; `None`: no limit.
     pub bytes_per_second_max: Option<NonZeroU64>,
     /// The most partitions that the node copies at once; at least 1.
     pub transfers_max: u16,

@@ -92,7 +92,7 @@ fn keyed(records: &[kv_core::message::Keyed]) -> String {
 fn question(question: &Question) -> String {
     match question {
         Question::Leaves => "leaves".to_owned(),
-        Question::Records { after } => format!("records after {after:?}"),
+        Question::Records { after, bytes_max } => format!("at most {bytes_max} bytes of records after {after:?}"),
         Question::Digests { after, .. } => format!("digests after {after:?}"),
         Question::Fetch { keys } => format!("fetch {keys:?}"),
         Question::Offer { records } => format!("offer {}", keyed(records)),

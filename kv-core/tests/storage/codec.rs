@@ -9,7 +9,9 @@ use crate::support::{any_stored, key, stored};
 proptest! {
     #[test]
     fn what_is_encoded_is_decoded(stored in any_stored()) {
-        prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
+        prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored.clone()));
+        let peers = Stored { own: None, ..stored };
+        prop_assert_eq!(Stored::encoded_len(&peers.record), peers.encode().len());
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Counters {
     pub commits: u64,
     /// Batches in these commits.
     pub committed_batches: u64,
+    /// Bytes that came in for copies and refills of partitions.
+    pub copied_bytes: u64,
 }
 
 /// How long the requests of the last full window took.

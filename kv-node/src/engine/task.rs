@@ -275,7 +275,8 @@ impl Loop {
 
     fn report(&mut self) -> Report {
         let hot = self.node.hot_stats();
-        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, ..self.counters };
+        let copied_bytes = self.node.copied_bytes();
+        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, copied_bytes, ..self.counters };
         Report {
             status: self.node.status(),
             counters,

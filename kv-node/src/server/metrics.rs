@@ -96,6 +96,7 @@ fn registry(shared: &Shared, snapshot: &kv_proto::v1::NodeSnapshot) -> Registry 
     counter("hot_misses", "Look-ups that had to read the store", counters.hot_misses);
     counter("commits", "Commits made durable", counters.commits);
     counter("committed_batches", "Batches in these commits", counters.committed_batches);
+    counter("copied_bytes", "Bytes of keys and records that came in for copies of partitions", counters.copied_bytes);
     registry.register_with_unit(
         "cpu",
         "Processor time of the process",

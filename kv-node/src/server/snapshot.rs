@@ -135,6 +135,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                     hot_misses: counters.hot_misses,
                     commits: counters.commits,
                     committed_batches: counters.committed_batches,
+                    copied_bytes: counters.copied_bytes,
                 });
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;

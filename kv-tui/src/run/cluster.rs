@@ -249,6 +249,7 @@ fn counters_json(counters: &v1::Counters) -> Value {
         "hot_misses": counters.hot_misses,
         "commits": counters.commits,
         "committed_batches": counters.committed_batches,
+        "copied_bytes": counters.copied_bytes,
     })
 }
 

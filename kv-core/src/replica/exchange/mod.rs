@@ -7,6 +7,7 @@
 //!
 //! Copies, refills, hand-overs and anti-entropy all use exchanges; each is told how its exchanges end.
 
+mod pace;
 mod serve;
 mod walk;
 
@@ -18,10 +19,13 @@ use crate::node::keys::{Applied, Held, LeavesFor, ReadFor, Task};
 use crate::node::peers::Purpose;
 use crate::node::timers::Timer;
 use crate::node::{Effect, Node, ReadId};
+use crate::replica::throttle::Booking;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 
+pub(crate) use pace::Turns;
+use pace::{LIMITED, PAUSED};
 pub(crate) use serve::Serving;
 use walk::{Known, Next, Own, Walk};
 
@@ -30,12 +34,6 @@ const BULK_BELOW: u64 = 4;
 
 /// After this long without getting on, an exchange says what it waits for.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-
-/// What an exchange waits for while copying is paused.
-const PAUSED: &str = "paused";
-
-/// What it waits for while there is a limit that it has reached.
-const LIMITED: &str = "the limit of bytes per second";
 
 /// Numbers the exchanges of one incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +61,10 @@ pub(crate) struct Exchange {
     moved_at: Monotonic,
     /// Why it does not ask, if it does not.
     waits: Option<String>,
+    /// Whether it has waited for the limit on bytes, and may ask now.
+    is_its_turn: bool,
+    /// What the question under way may bring, where there is a limit.
+    booked: Option<Booking>,
     /// The peer's tree when it was last asked for.
     pub(crate) tree: Option<Tree>,
     /// Records fetched or offered.
@@ -81,13 +83,6 @@ enum Step {
     Walk(Walk),
     /// This node's own records of a page are read.
     OwnPage(Walk),
-}
-
-/// Whether a question may be asked now.
-enum Gate {
-    Open,
-    Paused,
-    Until(Monotonic),
 }
 
 impl Exchange {
@@ -151,6 +146,8 @@ impl Node {
             spoiled: false,
             moved_at: self.now.mono,
             waits: None,
+            is_its_turn: false,
+            booked: None,
             tree: None,
             records: 0,
         };
@@ -162,7 +159,8 @@ impl Node {
 
     /// Forgets an exchange. Nobody is told.
     pub(crate) fn cancel_exchange(&mut self, id: ExchangeId) {
-        if self.exchanges.remove(&id).is_some() {
+        if let Some(exchange) = self.exchanges.remove(&id) {
+            self.unbook(exchange.booked);
             self.forget_calls(|purpose| purpose == Purpose::Exchange(id));
         }
     }
@@ -172,17 +170,7 @@ impl Node {
         for id in self.exchanges.keys().copied().collect::<Vec<_>>() {
             self.set_timer(self.now.mono, Timer::Exchange(id));
         }
-    }
-
-    fn gate(&self, errand: Errand) -> Gate {
-        // A lost copy is a risk to everybody: bringing it back waits for nothing.
-        if errand == Errand::Refill {
-            return Gate::Open;
-        }
-        if self.transfers.paused && errand != Errand::Repair {
-            return Gate::Paused;
-        }
-        self.throttle.wait(self.now.mono).map_or(Gate::Open, Gate::Until)
+        self.set_turn();
     }
 
     /// Asks the next question, unless one is under way.
@@ -199,29 +187,26 @@ impl Node {
             }
             // The question or its answer was lost.
             exchange.asked = None;
+            let booked = exchange.booked.take();
+            self.unbook(booked);
             self.answered(peer, call);
         }
         if !self.is_up(peer) {
             return self.exchange_failed(id, format!("{peer} is down"));
         }
-        let gate = self.gate(errand);
-        let (entries_max, bytes_max) = (self.config.slice_entries_max, self.config.slice_bytes_max);
+        let (entries_max, bytes_max) = (self.config.slice_entries_max, self.question_bytes_max(id));
+        let paused = self.transfers.paused;
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
-        match gate {
-            Gate::Open => exchange.waits = None,
-            Gate::Paused => {
-                exchange.waits = Some(PAUSED.to_owned());
-                return;
-            }
-            Gate::Until(at) => {
-                exchange.waits = Some(LIMITED.to_owned());
-                self.set_timer(at, Timer::Exchange(id));
-                return;
-            }
+        if paused && exchange.is_pausable() {
+            exchange.waits = Some(PAUSED.to_owned());
+            return;
         }
+        exchange.waits = None;
         let question = match &mut exchange.step {
             Step::Tree => Question::Leaves,
-            Step::Bulk { after, .. } => Question::Records { after: after.clone() },
+            Step::Bulk { after, .. } => {
+                Question::Records { after: after.clone(), bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX) }
+            }
             Step::Walk(walk) => match walk.next(entries_max, bytes_max) {
                 Next::Ask(question) => question,
                 Next::Read { after, upto } => return self.read_own_page(id, after, upto),
@@ -229,13 +214,15 @@ impl Node {
             },
             Step::OwnTree | Step::OwnPage(_) => return,
         };
-        if let Question::Offer { records } = &question {
-            exchange.records += records.len() as u64;
-            self.throttle.take(bytes_of(records), self.now.mono);
+        if !self.book(id, &question) {
+            return;
         }
         let call = self.next_call();
         if let Some(exchange) = self.exchanges.get_mut(&id) {
             exchange.asked = Some((call, self.now.mono));
+            if let Question::Offer { records } = &question {
+                exchange.records += records.len() as u64;
+            }
         }
         let message = Message::Exchange { call, partition, epoch, errand, question };
         self.ask(peer, call, Purpose::Exchange(id), message);
@@ -251,7 +238,11 @@ impl Node {
         }
         let answer = match result {
             Ok(answer) => answer,
-            Err(refusal) => return self.exchange_refused(id, refusal),
+            Err(refusal) => {
+                let booked = exchange.booked.take();
+                self.unbook(booked);
+                return self.exchange_refused(id, refusal);
+            }
         };
         exchange.moved_at = now;
         exchange.round = call;
@@ -314,7 +305,8 @@ impl Node {
     }
 
     fn exchange_failed(&mut self, id: ExchangeId, why: String) {
-        let Some(exchange) = self.exchanges.remove(&id) else { return };
+        let Some(mut exchange) = self.exchanges.remove(&id) else { return };
+        self.unbook(exchange.booked.take());
         self.forget_calls(|purpose| purpose == Purpose::Exchange(id));
         match exchange.errand {
             Errand::Refill | Errand::Copy => self.copy_failed(id, &exchange, why),
@@ -335,16 +327,14 @@ impl Node {
     /// Merges what was received.
     fn merge(&mut self, id: ExchangeId, records: Vec<Keyed>) {
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
-        let (partition, round, errand) = (exchange.partition, exchange.round, exchange.errand);
+        let (partition, round) = (exchange.partition, exchange.round);
         exchange.applying = records.len();
         exchange.spoiled = false;
         exchange.records += records.len() as u64;
+        let bytes = bytes_of(&records);
+        self.pay(id, bytes);
         if records.is_empty() {
             return self.merged(id);
-        }
-        let bytes = bytes_of(&records);
-        if errand != Errand::Refill {
-            self.throttle.take(bytes, self.now.mono);
         }
         let keys = records.iter().filter(|record| record.2.has_value()).count() as u64;
         self.copy_received(id, partition, keys, bytes);
@@ -466,19 +456,25 @@ impl Node {
             Known::To(Some(position)) => storage_key(partition, &position).successor(),
             Known::To(None) | Known::All => StorageKey::partition_end(Space::Owned, partition),
         };
-        let request = self.records_behind(partition, after.as_ref(), until);
+        let request = self.records_behind(partition, after.as_ref(), until, self.config.slice_bytes_max);
         let read = ReadId(self.next_id());
         self.reads.insert(read, ReadFor::Exchange(id));
         self.out.push(Effect::Slice { read, request });
     }
 
     /// A slice of a partition's records.
-    fn records_behind(&self, partition: PartitionId, after: Option<&Position>, until: StorageKey) -> SliceRequest {
+    fn records_behind(
+        &self,
+        partition: PartitionId,
+        after: Option<&Position>,
+        until: StorageKey,
+        bytes_max: usize,
+    ) -> SliceRequest {
         let from = after.map_or_else(
             || StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]),
             |after| storage_key(partition, after).successor(),
         );
-        let (entries_max, bytes_max) = (self.config.slice_entries_max, self.config.slice_bytes_max);
+        let entries_max = self.config.slice_entries_max;
         SliceRequest { from, until, entries_max, bytes_max }
     }
 
@@ -526,9 +522,9 @@ impl Node {
     }
 }
 
-/// Bytes of keys and values.
+/// Bytes of keys and records, as the statistics count them.
 fn bytes_of(records: &[Keyed]) -> u64 {
-    records.iter().map(|(_, key, record)| (key.len() + record.value_bytes()) as u64).sum()
+    records.iter().map(|(_, key, record)| (key.len() + Stored::encoded_len(record)) as u64).sum()
 }
 
 fn position(key: &StorageKey) -> Position {

@@ -62,13 +62,14 @@ impl Node {
                 self.serving.insert(id, serving(Kinds::Tree));
                 self.read_leaves(partition, LeavesFor::Serving(id));
             }
-            Question::Records { after } => {
+            Question::Records { after, bytes_max } => {
                 self.serving.insert(id, serving(Kinds::Records));
-                self.read_slice_for(id, partition, after.as_ref());
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(self.config.slice_bytes_max);
+                self.read_slice_for(id, partition, after.as_ref(), bytes_max);
             }
             Question::Digests { leaves, after } => {
                 self.serving.insert(id, serving(Kinds::Digests(leaves)));
-                self.read_slice_for(id, partition, after.as_ref());
+                self.read_slice_for(id, partition, after.as_ref(), self.config.slice_bytes_max);
             }
             Question::Fetch { keys } => {
                 let left = keys.len();
@@ -128,8 +129,9 @@ impl Node {
         self.may_serve(serving.partition, serving.epoch, serving.errand)
     }
 
-    fn read_slice_for(&mut self, id: ReadId, partition: PartitionId, after: Option<&Position>) {
-        let request = self.records_behind(partition, after, StorageKey::partition_end(Space::Owned, partition));
+    fn read_slice_for(&mut self, id: ReadId, partition: PartitionId, after: Option<&Position>, bytes_max: usize) {
+        let end = StorageKey::partition_end(Space::Owned, partition);
+        let request = self.records_behind(partition, after, end, bytes_max);
         let read = ReadId(self.next_id());
         self.reads.insert(read, ReadFor::Serving(id));
         self.out.push(Effect::Slice { read, request });
