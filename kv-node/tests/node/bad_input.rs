@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::error::Kind;
 use kv_proto::client::{How, Write};
+use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1::key_value_client::KeyValueClient;
 use kv_proto::v1::{self, BatchOperation, BatchRequest};
 use tonic::Code;
 
-use crate::world::{World, get, put, run_to_end, strings, until_async};
+use crate::world::{Node, World, get, put, run_to_end, strings, until_async};
 
 fn check(args: &[&str], code: i32, words: &[&str]) {
     let (found, log) = run_to_end(&strings(args));
@@ -92,6 +93,61 @@ async fn garbage_on_the_port_hurts_nobody() {
     };
     assert!(!error.message().is_empty(), "{error:?}");
     assert_eq!(get(&client, "k").await, ["v"]);
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_too_much_at_once_is_told_the_limit() {
+    let (world, client) = World::cluster(1).await;
+    put(&client, "k", "v").await;
+    let address = format!("http://{}", world.nodes[0].address);
+    let description = client.description();
+    let hello = v1::Hello {
+        protocol: kv_core::message::PROTOCOL_VERSION,
+        cluster_id: Bytes::copy_from_slice(&description.cluster.unwrap().0.to_be_bytes()),
+        hash_seed: description.seed.0,
+        limits: Some((&description.limits).into()),
+        node: 77,
+        incarnation: Some(v1::Incarnation { store_id: 7, boot: 1, nonce: 7 }),
+        ..v1::Hello::default()
+    };
+    let large = || v1::Frame { messages: vec![Bytes::from(vec![0; MESSAGE_BYTES_MAX])], ..v1::Frame::default() };
+    let greeted = v1::Frame { hello: Some(hello), ..v1::Frame::default() };
+    // At once, and in a session that both agreed on.
+    for frames in [vec![large()], vec![greeted, large()]] {
+        let mut peer = v1::peer_client::PeerClient::connect(address.clone()).await.unwrap();
+        let session = frames.len() > 1;
+        let mut stream = peer.exchange(tokio_stream::iter(frames)).await.unwrap().into_inner();
+        let mut met = false;
+        let error = loop {
+            match stream.message().await {
+                Ok(Some(frame)) => met |= frame.hello.is_some(),
+                Ok(None) => panic!("the session ended without a reason"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(met, session);
+        assert!(error.message().contains(&format!("limit is: {MESSAGE_BYTES_MAX}")), "{error:?}");
+        assert_eq!(get(&client, "k").await, ["v"]);
+    }
+    put(&client, "k2", "v").await;
+}
+
+#[tokio::test]
+async fn a_directory_of_another_cluster_is_refused_and_kept() {
+    let (world, client) = World::cluster(1).await;
+    let (mut other, others) = World::cluster(2).await;
+    put(&others, "k", "other").await;
+    // It hears of the cluster that it was started for before it hears of its own.
+    other.nodes.iter_mut().for_each(Node::kill);
+    let (directory, address) = (other.dir("n2"), world.nodes[0].address.clone());
+    let directory = directory.to_str().unwrap();
+    check(&["--data-dir", directory, "--join", &address], 1, &["another cluster", "--join", "empty directory"]);
+    assert!(get(&client, "k").await.is_empty());
+    assert_eq!(client.refresh().await.unwrap().members.len(), 1);
+    other.nodes.iter_mut().for_each(Node::restart);
+    let others = other.client().await;
+    other.wait_until_all_up(&others).await;
+    assert_eq!(get(&others, "k").await, ["other"], "nothing of it has changed");
 }
 
 #[tokio::test]

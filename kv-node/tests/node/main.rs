@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
 mod bad_input;
+mod bulk;
 mod data;
 mod faults;
 mod migration;
+mod moving;
 mod plan;
+mod transfer;
 mod world;

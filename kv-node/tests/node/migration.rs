@@ -1,178 +1,47 @@
 //! Nodes join, leave and die under constant writes, and nothing that was acknowledged is lost.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use kv_core::error::Kind;
 use kv_core::topology::Change;
 use kv_core::types::NodeId;
-use kv_proto::client::{Client, How, Write};
+use kv_proto::client::Client;
 use kv_proto::v1::{self, MemberState, OperationState, TransferPhase};
-use tokio::task::JoinHandle;
 
-use crate::world::{World, get, put, reports, until, until_async, wait_for_exit_code};
-
-/// Writes that were acknowledged, by key: the last value of each.
-type Acknowledged = Arc<Mutex<BTreeMap<String, String>>>;
-
-/// Somebody who writes without a pause.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Acknowledged,
-    task: JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(client: &Client) -> Self {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Acknowledged::default());
-        let (client, ended, known) = (client.clone(), Arc::clone(&stop), Arc::clone(&acknowledged));
-        let task = tokio::spawn(async move {
-            let mut count = 0_u64;
-            while !ended.load(Ordering::Relaxed) {
-                // Each key belongs to one write only, so what was acknowledged is what must be read.
-                let (key, value) = (format!("w{count}"), format!("v{count}"));
-                count += 1;
-                let (wire, bytes) = (Bytes::from(key.clone()), Bytes::from(value.clone()));
-                if client.put(&How::default(), &wire, &bytes, &Write::default()).await.is_ok() {
-                    known.lock().unwrap().insert(key, value);
-                }
-            }
-        });
-        Self { stop, acknowledged, task }
-    }
-
-    fn count(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
-    }
-
-    /// Waits until it has written a good deal more: the cluster serves.
-    async fn go_on(&self) {
-        let before = self.count();
-        until_async("writes go on", || async { (self.count() > before + 20).then_some(()) }).await;
-    }
-
-    async fn end(self) -> BTreeMap<String, String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.unwrap();
-        self.acknowledged.lock().unwrap().clone()
-    }
-}
-
-async fn apply(client: &Client, change: Change) -> u64 {
-    // A change may be asked for before every node knows the last one.
-    let operation = until_async("the operation begins", || async {
-        let request = v1::ApplyRequest { changes: vec![(&change).into()], by: "test".to_owned(), ..Default::default() };
-        match client.apply(request).await {
-            Ok(operation) => Some(operation),
-            Err(error) => {
-                assert!(error.kind != Kind::Invalid, "{error}");
-                None
-            }
-        }
-    })
-    .await;
-    operation.id
-}
-
-async fn operation(client: &Client, id: u64) -> Option<v1::Operation> {
-    let request = v1::OperationsRequest { id, details: true };
-    client.operations(request).await.ok()?.operations.into_iter().next()
-}
-
-/// Waits for the end of an operation, which must have moved what was planned and no more than needed, with a receipt for
-/// each move.
-async fn until_done(client: &Client, id: u64) -> v1::Operation {
-    let done = until_async("the operation is done", || async {
-        operation(client, id).await.filter(|operation| operation.state() == OperationState::Done)
-    })
-    .await;
-    assert_eq!((done.moved, done.moves), (done.moves, done.moves_minimum), "{}", done.command);
-    assert_eq!(done.details.len() as u64, done.moves);
-    for step in &done.details {
-        let receipt = step.receipt.as_ref().unwrap();
-        assert!(step.moved && !receipt.sources.is_empty(), "{step:?}");
-    }
-    done
-}
-
-/// Waits until no node has anything left to do, the clean-up included.
-async fn until_clean(client: &Client, members: usize) -> Vec<v1::NodeSnapshot> {
-    until_async("everything is settled and cleaned up", || async {
-        let reports = reports(client).await;
-        let clean = |node: &v1::NodeSnapshot| {
-            let pending = node.pending.unwrap_or_default();
-            let left = pending.replications + pending.hints + pending.lag + pending.refills;
-            left + pending.transfers + pending.residue == 0
-        };
-        (reports.len() == members && reports.iter().all(clean)).then_some(reports)
-    })
-    .await
-}
-
-/// All that was acknowledged is there, and the counts are exact.
-async fn check(client: &Client, written: &BTreeMap<String, String>, members: usize, copies: u64) {
-    let reports = until_clean(client, members).await;
-    for (key, value) in written {
-        assert_eq!(get(client, key).await.as_slice(), std::slice::from_ref(value), "{key}");
-    }
-    let sum = |figure: fn(&v1::NodeSnapshot) -> u64| reports.iter().map(figure).sum::<u64>();
-    let keys = sum(|node| node.keys_primary);
-    // A write that failed may have reached some copies, and then reaches all of them.
-    assert!(keys >= written.len() as u64);
-    assert_eq!(sum(|node| node.keys), copies * keys, "each key has all of its copies and no more");
-    let mut roots: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-    for figures in reports.iter().flat_map(|node| &node.partitions) {
-        roots.entry(figures.partition).or_default().push(figures.merkle_root);
-    }
-    assert!(roots.values().all(|roots| roots.iter().all(|root| *root == roots[0])), "all copies are equal");
-}
-
-fn number(reports: &[v1::NodeSnapshot], name: &str) -> Option<NodeId> {
-    reports.iter().find(|node| node.name == name).map(|node| NodeId(node.node))
-}
-
-/// Starts a node that becomes a spare, and waits until the others take it for up.
-async fn spare(world: &mut World, client: &Client, name: &str) -> NodeId {
-    let addresses = world.nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
-    world.add(name, &["--join", &addresses]);
-    until_async("the spare is up", || async {
-        let reports = reports(client).await;
-        let id = number(&reports, name)?;
-        let known = |node: &v1::NodeSnapshot| {
-            node.node == id.0 || node.peers.iter().any(|peer| peer.node == id.0 && peer.state() == MemberState::Spare)
-        };
-        reports.iter().all(known).then_some(id)
-    })
-    .await
-}
-
-async fn throttle(client: &Client, limit: Option<u64>) {
-    let request = v1::ThrottleRequest { bytes_per_second_max: limit, by: "test".to_owned() };
-    client.throttle(request).await.unwrap();
-}
+use crate::moving::{Writer, apply, check, number, operation, spare, throttle, until_done};
+use crate::world::{World, put, reports, until, until_async, wait_for_exit_code};
 
 #[tokio::test]
-async fn a_fourth_and_a_fifth_node_join_and_one_leaves_under_constant_writes() {
+async fn a_fourth_and_a_fifth_node_join_one_leaves_and_a_dead_one_is_replaced_under_constant_writes() {
     let (mut world, client) = World::cluster(3).await;
     for index in 0..200 {
         put(&client, &format!("k{index}"), "v").await;
     }
     let writer = Writer::start(&client);
+    let mut spares = Vec::new();
     for name in ["n4", "n5"] {
-        let id = spare(&mut world, &client, name).await;
+        spares.push(spare(&mut world, &client, name).await);
+    }
+    // The second begins as soon as the first is done, while what it has left is still handed over.
+    for id in spares {
         let number = apply(&client, Change::Add { node: id }).await;
         let done = until_done(&client, number).await;
         assert_eq!((done.kind.as_str(), done.entering.as_slice()), ("add", [id.0].as_slice()));
-        writer.go_on().await;
     }
+    writer.go_on().await;
     let leaving = number(&reports(&client).await, "n2").unwrap();
     let removal = apply(&client, Change::Remove { node: leaving }).await;
     until_done(&client, removal).await;
     let index = world.nodes.iter().position(|node| node.name == "n2").unwrap();
     assert_eq!(wait_for_exit_code(&mut world.nodes[index]), Some(0), "a removed node ends by itself");
     world.nodes.remove(index);
+    writer.go_on().await;
+    let index = world.nodes.iter().position(|node| node.name == "n3").unwrap();
+    let dead = number(&reports(&client).await, "n3").unwrap();
+    world.nodes[index].kill();
+    world.nodes.remove(index);
+    let id = spare(&mut world, &client, "n6").await;
+    replace_dead(&client, dead, id).await;
     writer.go_on().await;
     let mut written = writer.end().await;
     written.extend((0..200).map(|index| (format!("k{index}"), "v".to_owned())));
@@ -267,6 +136,26 @@ async fn a_source_dies_while_it_hands_over() {
     survives(Phase::Drop, "n3").await;
 }
 
+/// Puts a spare in the place of a dead node, and has the dead one forgotten.
+async fn replace_dead(client: &Client, dead: NodeId, id: NodeId) {
+    until_async("it is taken for down", || async {
+        let down = |node: &v1::NodeSnapshot| {
+            node.peers.iter().any(|peer| peer.node == dead.0 && peer.state() == MemberState::Down)
+        };
+        reports(client).await.iter().all(down).then_some(())
+    })
+    .await;
+    let replaced = apply(client, Change::Replace { old: dead, new: id }).await;
+    until_done(client, replaced).await;
+    let forgotten = apply(client, Change::RemoveDead { node: dead }).await;
+    until_done(client, forgotten).await;
+    until_async("it is forgotten", || async {
+        let description = client.refresh().await.ok()?;
+        description.members.iter().all(|member| member.id != dead).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_dead_node_is_replaced() {
     let (mut world, client) = World::cluster(3).await;
@@ -284,23 +173,8 @@ async fn a_dead_node_is_replaced() {
     world.nodes.remove(1);
     let writer = Writer::start(&client);
     let id = spare(&mut world, &client, "n4").await;
-    until_async("it is taken for down", || async {
-        let down = |node: &v1::NodeSnapshot| {
-            node.peers.iter().any(|peer| peer.node == dead.0 && peer.state() == MemberState::Down)
-        };
-        reports(&client).await.iter().all(down).then_some(())
-    })
-    .await;
-    let replaced = apply(&client, Change::Replace { old: dead, new: id }).await;
-    until_done(&client, replaced).await;
-    let forgotten = apply(&client, Change::RemoveDead { node: dead }).await;
-    until_done(&client, forgotten).await;
-    let members = until_async("it is forgotten", || async {
-        let members = client.refresh().await.ok()?.members.clone();
-        (members.len() == 3).then_some(members)
-    })
-    .await;
-    assert!(members.iter().all(|member| member.member.name != "n2"));
+    replace_dead(&client, dead, id).await;
+    assert_eq!(client.refresh().await.unwrap().members.len(), 3);
     let mut written = writer.end().await;
     written.extend((0..200).map(|index| (format!("k{index}"), "v".to_owned())));
     check(&client, &written, 3, 3).await;

@@ -105,7 +105,10 @@ pub(crate) fn strings(args: &[&str]) -> Vec<String> {
 
 impl Node {
     fn start(name: &str, dir: &Path, args: &[String]) -> Self {
-        let mut all = strings(&["--data-dir", dir.to_str().unwrap(), "--listen", "127.0.0.1:0", "--name", name]);
+        let mut all = strings(&["--data-dir", dir.to_str().unwrap(), "--name", name]);
+        if !args.iter().any(|arg| arg == "--listen") {
+            all.extend(strings(&["--listen", "127.0.0.1:0"]));
+        }
         all.extend_from_slice(args);
         let (child, log) = spawn(&all);
         let mut node = Self { name: name.to_owned(), address: String::new(), args: all, child, log };
@@ -150,12 +153,23 @@ impl Node {
 
     /// Starts it again with the same arguments, which must lead to the same address.
     pub(crate) fn restart(&mut self) {
+        let before = self.address.clone();
+        self.restart_with(&[]);
+        assert_eq!(self.address, before, "the port is kept");
+    }
+
+    /// Starts it again with other values of some flags.
+    pub(crate) fn restart_with(&mut self, flags: &[(&str, &str)]) {
+        for (flag, value) in flags {
+            match self.args.iter().position(|arg| arg == flag) {
+                Some(at) => (*value).clone_into(&mut self.args[at + 1]),
+                None => self.args.extend(strings(&[flag, value])),
+            }
+        }
         let (child, log) = spawn(&self.args);
         self.child = child;
         self.log = log;
-        let before = self.address.clone();
         self.wait_for_ready();
-        assert_eq!(self.address, before, "the port is kept");
     }
 }
 
@@ -186,8 +200,13 @@ impl World {
 
     /// A cluster of `count` members that has formed and whose nodes all serve.
     pub(crate) async fn cluster(count: usize) -> (Self, Client) {
+        Self::cluster_of(count, 32).await
+    }
+
+    /// The same with so many partitions.
+    pub(crate) async fn cluster_of(count: usize, partitions: u32) -> (Self, Client) {
         let mut world = Self::new();
-        world.add("n1", &["--bootstrap", "--expect", &count.to_string(), "--partitions", "32"]);
+        world.add("n1", &["--bootstrap", "--expect", &count.to_string(), "--partitions", &partitions.to_string()]);
         for number in 2..=count {
             let first = world.nodes[0].address.clone();
             world.add(&format!("n{number}"), &["--join", &first]);
@@ -226,7 +245,7 @@ impl World {
                     && snapshot
                         .peers
                         .iter()
-                        .all(|peer| matches!(peer.state(), v1::MemberState::Up | v1::MemberState::Spare))
+                        .all(|peer| !matches!(peer.state(), v1::MemberState::Suspect | v1::MemberState::Down))
             };
             (reports.len() == count && reports.iter().all(up)).then_some(())
         })
@@ -244,6 +263,28 @@ impl World {
             (reports.len() == self.nodes.len() && reports.iter().all(idle)).then_some(())
         })
         .await;
+    }
+}
+
+/// A port on which nothing listens.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The time of this machine's clock, as reports tell it.
+pub(crate) fn wall_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_micros()).unwrap()
+}
+
+/// The account of the node at an address, asked alone: others may be dead or frozen.
+pub(crate) async fn report_of(address: &str) -> Option<v1::NodeSnapshot> {
+    let mut node = v1::cluster_client::ClusterClient::connect(format!("http://{address}")).await.ok()?;
+    let request = v1::WatchRequest { once: true, ..v1::WatchRequest::default() };
+    let told = node.watch(request).await.ok()?.into_inner().message().await.ok()??;
+    match told.item? {
+        v1::watch_response::Item::Snapshot(snapshot) => Some(*snapshot),
+        v1::watch_response::Item::Event(_) => None,
     }
 }
 

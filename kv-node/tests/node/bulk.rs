@@ -1,0 +1,117 @@
+//! Copies have connections of their own: requests get on even if nothing of a copy does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use kv_core::message::{Consistency, Level};
+use kv_core::topology::Change;
+use kv_proto::client::{How, Write};
+use kv_proto::v1;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::moving::{apply, check, fill, operation, spare_with, until_done};
+use crate::world::{World, free_port, get, report_of, until_async};
+
+/// A connection over which more flows belongs to copies: requests and the control plane are far below.
+const BULK_BYTES: u64 = 512 * 1024;
+
+/// Stands between a node and everybody else, and stops what flows over connections that carry bulk until it is opened.
+#[derive(Default)]
+struct Gate {
+    /// Connections that were stopped.
+    held: AtomicUsize,
+}
+
+impl Gate {
+    /// Listens on `port` for what is meant for `target`, until the runtime ends.
+    async fn open(port: u16, target: u16) -> (Arc<Self>, watch::Sender<bool>) {
+        let gate = Arc::new(Self::default());
+        let (opened, open) = watch::channel(false);
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let shared = Arc::clone(&gate);
+        tokio::spawn(async move {
+            while let Ok((caller, _)) = listener.accept().await {
+                let (gate, open) = (Arc::clone(&shared), open.clone());
+                tokio::spawn(async move {
+                    if let Ok(node) = TcpStream::connect(("127.0.0.1", target)).await {
+                        drop((caller.set_nodelay(true), node.set_nodelay(true)));
+                        let (carried, held) = (AtomicU64::new(0), AtomicBool::new(false));
+                        let (from_caller, to_caller) = caller.into_split();
+                        let (from_node, to_node) = node.into_split();
+                        tokio::select! {
+                            () = gate.pass(from_caller, to_node, &carried, &held, open.clone()) => {}
+                            () = gate.pass(from_node, to_caller, &carried, &held, open) => {}
+                        }
+                    }
+                });
+            }
+        });
+        (gate, opened)
+    }
+
+    /// Passes on what comes, until the end of it.
+    async fn pass(
+        &self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        carried: &AtomicU64,
+        held: &AtomicBool,
+        mut open: watch::Receiver<bool>,
+    ) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            let carried = carried.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
+            if carried > BULK_BYTES && !*open.borrow() {
+                self.held.fetch_add(usize::from(!held.swap(true, Ordering::Relaxed)), Ordering::Relaxed);
+                if open.wait_for(|open| *open).await.is_err() {
+                    return;
+                }
+            }
+            if to.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_get_on_while_the_connections_of_copies_stand_still() {
+    let (mut world, client) = World::cluster(3).await;
+    let mut written = fill(&client, 2000, 2000).await;
+    let (port, advertised) = (free_port(), free_port());
+    let (gate, open) = Gate::open(advertised, port).await;
+    let (listen, advertise) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{advertised}"));
+    let id = spare_with(&mut world, &client, "n4", &["--listen", &listen, "--advertise", &advertise]).await;
+    let begun = apply(&client, Change::Add { node: id }).await;
+    let stuck = until_async("all copies under way stand still", || async {
+        let report = report_of(&listen).await?;
+        let under_way = |transfer: &&v1::Transfer| {
+            matches!(transfer.phase(), v1::TransferPhase::Copying | v1::TransferPhase::Verifying)
+        };
+        let stuck = |transfer: &v1::Transfer| transfer.waiting_for.contains("has not answered");
+        let all = report.transfers.iter().filter(under_way).all(stuck);
+        (gate.held.load(Ordering::Relaxed) > 0 && all).then_some(report.counters.unwrap_or_default().copied_bytes)
+    })
+    .await;
+    // Writes that need every owner, the receiver included, and reads that ask it.
+    let all = How { consistency: Consistency { level: Level::All, strict: true }, ..How::default() };
+    for index in 0..200 {
+        let (key, value) = (format!("r{index}"), "w".repeat(50));
+        let (wire, bytes) = (Bytes::from(key.clone()), Bytes::from(value.clone()));
+        client.put(&all, &wire, &bytes, &Write::default()).await.unwrap();
+        assert_eq!(client.get(&all, &wire).await.unwrap().values[0].value, bytes);
+        written.insert(key, value);
+    }
+    for index in 0..200 {
+        assert_eq!(get(&client, &format!("k{index}")).await.len(), 1);
+    }
+    let now = report_of(&listen).await.unwrap();
+    assert_eq!(now.counters.unwrap_or_default().copied_bytes, stuck, "nothing of the copies has passed");
+    assert!(operation(&client, begun).await.unwrap().ended_us == 0);
+    open.send_replace(true);
+    until_done(&client, begun).await;
+    check(&client, &written, 4, 3).await;
+}
