@@ -1,10 +1,13 @@
 //! Real node processes on this machine: started, filled, killed, restarted, stopped, destroyed.
 
+mod moving;
 mod support;
 mod truth;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -102,6 +105,78 @@ fn single_nodes_are_killed_frozen_and_started_again() {
     assert!(unknown.errors.contains("its nodes are: n1, n2, n3"), "{}", unknown.errors);
     let other = local.run(&["exec", "--connect", "127.0.0.1:1", "node", "kill", "n1"]);
     assert_eq!(other.code, 2, "another cluster's processes are not ours: {}", other.errors);
+}
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop((self.0.kill(), self.0.wait()));
+    }
+}
+
+/// Starts a node that joins a cluster; its address.
+fn joining(folder: &std::path::Path, contact: &str) -> (Process, String) {
+    let child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
+        .args([kv_tui::NODE_MODE, "--listen", "127.0.0.1:0", "--name", "stray", "--join", contact, "--data-dir"])
+        .arg(folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a process");
+    let mut node = Process(child);
+    let mut line = String::new();
+    BufReader::new(node.0.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    let address = line.split_whitespace().nth(2).unwrap_or_else(|| panic!("{line:?}")).to_owned();
+    (node, address)
+}
+
+/// Answers whoever connects as a web server would.
+fn web_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        while let Ok((mut caller, _)) = listener.accept() {
+            // Whether it is understood is the caller's affair.
+            drop(caller.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"));
+        }
+    });
+    address
+}
+
+#[test]
+fn only_a_spare_of_the_cluster_is_added_whatever_answers_at_an_address() {
+    let (local, other) = (Local::new(), Local::new());
+    local.run(&["local", "start", "--nodes", "1"]).ok();
+    other.run(&["local", "start", "--nodes", "1"]).ok();
+    let (member, others) = (local.addresses().remove(0), other.addresses().remove(0));
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_stray, spare_of_other) = joining(folder.path(), &others);
+    let spares = || other.exec(&["node", "ls"]).ok().json().iter().any(|node| node["state"] == json!("spare"));
+    while !spares() {
+        std::thread::yield_now();
+    }
+    let closed = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").to_string();
+    let join = format!("--join {member}");
+    for (address, code, words) in [
+        (web_server(), 5, ["no node in reach", &join]),
+        (closed, 5, ["Connection refused", &join]),
+        (others, 4, ["belongs to another cluster", &join]),
+        (spare_of_other, 4, ["the node stray", "belongs to another cluster"]),
+        (member.clone(), 4, ["owns partitions already", "name a spare"]),
+        ("n1".to_owned(), 4, ["owns partitions already", "name a spare"]),
+        ("n9".to_owned(), 3, ["the nodes are: n1", "--join"]),
+    ] {
+        let ran = local.exec(&["node", "add", &address]);
+        assert_eq!(ran.code, code, "{address}: {}", ran.errors);
+        for word in words {
+            assert!(ran.errors.contains(word), "{address}: {word:?} is missing in {}", ran.errors);
+        }
+    }
+    assert_eq!(local.exec(&["op", "ls"]).ok().out, "", "nothing was begun");
+    assert_eq!(local.exec(&["node", "ls"]).ok().json().len(), 1);
 }
 
 #[test]
