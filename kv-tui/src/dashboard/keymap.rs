@@ -240,7 +240,7 @@ const ROWS: &[Row] = &[
         &[K::Char('r')],
         A::Resume,
         "resume/retry",
-        "go on; while it runs, begin the selected move anew",
+        "go on; while it runs, let the selected move try another source",
         &[S::Migration],
     ),
     (
@@ -264,7 +264,7 @@ const ROWS: &[Row] = &[
         &[K::Char('R')],
         A::RetryAll,
         "retry all",
-        "begin all moves anew that are copied or wait",
+        "let all moves that wait try another source",
         &[S::Migration],
     ),
     (

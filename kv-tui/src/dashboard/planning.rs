@@ -273,12 +273,17 @@ impl Planning {
 }
 
 fn rate_of(settings: &Topology) -> String {
-    match settings.limit {
-        None => String::new(),
-        Some(0) => "off".to_owned(),
-        Some(rate) if rate.is_multiple_of(1 << 20) => format!("{}MiB/s", rate >> 20),
-        Some(rate) if rate.is_multiple_of(1 << 10) => format!("{}KiB/s", rate >> 10),
-        Some(rate) => format!("{rate}/s"),
+    settings.limit.map(rate_text).unwrap_or_default()
+}
+
+/// A rate as it is typed; 0: off.
+#[must_use]
+pub fn rate_text(bytes_per_second: u64) -> String {
+    match bytes_per_second {
+        0 => "off".to_owned(),
+        rate if rate.is_multiple_of(1 << 20) => format!("{}MiB/s", rate >> 20),
+        rate if rate.is_multiple_of(1 << 10) => format!("{}KiB/s", rate >> 10),
+        rate => format!("{rate}/s"),
     }
 }
 

@@ -355,6 +355,13 @@ impl Progress {
         self.share
     }
 
+    /// Replicas that are cut over, as the moves show them: what is agreed on may be a moment ahead of these.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        let known = u64::try_from(self.count(MoveState::Moved)).unwrap_or(u64::MAX);
+        if self.is_active() && !self.steps.is_empty() { known } else { self.operation.moved }
+    }
+
     /// Keys and bytes copied so far, and those of the whole; 0: not known. The first never pass the second.
     #[must_use]
     pub fn copied(&self) -> ((u64, u64), (u64, u64)) {

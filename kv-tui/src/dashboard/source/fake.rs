@@ -44,6 +44,14 @@ impl Fake {
     /// # Errors
     /// If there is no layout for so many members.
     pub fn with_spares(members: u64, spares: u64) -> Result<Self, LayoutError> {
+        Self::sized(members, spares, 256)
+    }
+
+    /// The same, with another number of partitions.
+    ///
+    /// # Errors
+    /// If there is no layout for so many members and partitions.
+    pub fn sized(members: u64, spares: u64, partitions: u32) -> Result<Self, LayoutError> {
         let members: BTreeMap<NodeId, Member> = (1..=members + spares)
             .map(|id| {
                 let member = Member {
@@ -64,7 +72,7 @@ impl Fake {
         });
         let views = views.collect();
         let (cluster, seed, epoch) = (ClusterId(7), HashSeed(7), Epoch(1));
-        let layout = first_layout(FirstLayout { cluster, seed, epoch, copies: 3, partitions: 256, members })?;
+        let layout = first_layout(FirstLayout { cluster, seed, epoch, copies: 3, partitions, members })?;
         let description = Arc::new(Description {
             cluster: Some(cluster),
             seed,
@@ -89,8 +97,16 @@ impl Fake {
     /// # Errors
     /// If there is no layout for so many members.
     pub fn migrating() -> Result<Self, LayoutError> {
-        let mut fake = Self::with_spares(3, 1)?;
-        fake.script = Script::add(&fake.description, NodeId(4));
+        Self::migrating_at(3, 256)
+    }
+
+    /// Members to which one more is added from the first second on.
+    ///
+    /// # Errors
+    /// If there is no layout for so many members and partitions.
+    pub fn migrating_at(members: u64, partitions: u32) -> Result<Self, LayoutError> {
+        let mut fake = Self::sized(members, 1, partitions)?;
+        fake.script = Script::add(&fake.description, NodeId(members + 1));
         Ok(fake)
     }
 

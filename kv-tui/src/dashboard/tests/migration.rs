@@ -84,7 +84,7 @@ fn an_operation_is_steered_by_keys() {
     session.keys("r");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op resume 7"));
     session.keys("b");
-    assert_eq!(session.model.bar.as_ref().map(|bar| bar.text.as_str()), Some("op throttle 1048576/s"));
+    assert_eq!(session.model.bar.as_ref().map(|bar| bar.text.as_str()), Some("op throttle 1MiB/s"));
     session.key(Key::Esc).keys("x\n");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op resume 7"), "Enter alone cancels nothing");
     session.keys("cancel\n");

@@ -102,8 +102,11 @@ fn on_ended(model: &mut Model, code: u8, error: String) -> Vec<Effect> {
         model.followed = None;
     }
     if output.quiet && code == 0 {
-        model.notice =
-            output.lines.back().map_or_else(|| format!("done: {}", output.line), |line| line.trim().to_owned());
+        // One line says what was done; a table is for more room than there is here.
+        model.notice = match (output.lines.len(), output.lines.back()) {
+            (1, Some(line)) => line.trim().to_owned(),
+            _ => format!("done: {}", output.line),
+        };
         model.output = None;
         return Vec::new();
     }

@@ -11,6 +11,7 @@ use crate::dashboard::dialog::{Confirm, Dialog};
 use crate::dashboard::keymap::Action;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::msg::{Ask, Effect};
+use crate::dashboard::planning::rate_text;
 use crate::dashboard::progress::{MoveId, MoveState};
 use crate::output::bytes::printable;
 use crate::output::time::short;
@@ -26,7 +27,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
     }
     if action == Action::Throttle {
         let limit = model.shown().and_then(|cluster| cluster.operations.throttle.as_ref()?.bytes_per_second_max);
-        let limit = limit.map_or_else(|| "16MiB/s".to_owned(), |limit| format!("{limit}/s"));
+        let limit = limit.map_or_else(|| "16MiB/s".to_owned(), rate_text);
         model.bar = Some(Bar::with(&format!("op throttle {limit}")));
         return Vec::new();
     }

@@ -119,15 +119,14 @@ fn summary(
     let word = state_word(operation.state()).to_uppercase();
     let cells = usize::from(width / 4).min(32);
     let percent = format!("{:5.1}%", progress.share() * 100.0);
-    let total = format!(
-        "{}/{} moves   {}/{} keys   {}/{}",
-        grouped(operation.moved),
-        grouped(operation.moves),
-        grouped(keys),
-        grouped(keys_all),
-        size(bytes),
-        size(bytes_all)
-    );
+    let moves = format!("{}/{} moves", grouped(progress.moved()), grouped(operation.moves));
+    let total = if operation.state() == v1::OperationState::Done {
+        // What it was expected to be does not matter any more.
+        format!("{moves}   {} keys   {}", grouped(keys), size(bytes))
+    } else {
+        let (keys_all, bytes_all) = (grouped(keys_all), size(bytes_all));
+        format!("{moves}   {}/{keys_all} keys   {}/{bytes_all}", grouped(keys), size(bytes))
+    };
     let state = (format!("{} {word}", canvas.symbol(symbol)), role);
     let bar = (format!("  {} {percent}", canvas.meter(progress.share(), cells)), Role::Title);
     let fact = |label: &str, text: String, role: Role| {

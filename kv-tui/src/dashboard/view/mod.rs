@@ -255,7 +255,7 @@ fn followed(canvas: &Canvas<'_>, model: &Model) -> Option<String> {
         (Some(why), _) => format!("{} done; {why}", operation.command),
         (None, Some(progress)) => {
             let left = progress.eta().map_or_else(String::new, |(left, _)| format!(", {} left", report::seconds(left)));
-            let far = format!("{:.1}%, {}/{} moves", progress.share() * 100.0, operation.moved, operation.moves);
+            let far = format!("{:.1}%, {}/{} moves", progress.share() * 100.0, progress.moved(), operation.moves);
             format!("{far}{left}: {}", operation.command)
         }
         (None, None) => operation.command.clone(),
