@@ -66,7 +66,17 @@ async fn a_limit_is_used_fully_and_a_pause_stops_every_byte() {
     let later = report_after(&receiver, paused_us + 3 * SECOND_US).await;
     assert!(copied(&still) > 0 && copied(&still) == copied(&later), "{} then {}", copied(&still), copied(&later));
     assert!(later.transfers.iter().any(|transfer| transfer.waiting_for == "paused"), "{:?}", later.transfers);
+
+    // So slow that each record exceeds what a question may bring: the copies still take turns.
+    throttle(&client, Some(1024)).await;
     client.resume(v1::ResumeRequest { id: operation, by: "test".to_owned() }).await.unwrap();
+    let slow = report_after(&receiver, wall_us() + 2 * SECOND_US).await;
+    let later = report_after(&receiver, slow.taken_us + 8 * SECOND_US).await;
+    let copying = |transfer: &&v1::Transfer| transfer.phase() == TransferPhase::Copying;
+    for before in slow.transfers.iter().filter(copying) {
+        let now = later.transfers.iter().filter(copying).find(|now| now.partition == before.partition);
+        assert!(now.is_none_or(|now| now.bytes > before.bytes), "it had no turn: {before:?} then {now:?}");
+    }
     throttle(&client, None).await;
     until_done(&client, operation).await;
     check(&client, &written, 4, 3).await;
