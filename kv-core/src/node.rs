@@ -31,6 +31,8 @@ use keys::{HeldQueue, ReadFor, Slot};
 use peers::Peer;
 use timers::{Timer, TimerKey, Timers};
 
+pub use crate::replica::RepairFigures;
+
 /// The shell's name for a client request, returned with the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(pub u64);
@@ -192,6 +194,8 @@ pub struct Status {
     pub leaving: usize,
     /// Comparisons with other owners that are under way or asked for by hand.
     pub repairing: usize,
+    /// What became of comparisons asked for by hand.
+    pub repairs: RepairFigures,
     /// Batches that are not durable.
     pub unsynced_batches: u64,
     /// Keys with work in progress.
@@ -408,6 +412,7 @@ impl Node {
             receiving: self.receiving(),
             leaving: self.leaving(),
             repairing: self.repairing(),
+            repairs: self.repair_figures(),
             unsynced_batches: self.seq.0 - self.durable.0,
             keys_busy: self.slots.len(),
             poisoned: self.poisoned.is_some(),

@@ -15,6 +15,7 @@ mod throttle;
 pub(crate) use copy::{Copy, Progress};
 pub(crate) use exchange::{Exchange, ExchangeId, Serving, Turns};
 pub(crate) use handoff::HandoffPass;
+pub use repair::RepairFigures;
 pub(crate) use repair::Repairs;
 pub(crate) use replication::{Goal, Replication, ReplicationId, Target};
 pub(crate) use residue::Leftovers;

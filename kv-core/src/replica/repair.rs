@@ -4,7 +4,7 @@
 //! Of two owners the one with the lower number begins. One comparison runs at a time, at a pace at which every pair has
 //! had its turn within `repair_every`; those that were asked for by hand come first and follow one another at once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::exchange::{Exchange, ExchangeId};
@@ -20,13 +20,35 @@ const TURN_MIN: Duration = Duration::from_millis(10);
 /// Comparisons, by hand and in the background.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
-    /// Those asked for by hand that have not begun.
+    /// Those asked for by hand that have not begun, in order and by name.
     asked: VecDeque<(PartitionId, NodeId)>,
-    running: Option<ExchangeId>,
+    names: BTreeSet<(PartitionId, NodeId)>,
+    running: Option<Running>,
+    figures: RepairFigures,
     /// The last one that had its turn in the background.
     last: Option<(PartitionId, NodeId)>,
     /// How many take turns in the background; `None` if that has to be counted again.
     pairs: Option<u32>,
+}
+
+/// The comparison that runs.
+#[derive(Debug)]
+struct Running {
+    id: ExchangeId,
+    by_hand: bool,
+}
+
+/// What became of the comparisons that were asked for by hand, since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairFigures {
+    /// Comparisons asked for; those that are neither done nor failed are still to come.
+    pub asked: u64,
+    /// Comparisons that came to their end.
+    pub done: u64,
+    /// Comparisons that did not: the other owner refused or went down, or the layout changed.
+    pub failed: u64,
+    /// Records that they fetched and offered.
+    pub records: u64,
 }
 
 impl Node {
@@ -34,13 +56,22 @@ impl Node {
     /// are left out.
     pub(crate) fn repair_by_hand(&mut self, partitions: &[PartitionId]) {
         for &partition in partitions {
-            for peer in self.repair_peers(partition) {
-                if !self.repairs.asked.contains(&(partition, peer)) {
+            let peers = self.repair_peers(partition);
+            for peer in peers.into_iter().filter(|peer| self.is_up(*peer)).collect::<Vec<_>>() {
+                if self.repairs.names.insert((partition, peer)) {
                     self.repairs.asked.push_back((partition, peer));
+                    self.repairs.figures.asked += 1;
                 }
             }
         }
         self.next_repair(false);
+    }
+
+    /// The other owners with which this node's copy of a partition can be compared, and whether each is up. None if this
+    /// node does not hold all of it.
+    #[must_use]
+    pub fn comparable(&self, partition: PartitionId) -> Vec<(NodeId, bool)> {
+        self.repair_peers(partition).into_iter().map(|peer| (peer, self.is_up(peer))).collect()
     }
 
     /// The other owners with which this node's copy can be compared.
@@ -66,9 +97,11 @@ impl Node {
             return;
         }
         while let Some((partition, peer)) = self.repairs.asked.pop_front() {
+            self.repairs.names.remove(&(partition, peer));
             if self.repair_peers(partition).contains(&peer) && self.is_up(peer) {
-                return self.start_repair(partition, peer);
+                return self.start_repair(partition, peer, true);
             }
+            self.repairs.figures.failed += 1;
         }
         let Some(layout) = self.layout.clone().filter(|_| background) else { return };
         let last = self.repairs.last;
@@ -84,7 +117,7 @@ impl Node {
             peers.sort_unstable();
             if let Some(&peer) = peers.iter().find(|peer| after(peer) && self.is_up(**peer)) {
                 self.repairs.last = Some((partition, peer));
-                return self.start_repair(partition, peer);
+                return self.start_repair(partition, peer, false);
             }
         }
     }
@@ -111,14 +144,19 @@ impl Node {
         self.repair_peers(partition).into_iter().filter(|&peer| me < peer).collect()
     }
 
-    fn start_repair(&mut self, partition: PartitionId, peer: NodeId) {
-        self.repairs.running = Some(self.start_exchange(partition, peer, Errand::Repair, true, None));
+    fn start_repair(&mut self, partition: PartitionId, peer: NodeId, by_hand: bool) {
+        let id = self.start_exchange(partition, peer, Errand::Repair, true, None);
+        self.repairs.running = Some(Running { id, by_hand });
     }
 
     /// Both hold the same, except for what was written meanwhile.
     pub(crate) fn repair_done(&mut self, id: ExchangeId, exchange: &Exchange) {
-        if self.repairs.running.take_if(|running| *running == id).is_some() {
+        if let Some(running) = self.repairs.running.take_if(|running| running.id == id) {
             let (partition, peer, records) = (exchange.partition, exchange.peer, exchange.records);
+            if running.by_hand {
+                self.repairs.figures.done += 1;
+                self.repairs.figures.records += records;
+            }
             if records > 0 {
                 self.out.push(Effect::Event(Event::Repaired { partition, peer, records }));
             }
@@ -128,7 +166,8 @@ impl Node {
 
     /// The other owner cannot compare now: its turn comes again.
     pub(crate) fn repair_failed(&mut self, id: ExchangeId) {
-        if self.repairs.running.take_if(|running| *running == id).is_some() {
+        if let Some(running) = self.repairs.running.take_if(|running| running.id == id) {
+            self.repairs.figures.failed += u64::from(running.by_hand);
             self.next_repair(false);
         }
     }
@@ -136,11 +175,12 @@ impl Node {
     /// The entries of some partitions have changed: their comparisons are void.
     pub(crate) fn restart_repairs(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
         self.recount_pairs();
-        if let Some(id) = self.repairs.running
-            && self.exchanges.get(&id).is_some_and(|exchange| changed(exchange.partition))
-        {
-            self.cancel_exchange(id);
-            self.repairs.running = None;
+        let exchanges = &self.exchanges;
+        let is_void =
+            |running: &mut Running| exchanges.get(&running.id).is_some_and(|exchange| changed(exchange.partition));
+        if let Some(running) = self.repairs.running.take_if(is_void) {
+            self.cancel_exchange(running.id);
+            self.repairs.figures.failed += u64::from(running.by_hand);
             self.next_repair(false);
         }
     }
@@ -148,5 +188,10 @@ impl Node {
     /// Comparisons under way or asked for by hand.
     pub(crate) fn repairing(&self) -> usize {
         self.repairs.asked.len() + usize::from(self.repairs.running.is_some())
+    }
+
+    /// What became of comparisons asked for by hand.
+    pub(crate) fn repair_figures(&self) -> RepairFigures {
+        self.repairs.figures
     }
 }

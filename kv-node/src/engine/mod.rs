@@ -6,6 +6,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
 use kv_core::message::{Message, Outcome, Request};
-use kv_core::node::Status;
+use kv_core::node::{RepairFigures, Status};
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
@@ -72,6 +73,7 @@ pub(crate) enum Command {
     Layout(Arc<Layout>),
     Keyspaces(Vec<Keyspace>),
     Transfers(TransferSettings),
+    Repair { partitions: Vec<PartitionId>, reply: oneshot::Sender<Repair> },
     Retry { partitions: Vec<PartitionId>, reply: oneshot::Sender<Vec<PartitionId>> },
     Seen { node: NodeId, store: Option<StoreId>, reply: oneshot::Sender<Option<Incarnation>> },
     Report(oneshot::Sender<Report>),
@@ -95,6 +97,21 @@ pub struct Report {
     pub transfers: Vec<Transfer>,
     /// What it holds of partitions that it has left.
     pub residue: Vec<Residue>,
+}
+
+/// What the engine has begun to compare.
+#[derive(Clone, Debug, Default)]
+pub struct Repair {
+    /// Partitions that are compared with at least one other owner, ascending.
+    pub partitions: Vec<PartitionId>,
+    /// One for each partition and other owner that is up.
+    pub comparisons: usize,
+    /// Other owners that are down.
+    pub down: BTreeSet<NodeId>,
+    /// Partitions whose own copy is not complete.
+    pub incomplete: Vec<PartitionId>,
+    /// The figures before.
+    pub before: RepairFigures,
 }
 
 /// What an engine is started with.
@@ -169,6 +186,11 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         self.tell(Command::Seen { node, store, reply }).await;
         answer.await.ok().flatten()
+    }
+
+    /// Compares partitions with their other owners. `None` if the engine does not answer in time.
+    pub async fn repair(&self, partitions: Vec<PartitionId>) -> Option<Repair> {
+        self.ask(|reply| Command::Repair { partitions, reply }).await
     }
 
     /// Lets copies that wait begin anew; which of them did. `None` if the engine does not answer in time.

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::counters::{Counters, Latencies, RequestKind};
 use super::storage::{Done, Handle, Storage};
-use super::{Command, EngineConfig, ReplyTo, Report, stopped};
+use super::{Command, EngineConfig, Repair, ReplyTo, Report, stopped};
 use crate::clock::Clock;
 use crate::link::Outbox;
 
@@ -200,6 +200,7 @@ impl Loop {
             Command::Layout(layout) => self.step(Input::Layout(layout)),
             Command::Keyspaces(keyspaces) => self.step(Input::Keyspaces(keyspaces)),
             Command::Transfers(settings) => self.step(Input::Transfers(settings)),
+            Command::Repair { partitions, reply } => unheard(reply.send(self.repair(partitions))),
             Command::Retry { partitions, reply } => unheard(reply.send(self.retry(partitions))),
             Command::Seen { node, store, reply } => {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
@@ -208,6 +209,23 @@ impl Loop {
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Stop(reply) => self.stopping = Some((reply, self.clock.now().mono)),
         }
+    }
+
+    /// Compares partitions with their other owners, as far as they are up.
+    fn repair(&mut self, partitions: Vec<PartitionId>) -> Repair {
+        let status = self.node.status();
+        let mut begun = Repair { before: status.repairs, ..Repair::default() };
+        for &partition in &partitions {
+            let (up, down): (Vec<_>, Vec<_>) = self.node.comparable(partition).into_iter().partition(|peer| peer.1);
+            begun.comparisons += up.len();
+            begun.down.extend(down.into_iter().map(|peer| peer.0));
+            if !up.is_empty() {
+                begun.partitions.push(partition);
+            }
+        }
+        begun.incomplete = status.unsynced.into_iter().filter(|partition| partitions.contains(partition)).collect();
+        self.step(Input::Repair(partitions));
+        begun
     }
 
     /// Lets copies that wait begin anew; those whose tries have grown did.

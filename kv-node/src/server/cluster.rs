@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::operations::{self, Steer};
-use super::{Shared, apply};
+use super::{Shared, apply, repair};
 use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind, already_running};
 use crate::events::NewEvent;
 use crate::server::snapshot;
@@ -129,6 +129,10 @@ impl Cluster for Service {
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
         operations::retry(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairResponse>, Status> {
+        repair::begin(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

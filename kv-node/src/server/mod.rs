@@ -6,6 +6,7 @@ mod key_value;
 mod metrics;
 mod operations;
 mod peer;
+mod repair;
 mod snapshot;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -121,8 +121,9 @@ fn word(steer: Steer) -> &'static str {
 pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<v1::RetryResponse, Status> {
     let v1::RetryRequest { id, by, partitions } = request;
     let (operation, asked) = (OperationId(id), asked(shared, by)?);
+    let count = shared.state().layout.as_ref().map_or(0, |layout| layout.partition_count());
     let named: Vec<PartitionId> =
-        partitions.iter().map(|&partition| partition_of(partition)).collect::<Result<_, _>>()?;
+        partitions.iter().map(|&partition| partition_of(partition, count)).collect::<Result<_, _>>()?;
     let command = Command::Retry { operation, partitions: named, asked: asked.clone() };
     let Done::Retried { retry, .. } = propose(shared, command).await? else {
         return Err(Status::internal("the command did something else"));
@@ -143,13 +144,15 @@ pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<
     Ok(v1::RetryResponse { operation: Some(to_wire(&state, found, false)), partitions: told, retry })
 }
 
-/// A partition as it travels.
+/// One of `count` partitions.
 ///
 /// # Errors
-/// `NOT_FOUND` for a number that none can have.
-pub(super) fn partition_of(number: u32) -> Result<PartitionId, Status> {
-    u16::try_from(number).map(PartitionId).map_err(|_beyond| {
-        to_status(RequestError::new(kv_core::error::Kind::NotFound, format!("there is no partition {number}")))
+/// `NOT_FOUND` for a number that none has.
+pub(super) fn partition_of(number: u32, count: u32) -> Result<PartitionId, Status> {
+    let found = u16::try_from(number).ok().filter(|_| number < count).map(PartitionId);
+    found.ok_or_else(|| {
+        let message = format!("there is no partition {number}; the cluster has 0 to {}", count.saturating_sub(1));
+        to_status(RequestError::new(kv_core::error::Kind::NotFound, message))
     })
 }
 

@@ -13,6 +13,7 @@ use kv_proto::v1::{self, MemberState};
 use super::Shared;
 use super::cluster::forming;
 use super::operations::{newest, throttle_to_wire};
+use super::repair::figures_to_wire;
 use crate::control::ClusterState;
 use crate::liveness::{Condition, Opinion};
 
@@ -104,6 +105,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                 snapshot.layout_epoch = status.epoch.0;
                 snapshot.transfers = report.transfers.iter().map(|it| transfer_to_wire(shared, &state, it)).collect();
                 snapshot.residue = report.residue.iter().map(|it| residue_to_wire(&state, it)).collect();
+                snapshot.repairs = Some(figures_to_wire(status.repairs));
                 snapshot.poisoned = report.poisoned.clone().unwrap_or_default();
                 snapshot.pending = Some(v1::Pending {
                     requests: status.requests as u64,

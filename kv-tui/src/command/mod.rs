@@ -73,6 +73,8 @@ pub enum Command {
     /// The keyspaces.
     #[command(subcommand)]
     Keyspace(KeyspaceCommand),
+    /// Let the owners of partitions compare what they hold now, and give each other what they lack.
+    Repair(RepairArgs),
     /// What happened, newest last.
     Events(EventsArgs),
     /// Measure throughput and latency, and verify what was written.
@@ -379,6 +381,17 @@ pub enum Conflict {
     Lww,
 }
 
+/// `repair`
+#[derive(Clone, Debug, Args)]
+pub struct RepairArgs {
+    /// Only these partitions; without any, all.
+    #[arg(value_name = "PARTITION")]
+    pub partitions: Vec<u32>,
+    /// Wait until all are compared.
+    #[arg(long)]
+    pub wait: bool,
+}
+
 /// `events`
 #[derive(Clone, Copy, Debug, Args)]
 pub struct EventsArgs {
@@ -442,7 +455,7 @@ impl Command {
             return !topology.dry_run;
         }
         match self {
-            Self::Put(_) | Self::Del(_) | Self::Import(_) | Self::Bench(_) => true,
+            Self::Put(_) | Self::Del(_) | Self::Import(_) | Self::Repair(_) | Self::Bench(_) => true,
             Self::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
             Self::Op(command) => !matches!(command, OpCommand::Ls | OpCommand::Show(_) | OpCommand::Watch(_)),
             Self::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
@@ -549,6 +562,8 @@ mod tests {
         check("op cancel 7", "Op(Cancel(OpArgs { id: 7 }))");
         check("op retry 7", "Op(Retry(RetryArgs { id: 7, partitions: [] }))");
         check("op retry 7 12 90", "Op(Retry(RetryArgs { id: 7, partitions: [12, 90] }))");
+        check("repair", "Repair(RepairArgs { partitions: [], wait: false })");
+        check("repair 7 12 --wait", "Repair(RepairArgs { partitions: [7, 12], wait: true })");
         check("wait idle", "until: Idle, timeout: 60s");
         check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
         check("bench --reads 25% --value-size 1KiB", "reads: 0.25");

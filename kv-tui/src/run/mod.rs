@@ -16,6 +16,7 @@ pub mod picture;
 mod plan;
 pub mod preview;
 pub mod progress;
+mod repair;
 pub(crate) mod report;
 mod retry;
 pub mod safety;
@@ -73,6 +74,7 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Keyspace(KeyspaceCommand::Ls) => cluster::keyspace_list(client, sink).await,
         Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,
         Command::Keyspace(KeyspaceCommand::Drop { name }) => cluster::keyspace_drop(name, line.yes, client, sink).await,
+        Command::Repair(args) => repair::repair(args, client, sink).await,
         Command::Events(args) => events::events(*args, client, sink).await,
         Command::Bench(args) => bench::bench(args, client, sink).await,
     };

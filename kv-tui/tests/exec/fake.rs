@@ -365,6 +365,7 @@ impl ClusterService for Node {
             name: self.id.to_string(),
             state: v1::MemberState::Up.into(),
             layout_epoch: 1,
+            repairs: Some(v1::RepairFigures { asked: 11, done: 10, failed: 1, records: 94 }),
             uptime_us: 3_600_000_000,
             taken_us: now().0,
             transfers: if self.id == NodeId(3) { world.transfers.clone() } else { Vec::new() },
@@ -459,6 +460,18 @@ impl ClusterService for Node {
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
         let operation = Some(self.lock().steer(request.get_ref().id, v1::OperationState::Running)?);
         Ok(Response::new(v1::ResumeResponse { operation }))
+    }
+
+    async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairResponse>, Status> {
+        let named = request.into_inner().partitions;
+        if let Some(unknown) = named.iter().find(|partition| **partition as usize >= PARTITIONS) {
+            return Err(to_status(RequestError::new(Kind::NotFound, format!("there is no partition {unknown}"))));
+        }
+        let all = (0..PARTITIONS).map(|index| u32::try_from(index).expect("small"));
+        let partitions = if named.is_empty() { all.collect() } else { named };
+        let comparisons = 2 * u32::try_from(partitions.len()).expect("small");
+        let before = Some(v1::RepairFigures { asked: 5, done: 4, failed: 1, records: 90 });
+        Ok(Response::new(v1::RepairResponse { node: self.id.0, partitions, comparisons, before, ..Default::default() }))
     }
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {

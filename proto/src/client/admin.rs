@@ -39,6 +39,37 @@ pub struct NodeReport {
 impl Client {
     /// Asks every member for its figures, all at once, and waits for each no longer than `limit`.
     pub async fn reports(&self, request: v1::WatchRequest, limit: Duration) -> Vec<NodeReport> {
+        let ask = |id, node| report_of(id, node, v1::WatchRequest { once: true, ..request }, limit);
+        let mut reports = self.ask_everybody(ask).await;
+        reports.sort_by(|a, b| (a.node, &a.address).cmp(&(b.node, &b.address)));
+        reports
+    }
+
+    /// Has every member compare partitions with their other owners, and waits for the answer of each no longer than
+    /// `limit`. Ascending by member.
+    pub async fn repair(
+        &self,
+        request: &v1::RepairRequest,
+        limit: Duration,
+    ) -> Vec<(NodeId, Result<v1::RepairResponse, RequestError>)> {
+        let ask = |id, node: Arc<Node>| {
+            let (request, deadline) = (request.clone(), Instant::now() + limit);
+            async move {
+                let mut client = calls::cluster(node.channel());
+                let answer = calls::within(&node, deadline, client.repair(request)).await;
+                (id, answer.map_err(|failure| failure.error))
+            }
+        };
+        let mut answers = self.ask_everybody(ask).await;
+        answers.sort_by_key(|answer| answer.0);
+        answers
+    }
+
+    /// Asks every member, or every node that is known while the cluster is forming, many at once.
+    async fn ask_everybody<T: Send + 'static, F>(&self, ask: impl Fn(NodeId, Arc<Node>) -> F) -> Vec<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
         let view = self.view();
         let mut targets: Vec<(NodeId, Arc<Node>)> = view
             .description
@@ -50,20 +81,19 @@ impl Client {
             targets = view.any_node().into_iter().map(|node| (NodeId(0), node)).collect();
         }
         let mut asking = JoinSet::new();
-        let mut reports = Vec::with_capacity(targets.len());
+        let mut answers = Vec::with_capacity(targets.len());
         for (id, node) in targets {
             if asking.len() >= ASKED_AT_ONCE
-                && let Some(Ok(report)) = asking.join_next().await
+                && let Some(Ok(answer)) = asking.join_next().await
             {
-                reports.push(report);
+                answers.push(answer);
             }
-            asking.spawn(report_of(id, node, v1::WatchRequest { once: true, ..request }, limit));
+            asking.spawn(ask(id, node));
         }
-        while let Some(report) = asking.join_next().await {
-            reports.extend(report.ok());
+        while let Some(answer) = asking.join_next().await {
+            answers.extend(answer.ok());
         }
-        reports.sort_by(|a, b| (a.node, &a.address).cmp(&(b.node, &b.address)));
-        reports
+        answers
     }
 
     /// Follows one member's account.

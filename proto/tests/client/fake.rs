@@ -418,6 +418,10 @@ impl ClusterService for Fake {
         Ok(Response::new(v1::ResumeResponse { operation }))
     }
 
+    async fn repair(&self, _: Request<v1::RepairRequest>) -> Result<Response<v1::RepairResponse>, Status> {
+        Ok(Response::new(v1::RepairResponse { node: self.id.0, ..Default::default() }))
+    }
+
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::RetryResponse>, Status> {
         let operation = Some(self.steer(request.get_ref().id)?);
         Ok(Response::new(v1::RetryResponse { operation, ..Default::default() }))
