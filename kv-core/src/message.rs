@@ -308,6 +308,12 @@ pub enum Message {
         /// The answer, or why there is none.
         result: Result<Answer, Refusal>,
     },
+    /// The sender refused something because it knew only an older layout; now it acts on this one. What it refused may
+    /// be asked again.
+    CaughtUp {
+        /// The epoch of its layout.
+        epoch: Epoch,
+    },
 }
 
 /// In which role a node is addressed.
@@ -387,6 +393,19 @@ impl Message {
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
+    /// Whether it refuses something because its sender knows only an older layout.
+    pub(crate) fn is_behind(&self) -> bool {
+        let refusal = match self {
+            Self::Forwarded { outcome: Err(refusal), .. }
+            | Self::Replicated { result: Err(refusal), .. }
+            | Self::ReadResult { result: Err(refusal), .. }
+            | Self::SliceResult { result: Err(refusal), .. }
+            | Self::ExchangeResult { result: Err(refusal), .. } => refusal,
+            _ => return false,
+        };
+        matches!(refusal, Refusal::Behind { .. })
     }
 
     /// The encoding.

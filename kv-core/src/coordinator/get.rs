@@ -28,6 +28,8 @@ pub(super) struct GetOp {
     /// Who has been asked and has not answered.
     waiting: Vec<Asked>,
     answers: Vec<Answer>,
+    /// Who has refused at this epoch and may answer when either side knows the other's layout.
+    late: Vec<Asked>,
     failures: Vec<String>,
     pub(super) hedge: Option<TimerKey>,
 }
@@ -69,6 +71,7 @@ impl Node {
             candidates: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
+            late: Vec::new(),
             failures: Vec::new(),
             hedge: None,
         };
@@ -119,6 +122,7 @@ impl Node {
         get.candidates = candidates;
         get.waiting.clone_from(&first);
         get.answers.clear();
+        get.late.clear();
         let old = get.hedge.replace(hedge);
         let key = get.key.clone();
         if let Some(old) = old {
@@ -160,10 +164,14 @@ impl Node {
     }
 
     pub(super) fn get_failed(&mut self, op: OpId, node: NodeId, role: Role, refusal: Option<Refusal>) {
+        let again = matches!(refusal, Some(Refusal::Behind { epoch }) if epoch < self.caught_up(node));
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         get.waiting.retain(|asked| *asked != (node, role));
         // An answer that was a digest cannot be completed any more.
         get.answers.retain(|answer| answer.from != (node, role) || answer.record.is_some());
+        if matches!(refusal, Some(Refusal::Behind { .. } | Refusal::Stale { .. })) {
+            get.late.push((node, role));
+        }
         let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
         get.failures.push(format!("{node}: {why}"));
         if !get.candidates.is_empty() {
@@ -172,7 +180,42 @@ impl Node {
             let key = get.key.clone();
             self.ask_read(op, next.0, next.1, &key, false);
         }
+        if again {
+            self.read_late(op, node);
+        }
         self.evaluate(op);
+    }
+
+    /// A node that refused reads for want of a layout has it now.
+    pub(crate) fn read_again(&mut self, node: NodeId) {
+        for op in self.late_reads(node) {
+            self.read_late(op, node);
+        }
+    }
+
+    /// A node that refused reads for want of a layout has gone.
+    pub(crate) fn late_reads_lost(&mut self, node: NodeId) {
+        for op in self.late_reads(node) {
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.late.retain(|late| late.0 != node);
+            }
+            self.evaluate(op);
+        }
+    }
+
+    fn late_reads(&self, node: NodeId) -> Vec<OpId> {
+        let is_late = |op: &Op| matches!(&op.state, OpState::Get(get) if get.late.iter().any(|late| late.0 == node));
+        self.ops.iter().filter(|(_, op)| is_late(op)).map(|(&id, _)| id).collect()
+    }
+
+    fn read_late(&mut self, op: OpId, node: NodeId) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        let again: Vec<Asked> = get.late.extract_if(.., |late| late.0 == node).collect();
+        get.waiting.extend(&again);
+        let key = get.key.clone();
+        for (node, role) in again {
+            self.ask_read(op, node, role, &key, false);
+        }
     }
 
     fn evaluate(&mut self, op: OpId) {
@@ -188,7 +231,7 @@ impl Node {
         };
         if !met(&answered) {
             let mut possible = answered;
-            for asked in get.waiting.iter().chain(&get.candidates) {
+            for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
                 if !possible.contains(asked) {
                     possible.push(*asked);
                 }

@@ -185,6 +185,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), errand, question }
         }),
         (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
+        any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
     ]
 }
 

@@ -51,6 +51,7 @@ impl Node {
         self.restart_copies(&changed);
         self.restart_repairs(&changed);
         self.plan_handovers();
+        self.tell_caught_up(epoch);
         self.set_timer(self.now.mono, super::Timer::Handoff);
     }
 

@@ -12,7 +12,7 @@ use crate::node::keys::Held;
 use crate::node::timers::Timer;
 use crate::node::{Effect, meta};
 use crate::replica::{ExchangeId, ReplicationId};
-use crate::types::{Incarnation, NodeId, PartitionId, StoreId};
+use crate::types::{Epoch, Incarnation, NodeId, PartitionId, StoreId};
 
 /// What the loop knows of another node.
 #[derive(Debug, Default)]
@@ -25,6 +25,10 @@ pub(crate) struct Peer {
     pub(crate) calls: BTreeMap<CallId, Purpose>,
     /// Forwards of this session that were taken or refused.
     pub(crate) forwards: ForwardsSeen,
+    /// Whether the peer was refused something because this node knows only an older layout.
+    pub(crate) waits_for_layout: bool,
+    /// The newest epoch on which the peer has said, in this session, that it acts now.
+    pub(crate) caught_up: Epoch,
 }
 
 /// How many forwards of a session are remembered, to recognise a repeated frame.
@@ -131,6 +135,9 @@ impl Node {
     }
 
     pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        if message.is_behind() {
+            self.peers.entry(to).or_default().waits_for_layout = true;
+        }
         self.out.push(Effect::Send { to, message });
     }
 
@@ -165,6 +172,7 @@ impl Node {
         }
         peer.up = true;
         peer.forwards = ForwardsSeen::default();
+        (peer.waits_for_layout, peer.caught_up) = (false, Epoch(0));
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.set_timer(self.now.mono, Timer::Handoff);
         self.plan_copies();
@@ -186,6 +194,31 @@ impl Node {
                 Purpose::Exchange(exchange) => self.exchange_lost(exchange),
             }
         }
+        self.late_reads_lost(node);
+    }
+
+    /// This node acts on another layout: whoever it refused for want of it may ask again at once.
+    pub(super) fn tell_caught_up(&mut self, epoch: Epoch) {
+        let waits = |peer: &mut Peer| std::mem::take(&mut peer.waits_for_layout) && peer.up;
+        let waiting: Vec<NodeId> =
+            self.peers.iter_mut().filter_map(|(node, peer)| waits(peer).then_some(*node)).collect();
+        for node in waiting {
+            self.send(node, Message::CaughtUp { epoch });
+        }
+    }
+
+    /// A peer that refused something for want of a layout has it now: that is asked again.
+    fn peer_caught_up(&mut self, node: NodeId, epoch: Epoch) {
+        let peer = self.peers.entry(node).or_default();
+        peer.caught_up = peer.caught_up.max(epoch);
+        self.replicate_again(node);
+        self.read_again(node);
+        self.wake_exchanges(|exchange| exchange.peer == node);
+    }
+
+    /// The newest epoch on which a peer has said that it acts. A refusal at an older one was overtaken by that.
+    pub(crate) fn caught_up(&self, node: NodeId) -> Epoch {
+        self.peers.get(&node).map_or(Epoch(0), |peer| peer.caught_up)
     }
 
     pub(super) fn message(&mut self, from: NodeId, message: Message) {
@@ -235,6 +268,7 @@ impl Node {
             Message::Exchange { call, partition, epoch, errand, question } => {
                 self.serve_exchange(from, call, (partition, epoch, errand), question);
             }
+            Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
             Message::ExchangeResult { call, result } => {
                 if let Some(Purpose::Exchange(exchange)) = self.answered(from, call) {
                     self.exchange_answered(exchange, call, result);
@@ -244,8 +278,8 @@ impl Node {
     }
 
     /// Refuses a request for a partition at another epoch than this node's, by rule E2.
-    pub(crate) fn fence(&self, partition: PartitionId, epoch: crate::types::Epoch) -> Result<(), Refusal> {
-        let Some(layout) = &self.layout else { return Err(Refusal::Behind { epoch: crate::types::Epoch(0) }) };
+    pub(crate) fn fence(&self, partition: PartitionId, epoch: Epoch) -> Result<(), Refusal> {
+        let Some(layout) = &self.layout else { return Err(Refusal::Behind { epoch: Epoch(0) }) };
         let Some(entry) = layout.entry(partition) else { return Err(Refusal::NotOwner) };
         match epoch.cmp(&entry.changed) {
             std::cmp::Ordering::Equal => Ok(()),

@@ -386,7 +386,7 @@ impl Node {
         }
         self.transfers = settings;
         self.throttle.limit(settings.bytes_per_second_max, self.now.mono);
-        self.wake_exchanges();
+        self.wake_exchanges(|_| true);
         self.plan_copies();
         self.arm_handovers();
     }

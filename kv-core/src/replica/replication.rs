@@ -73,6 +73,12 @@ impl Node {
 
     /// Sends the record to everybody who has not confirmed it.
     fn send_waiting(&mut self, id: ReplicationId) {
+        self.send_to(id, |_| true);
+        self.schedule(id);
+    }
+
+    /// Sends the record to some of those who have not confirmed it.
+    fn send_to(&mut self, id: ReplicationId, whom: impl Fn(&Target) -> bool) {
         let Some(replication) = self.replications.get(&id) else { return };
         let key = replication.key.clone();
         let record = replication.record.clone();
@@ -81,7 +87,7 @@ impl Node {
             .targets
             .iter()
             .enumerate()
-            .filter(|(_, target)| target.state == Delivery::Waiting)
+            .filter(|(_, target)| target.state == Delivery::Waiting && whom(target))
             .map(|(index, target)| (index, target.node, target.role, target.call))
             .collect();
         for (index, node, role, call) in waiting {
@@ -106,7 +112,6 @@ impl Node {
                 self.ask(node, call, Purpose::Replicate(id), message);
             }
         }
-        self.schedule(id);
     }
 
     fn target(&mut self, id: ReplicationId, index: usize) -> Option<&mut Target> {
@@ -173,8 +178,20 @@ impl Node {
         self.send_waiting(id);
     }
 
+    /// A node that refused records may take them now.
+    pub(crate) fn replicate_again(&mut self, node: NodeId) {
+        let refused =
+            |target: &Target| target.node == node && target.state == Delivery::Waiting && target.call.is_none();
+        let waiting = self.replications.iter().filter(|(_, found)| found.targets.iter().any(refused));
+        for id in waiting.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.send_to(id, refused);
+            self.end_if_done(id);
+        }
+    }
+
     /// A node answered.
     pub(crate) fn replicated(&mut self, id: ReplicationId, from: NodeId, call: CallId, result: Result<(), Refusal>) {
+        let newest = self.caught_up(from);
         let Some(replication) = self.replications.get_mut(&id) else { return };
         let goal = replication.goal;
         let Some(target) = replication.targets.iter_mut().find(|target| target.call == Some(call)) else { return };
@@ -187,7 +204,12 @@ impl Node {
                     self.write_acked(op, from, role, epoch);
                 }
             }
-            // The next attempt carries the epoch of then, or finds the replica less busy.
+            // It has learned the layout meanwhile.
+            Err(Refusal::Behind { epoch }) if epoch < newest => {
+                self.send_to(id, |target| target.node == from && target.call.is_none());
+            }
+            // It says when it knows the layout; this node's own next one sends the record again; the next attempt finds
+            // the replica less busy.
             Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => return,
             Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Failed(_)) => {
                 target.state = Delivery::GivenUp;

@@ -8,7 +8,7 @@ use kv_core::node::Node;
 use kv_core::types::RequestId;
 
 use crate::check::{answers, converged, kept, kept::Final};
-use crate::history::{End, KeyId, WriteOp};
+use crate::history::{End, KeyId, OpId, WriteOp};
 use crate::report::Count;
 use crate::settings::{MS, node_id};
 use crate::trace::note;
@@ -226,6 +226,12 @@ impl World {
 
     /// Writes a key without a context, which must succeed; `None` deletes.
     pub(crate) fn audit_write(&mut self, key: KeyId, value: Option<Bytes>, consistency: Consistency, machine: usize) {
+        let op = self.plan_write(key, value, consistency);
+        self.audit_asks(vec![(Ask::Write(op), machine)]);
+    }
+
+    /// A write of the audit that nobody has asked for yet.
+    pub(crate) fn plan_write(&mut self, key: KeyId, value: Option<Bytes>, consistency: Consistency) -> OpId {
         let sequence = self.history.ops.len() as u64;
         let op = WriteOp {
             key,
@@ -238,8 +244,7 @@ impl World {
             dots: Vec::new(),
             dots_before: 0,
         };
-        let op = self.history.add_op(op);
-        self.audit_asks(vec![(Ask::Write(op), machine)]);
+        self.history.add_op(op)
     }
 
     /// An answer to the audit arrives.

@@ -8,7 +8,7 @@ use crate::history::KeyId;
 use crate::report::{Count, Report};
 use crate::runner::{Run, run_adjusted, run_script};
 use crate::settings::{Faults, MS, Mutation, Settings, node_id};
-use crate::workload::Ask;
+use crate::workload::{Ask, Asker};
 use crate::world::World;
 
 /// Seeds that each script is tried with.
@@ -432,6 +432,61 @@ fn refill_by_an_old_layout(world: &mut World) {
     }
     wait_for_operation(world, 2500 * MS);
     world.finish();
+}
+
+/// A key is written and read by the first node that acts on a new layout; the others hear of it 20 ms later. How long
+/// either takes must follow from that, not from when attempts are repeated.
+fn ask_while_others_lag(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let first = world.dice.index(3);
+    let others: Vec<usize> = (0..4).filter(|machine| *machine != first).collect();
+    let before = world.layout().epoch;
+    for &machine in &others {
+        world.machines[machine].hears_up_to = Some(before);
+    }
+    world.operate(&[Change::Add { node: node_id(3) }]);
+    let moving = world.history.key_ids().find(|key| world.entry(world.history.key(*key).partition).joint.is_some());
+    let end = world.time + 2000 * MS;
+    while world.machines[first].acted_on == before && world.time < end {
+        world.run_until(world.time + MS);
+    }
+    let Some(key) = moving else { return world.finish() };
+    let ask = if world.dice.chance(500) {
+        let value = world.history.next_value(0);
+        Ask::Write(world.plan_write(key, Some(value), QUORUM))
+    } else {
+        Ask::Read { key, consistency: QUORUM }
+    };
+    let (begun, layout) = (world.time, world.layouts.len() - 1);
+    world.ask(Asker::Audit, ask, first, layout);
+    world.run_until(begun + 20 * MS);
+    for &machine in &others {
+        world.machines[machine].hears_up_to = None;
+        world.tell_layouts(machine);
+    }
+    while !world.pending.is_empty() && world.time < begun + 2000 * MS {
+        world.run_until(world.time + MS);
+    }
+    if world.time - begun > 120 * MS {
+        world.fail(format!("it took {} ms", (world.time - begun) / MS));
+    }
+    world.finish();
+}
+
+#[test]
+fn what_is_under_way_goes_on_when_the_others_know_the_layout() {
+    let adjust = |settings: &mut Settings| {
+        without_clients(settings);
+        settings.keys_per_keyspace = 8;
+        settings.partitions = 4;
+        settings.node.deadline = std::time::Duration::from_secs(3);
+        settings.node.retry_after = std::time::Duration::from_millis(500);
+        settings.network.delay = MS;
+        settings.network.late = 0;
+        settings.sync = 2 * MS;
+    };
+    check(|seed| run_script(seed, false, adjust, ask_while_others_lag), &[Count::CutOvers]);
 }
 
 fn without_clients(settings: &mut Settings) {

@@ -78,6 +78,7 @@ pub(crate) fn brief(message: &Message) -> String {
             format!("{errand:?} {} {partition} {epoch}: {}", call.0, question(what))
         }
         Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
+        Message::CaughtUp { epoch } => format!("acts on {epoch}"),
         Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
     }
 }

@@ -165,9 +165,10 @@ impl Node {
         }
     }
 
-    /// Those that wait for leave to ask may go on.
-    pub(crate) fn wake_exchanges(&mut self) {
-        for id in self.exchanges.keys().copied().collect::<Vec<_>>() {
+    /// Those that wait for leave to ask, or for their peer, may go on.
+    pub(crate) fn wake_exchanges(&mut self, which: impl Fn(&Exchange) -> bool) {
+        let woken = self.exchanges.iter().filter(|(_, exchange)| which(exchange)).map(|(&id, _)| id);
+        for id in woken.collect::<Vec<_>>() {
             self.set_timer(self.now.mono, Timer::Exchange(id));
         }
         self.set_turn();
@@ -281,9 +282,11 @@ impl Node {
     }
 
     fn exchange_refused(&mut self, id: ExchangeId, refusal: Refusal) {
-        let at = self.now.mono.plus(self.config.retry_after);
+        let Some(peer) = self.exchanges.get(&id).map(|exchange| exchange.peer) else { return };
+        let overtaken = matches!(refusal, Refusal::Behind { epoch } if epoch < self.caught_up(peer));
+        let at = if overtaken { self.now.mono } else { self.now.mono.plus(self.config.retry_after) };
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
-        let why = format!("{}: {refusal}", exchange.peer);
+        let why = format!("{peer}: {refusal}");
         match refusal {
             // It will know more, or have more room, before long.
             Refusal::Behind { .. } | Refusal::Busy(_) => {
