@@ -11,7 +11,7 @@ use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::Kind;
 use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request, Response, ScanRequest};
 use kv_core::node::{Effect, Input, Node, Tag};
-use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
+use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::storage::{Committer, MemoryCommitter, MemoryReader, MemoryStore, Reader};
 use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, Monotonic, NodeId, Now, RequestId, StoreId, WallTime};
 
@@ -22,6 +22,7 @@ struct Shell {
     now: Now,
     answers: BTreeMap<Tag, Outcome>,
     asked: u64,
+    layout: Layout,
 }
 
 impl Shell {
@@ -35,12 +36,14 @@ impl Shell {
             copies: 3,
             partitions: 16,
             members: BTreeMap::from([(NodeId(1), member)]),
-        });
+        })
+        .unwrap();
         let config = NodeConfig::new(NodeId(1));
         let node = Node::recover(config, ClusterConfig::default(), opened.incarnation, &reader, committer.stats());
         let now = Now { mono: Monotonic(1), wall: WallTime(1_700_000_000_000_000) };
-        let mut shell = Self { node: node.unwrap(), reader, committer, now, answers: BTreeMap::new(), asked: 0 };
-        shell.give(Input::Layout(Arc::new(layout.unwrap())));
+        let mut shell =
+            Self { node: node.unwrap(), reader, committer, now, answers: BTreeMap::new(), asked: 0, layout };
+        shell.give(Input::Layout(Arc::new(shell.layout.clone())));
         shell
     }
 
@@ -138,6 +141,20 @@ fn puts_gets_and_deletes() {
     assert_eq!(shell.node.status().keys_busy, 0);
     assert_eq!(shell.node.status().requests, 0);
     assert_eq!(shell.node.status().replications, 0);
+}
+
+#[test]
+fn a_store_that_was_given_up_neither_answers_nor_confirms() {
+    let mut shell = Shell::new();
+    shell.write("k", Some("v1"), None, None).unwrap();
+    // Another store has taken its place: what that one confirmed is not here.
+    let mut layout = shell.layout.clone();
+    layout.epoch = Epoch(layout.epoch.0 + 1);
+    layout.members.get_mut(&NodeId(1)).unwrap().store = StoreId(8);
+    shell.give(Input::Layout(Arc::new(layout)));
+    assert_eq!(shell.key("k", Operation::Get).unwrap_err().kind, Kind::Unavailable);
+    assert_eq!(shell.write("k", Some("v2"), None, None).unwrap_err().kind, Kind::Unavailable);
+    assert_eq!(shell.node.status().unsynced.len(), 16);
 }
 
 #[test]

@@ -82,8 +82,9 @@ impl Node {
 
     /// Whether this store holds what the layout expects of an owner of `partition`: it was there when the cluster was
     /// formed and has owned the partition from the start, or it has been refilled or copied to since (rules D2 and E3).
-    /// That the layout names this store says nothing: a member whose store was lost is listed with its new one. Who only
-    /// enters a migrating partition is not asked alone, however much it holds.
+    /// That the layout names this store is not enough: a member whose store was lost is listed with its new one. But a
+    /// store that it does not name was given up, or has still to be filled: another one may have confirmed what it lacks,
+    /// and peers that lost their own memory do not recognise it. Who only enters a migrating partition is not asked alone, however much it holds.
     pub(crate) fn is_synced(&self, partition: PartitionId) -> bool {
         if !self.rules.keep(Rule::RefillLostStore) {
             return true;
@@ -92,6 +93,9 @@ impl Node {
         let Some(entry) = layout.entry(partition) else { return false };
         let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
         let store = self.incarnation.store;
+        if !self.is_listed() {
+            return false;
+        }
         let original = self.original == Some(store) && owner.since <= FIRST_EPOCH;
         let counts = |synced: &meta::Synced| {
             synced.0 == store && (synced.1 == owner.since || !self.rules.keep(Rule::SinceCounts))
@@ -102,7 +106,8 @@ impl Node {
     /// Whether this node's confirmations and answers count for `partition`: as those of a complete old owner, or of one
     /// that enters, which count among the new owners only (rule A3).
     pub(crate) fn holds(&self, partition: PartitionId) -> bool {
-        self.is_synced(partition) || self.entry(partition).is_some_and(|entry| entry.enters(self.config.node))
+        let enters = || self.entry(partition).is_some_and(|entry| entry.enters(self.config.node));
+        self.is_synced(partition) || (self.is_listed() && enters())
     }
 
     /// The partition holds all that its other owners held: remember it, then serve it.

@@ -99,7 +99,7 @@ impl Node {
     /// Whether the layout lists this store. A store is filled only by such a layout (rule D2): it is newer than anything
     /// that the store's predecessor confirmed, and no receipt of the predecessor counts any more. By an older one, the
     /// other owners might all lack what the predecessor confirmed with an owner that has entered since.
-    fn is_listed(&self) -> bool {
+    pub(crate) fn is_listed(&self) -> bool {
         let member = self.layout.as_ref().and_then(|layout| layout.members.get(&self.config.node));
         member.is_some_and(|member| member.store == self.incarnation.store) || !self.rules.keep(Rule::ListedStore)
     }
