@@ -77,6 +77,9 @@ pub struct NodeConfig {
     pub slice_entries_max: usize,
     /// Bytes in such a slice.
     pub slice_bytes_max: usize,
+    /// Bytes of records that one question of an exchange brings. Requests that come meanwhile wait for as much work, so it
+    /// is far less than a slice may have.
+    pub copy_bytes_max: usize,
     /// Partitions that a refill copies at once.
     pub refills_max: usize,
     /// In this time every owned partition is compared once with each of its other owners (anti-entropy); zero: never.
@@ -104,6 +107,7 @@ impl NodeConfig {
             sweep_every: Duration::from_secs(600),
             slice_entries_max: 1024,
             slice_bytes_max: 1024 * 1024,
+            copy_bytes_max: 48 * 1024,
             refills_max: 4,
             repair_every: Duration::from_secs(3600),
         }

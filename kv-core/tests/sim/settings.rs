@@ -218,6 +218,7 @@ fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
         sweep_every: Duration::from_millis(dice.between(300, 3000)),
         slice_entries_max: dice.index(8) + 1,
         slice_bytes_max: 1000,
+        copy_bytes_max: 700,
         refills_max: dice.index(4) + 1,
         repair_every: Duration::from_millis(*dice.pick(&[0, 0, 1500, 0])),
         ..NodeConfig::new(NodeId(0))

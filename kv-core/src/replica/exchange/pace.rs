@@ -52,7 +52,7 @@ impl Node {
     pub(super) fn question_bytes_max(&self, id: ExchangeId) -> usize {
         let limited = self.exchanges.get(&id).is_some_and(Exchange::is_limited);
         let share = if limited { self.throttle.share() } else { usize::MAX };
-        self.config.slice_bytes_max.min(share)
+        self.config.copy_bytes_max.min(share)
     }
 
     /// Books what a question moves. If the limit does not allow it yet, the exchange goes on when it does: `false`.

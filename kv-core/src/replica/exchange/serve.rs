@@ -64,7 +64,7 @@ impl Node {
             }
             Question::Records { after, bytes_max } => {
                 self.serving.insert(id, serving(Kinds::Records));
-                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(self.config.slice_bytes_max);
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(self.config.copy_bytes_max);
                 self.read_slice_for(id, partition, after.as_ref(), bytes_max);
             }
             Question::Digests { leaves, after } => {
