@@ -95,6 +95,12 @@ impl Step {
     }
 }
 
+/// A receiver of which so many accounts of others in a row say that it is not in reach has fallen silent.
+const MISSED_MAX: u32 = 3;
+
+/// The states in which a node tells nothing of what arrives.
+const OUT_OF_REACH: [v1::MemberState; 2] = [v1::MemberState::Suspect, v1::MemberState::Down];
+
 /// What travels from one node to another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Link {
@@ -147,16 +153,11 @@ pub struct Flow {
     pub left: u64,
     /// Bytes a second; 0: nothing arrives.
     pub rate: f64,
+    /// How long it needs at its present rate; `None`: unknown, or nothing is left. A source that is read slowly because
+    /// the others have their turn tells nothing of the end.
+    pub eta: Option<Duration>,
     /// Whether one of its moves has stalled.
     pub stalled: bool,
-}
-
-impl Flow {
-    /// How long it needs at its present rate; `None`: unknown, or nothing is left.
-    #[must_use]
-    pub fn eta(&self) -> Option<Duration> {
-        eta(self.left, self.rate)
-    }
 }
 
 /// How far an operation is.
@@ -172,6 +173,8 @@ pub struct Progress {
     proven: BTreeMap<(u64, u64), u64>,
     /// When each receiver told something last, by its clock.
     told_us: BTreeMap<u64, u64>,
+    /// How often others have called a receiver out of reach since it told something last.
+    missed: BTreeMap<u64, u32>,
     /// The part that is done, 0 to 1.
     share: f64,
 }
@@ -187,6 +190,7 @@ impl Progress {
             links: BTreeMap::new(),
             proven: BTreeMap::new(),
             told_us: BTreeMap::new(),
+            missed: BTreeMap::new(),
             share: 0.0,
         };
         progress.judge();
@@ -266,6 +270,15 @@ impl Progress {
         if !self.is_active() {
             return;
         }
+        self.missed.remove(&snapshot.node);
+        for peer in snapshot.peers.iter().filter(|peer| OUT_OF_REACH.contains(&peer.state())) {
+            let missed = self.missed.entry(peer.node).or_default();
+            *missed += 1;
+            // One that only some cannot reach goes on telling how it gets on.
+            if *missed == MISSED_MAX {
+                self.fall_silent(peer.node);
+            }
+        }
         let mut arrived: BTreeMap<u64, u64> = BTreeMap::new();
         let before_us = self.told_us.insert(snapshot.node, snapshot.taken_us);
         let passed_us = before_us.map_or(0, |before| snapshot.taken_us.saturating_sub(before));
@@ -329,6 +342,20 @@ impl Progress {
             self.links.entry((source, snapshot.node)).or_default().look(snapshot.taken_us, bytes);
         }
         self.judge();
+    }
+
+    /// Nothing arrives at a receiver that is not in reach, whatever it told last.
+    fn fall_silent(&mut self, receiver: u64) {
+        for (_, link) in self.links.iter_mut().filter(|((_, to), _)| *to == receiver) {
+            link.looks.clear();
+        }
+        for ((_, to), step) in &mut self.steps {
+            if *to == receiver && matches!(step.state, MoveState::Copying | MoveState::Verifying | MoveState::Stalled) {
+                step.state = MoveState::Stalled;
+                step.rate = 0.0;
+                "its receiver is not in reach".clone_into(&mut step.waiting_for);
+            }
+        }
     }
 
     fn judge(&mut self) {
@@ -445,12 +472,14 @@ impl Progress {
             flow.left = flow.left.saturating_add(step.remaining());
             flow.stalled |= step.state == MoveState::Stalled;
         }
+        let all = self.eta();
         for (ends, flow) in &mut flows {
             #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
             let share = flow.share / flow.moves as f64;
             flow.share = share;
             if flow.moved < flow.moves && self.operation.state() == v1::OperationState::Running {
                 flow.rate = self.links.get(ends).map_or(0.0, Link::rate);
+                flow.eta = eta(flow.left, flow.rate).filter(|left| all.is_none_or(|(all, _)| *left <= 2 * all));
             }
         }
         flows
@@ -533,6 +562,40 @@ mod tests {
             progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
         }
         assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
+    }
+
+    #[test]
+    fn nothing_arrives_at_a_receiver_that_is_down() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        progress.tell_operation(&operation(0, v1::OperationState::Running), |_| (10, 100_000));
+        for second in 0..=5 {
+            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        }
+        let other = |second: u64| v1::NodeSnapshot {
+            node: 1,
+            taken_us: second * 1_000_000,
+            peers: vec![v1::PeerOpinion { node: 4, state: v1::MemberState::Down.into(), ..Default::default() }],
+            ..Default::default()
+        };
+        // Others may lose sight of it while it gets on.
+        for second in 6..=9 {
+            progress.tell_snapshot(&other(second));
+            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        }
+        assert!(progress.rate() > 999.0 && progress.count(MoveState::Copying) == 1, "{progress:?}");
+        let share = progress.share();
+        for second in 10..=15 {
+            progress.tell_snapshot(&other(second));
+        }
+        let step = &progress.steps[&(5, 4)];
+        assert_eq!((step.state, step.waiting_for.as_str()), (MoveState::Stalled, "its receiver is not in reach"));
+        assert_eq!((progress.rate(), step.rate, progress.eta()), (0.0, 0.0, None));
+        // It comes back and goes on.
+        for second in 16..=20 {
+            progress.tell_snapshot(&snapshot(second, vec![copying(5, 9000 + 1000 * (second - 15), 100_000)]));
+        }
+        assert!(progress.rate() > 0.0 && progress.share() >= share, "{progress:?}");
+        assert_eq!(progress.count(MoveState::Stalled), 0);
     }
 
     #[test]

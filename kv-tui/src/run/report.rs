@@ -166,7 +166,7 @@ impl Report {
     }
 
     fn flow_text(&self, source: u64, to: u64, flow: &Flow) -> String {
-        let left = flow.eta().map_or_else(String::new, |left| format!(", about {} left", seconds(left)));
+        let left = flow.eta.map_or_else(String::new, |left| format!(", about {} left", seconds(left)));
         let stalled = if flow.stalled { ", stalled" } else { "" };
         format!(
             "{} → {}  {} of {} replicas, {:.0} %, {}/s{left}{stalled}",
@@ -244,7 +244,7 @@ impl Report {
                 "moved": flow.moved,
                 "share": rounded(flow.share),
                 "rate": whole(flow.rate),
-                "eta_seconds": flow.eta().map(|left| left.as_secs_f64().ceil()),
+                "eta_seconds": flow.eta.map(|left| left.as_secs_f64().ceil()),
                 "stalled": flow.stalled,
             })
         };

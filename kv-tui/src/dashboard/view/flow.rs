@@ -80,7 +80,7 @@ fn about(canvas: &Canvas<'_>, flow: &Flow) -> String {
         text.push_str(&format!(", {} done", canvas.symbol('✓')));
     } else if flow.stalled {
         text.push_str(&format!(", {} stalled", canvas.symbol('▲')));
-    } else if let Some(left) = flow.eta() {
+    } else if let Some(left) = flow.eta {
         text.push_str(&format!(", about {}", seconds(left)));
     }
     text
