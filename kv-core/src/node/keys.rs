@@ -486,7 +486,10 @@ impl Node {
             Held::Served { id, slice } => self.served_durable(id, slice),
             Held::Fetched { serving, key, record } => self.fetched(serving, &key, record),
             Held::Taken { serving } => self.taken(serving),
-            Held::OwnHint { key, record } => self.hand_off_to_others(&key, Space::Hint, record),
+            Held::OwnHint { key, record } => {
+                let own = self.entry(key.partition()).map(|entry| entry.changed);
+                self.hand_off_to_others(&key, Space::Hint, record, own);
+            }
             Held::Covered(receipt) => self.receipt_durable(*receipt),
             Held::Dropped(partition) => self.drop_durable(partition),
             Held::PeerUp { node, incarnation } => self.peer_known(node, incarnation),

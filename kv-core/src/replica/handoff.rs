@@ -11,7 +11,7 @@ use crate::node::{Effect, Node, ReadId};
 use crate::replica::{Goal, Target};
 use crate::rule::Rule;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
-use crate::types::NodeId;
+use crate::types::{Epoch, NodeId};
 use crate::version::Record;
 
 /// The walk through what is to be delivered.
@@ -122,23 +122,30 @@ impl Node {
             // This node has become an owner itself: its own copy first.
             self.with_key(key.in_space(Space::Owned), Task::Apply { record, applied: Applied::OwnHint });
         } else {
-            self.hand_off_to_others(key, space, record);
+            self.hand_off_to_others(key, space, record, None);
         }
     }
 
-    /// Sends a record to every other owner.
-    pub(crate) fn hand_off_to_others(&mut self, key: &StorageKey, space: Space, record: Record) {
+    /// Sends a record to every other owner. `own`: the epoch at which this node's own copy of it was made.
+    pub(crate) fn hand_off_to_others(&mut self, key: &StorageKey, space: Space, record: Record, own: Option<Epoch>) {
         let me = self.config.node;
         let owners: Vec<NodeId> = self.entry(key.partition()).map(|entry| entry.nodes().collect()).unwrap_or_default();
         let targets =
             owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
         let digest = record.digest();
-        self.start_replication(key.clone(), record, targets, Goal::HandOff { space, digest });
+        self.start_replication(key.clone(), record, targets, Goal::HandOff { space, digest, own });
     }
 
     /// The record could not be read.
     pub(crate) fn handoff_skipped(&mut self) {
         self.handoff_settled(false);
+    }
+
+    /// Whether this node needs no copy of a hint among those that it owns, or has one. It may have become an owner after
+    /// the hint was sent to the others: then nobody has told it yet.
+    pub(crate) fn has_own_copy(&self, key: &StorageKey, space: Space, own: Option<Epoch>) -> bool {
+        let mine = self.entry(key.partition()).and_then(|entry| entry.owner(self.config.node));
+        space != Space::Hint || mine.is_none_or(|owner| own.is_some_and(|made| owner.since <= made))
     }
 
     /// Everybody has confirmed the record, or was given up.

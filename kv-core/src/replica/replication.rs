@@ -54,8 +54,9 @@ pub(crate) enum Goal {
     Write(OpId),
     /// A read repair: the next read tries again.
     Repair,
-    /// A hint, or an owned record with a lag mark, of this digest.
-    HandOff { space: Space, digest: u64 },
+    /// A hint, or an owned record with a lag mark, of this digest. `own`: the epoch at which this node's own copy of a hint
+    /// was made, if it was.
+    HandOff { space: Space, digest: u64, own: Option<Epoch> },
 }
 
 impl Target {
@@ -277,7 +278,10 @@ impl Node {
                 self.write_short(op);
             }
             Goal::Repair => {}
-            Goal::HandOff { space, digest } => self.handed_off(&key, space, digest, unconfirmed == 0),
+            Goal::HandOff { space, digest, own } => {
+                let confirmed = unconfirmed == 0 && self.has_own_copy(&key, space, own);
+                self.handed_off(&key, space, digest, confirmed);
+            }
         }
     }
 }

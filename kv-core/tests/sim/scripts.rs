@@ -393,6 +393,50 @@ fn copies_that_begin_anew_take_another_source() {
     check(run, &[Count::CopiesRetried, Count::CutOvers]);
 }
 
+/// An owner is cut off, and another node takes its writes as hints. As soon as the owner is back the hints are sent to it,
+/// and at the same time its partitions migrate to the very node that holds the hints (rule A5).
+fn own_what_is_hinted(world: &mut World) {
+    world.plan_work();
+    world.settle_machines();
+    let owner = world.dice.index(2);
+    let stand_in = 1 - owner;
+    world.cut(owner, stand_in);
+    world.cut(stand_in, owner);
+    // Longer than any failure detector waits.
+    world.run_until(world.time + 500 * MS);
+    let theirs = |key: &KeyId| world.old_owners(world.history.key(*key).partition) == [owner];
+    for key in world.history.key_ids().filter(theirs).collect::<Vec<_>>() {
+        let value = world.history.next_value(key.0);
+        world.audit_write(key, Some(value), ONE, stand_in);
+    }
+    world.mend(owner, stand_in);
+    world.mend(stand_in, owner);
+    let later = world.dice.between(0, 60);
+    world.run_until(world.time + later * MS);
+    world.machines[owner].hears_up_to = Some(world.layout().epoch);
+    world.operate(&[Change::Weight { node: node_id(owner), weight: 0.25 }]);
+    let later = world.dice.between(0, 400);
+    world.run_until(world.time + later * MS);
+    world.machines[owner].hears_up_to = None;
+    world.tell_layouts(owner);
+    wait_for_operation(world, 2500 * MS);
+    world.finish();
+}
+
+#[test]
+fn hints_of_a_node_that_becomes_the_owner_are_kept() {
+    let adjust = |settings: &mut Settings| {
+        without_clients(settings);
+        settings.nodes = 2;
+        settings.spares = 0;
+        settings.copies = 1;
+        // The hint must still be on its way when the partition is cut over.
+        settings.network.loss = 400;
+    };
+    let happened = [Count::Hints, Count::HandedOff, Count::CutOvers];
+    check(|seed| run_script(seed, false, adjust, own_what_is_hinted), &happened);
+}
+
 /// A partition is cut over while two of its old owners hear nothing of it. A write is confirmed by the third and by the
 /// new owner; then the third loses its disk, and its new store hears of the migration, but not of its end. By that layout
 /// the two that lag behind are all of its other owners, and both lack the write.

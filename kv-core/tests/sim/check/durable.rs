@@ -24,7 +24,12 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
         .context;
     // The entry on which its coordinator acts. A token does not always tell two writes of a client apart, so what the
     // answering machine acts on counts as well.
-    let mut entries = world.under_way.remove(token).unwrap_or_default().entries;
+    let mut entries = Vec::new();
+    if let Some(under_way) = world.under_way.get_mut(token) {
+        entries.clone_from(&under_way.entries);
+        // A client knows now. What its coordinator acted on still counts for another write with the same token.
+        under_way.coordinator = usize::MAX;
+    }
     entries.extend(world.acted_entries(machine, key.partition));
     let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == key.keyspace);
     let w = keyspace.map_or(1, |keyspace| keyspace.w);
