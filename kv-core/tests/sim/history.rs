@@ -347,11 +347,13 @@ impl History {
     }
 
     /// Whether the write of `dot` by `op` is accounted for by what a read returned: its value is there, or it deleted, or
-    /// its time to live is over, or a write that replaces it was seen and is itself accounted for.
+    /// its time to live is over, or a write that replaces it was seen and is itself accounted for. A value that was replaced
+    /// in the batch that wrote it was seen on no disk: what its coordinator replaced by it is not known.
     pub(crate) fn is_settled(&self, op: OpId, dot: Dot, answer: &Answer<'_>) -> bool {
         let write = self.op(op);
         write.value.is_none()
             || answer.values.contains(&op)
+            || answer.values.iter().any(|shown| self.op(*shown).dots.is_empty())
             || self.is_replaced(write.key, dot, answer, &mut BTreeSet::new())
     }
 

@@ -208,6 +208,7 @@ impl World {
                 let limit = self.settings.cluster.clock_skew_max.as_micros();
                 let beyond = u128::from(skew.unsigned_abs()) > limit / 2;
                 self.count(if beyond { Count::ClockSkews } else { Count::ClockJumps });
+                self.remember_clocks();
                 self.machines[machine].clock.skew = skew;
             }
             Fault::NewEpoch => self.new_epoch(),
@@ -416,6 +417,7 @@ impl World {
     /// The end of all faults: paths are mended, machines run, clocks are right, and the control plane reaches everybody.
     pub(crate) fn heal(&mut self) {
         note!(self, "all faults end");
+        self.remember_clocks();
         self.healed = true;
         self.settings.network.late = 0;
         self.settings.network.duplication = 0;

@@ -121,6 +121,8 @@ pub(crate) struct World {
     pub(crate) network: Network,
     /// Whether all faults are over.
     pub(crate) healed: bool,
+    /// When clocks were set last, and the earliest that any showed before.
+    pub(crate) clocks_before: Option<(Time, WallTime)>,
     /// Every layout that the control plane has committed; the last is in force.
     pub(crate) layouts: Vec<Arc<Layout>>,
     pub(crate) keyspaces: Vec<Keyspace>,
@@ -169,6 +171,7 @@ impl World {
             machines: stores.into_iter().map(Machine::new).collect(),
             network: Network::new(settings.nodes),
             healed: false,
+            clocks_before: None,
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
             operation: None,
@@ -286,6 +289,17 @@ impl World {
     /// The earliest wall clock reading of any machine now.
     pub(crate) fn wall_min(&self) -> WallTime {
         self.machines.iter().map(|machine| machine.clock.wall(self.time)).min().unwrap_or_default()
+    }
+
+    /// Clocks are about to be set.
+    pub(crate) fn remember_clocks(&mut self) {
+        self.clocks_before = Some((self.time, self.wall_low()));
+    }
+
+    /// The earliest time by which an answer may have been given that is under way: clocks may have been set since.
+    pub(crate) fn wall_low(&self) -> WallTime {
+        let now = self.wall_min();
+        self.clocks_before.filter(|before| self.time < before.0 + 1000 * MS).map_or(now, |before| now.min(before.1))
     }
 
     /// Adds a line to the trace.

@@ -37,7 +37,7 @@ pub(crate) fn values(
             return Err(format!("A7: {key:?} shows the value of {op:?} twice"));
         }
         is_durable(world, key, op)?;
-        if value.expires.is_some_and(|expires| expires.plus(ANSWER_LATE) < world.wall_min()) {
+        if value.expires.is_some_and(|expires| expires.plus(ANSWER_LATE) < world.wall_low()) {
             return Err(format!("{key:?} shows the value of {op:?}, whose time to live is over on every clock"));
         }
         ops.push(op);
