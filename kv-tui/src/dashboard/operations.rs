@@ -69,11 +69,7 @@ impl Operations {
             let known = progress.steps.get(&(step.partition, step.to));
             known.is_none_or(|known| known.total == (0, 0))
         });
-        let sizes: BTreeMap<u32, (u64, u64)> = if unknown {
-            preview::sizes(picture).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect()
-        } else {
-            BTreeMap::new()
-        };
+        let sizes = if unknown { preview::sizes(picture) } else { BTreeMap::new() };
         progress.tell_operation(operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
         let known = self.all.iter().position(|known| known.id >= operation.id);
         let plain = v1::Operation { details: Vec::new(), ..progress.operation.clone() };

@@ -1,5 +1,7 @@
 //! What a command would change of the topology, as a question and as an answer: pure, for who has a picture already.
 
+use std::collections::BTreeMap;
+
 use kv_core::topology::Change;
 use kv_core::types::NodeId;
 use kv_proto::v1;
@@ -61,10 +63,10 @@ pub fn member(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
     topology::find(picture, node)
 }
 
-/// Keys and bytes of one copy of each partition, as far as they are told.
+/// Keys and bytes of one copy of each partition, by its number, as far as they are told.
 #[must_use]
-pub fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
-    topology::sizes(picture)
+pub fn sizes(picture: &Picture) -> BTreeMap<u32, (u64, u64)> {
+    topology::sizes(picture).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect()
 }
 
 /// What a plan means, in lines of a word and a text: moves, time, safety, the way back, warnings and refusals.

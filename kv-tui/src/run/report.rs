@@ -80,8 +80,7 @@ impl Report {
     }
 
     fn tell(&mut self, operation: v1::Operation) {
-        let sizes: BTreeMap<u32, (u64, u64)> =
-            preview::sizes(&self.picture).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect();
+        let sizes = preview::sizes(&self.picture);
         self.progress.tell_operation(&operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
         for snapshot in self.picture.snapshots() {
             self.progress.tell_snapshot(snapshot);
