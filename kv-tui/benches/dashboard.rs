@@ -34,6 +34,15 @@ fn session(nodes: u64, partitions: u32) -> (Fake, Model) {
     (fake, model)
 }
 
+/// An account of the first node, and each time it is asked for another one that differs from the one before.
+fn changing(fake: &Fake) -> impl FnMut() -> Feed {
+    let Feed::Snapshot(node, mut told) = fake.snapshot(NodeId(1), SECOND) else { panic!("not an account") };
+    move || {
+        told.keys += 1;
+        Feed::Snapshot(node, told.clone())
+    }
+}
+
 fn looks(c: &mut Criterion) {
     let mut group = c.benchmark_group("look at all partitions");
     group.sample_size(20);
@@ -54,19 +63,9 @@ fn accounts(c: &mut Criterion) {
     group.sample_size(20);
     for (nodes, partitions) in SIZES {
         let (fake, mut model) = session(nodes, partitions);
-        let Feed::Snapshot(node, told) = fake.snapshot(NodeId(1), SECOND) else { return };
-        let mut keys = told.keys;
+        let mut changed = changing(&fake);
         group.bench_function(format!("{partitions} x {nodes}"), |b| {
-            b.iter_batched(
-                || {
-                    keys += 1;
-                    let mut changed = told.clone();
-                    changed.keys = keys;
-                    Feed::Snapshot(node, changed)
-                },
-                |feed| update(&mut model, Msg::Feed(feed)),
-                BatchSize::SmallInput,
-            );
+            b.iter_batched(&mut changed, |feed| update(&mut model, Msg::Feed(feed)), BatchSize::SmallInput);
         });
     }
     group.finish();
@@ -77,19 +76,15 @@ fn frames(c: &mut Criterion) {
     group.sample_size(20);
     for (nodes, partitions) in SIZES {
         let (fake, mut model) = session(nodes, partitions);
-        let Feed::Snapshot(node, told) = fake.snapshot(NodeId(1), SECOND) else { return };
-        let mut keys = told.keys;
+        let mut changed = changing(&fake);
         for (screen, name) in [('1', "overview"), ('2', "nodes"), ('3', "migration")] {
             update(&mut model, Msg::Key(Key::Char(screen)));
             let mut down = false;
             group.bench_function(format!("{name}, {partitions} x {nodes}"), |b| {
                 b.iter_batched(
                     || {
-                        keys += 1;
                         down = !down;
-                        let mut changed = told.clone();
-                        changed.keys = keys;
-                        (Feed::Snapshot(node, changed), Key::Char(if down { 'j' } else { 'k' }))
+                        (changed(), Key::Char(if down { 'j' } else { 'k' }))
                     },
                     |(feed, key)| {
                         update(&mut model, Msg::Feed(feed));
