@@ -403,7 +403,7 @@ impl World {
         if let Some(key) = keys.find(|key| ContextToken::decode(token, key.keyspace, &key.bytes).is_ok()) {
             let entries = self.acted_entries(index, key.partition);
             let under_way = self.under_way.entry(token.clone()).or_default();
-            under_way.coordinator = index;
+            under_way.coordinator = Some(index);
             under_way.at = self.time;
             under_way.entries.extend(entries);
         }

@@ -361,7 +361,7 @@ impl World {
         // A partition with one owner has nobody to be refilled from.
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
         // A client may yet learn of a write that only this disk holds.
-        let late = |ack: &UnderWay| ack.coordinator == machine && self.time < ack.at + 1000 * MS;
+        let late = |ack: &UnderWay| ack.coordinator == Some(machine) && self.time < ack.at + 1000 * MS;
         copied
             && !self.under_way.values().any(late)
             && self.unsynced.is_empty()

@@ -102,7 +102,8 @@ impl Ord for Queued {
 /// An acknowledgement that its coordinator has given.
 #[derive(Debug, Default)]
 pub(crate) struct UnderWay {
-    pub(crate) coordinator: usize,
+    /// Who has given it; `None` once a client knows it.
+    pub(crate) coordinator: Option<usize>,
     pub(crate) at: Time,
     /// The entries on which the coordinator acted.
     pub(crate) entries: Vec<Entry>,

@@ -28,7 +28,7 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     if let Some(under_way) = world.under_way.get_mut(token) {
         entries.clone_from(&under_way.entries);
         // A client knows now. What its coordinator acted on still counts for another write with the same token.
-        under_way.coordinator = usize::MAX;
+        under_way.coordinator = None;
     }
     entries.extend(world.acted_entries(machine, key.partition));
     let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == key.keyspace);
