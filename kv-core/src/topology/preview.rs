@@ -340,8 +340,9 @@ fn refusals(nodes: &[NodeOutlook]) -> Vec<Refusal> {
     nodes.iter().filter_map(full).collect()
 }
 
-/// The changes that lead back, in the order in which they are to be made.
-fn undo(layout: &Layout, changes: &[Change]) -> Vec<Change> {
+/// The changes that lead back to `layout`, in the order in which they are to be made; empty if none do.
+#[must_use]
+pub fn undo(layout: &Layout, changes: &[Change]) -> Vec<Change> {
     let mut back = Vec::new();
     for change in changes.iter().rev() {
         back.push(match change {

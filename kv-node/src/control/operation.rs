@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 
 use kv_core::ring::Layout;
 use kv_core::topology::operation::Target;
+use kv_core::topology::preview::undo;
 use kv_core::topology::{Change, Move, Plan, PlanHash, Receipt, TransferSettings};
 use kv_core::types::{Epoch, NodeId, PartitionId, WallTime};
 use serde::{Deserialize, Serialize};
@@ -154,14 +155,10 @@ pub struct Operation {
 impl Operation {
     /// An operation that begins.
     pub(super) fn new(id: OperationId, plan: Plan, target: Target, names: &Layout, asked: Asked) -> Self {
-        let command = plan
-            .changes
-            .iter()
-            .map(|change| change.command(|node| name_in(names, node)))
-            .collect::<Vec<_>>()
-            .join(" and ");
-        let undo = match plan.changes.as_slice() {
-            [change] => undo_of(change, names),
+        let in_words = |change: &Change| change.command(|node| name_in(names, node));
+        let command = plan.changes.iter().map(in_words).collect::<Vec<_>>().join(" and ");
+        let undo = match undo(names, &plan.changes).as_slice() {
+            [back] => in_words(back),
             _ => String::new(),
         };
         let was_spare = |node: &NodeId| names.members.get(node).is_none_or(|member| member.spare);
@@ -287,21 +284,4 @@ impl Throttle {
 /// The name of a node, or its number if it is no member.
 fn name_in(layout: &Layout, node: NodeId) -> String {
     layout.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.clone())
-}
-
-/// The command that undoes a change of `before`; empty if none does.
-fn undo_of(change: &Change, before: &Layout) -> String {
-    match change {
-        Change::Add { node } => format!("node remove {}", name_in(before, *node)),
-        Change::Remove { .. } | Change::RemoveDead { .. } | Change::Replace { .. } => String::new(),
-        Change::Weight { node, .. } => before
-            .members
-            .get(node)
-            .map_or_else(String::new, |member| format!("node weight {} {}", member.name, member.weight)),
-        Change::Zone { node, .. } => before
-            .members
-            .get(node)
-            .map_or_else(String::new, |member| format!("node zone {} {}", member.name, member.zone)),
-        Change::Copies { .. } => format!("copies {}", before.copies),
-    }
 }
