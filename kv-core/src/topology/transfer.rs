@@ -81,6 +81,11 @@ pub struct Transfer {
     pub waiting_for: Option<String>,
 }
 
+impl Transfer {
+    /// What it waits for while the limit on copying holds it back.
+    pub const LIMITED: &str = "the limit of bytes per second";
+}
+
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TransferPhase {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use kv_core::topology::Transfer;
 use kv_proto::v1;
 
 /// The part of a move that copying makes; verification and the cut-over make the rest.
@@ -173,6 +174,8 @@ pub struct Progress {
     proven: BTreeMap<(u64, u64), u64>,
     /// When each receiver told something last, by its clock.
     told_us: BTreeMap<u64, u64>,
+    /// When the limit on copying last held a receiver back, by its clock.
+    limited_us: BTreeMap<u64, u64>,
     /// How often others have called a receiver out of reach since it told something last.
     missed: BTreeMap<u64, u32>,
     /// The part that is done, 0 to 1.
@@ -190,6 +193,7 @@ impl Progress {
             links: BTreeMap::new(),
             proven: BTreeMap::new(),
             told_us: BTreeMap::new(),
+            limited_us: BTreeMap::new(),
             missed: BTreeMap::new(),
             share: 0.0,
         };
@@ -292,6 +296,9 @@ impl Progress {
             if *to == snapshot.node && step.state != MoveState::Waiting {
                 step.rate = 0.0;
             }
+        }
+        if snapshot.transfers.iter().any(|transfer| transfer.waiting_for == Transfer::LIMITED) {
+            self.limited_us.insert(snapshot.node, snapshot.taken_us);
         }
         for transfer in &snapshot.transfers {
             let Some(step) = self.steps.get_mut(&(transfer.partition, snapshot.node)) else { continue };
@@ -434,10 +441,11 @@ impl Progress {
         let rate = |of: &dyn Fn(&(u64, u64)) -> bool| {
             self.links.iter().filter(|(ends, _)| of(ends)).map(|(_, link)| link.rate()).sum::<f64>()
         };
-        // Only a source that is read as fast as it gives says how long it needs: others wait for their turn, or a limit.
+        // Only a source that is read as fast as it gives says how long it needs: others wait for their turn, or a limit. Under
+        // a limit, too, there is a moment at which each is asked, so what held the receiver back lately counts.
         let read = |node: u64| {
             let reads = |step: &Step| step.state == MoveState::Copying && step.waiting_for.is_empty();
-            self.steps.values().any(|step| step.source == node && reads(step))
+            self.steps.iter().any(|((_, to), step)| step.source == node && reads(step) && !self.is_limited(*to))
         };
         let by_source = sources
             .iter()
@@ -452,6 +460,13 @@ impl Progress {
         };
         let starved = receivers.iter().any(|(node, left)| *left > 0 && rate(&|ends| ends.1 == *node) <= 0.0);
         if starved { None } else { by_source.chain(by_receiver).filter_map(needs).max() }
+    }
+
+    /// Whether rates at a receiver are those of the limit on copying: it has held a copy back within the time that rates
+    /// look back.
+    fn is_limited(&self, receiver: u64) -> bool {
+        let (limited, told) = (self.limited_us.get(&receiver), self.told_us.get(&receiver));
+        limited.zip(told).is_some_and(|(limited, told)| told.saturating_sub(*limited) <= WINDOW_US)
     }
 
     /// How long a move needs for what is left at its present rate; `None`: unknown, or nothing is left.
@@ -562,6 +577,31 @@ mod tests {
             progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
         }
         assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
+    }
+
+    #[test]
+    fn under_a_limit_the_end_is_that_of_the_receiver() {
+        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
+        progress.tell_operation(&operation(4, v1::OperationState::Running), |_| (10, 100_000));
+        // Two sources take turns at 1,000 bytes a second together, and the one that gave less has as much left.
+        let told = |second: u64, waiting: [&str; 2]| {
+            let mut transfers = vec![copying(4, 900 * second, 100_000), copying(5, 100 * second, 100_000)];
+            transfers[1].source = 2;
+            for (transfer, waiting_for) in transfers.iter_mut().zip(waiting) {
+                waiting_for.clone_into(&mut transfer.waiting_for);
+            }
+            snapshot(second, transfers)
+        };
+        for second in 0..=9 {
+            progress.tell_snapshot(&told(second, [Transfer::LIMITED; 2]));
+        }
+        progress.tell_snapshot(&told(10, [""; 2]));
+        assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((190, 4)));
+        // Without a limit the slow source decides.
+        for second in 11..=20 {
+            progress.tell_snapshot(&told(second, [""; 2]));
+        }
+        assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((980, 2)));
     }
 
     #[test]

@@ -10,12 +10,13 @@ use crate::message::{Errand, Question};
 use crate::node::Node;
 use crate::node::timers::{Timer, TimerKey};
 use crate::replica::throttle::Booking;
+use crate::topology::Transfer;
 
 /// What an exchange waits for while copying is paused.
 pub(super) const PAUSED: &str = "paused";
 
 /// What it waits for while there is a limit that it has reached.
-pub(super) const LIMITED: &str = "the limit of bytes per second";
+pub(super) const LIMITED: &str = Transfer::LIMITED;
 
 /// The exchanges that wait for the limit, the longest first.
 #[derive(Debug, Default)]
