@@ -220,7 +220,8 @@ async fn a_forming_cluster_says_how_far_it_is() {
     let client = world.client().await;
     world.wait_until_all_up(&client).await;
     put(&client, "k", "v").await;
-    assert!(direct.get(request).await.is_ok());
+    let got = direct.get(request).await.unwrap().into_inner();
+    assert_eq!(got.versions[0].value, "v");
 }
 
 #[tokio::test]

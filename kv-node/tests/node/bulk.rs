@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use kv_core::message::{Consistency, Level};
 use kv_core::topology::Change;
-use kv_proto::client::{How, Write};
+use kv_core::types::NodeId;
+use kv_proto::client::{Client, How, Write};
 use kv_proto::v1;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,17 +19,18 @@ use crate::world::{World, free_port, get, report_of, until_async};
 /// A connection over which more flows belongs to copies: requests and the control plane are far below.
 const BULK_BYTES: u64 = 512 * 1024;
 
-/// Stands between a node and everybody else, and stops what flows over connections that carry bulk until it is opened.
-#[derive(Default)]
-struct Gate {
-    /// Connections that were stopped.
+/// Stands between a node and everybody else, and while it is closed stops what flows over connections that carry bulk.
+pub(crate) struct Gate {
+    /// The most connections that it stops at once.
+    most: usize,
+    /// Connections that are stopped.
     held: AtomicUsize,
 }
 
 impl Gate {
-    /// Listens on `port` for what is meant for `target`, until the runtime ends.
-    async fn open(port: u16, target: u16) -> (Arc<Self>, watch::Sender<bool>) {
-        let gate = Arc::new(Self::default());
+    /// Listens on `port` for what is meant for `target`, until the runtime ends. `true` opens it.
+    pub(crate) async fn at(port: u16, target: u16, most: usize) -> (Arc<Self>, watch::Sender<bool>) {
+        let gate = Arc::new(Self { most, held: AtomicUsize::new(0) });
         let (opened, open) = watch::channel(false);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let shared = Arc::clone(&gate);
@@ -45,6 +47,7 @@ impl Gate {
                             () = gate.pass(from_caller, to_node, &carried, &held, open.clone()) => {}
                             () = gate.pass(from_node, to_caller, &carried, &held, open) => {}
                         }
+                        gate.held.fetch_sub(usize::from(held.into_inner()), Ordering::Relaxed);
                     }
                 });
             }
@@ -63,28 +66,50 @@ impl Gate {
     ) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let carried = carried.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
-            if carried > BULK_BYTES && !*open.borrow() {
-                self.held.fetch_add(usize::from(!held.swap(true, Ordering::Relaxed)), Ordering::Relaxed);
-                if open.wait_for(|open| *open).await.is_err() {
-                    return;
-                }
+            let is_open = *open.borrow();
+            let is_bulk = !is_open && carried.fetch_add(count as u64, Ordering::Relaxed) > BULK_BYTES;
+            if is_bulk && self.holds(held) && open.wait_for(|open| *open).await.is_err() {
+                return;
             }
             if to.write_all(&buffer[..count]).await.is_err() {
                 return;
             }
         }
     }
+
+    /// Whether a connection is one of those that are stopped.
+    fn holds(&self, held: &AtomicBool) -> bool {
+        let more = |stopped: usize| (stopped < self.most).then_some(stopped + 1);
+        held.load(Ordering::Relaxed) || {
+            let holds = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+            held.fetch_or(holds, Ordering::Relaxed);
+            holds
+        }
+    }
+}
+
+/// Starts a spare behind a gate that may stop so many connections: its number, and the address at which it is reached
+/// past the gate.
+pub(crate) async fn spare_behind_gate(
+    world: &mut World,
+    client: &Client,
+    most: usize,
+) -> (NodeId, String, Arc<Gate>, watch::Sender<bool>) {
+    let (port, advertised) = (free_port(), free_port());
+    let (gate, open) = Gate::at(advertised, port, most).await;
+    let (listen, advertise) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{advertised}"));
+    // What is asked until it is known to everybody is no bulk.
+    open.send_replace(true);
+    let id = spare_with(world, client, "n4", &["--listen", &listen, "--advertise", &advertise]).await;
+    open.send_replace(false);
+    (id, listen, gate, open)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_get_on_while_the_connections_of_copies_stand_still() {
     let (mut world, client) = World::cluster(3).await;
     let mut written = fill(&client, 2000, 2000).await;
-    let (port, advertised) = (free_port(), free_port());
-    let (gate, open) = Gate::open(advertised, port).await;
-    let (listen, advertise) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{advertised}"));
-    let id = spare_with(&mut world, &client, "n4", &["--listen", &listen, "--advertise", &advertise]).await;
+    let (id, listen, gate, open) = spare_behind_gate(&mut world, &client, usize::MAX).await;
     let begun = apply(&client, Change::Add { node: id }).await;
     let stuck = until_async("all copies under way stand still", || async {
         let report = report_of(&listen).await?;

@@ -9,5 +9,7 @@ mod faults;
 mod migration;
 mod moving;
 mod plan;
+mod repair;
+mod retry;
 mod transfer;
 mod world;

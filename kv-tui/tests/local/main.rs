@@ -1,5 +1,6 @@
 //! Real node processes on this machine: started, filled, killed, restarted, stopped, destroyed.
 
+mod mending;
 mod moving;
 mod support;
 mod truth;

@@ -1,6 +1,6 @@
 //! A local cluster of real processes in a folder of its own, stopped and deleted with the test.
 
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -14,6 +14,14 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
+    fn of(Output { status, stdout, stderr }: Output) -> Self {
+        Self {
+            code: status.code().expect("an exit code"),
+            out: String::from_utf8_lossy(&stdout).into_owned(),
+            errors: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
     /// The lines of standard output as JSON.
     pub(crate) fn json(&self) -> Vec<Value> {
         let line = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line} {}", self.errors));
@@ -34,6 +42,21 @@ impl Ran {
     }
 }
 
+/// A run of the program that goes on.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Waits for its end.
+    pub(crate) fn end(self) -> Ran {
+        Ran::of(self.0.wait_with_output().expect("the program ends"))
+    }
+}
+
+/// A command as the program carries it out.
+fn executed<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    ["exec", "--output", "json"].iter().chain(arguments).copied().collect()
+}
+
 /// The folder of a local cluster.
 pub(crate) struct Local {
     folder: TempDir,
@@ -52,17 +75,19 @@ impl Local {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
-            .args(arguments)
-            .env_remove("KV_CONNECT")
-            .env("KV_LOCAL_DIR", self.folder.path())
-            .output()
-            .expect("the program runs");
-        Ran {
-            code: status.code().expect("an exit code"),
-            out: String::from_utf8_lossy(&stdout).into_owned(),
-            errors: String::from_utf8_lossy(&stderr).into_owned(),
-        }
+        Ran::of(self.command(arguments).output().expect("the program runs"))
+    }
+
+    /// Starts the program with a command, which goes on beside the test.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
+        let mut command = self.command(&executed(arguments));
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs"))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kv-tui"));
+        command.args(arguments).env_remove("KV_CONNECT").env("KV_LOCAL_DIR", self.folder.path());
+        command
     }
 
     pub(crate) fn start(&self) -> Vec<Value> {
@@ -70,9 +95,7 @@ impl Local {
     }
 
     pub(crate) fn exec(&self, arguments: &[&str]) -> Ran {
-        let mut all = vec!["exec", "--output", "json"];
-        all.extend(arguments);
-        self.run(&all)
+        self.run(&executed(arguments))
     }
 
     pub(crate) fn addresses(&self) -> Vec<String> {

@@ -1,0 +1,71 @@
+//! A source that answers requests, but whose copies stand still, is given up by hand.
+
+use kv_core::topology::Change;
+use kv_proto::client::Client;
+use kv_proto::v1::{self, OperationState, TransferPhase};
+
+use crate::bulk::spare_behind_gate;
+use crate::moving::{apply, check, fill, operation, throttle, until_done};
+use crate::world::{World, report_of, until_async};
+
+/// The copies that wait for the answer of a source.
+fn stuck(report: &v1::NodeSnapshot) -> impl Iterator<Item = &v1::Transfer> {
+    report.transfers.iter().filter(|transfer| transfer.waiting_for.contains("has not answered"))
+}
+
+/// Has copies of partitions begin anew, all of them if none is named; what the receiver at an address has made of that.
+/// `None` if there is nothing left to begin anew.
+async fn retry(client: &Client, id: u64, partitions: &[u32], receiver: &str) -> Option<v1::Retried> {
+    let request = v1::RetryRequest { id, by: "test".to_owned(), partitions: partitions.to_vec() };
+    let answer = client.retry(request).await.ok()?;
+    let carried_out = until_async("the receiver has carried it out", || async {
+        let retried = report_of(receiver).await?.retried?;
+        (retried.operation == id && retried.retry >= answer.retry).then_some(retried)
+    });
+    Some(carried_out.await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_takes_other_sources_in_place_of_one_that_stands_still() {
+    let (mut world, client) = World::cluster_of(3, 8).await;
+    let written = fill(&client, 3000, 2000).await;
+    // Two of the three owners of a partition make it complete, so the operation can end without any one source.
+    let (id, receiver, _gate, open) = spare_behind_gate(&mut world, &client, 1).await;
+    let begun = apply(&client, Change::Add { node: id }).await;
+    let before = until_async("a copy waits for one source", || async {
+        let report = report_of(&receiver).await?;
+        stuck(&report).find(|transfer| transfer.phase() == TransferPhase::Copying).cloned()
+    })
+    .await;
+    // So slow that what begins anew can be seen: a record takes seconds.
+    throttle(&client, Some(1024)).await;
+
+    let partition = before.partition;
+    let retried = retry(&client, begun, &[partition], &receiver).await.unwrap();
+    assert_eq!((retried.retry, retried.partitions.as_slice()), (1, [partition].as_slice()), "{before:?}");
+    let other = until_async("another source is taken", || async {
+        let report = report_of(&receiver).await?;
+        let now = report.transfers.into_iter().find(|transfer| transfer.partition == partition)?;
+        (now.source > 0 && now.source != before.source).then_some(now)
+    })
+    .await;
+    assert_eq!(other.tries, before.tries + 1, "{before:?} then {other:?}");
+
+    // The others that wait for it follow, and the operation ends although it never answers.
+    throttle(&client, None).await;
+    until_async("all copies are complete", || async {
+        let report = report_of(&receiver).await?;
+        if stuck(&report).next().is_some() {
+            retry(&client, begun, &[], &receiver).await;
+        }
+        operation(&client, begun).await.filter(|operation| operation.state() == OperationState::Done)
+    })
+    .await;
+    let done = until_done(&client, begun).await;
+    assert!(done.retries >= 1);
+    let step = done.details.iter().find(|step| step.partition == partition).unwrap();
+    let sources: Vec<u64> = step.receipt.iter().flat_map(|it| &it.sources).map(|source| source.node).collect();
+    assert!(sources.len() >= 2 && !sources.contains(&before.source), "{} was given up: {sources:?}", before.source);
+    open.send_replace(true);
+    check(&client, &written, 4, 3).await;
+}
