@@ -16,6 +16,9 @@ use kv_proto::v1;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
+/// How long anything may take before a test gives up, where time is not what it is about.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn key(index: usize) -> Bytes {
     Bytes::from(format!("key-{index:04}"))
 }
@@ -23,6 +26,12 @@ fn key(index: usize) -> Bytes {
 /// Short waits, so that what must time out does so soon.
 fn brisk() -> Options {
     Options { attempt_timeout: Duration::from_millis(150), ..Options::default() }
+}
+
+/// Nothing is asked again for being late: what is counted must not depend on how busy the machine is.
+fn unhurried() -> Options {
+    let (timeout, attempt_timeout, connect_timeout) = (PATIENCE, PATIENCE, PATIENCE);
+    Options { timeout, attempt_timeout, connect_timeout, ..Options::default() }
 }
 
 async fn put(client: &Client, index: usize) -> Result<(), kv_core::error::RequestError> {
@@ -51,7 +60,7 @@ fn set(figure: &AtomicU64, value: u64) {
 
 async fn goes_straight_to_the_owner(transport: Transport) {
     let cluster = Cluster::start(Some(layout(1)));
-    let client = cluster.client(Options { transport, ..Options::default() }).await;
+    let client = cluster.client(Options { transport, ..unhurried() }).await;
     put_many(&client, 0..600).await;
     for index in 0..600 {
         assert_eq!(value(&client, index).await, Some(key(index)));
@@ -80,7 +89,7 @@ async fn unary_calls_go_straight_to_the_owner() {
 #[tokio::test]
 async fn operations_that_are_ready_together_share_messages() {
     let cluster = Cluster::start(Some(layout(1)));
-    let client = cluster.client(Options::default()).await;
+    let client = cluster.client(unhurried()).await;
     put_many(&client, 0..900).await;
     let (frames, operations) = (cluster.sum(|node| &node.frames), cluster.sum(|node| &node.operations));
     assert_eq!(operations, 900);
@@ -90,7 +99,7 @@ async fn operations_that_are_ready_together_share_messages() {
 #[tokio::test]
 async fn a_refusal_by_epoch_teaches_the_new_layout() {
     let cluster = Cluster::start(Some(layout(1)));
-    let client = cluster.client(Options::default()).await;
+    let client = cluster.client(unhurried()).await;
     put_many(&client, 0..100).await;
 
     // Every partition moves to the one node that did not own it.
