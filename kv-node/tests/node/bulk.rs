@@ -25,12 +25,14 @@ pub(crate) struct Gate {
     most: usize,
     /// Connections that are stopped.
     held: AtomicUsize,
+    /// Connections that were given up while they were stopped: a node that hears nothing for half a minute makes others.
+    given_up: AtomicUsize,
 }
 
 impl Gate {
     /// Listens on `port` for what is meant for `target`, until the runtime ends. `true` opens it.
     pub(crate) async fn at(port: u16, target: u16, most: usize) -> (Arc<Self>, watch::Sender<bool>) {
-        let gate = Arc::new(Self { most, held: AtomicUsize::new(0) });
+        let gate = Arc::new(Self { most, held: AtomicUsize::new(0), given_up: AtomicUsize::new(0) });
         let (opened, open) = watch::channel(false);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let shared = Arc::clone(&gate);
@@ -47,7 +49,9 @@ impl Gate {
                             () = gate.pass(from_caller, to_node, &carried, &held, open.clone()) => {}
                             () = gate.pass(from_node, to_caller, &carried, &held, open) => {}
                         }
-                        gate.held.fetch_sub(usize::from(held.into_inner()), Ordering::Relaxed);
+                        let stopped = usize::from(held.into_inner());
+                        gate.held.fetch_sub(stopped, Ordering::Relaxed);
+                        gate.given_up.fetch_add(stopped, Ordering::Relaxed);
                     }
                 });
             }
@@ -67,7 +71,7 @@ impl Gate {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
             let is_open = *open.borrow();
-            let is_bulk = !is_open && carried.fetch_add(count as u64, Ordering::Relaxed) > BULK_BYTES;
+            let is_bulk = !is_open && carried.fetch_add(count as u64, Ordering::Relaxed) + count as u64 > BULK_BYTES;
             if is_bulk && self.holds(held) && open.wait_for(|open| *open).await.is_err() {
                 return;
             }
@@ -133,8 +137,9 @@ async fn requests_get_on_while_the_connections_of_copies_stand_still() {
     for index in 0..200 {
         assert_eq!(get(&client, &format!("k{index}")).await.len(), 1);
     }
-    let now = report_of(&listen).await.unwrap();
-    assert_eq!(now.counters.unwrap_or_default().copied_bytes, stuck, "nothing of the copies has passed");
+    let now = report_of(&listen).await.unwrap().counters.unwrap_or_default().copied_bytes;
+    let passed = BULK_BYTES * gate.given_up.load(Ordering::Relaxed) as u64;
+    assert!(now <= stuck + passed, "{now} of the copies after {stuck}, though connections carry {passed} at most");
     assert!(operation(&client, begun).await.unwrap().ended_us == 0);
     open.send_replace(true);
     until_done(&client, begun).await;

