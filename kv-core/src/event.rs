@@ -78,6 +78,13 @@ pub enum Event {
         /// Records fetched and offered.
         records: u64,
     },
+    /// Copies that a member may have left unequal, by dying amid a write or by a change of owners, were compared.
+    Compared {
+        /// Comparisons of this node's copy of a partition with another owner's.
+        comparisons: u64,
+        /// Records fetched and offered.
+        records: u64,
+    },
     /// Hints or lag marks for a partition were delivered to all of its owners.
     HandedOff {
         /// How many.
@@ -126,6 +133,9 @@ impl fmt::Display for Event {
             }
             Self::Repaired { partition, peer, records } => {
                 write!(f, "comparing {partition} with {peer} mended {records} records")
+            }
+            Self::Compared { comparisons, records } => {
+                write!(f, "{comparisons} comparisons with other owners mended {records} records")
             }
             Self::HandedOff { records } => write!(f, "{records} hinted records handed off"),
             Self::ReadRepaired { partition, replicas } => {

@@ -192,7 +192,8 @@ pub struct Status {
     pub receiving: usize,
     /// Partitions that this node has left and may still hold records of.
     pub leaving: usize,
-    /// Comparisons with other owners that are under way or asked for by hand.
+    /// Comparisons with other owners that were asked for by hand, or are owed since copies may have become unequal, and are
+    /// not done. Those with owners that are down are left out.
     pub repairing: usize,
     /// What became of comparisons asked for by hand.
     pub repairs: RepairFigures,
@@ -368,11 +369,11 @@ impl Node {
             sweeper: Sweeper::default(),
         };
         // Whatever the last run left to do is looked for at the first step.
-        node.set_timer(Monotonic(0), Timer::Handoff);
-        node.set_timer(Monotonic(0), Timer::Sweep);
-        node.set_timer(Monotonic(0), Timer::Repair);
+        node.arm(Monotonic(0), Timer::Handoff);
+        node.arm(Monotonic(0), Timer::Sweep);
+        node.arm(Monotonic(0), Timer::Repair);
         node.restart_copies(&|_| false);
-        node.restart_repairs(&|_| false);
+        node.restart_repairs(&|_| true);
         node.plan_handovers();
         Ok(node)
     }
@@ -388,6 +389,7 @@ impl Node {
             self.fire(timer);
         }
         self.flush();
+        debug_assert!(self.timers.len() <= self.timers_max(), "timers without an end: {:?}", self.timers);
         if let Some(at) = self.timers.announce(now.mono) {
             self.out.push(Effect::WakeAt(at));
         }
@@ -494,6 +496,7 @@ impl Node {
             Timer::Turns => self.take_turns(),
             Timer::HandOver => self.handover_pass(),
             Timer::Repair => self.repair_turn(),
+            Timer::Owed => self.owed_again(),
         }
     }
 
@@ -512,6 +515,17 @@ impl Node {
         self.batch.writes.clear();
         self.poisoned = Some(stopped);
         self.out.push(Effect::Event(Event::Poisoned { reason }));
+    }
+
+    /// Timers that what is under way may have set: whatever waits has one, a read two.
+    fn timers_max(&self) -> usize {
+        let partitions = self.layout.as_ref().map_or(0, |layout| layout.partitions.len());
+        8 + partitions + 2 * self.ops.len() + self.replications.len() + self.exchanges.len()
+    }
+
+    /// Sets a timer of which there is one at most; the earliest moment counts.
+    pub(crate) fn arm(&mut self, at: Monotonic, timer: Timer) {
+        self.timers.arm(at, timer);
     }
 
     pub(crate) fn set_timer(&mut self, at: Monotonic, timer: Timer) -> TimerKey {

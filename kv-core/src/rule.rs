@@ -39,6 +39,8 @@ pub enum Rule {
     CursorBehindData,
     /// M2: a source that was left midway does not count as covered.
     CoverageOfEachSource,
+    /// Owners compare their copies when a member may have died amid a write to them.
+    CompareAfterCrash,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
 }

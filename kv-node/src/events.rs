@@ -102,6 +102,7 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::CopyDone { .. } => (Severity::Info, "copy-done"),
             Core::ResidueDropped { .. } => (Severity::Info, "residue-dropped"),
             Core::Repaired { .. } => (Severity::Info, "repaired"),
+            Core::Compared { .. } => (Severity::Info, "compared"),
             Core::HandedOff { .. } => (Severity::Info, "handed-off"),
             Core::ReadRepaired { .. } => (Severity::Info, "read-repaired"),
             Core::Swept { .. } => (Severity::Info, "swept"),

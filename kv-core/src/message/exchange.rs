@@ -31,7 +31,10 @@ pub type Keyed = (KeyspaceId, Bytes, Record);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
     /// The leaves of its Merkle tree.
-    Leaves,
+    Leaves {
+        /// What is asked for only if the root is another one.
+        unless: Option<u64>,
+    },
     /// Its records in storage order.
     Records {
         /// Only those behind this place.
@@ -63,6 +66,8 @@ pub enum Question {
 pub enum Answer {
     /// To `Leaves`.
     Leaves(Tree),
+    /// To `Leaves`: the root is the one that was named.
+    Equal,
     /// To `Records` and `Fetch`.
     Records {
         /// The records, in storage order. Those that cannot be read are left out.
@@ -138,10 +143,26 @@ impl LeafSet {
         self.0[usize::from(leaf) / 64] & (1 << (leaf % 64)) != 0
     }
 
+    /// The leaves that are in both sets.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = *self;
+        for (word, others) in both.0.iter_mut().zip(other.0) {
+            *word &= others;
+        }
+        both
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
+        self.len() == 0
     }
 }
 
@@ -161,7 +182,7 @@ impl Answer {
         match self {
             Self::Leaves(tree) => tree.leaves.len() == LEAVES,
             Self::Records { records, .. } => records.iter().all(|record| record.2.is_valid()),
-            Self::Digests { .. } | Self::Taken => true,
+            Self::Digests { .. } | Self::Taken | Self::Equal => true,
         }
     }
 }
@@ -181,9 +202,14 @@ mod tests {
         for leaf in 0..LEAVES {
             one[leaf] = Leaf { count: 1, hash: 7 };
             let set = LeafSet::differing(&one, &other);
-            assert!(!set.is_empty());
-            assert_eq!(set.contains(&key), leaf == usize::from(leaf_of(&key)));
+            assert_eq!((set.len(), set.is_empty()), (1, false));
+            assert_eq!(set.and(&set), set);
+            one[(leaf + 1) % LEAVES] = Leaf { count: 1, hash: 7 };
+            assert_eq!(LeafSet::differing(&one, &other).and(&set), set);
             one[leaf] = Leaf::default();
+            assert!(LeafSet::differing(&one, &other).and(&set).is_empty());
+            one[(leaf + 1) % LEAVES] = Leaf::default();
+            assert_eq!(set.contains(&key), leaf == usize::from(leaf_of(&key)));
         }
     }
 }

@@ -118,7 +118,7 @@ fn any_leaves() -> impl Strategy<Value = Vec<Leaf>> {
 fn any_question() -> impl Strategy<Value = Question> {
     let after = || prop::option::of(any_position());
     prop_oneof![
-        Just(Question::Leaves),
+        any::<Option<u64>>().prop_map(|unless| Question::Leaves { unless }),
         (after(), any::<u32>()).prop_map(|(after, bytes_max)| Question::Records { after, bytes_max }),
         (any_leaves(), after()).prop_map(|(leaves, after)| Question::Digests {
             leaves: LeafSet::differing(&leaves, &vec![Leaf { count: 1, hash: 1 }; LEAVES]),
@@ -144,6 +144,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         (any_keyed(), next()).prop_map(|(records, next)| Answer::Records { records, next }),
         (prop::collection::vec(entry, 0..3), next()).prop_map(|(entries, next)| Answer::Digests { entries, next }),
         Just(Answer::Taken),
+        Just(Answer::Equal),
     ]
 }
 

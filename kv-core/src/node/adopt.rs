@@ -52,7 +52,7 @@ impl Node {
         self.restart_repairs(&changed);
         self.plan_handovers();
         self.tell_caught_up(epoch);
-        self.set_timer(self.now.mono, super::Timer::Handoff);
+        self.arm(self.now.mono, super::Timer::Handoff);
     }
 
     pub(super) fn keyspaces_given(&mut self, keyspaces: Vec<Keyspace>) {

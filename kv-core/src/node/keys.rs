@@ -107,8 +107,8 @@ pub(crate) enum Task {
 /// Who is told that a record was merged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Applied {
-    /// A peer that replicates at this epoch.
-    Peer { peer: NodeId, call: CallId, epoch: Epoch },
+    /// A peer that replicates at this epoch, in this session.
+    Peer { peer: NodeId, call: CallId, epoch: Epoch, session: Option<u64> },
     /// A read that repairs this node's own copy.
     Repair,
     /// A hint for this node itself.
@@ -125,6 +125,12 @@ pub(crate) enum Held {
     Send {
         to: NodeId,
         message: Message,
+    },
+    Replicated {
+        peer: NodeId,
+        call: CallId,
+        session: Option<u64>,
+        partition: PartitionId,
     },
     Acked {
         op: OpId,
@@ -475,6 +481,9 @@ impl Node {
     fn release(&mut self, held: Held) {
         match held {
             Held::Send { to, message } => self.send(to, message),
+            Held::Replicated { peer, call, session, partition } => {
+                self.replica_durable(peer, call, session, partition);
+            }
             Held::Acked { op, epoch } => self.write_durable(op, epoch),
             Held::ReadForOp { op, role, record } => {
                 self.read_answered(op, self.config.node, role, HeldRecord::Full(record));

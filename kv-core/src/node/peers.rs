@@ -19,6 +19,8 @@ use crate::types::{Epoch, Incarnation, NodeId, PartitionId, StoreId};
 pub(crate) struct Peer {
     /// Whether there is a session.
     pub(crate) up: bool,
+    /// Sessions with it so far.
+    pub(crate) sessions: u64,
     /// The stores that the peer has shown, durable before it counts as up (rule D2).
     pub(crate) seen: Option<Seen>,
     /// Questions without an answer.
@@ -171,17 +173,21 @@ impl Node {
             return;
         }
         peer.up = true;
+        peer.sessions += 1;
         peer.forwards = ForwardsSeen::default();
         (peer.waits_for_layout, peer.caught_up) = (false, Epoch(0));
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
-        self.set_timer(self.now.mono, Timer::Handoff);
+        self.arm(self.now.mono, Timer::Handoff);
         self.plan_copies();
         self.arm_handovers();
+        // Comparisons with it may be owed.
+        self.owed_again();
     }
 
     pub(super) fn peer_down(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if std::mem::take(&mut peer.up) {
+        let was_up = std::mem::take(&mut peer.up);
+        if was_up {
             self.out.push(Effect::Event(Event::PeerDown { node }));
         }
         // Everything asked of the peer fails now. Taking the calls first keeps what they start from being failed, too.
@@ -195,6 +201,14 @@ impl Node {
             }
         }
         self.late_reads_lost(node);
+        if was_up {
+            self.owe_without(node);
+        }
+    }
+
+    /// The session with `node` that is in use, by number.
+    pub(crate) fn session(&self, node: NodeId) -> Option<u64> {
+        self.peers.get(&node).filter(|peer| peer.up).map(|peer| peer.sessions)
     }
 
     /// This node acts on another layout: whoever it refused for want of it may ask again at once.

@@ -24,7 +24,10 @@ impl Node {
         record: Record,
     ) {
         match self.accept(epoch, role, keyspace, key, &record) {
-            Ok(key) => self.with_key(key, Task::Apply { record, applied: Applied::Peer { peer, call, epoch } }),
+            Ok(key) => {
+                let session = self.session(peer);
+                self.with_key(key, Task::Apply { record, applied: Applied::Peer { peer, call, epoch, session } });
+            }
             Err(refusal) => self.send(peer, Message::Replicated { call, result: Err(refusal) }),
         }
     }
@@ -138,13 +141,24 @@ impl Node {
             self.put(key, Some(Stored { own: stored.and_then(|stored| stored.own), record: merged }));
         }
         match applied {
-            Applied::Peer { peer, call, .. } => {
-                self.hold_key(key, Held::Send { to: peer, message: Message::Replicated { call, result: Ok(()) } });
+            Applied::Peer { peer, call, session, .. } => {
+                self.hold_key(key, Held::Replicated { peer, call, session, partition: key.partition() });
             }
             Applied::Exchange { id, round } => self.hold_merged(key, id, round),
             Applied::Offered { serving } => self.hold_key(key, Held::Taken { serving }),
             Applied::OwnHint => self.hold_key(key, Held::OwnHint { key: key.in_space(Space::Hint), record }),
             Applied::Repair => {}
+        }
+    }
+
+    /// What a peer replicated is durable here.
+    pub(crate) fn replica_durable(&mut self, peer: NodeId, call: CallId, session: Option<u64>, partition: PartitionId) {
+        if self.session(peer) == session {
+            self.send(peer, Message::Replicated { call, result: Ok(()) });
+        } else {
+            // Whoever sent it may have died since, and nobody else may know of the record; and the comparisons that are
+            // owed for that may have come before it.
+            self.owe_partition(partition);
         }
     }
 }

@@ -201,7 +201,7 @@ impl Node {
         let Some(source) = open.clone().filter(is_due).min_by_key(|&node| copy.turn_of(node)) else {
             let next = open.by_ref().filter_map(|node| copy.failed.get(&node)).map(|failed| failed.1).min();
             if let Some(at) = next {
-                self.set_timer(at, Timer::Copy(partition));
+                self.arm(at, Timer::Copy(partition));
             }
             return;
         };
@@ -302,7 +302,7 @@ impl Node {
         if inherits {
             copy.progress.covered.push(SourceReceipt { node: exchange.peer, root: 0 });
         }
-        self.set_timer(at, Timer::Copy(partition));
+        self.arm(at, Timer::Copy(partition));
         self.plan_copies();
     }
 
@@ -321,7 +321,7 @@ impl Node {
         if let Some(copy) = self.copies.get_mut(&partition) {
             copy.ending = false;
             let at = self.now.mono.plus(self.config.retry_after);
-            self.set_timer(at, Timer::Copy(partition));
+            self.arm(at, Timer::Copy(partition));
         }
     }
 
@@ -377,6 +377,7 @@ impl Node {
         self.out.push(Effect::Event(Event::RefillDone { partition, records }));
         self.recount_pairs();
         self.plan_copies();
+        self.owe_partition(partition);
     }
 
     /// How fast partitions may be copied from now on.

@@ -54,7 +54,7 @@ impl Node {
         if !self.handoff.armed && self.handoff.cursor.is_none() {
             self.handoff.armed = true;
             let at = self.now.mono.plus(self.config.handoff_every);
-            self.set_timer(at, Timer::Handoff);
+            self.arm(at, Timer::Handoff);
         }
     }
 
@@ -180,7 +180,7 @@ impl Node {
         }
         if std::mem::take(&mut self.handoff.again) {
             self.handoff.armed = true;
-            self.set_timer(self.now.mono, Timer::Handoff);
+            self.arm(self.now.mono, Timer::Handoff);
         } else if self.hints + self.lagging > 0 {
             self.arm_handoff();
         }

@@ -30,8 +30,6 @@ pub(crate) struct Leftovers {
     /// Partitions of which records may be stored, owned ones included.
     pub(crate) stocked: BTreeSet<PartitionId>,
     left: BTreeMap<PartitionId, Left>,
-    /// Whether a timer for the next look is set.
-    armed: bool,
 }
 
 /// A partition that was left.
@@ -97,15 +95,13 @@ impl Node {
 
     /// Makes sure that what was left is looked at soon.
     pub(crate) fn arm_handovers(&mut self) {
-        if !self.leftovers.left.is_empty() && !self.leftovers.armed {
-            self.leftovers.armed = true;
-            self.set_timer(self.now.mono, Timer::HandOver);
+        if !self.leftovers.left.is_empty() {
+            self.arm(self.now.mono, Timer::HandOver);
         }
     }
 
     /// Looks at what was left, a few partitions at a time.
     pub(crate) fn handover_pass(&mut self) {
-        self.leftovers.armed = false;
         let mut busy = self.leftovers.left.values().filter(|left| left.is_busy()).count();
         for partition in self.leftovers.left.keys().copied().collect::<Vec<_>>() {
             if busy >= HANDOVERS_MAX {
@@ -146,7 +142,7 @@ impl Node {
                 left.exchange = Some((id, owner));
             }
         } else if let Some(at) = open.iter().filter_map(|node| left.failed.get(node)).map(|failed| failed.1).min() {
-            self.set_timer(at, Timer::HandOver);
+            self.arm(at, Timer::HandOver);
         }
     }
 
@@ -167,7 +163,7 @@ impl Node {
         if let Some(left) = self.leftovers.left.get_mut(&partition) {
             left.counting = false;
             let at = self.now.mono.plus(self.config.handoff_every);
-            self.set_timer(at, Timer::HandOver);
+            self.arm(at, Timer::HandOver);
         }
     }
 
@@ -199,7 +195,7 @@ impl Node {
     /// Every owner has confirmed: deletes some records.
     fn drop_slice(&mut self, partition: PartitionId) {
         if let Some(at) = self.throttle.wait(self.now.mono) {
-            self.set_timer(at, Timer::HandOver);
+            self.arm(at, Timer::HandOver);
             return;
         }
         let request = SliceRequest {
@@ -223,7 +219,7 @@ impl Node {
         let epoch = left.epoch;
         let Some(slice) = slice else {
             let at = self.now.mono.plus(self.config.handoff_every);
-            self.set_timer(at, Timer::HandOver);
+            self.arm(at, Timer::HandOver);
             return;
         };
         if slice.entries.is_empty() {

@@ -51,7 +51,7 @@ impl Node {
             self.sweeper.swept = 0;
         }
         let Some((partition, from, _)) = self.sweeper.turn.clone() else {
-            self.set_timer(self.now.mono.plus(self.turn_length()), Timer::Sweep);
+            self.arm(self.now.mono.plus(self.turn_length()), Timer::Sweep);
             return;
         };
         let request = SliceRequest {
@@ -84,7 +84,7 @@ impl Node {
         match slice.entries.last() {
             Some((last, _)) if slice.more => {
                 self.sweeper.turn = Some((partition, last.successor(), earliest));
-                self.set_timer(self.now.mono.plus(TURN_MIN), Timer::Sweep);
+                self.arm(self.now.mono.plus(TURN_MIN), Timer::Sweep);
             }
             _ => {
                 self.sweeper.known.insert(partition, earliest);
@@ -92,7 +92,7 @@ impl Node {
                 if self.sweeper.swept > 0 {
                     self.out.push(Effect::Event(Event::Swept { records: self.sweeper.swept }));
                 }
-                self.set_timer(self.now.mono.plus(self.turn_length()), Timer::Sweep);
+                self.arm(self.now.mono.plus(self.turn_length()), Timer::Sweep);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use kv_core::config::NodeConfig;
 use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
 use kv_core::node::Node;
 use kv_core::types::RequestId;
@@ -45,10 +46,11 @@ impl World {
         self.stop_clients();
         self.heal();
         self.settle();
-        if !self.settings.node.repair_every.is_zero() && self.report.get(Count::ClockSkews) == 0 {
-            // Anti-entropy makes replicas equal without reads and marks.
-            let turns = u64::try_from(self.settings.node.repair_every.as_micros()).unwrap_or(0) * 3;
-            self.run_until(self.time + turns + 200 * MS);
+        if self.report.get(Count::ClockSkews) == 0 && !self.settings.left_to_reads {
+            // Replicas become equal without anybody asking, once each has found what expires.
+            let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(0);
+            let NodeConfig { sweep_every, repair_every, .. } = &self.settings.node;
+            self.run_until(self.time + micros(*sweep_every) * 2 + micros(*repair_every) * 3 + 200 * MS);
             self.settle();
             self.judge(converged::replicas_are_equal);
         }
@@ -140,6 +142,7 @@ impl World {
                 && status.unsynced.is_empty()
                 && status.receiving == 0
                 && status.leaving == 0
+                && status.repairing == 0
                 && status.unsynced_batches == 0
                 && status.keys_busy == 0
                 && !status.poisoned

@@ -8,6 +8,7 @@ use kv_core::event::Event as NodeEvent;
 use kv_core::message::{Errand, Message, Response};
 use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
+use kv_core::rule::Rule;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
 use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
 use kv_core::version::ContextToken;
@@ -98,6 +99,9 @@ impl World {
             Ok(mut core) => {
                 if let Some(Mutation::Core(rule)) = self.settings.mutation {
                     core.break_rule(rule);
+                }
+                if self.settings.left_to_reads {
+                    core.break_rule(Rule::CompareAfterCrash);
                 }
                 machine.core = Some(core);
             }
@@ -352,6 +356,7 @@ impl World {
             }
             NodeEvent::CopyRetried { .. } => self.report.add(Count::CopiesRetried, 1),
             NodeEvent::Repaired { records, .. } => self.report.add(Count::Compared, *records),
+            NodeEvent::Compared { records, .. } => self.report.add(Count::Owed, *records),
             NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
             NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),
             NodeEvent::Swept { records } => self.report.add(Count::Swept, *records),

@@ -1,8 +1,11 @@
 //! Each rule of the protocol that the simulator is responsible for, switched off: the checkers must notice. A mutation
 //! that nobody notices would mean that the checkers or the workload are too weak.
 
+use std::time::Duration;
+
 use kv_core::rule::Rule;
 
+use crate::report::Count;
 use crate::runner::run_adjusted;
 use crate::settings::{MS, Mutation, Settings};
 
@@ -69,7 +72,40 @@ fn sending_a_delta_is_caught() {
 
 #[test]
 fn skipping_read_repair_is_caught() {
-    check(Mutation::Core(Rule::ReadRepair), &["invariant 3"]);
+    let left_to_reads = |settings: &mut Settings| {
+        settings.left_to_reads = true;
+        settings.node.repair_every = Duration::ZERO;
+    };
+    for seed in 0..300 {
+        assert_eq!(
+            run_adjusted(seed, false, left_to_reads).failure,
+            None,
+            "seed {seed}: reads alone make replicas equal"
+        );
+    }
+    check_adjusted(Mutation::Core(Rule::ReadRepair), &["invariant 3"], |settings| {
+        settings.mutation = Some(Mutation::Core(Rule::ReadRepair));
+        left_to_reads(settings);
+    });
+}
+
+#[test]
+fn leaving_apart_what_a_dead_coordinator_left_apart_is_caught() {
+    check(Mutation::Core(Rule::CompareAfterCrash), &["invariant 3"]);
+}
+
+#[test]
+fn turns_in_the_background_make_replicas_equal_by_themselves() {
+    let mut mended = 0;
+    for seed in 0..300 {
+        let run = run_adjusted(seed, false, |settings| {
+            settings.mutation = Some(Mutation::Core(Rule::CompareAfterCrash));
+            settings.node.repair_every = Duration::from_millis(500);
+        });
+        assert_eq!(run.failure, None, "seed {seed}");
+        mended += run.report.get(Count::Compared);
+    }
+    assert!(mended > 0, "no seed left replicas apart");
 }
 
 #[test]

@@ -75,6 +75,8 @@ counts! {
     Dropped => "records dropped by nodes that left",
     /// Records mended by comparing owners.
     Compared => "records mended by anti-entropy",
+    /// Records mended by comparisons that were owed.
+    Owed => "records mended by comparisons that were owed",
     /// Partitions refilled.
     Refills => "refills",
     /// Hints and lag marks delivered.

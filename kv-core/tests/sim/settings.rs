@@ -89,6 +89,8 @@ pub(crate) struct Settings {
     pub(crate) mutation: Option<Mutation>,
     /// Whether an actor used twice (rule A1) is left for the other checkers to notice by what comes of it.
     pub(crate) overlooks_actors: bool,
+    /// Whether nothing but reads makes replicas equal that a crash has left apart.
+    pub(crate) left_to_reads: bool,
 }
 
 impl Settings {
@@ -149,6 +151,7 @@ impl Settings {
             slow_reads: *dice.pick(&[0, 100, 700]),
             mutation: None,
             overlooks_actors: false,
+            left_to_reads: false,
         }
     }
 

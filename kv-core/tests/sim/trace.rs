@@ -92,7 +92,8 @@ fn keyed(records: &[kv_core::message::Keyed]) -> String {
 
 fn question(question: &Question) -> String {
     match question {
-        Question::Leaves => "leaves".to_owned(),
+        Question::Leaves { unless: Some(root) } => format!("leaves unless the root is {root:016x}"),
+        Question::Leaves { unless: None } => "leaves".to_owned(),
         Question::Records { after, bytes_max } => format!("at most {bytes_max} bytes of records after {after:?}"),
         Question::Digests { after, .. } => format!("digests after {after:?}"),
         Question::Fetch { keys } => format!("fetch {keys:?}"),
@@ -102,6 +103,7 @@ fn question(question: &Question) -> String {
 
 fn answer(answer: &Answer) -> String {
     match answer {
+        Answer::Equal => "the same root".to_owned(),
         Answer::Leaves(tree) => format!("root {:016x}, {:?}", tree.root, tree.tally),
         Answer::Records { records, next } => format!("records {}, next {next:?}", keyed(records)),
         Answer::Digests { entries, next } => {

@@ -61,6 +61,7 @@ fn registry(shared: &Shared, snapshot: &kv_proto::v1::NodeSnapshot) -> Registry 
     gauge("hint_bytes", "Bytes of these hints", pending.hint_bytes);
     gauge("lag", "Keys that some other owner is known to lack", pending.lag);
     gauge("refills", "Partitions whose copy is being refilled", pending.refills);
+    gauge("comparisons", "Comparisons with other owners that are owed or asked for by hand", pending.comparisons);
     let usage = snapshot.usage.unwrap_or_default();
     gauge("memory_bytes", "Resident memory of the process", usage.memory_bytes);
     gauge("disk_bytes", "Bytes of the data directory", usage.disk_bytes);

@@ -115,6 +115,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                     lag: status.lagging,
                     refills: status.unsynced.len() as u64,
                     transfers: status.receiving as u64,
+                    comparisons: status.repairing as u64,
                     // A partition that is not counted yet may hold anything.
                     residue: report
                         .residue

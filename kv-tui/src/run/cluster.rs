@@ -109,6 +109,7 @@ fn pending_json(pending: &v1::Pending) -> Value {
         "refills": pending.refills,
         "transfers": pending.transfers,
         "residue": pending.residue,
+        "comparisons": pending.comparisons,
     })
 }
 

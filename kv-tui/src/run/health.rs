@@ -214,6 +214,7 @@ impl Health {
             (pending.lag, "keys that a copy lacks"),
             (pending.refills, "partitions being refilled"),
             (pending.transfers, "partitions being copied to new owners"),
+            (pending.comparisons, "comparisons of copies that may differ"),
             (pending.residue, "records to be handed over by former owners"),
         ];
         let parts: Vec<String> =

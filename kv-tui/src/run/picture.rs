@@ -92,6 +92,7 @@ impl Picture {
             sum.refills += pending.refills;
             sum.transfers += pending.transfers;
             sum.residue += pending.residue;
+            sum.comparisons += pending.comparisons;
         }
         sum
     }

@@ -32,6 +32,14 @@ use walk::{Known, Next, Own, Walk};
 /// A node that holds fewer records than one of so many of the peer's takes them all instead of comparing.
 const BULK_BELOW: u64 = 4;
 
+/// Two owners that differ in so few leaves look again before they walk through them: mostly these are writes under way,
+/// which have arrived by then, and to walk is to read the whole partition.
+const FEW_LEAVES: usize = 16;
+
+/// How long they wait for that, and how often they look at most.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+const LOOKS_MAX: u32 = 3;
+
 /// After this long without getting on, an exchange says what it waits for.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
@@ -67,14 +75,20 @@ pub(crate) struct Exchange {
     booked: Option<Booking>,
     /// The peer's tree when it was last asked for.
     pub(crate) tree: Option<Tree>,
+    /// How often both trees were compared, and the leaves that differed each time. One that was equal once is settled: what
+    /// either side held at the beginning is part of what both held then.
+    looks: u32,
+    suspects: LeafSet,
     /// Records fetched or offered.
     pub(crate) records: u64,
 }
 
 #[derive(Debug)]
 enum Step {
-    /// The peer's leaves are asked for.
-    Tree,
+    /// This node's own root is read: if the peer has the same, there is nothing to compare.
+    OwnRoot,
+    /// The peer's leaves are asked for, unless its root is this one.
+    Tree { unless: Option<u64> },
     /// This node's own leaves are read.
     OwnTree,
     /// The peer's records are taken in storage order; everything up to the place is durable here.
@@ -138,7 +152,11 @@ impl Node {
             errand,
             epoch: self.entry(partition).map(|entry| entry.changed).unwrap_or_default(),
             // Where records were taken in order before, the peer's tree says only how many there are.
-            step: if after.is_some() && !compare_only { Step::Bulk { after, next: None } } else { Step::Tree },
+            step: match after {
+                Some(after) if !compare_only => Step::Bulk { after: Some(after), next: None },
+                _ if errand == Errand::Repair => Step::OwnRoot,
+                _ => Step::Tree { unless: None },
+            },
             compare_only,
             asked: None,
             round: CallId(0),
@@ -149,17 +167,24 @@ impl Node {
             is_its_turn: false,
             booked: None,
             tree: None,
+            looks: 0,
+            suspects: LeafSet::default(),
             records: 0,
         };
         self.exchanges.insert(id, exchange);
         // Not at once: who starts an exchange notes its name before it can end.
-        self.set_timer(self.now.mono, Timer::Exchange(id));
+        self.arm(self.now.mono, Timer::Exchange(id));
         id
+    }
+
+    fn take_exchange(&mut self, id: ExchangeId) -> Option<Exchange> {
+        self.timers.disarm(Timer::Exchange(id));
+        self.exchanges.remove(&id)
     }
 
     /// Forgets an exchange. Nobody is told.
     pub(crate) fn cancel_exchange(&mut self, id: ExchangeId) {
-        if let Some(exchange) = self.exchanges.remove(&id) {
+        if let Some(exchange) = self.take_exchange(id) {
             self.unbook(exchange.booked);
             self.forget_calls(|purpose| purpose == Purpose::Exchange(id));
         }
@@ -169,7 +194,7 @@ impl Node {
     pub(crate) fn wake_exchanges(&mut self, which: impl Fn(&Exchange) -> bool) {
         let woken = self.exchanges.iter().filter(|(_, exchange)| which(exchange)).map(|(&id, _)| id);
         for id in woken.collect::<Vec<_>>() {
-            self.set_timer(self.now.mono, Timer::Exchange(id));
+            self.arm(self.now.mono, Timer::Exchange(id));
         }
         self.set_turn();
     }
@@ -184,7 +209,7 @@ impl Node {
         }
         if let Some((call, at)) = exchange.asked {
             if self.now.mono < at.plus(patience) {
-                return;
+                return self.arm(at.plus(patience), Timer::Exchange(id));
             }
             // The question or its answer was lost.
             exchange.asked = None;
@@ -204,7 +229,7 @@ impl Node {
         }
         exchange.waits = None;
         let question = match &mut exchange.step {
-            Step::Tree => Question::Leaves,
+            Step::Tree { unless } => Question::Leaves { unless: *unless },
             Step::Bulk { after, .. } => {
                 Question::Records { after: after.clone(), bytes_max: u32::try_from(bytes_max).unwrap_or(u32::MAX) }
             }
@@ -213,6 +238,7 @@ impl Node {
                 Next::Read { after, upto } => return self.read_own_page(id, after, upto),
                 Next::Done => return self.exchange_done(id),
             },
+            Step::OwnRoot => return self.read_leaves(partition, LeavesFor::Exchange(id)),
             Step::OwnTree | Step::OwnPage(_) => return,
         };
         if !self.book(id, &question) {
@@ -227,7 +253,7 @@ impl Node {
         }
         let message = Message::Exchange { call, partition, epoch, errand, question };
         self.ask(peer, call, Purpose::Exchange(id), message);
-        self.set_timer(self.now.mono.plus(patience), Timer::Exchange(id));
+        self.arm(self.now.mono.plus(patience), Timer::Exchange(id));
     }
 
     /// The peer has answered, or refused.
@@ -248,7 +274,8 @@ impl Node {
         exchange.moved_at = now;
         exchange.round = call;
         match (&mut exchange.step, answer) {
-            (Step::Tree, Answer::Leaves(tree)) => {
+            (Step::Tree { unless: Some(_) }, Answer::Equal) => self.exchange_done(id),
+            (Step::Tree { .. }, Answer::Leaves(tree)) => {
                 exchange.step = Step::OwnTree;
                 exchange.tree = Some(tree);
                 let partition = exchange.partition;
@@ -291,11 +318,13 @@ impl Node {
             // It will know more, or have more room, before long.
             Refusal::Behind { .. } | Refusal::Busy(_) => {
                 exchange.waits = Some(why);
-                self.set_timer(at, Timer::Exchange(id));
+                self.arm(at, Timer::Exchange(id));
             }
-            Refusal::Stale { .. } | Refusal::NotSynced | Refusal::NotOwner | Refusal::Failed(_) => {
+            Refusal::Stale { .. } | Refusal::NotSynced | Refusal::NotOwner => {
+                self.repair_refused(id);
                 self.exchange_failed(id, why);
             }
+            Refusal::Failed(_) => self.exchange_failed(id, why),
         }
     }
 
@@ -308,18 +337,18 @@ impl Node {
     }
 
     fn exchange_failed(&mut self, id: ExchangeId, why: String) {
-        let Some(mut exchange) = self.exchanges.remove(&id) else { return };
+        let Some(mut exchange) = self.take_exchange(id) else { return };
         self.unbook(exchange.booked.take());
         self.forget_calls(|purpose| purpose == Purpose::Exchange(id));
         match exchange.errand {
             Errand::Refill | Errand::Copy => self.copy_failed(id, &exchange, why),
             Errand::HandOver => self.handover_failed(id, &exchange, why),
-            Errand::Repair => self.repair_failed(id),
+            Errand::Repair => self.repair_failed(id, &exchange),
         }
     }
 
     fn exchange_done(&mut self, id: ExchangeId) {
-        let Some(exchange) = self.exchanges.remove(&id) else { return };
+        let Some(exchange) = self.take_exchange(id) else { return };
         match exchange.errand {
             Errand::Refill | Errand::Copy => self.copy_covered(id, &exchange),
             Errand::HandOver => self.handover_covered(id, &exchange),
@@ -378,7 +407,7 @@ impl Node {
         if exchange.spoiled {
             // A record of this node's own is damaged and being mended.
             exchange.waits = Some("a damaged record of this node's own is being replaced".to_owned());
-            self.set_timer(retry_at, Timer::Exchange(id));
+            self.arm(retry_at, Timer::Exchange(id));
             return;
         }
         match &mut exchange.step {
@@ -388,13 +417,13 @@ impl Node {
                     after.clone_from(&at);
                 } else {
                     exchange.compare_only = true;
-                    exchange.step = Step::Tree;
+                    exchange.step = Step::Tree { unless: None };
                 }
                 // The cursor moves no earlier than its data is durable (rule M2).
                 self.copy_moved(id, at);
             }
             Step::Walk(walk) => walk.settled(),
-            Step::Tree | Step::OwnTree | Step::OwnPage(_) => {}
+            Step::OwnRoot | Step::Tree { .. } | Step::OwnTree | Step::OwnPage(_) => {}
         }
         self.exchange_step(id);
     }
@@ -431,6 +460,10 @@ impl Node {
 
     fn own_tree(&mut self, id: ExchangeId, own: &PartitionStats) {
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
+        if matches!(exchange.step, Step::OwnRoot) {
+            exchange.step = Step::Tree { unless: Some(own.root()) };
+            return self.exchange_step(id);
+        }
         let (Step::OwnTree, Some(tree)) = (&exchange.step, &exchange.tree) else { return };
         let (mine, theirs) = (own.total(Space::Owned).records, tree.tally.records);
         let takes_all = matches!(exchange.errand, Errand::Refill | Errand::Copy)
@@ -441,8 +474,15 @@ impl Node {
         } else {
             exchange.compare_only = true;
             let differing = LeafSet::differing(own.leaves(), &tree.leaves);
+            let differing = if exchange.looks == 0 { differing } else { differing.and(&exchange.suspects) };
+            (exchange.looks, exchange.suspects) = (exchange.looks + 1, differing);
             if differing.is_empty() {
                 return self.exchange_done(id);
+            }
+            if exchange.errand == Errand::Repair && differing.len() <= FEW_LEAVES && exchange.looks < LOOKS_MAX {
+                exchange.step = Step::OwnRoot;
+                self.arm(self.now.mono.plus(LOOK_AGAIN_AFTER), Timer::Exchange(id));
+                return;
             }
             exchange.step = Step::Walk(Walk::new(differing));
         }
@@ -452,7 +492,7 @@ impl Node {
     fn read_own_page(&mut self, id: ExchangeId, after: Option<Position>, upto: Known) {
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
         let partition = exchange.partition;
-        let step = std::mem::replace(&mut exchange.step, Step::Tree);
+        let step = std::mem::replace(&mut exchange.step, Step::Tree { unless: None });
         let Step::Walk(walk) = step else { return };
         exchange.step = Step::OwnPage(walk);
         let until = match upto {
@@ -511,12 +551,12 @@ impl Node {
         }
         let retry_at = self.now.mono.plus(self.config.retry_after);
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
-        let step = std::mem::replace(&mut exchange.step, Step::Tree);
+        let step = std::mem::replace(&mut exchange.step, Step::Tree { unless: None });
         let Step::OwnPage(mut walk) = step else { return };
         if damaged {
             exchange.waits = Some("a damaged record of this node's own is being replaced".to_owned());
             exchange.step = Step::Walk(walk);
-            self.set_timer(retry_at, Timer::Exchange(id));
+            self.arm(retry_at, Timer::Exchange(id));
             return;
         }
         walk.compare(own, last, pulls);

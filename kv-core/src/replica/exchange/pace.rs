@@ -42,7 +42,7 @@ impl Question {
     /// Whether records travel with it or with its answer.
     fn moves_records(&self) -> bool {
         match self {
-            Self::Leaves | Self::Digests { .. } => false,
+            Self::Leaves { .. } | Self::Digests { .. } => false,
             Self::Records { .. } | Self::Fetch { .. } | Self::Offer { .. } => true,
         }
     }

@@ -29,7 +29,10 @@ pub(crate) struct Serving {
 
 #[derive(Debug)]
 enum Kinds {
-    Tree,
+    /// Unless the root is this one.
+    Tree {
+        unless: Option<u64>,
+    },
     Records,
     Digests(LeafSet),
     /// Keys that are not read yet, and what was found.
@@ -58,8 +61,8 @@ impl Node {
         let id = ReadId(self.next_id());
         let serving = |kind| Serving { peer, call, partition, epoch, errand, kind };
         match question {
-            Question::Leaves => {
-                self.serving.insert(id, serving(Kinds::Tree));
+            Question::Leaves { unless } => {
+                self.serving.insert(id, serving(Kinds::Tree { unless }));
                 self.read_leaves(partition, LeavesFor::Serving(id));
             }
             Question::Records { after, bytes_max } => {
@@ -154,6 +157,11 @@ impl Node {
     }
 
     pub(super) fn serve_tree(&mut self, id: ReadId, stats: &PartitionStats) {
+        let is_equal =
+            |serving: &Serving| matches!(serving.kind, Kinds::Tree { unless } if unless == Some(stats.root()));
+        if self.serving.get(&id).is_some_and(is_equal) {
+            return self.answer_exchange(id, Ok(Answer::Equal));
+        }
         let tree = Tree { leaves: stats.leaves().to_vec(), root: stats.root(), tally: stats.total(Space::Owned) };
         self.answer_exchange(id, Ok(Answer::Leaves(tree)));
     }

@@ -94,6 +94,10 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         facts.push(("stopped", printable(snapshot.poisoned.as_bytes())));
     }
     let verdict = Verdict::of(&cluster.picture, NodeId(snapshot.node));
+    let comparisons = match pending.comparisons {
+        0 => String::new(),
+        count => format!(", {} comparisons", grouped(count)),
+    };
     let own = [
         ("may stop", format!("{}: {}", if verdict.safe { "yes" } else { "no" }, verdict.why)),
         ("address", printable(snapshot.address.as_bytes())),
@@ -106,7 +110,7 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         (
             "waiting",
             format!(
-                "{} hints ({}), {} keys lag, {} refills",
+                "{} hints ({}), {} keys lag, {} refills{comparisons}",
                 grouped(pending.hints),
                 size(pending.hint_bytes),
                 grouped(pending.lag),
