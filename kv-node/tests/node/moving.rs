@@ -107,10 +107,13 @@ pub(crate) async fn until_clean(client: &Client, members: usize) -> Vec<v1::Node
 async fn clean_reports(client: &Client, members: usize) -> Vec<v1::NodeSnapshot> {
     until_async("everything is settled and cleaned up", || async {
         let reports = reports(client).await;
+        let agreed = client.description().layout.as_ref().map_or(0, |layout| layout.epoch.0);
+        let newest = reports.iter().map(|node| node.layout_epoch).max().max(Some(agreed));
         let clean = |node: &v1::NodeSnapshot| {
             let pending = node.pending.unwrap_or_default();
             let left = pending.replications + pending.hints + pending.lag + pending.refills;
-            left + pending.transfers + pending.residue + pending.comparisons == 0
+            // A node that does not act on the last cut-over yet knows nothing of what it has to clean up.
+            Some(node.layout_epoch) == newest && left + pending.transfers + pending.residue + pending.comparisons == 0
         };
         (reports.len() == members && reports.iter().all(clean)).then_some(reports)
     })
