@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Readable};
 
+use super::background::compact_if_nobody_does;
 use super::identity::{Confirmed, Directory, Identity, is_full};
 use super::ledger::{Ledger, Written};
 use super::{CHECKPOINT, ENTRY, META};
@@ -25,7 +26,7 @@ const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize;
 /// Memtables that wait to be flushed, and overlapping runs of tables that wait to be compacted, from which on a commit
 /// waits. fjall itself would wait from 4 and 30 on, without end and without a word.
 const SEALED_MAX: usize = 2;
-const RUNS_MAX: usize = 20;
+pub(super) const RUNS_MAX: usize = 20;
 
 /// How long a waiting commit sleeps before it looks again.
 const STALL_STEP: Duration = Duration::from_millis(1);
@@ -276,6 +277,9 @@ impl DiskCommitter {
         let behind = || (tree.tree.sealed_memtable_count(), tree.tree.l0_run_count());
         let mut waited_ms = 0;
         loop {
+            if behind().1 >= RUNS_MAX {
+                compact_if_nobody_does(&self.shared).map_err(|error| self.shared.explain(error))?;
+            }
             let (sealed, runs) = behind();
             if sealed < SEALED_MAX && runs < RUNS_MAX {
                 return Ok(());

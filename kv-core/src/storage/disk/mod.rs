@@ -21,6 +21,7 @@
 //! | 0x91 | ledger checkpoints: partition, big-endian |
 //! | 0x92 | the engine's own name and boot |
 
+mod background;
 mod engine;
 mod identity;
 mod journal;
@@ -41,9 +42,16 @@ const ENGINE: u8 = 0x92;
 pub struct DiskConfig {
     /// Bytes of uncompressed blocks kept in memory.
     pub cache_bytes: u64,
-    /// Bytes of records gathered in memory before they are written to a table. Fixed when the store is created.
+    /// The most bytes of records gathered in memory before they are written to a table. A store gathers three quarters of it
+    /// or more, by its id, so that replicas that take in the same writes flush and compact at different times. Fixed when
+    /// the store is created.
     pub memtable_bytes: u64,
-    /// Threads that flush and compact; at least 2, since one alone can wait for itself.
+    /// Bytes of a table that a compaction writes. fjall lets all reads and commits wait while it syncs the last table of a
+    /// compaction. Fixed when the store is created.
+    pub table_bytes: u64,
+    /// Threads that flush and compact, at least 3. One alone can wait for itself; and fjall's first does not compact but
+    /// asks without a pause whether another one would, so that with two it takes a processor for as long as the other
+    /// compacts.
     pub workers: usize,
     /// How long a commit waits for flushes and compactions that have fallen behind, before it fails, in milliseconds.
     pub stall_ms_max: u64,
@@ -59,7 +67,8 @@ impl Default for DiskConfig {
         Self {
             cache_bytes: 64 * 1024 * 1024,
             memtable_bytes: 16 * 1024 * 1024,
-            workers: 2,
+            table_bytes: 16 * 1024 * 1024,
+            workers: 4,
             stall_ms_max: 60_000,
             renew: false,
             recount: false,

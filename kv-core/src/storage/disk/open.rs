@@ -5,10 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use fjall::compaction::Leveled;
+use fjall::compaction::filter::Factory;
 use fjall::config::CompressionPolicy;
 use fjall::{CompressionType, Database, KeyspaceCreateOptions};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::background::LowPriority;
 use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key};
 use super::identity::{Directory, Identity, io_error, not_a_store};
 use super::ledger::{Ledger, Recovery};
@@ -23,6 +27,9 @@ const TREE: &str = "store";
 
 /// The format of the seal under the engine's mark.
 const SEAL: u8 = 1;
+
+/// With fewer threads fjall waits for itself, or wastes a processor; see `DiskConfig::workers`.
+const WORKERS_MIN: usize = 3;
 
 /// fjall's trees: its own, which knows the names of the others, and ours.
 const TREES: [&str; 2] = ["keyspaces/0", "keyspaces/1"];
@@ -74,7 +81,7 @@ impl DiskStore {
             }
         };
         let is_new = identity.boot == 0;
-        let shared = open_engine(directory, config, is_new)?;
+        let shared = open_engine(directory, config, identity.data, is_new)?;
         let mark = read_mark(&shared, &identity, is_new)?;
         let (mut confirmed, confirmed_before) = shared.directory.open_confirmed()?;
         let (recovery, trouble) = read_ledger(&shared)?;
@@ -130,7 +137,12 @@ impl DiskStore {
     }
 }
 
-fn open_engine(directory: Directory, config: &DiskConfig, is_new: bool) -> Result<Shared, StorageError> {
+fn open_engine(
+    directory: Directory,
+    config: &DiskConfig,
+    store: StoreId,
+    is_new: bool,
+) -> Result<Shared, StorageError> {
     let data = directory.data();
     if is_new {
         // Whatever a first start left behind that was cut short: nobody has used it.
@@ -155,7 +167,11 @@ fn open_engine(directory: Directory, config: &DiskConfig, is_new: bool) -> Resul
         journal::check(&data)?;
     }
     let database = guarded(directory.path(), || {
-        Database::builder(&data).cache_size(config.cache_bytes).worker_threads(config.workers.max(2)).open()
+        Database::builder(&data)
+            .cache_size(config.cache_bytes)
+            .worker_threads(config.workers.max(WORKERS_MIN))
+            .with_compaction_filter_factories(Arc::new(|_| Some(Arc::new(LowPriority) as Arc<dyn Factory>)))
+            .open()
     })?;
     if !is_new && !database.keyspace_exists(TREE) {
         let reason = format!("its tree {TREE:?} is missing");
@@ -163,11 +179,19 @@ fn open_engine(directory: Directory, config: &DiskConfig, is_new: bool) -> Resul
     }
     let options = || {
         KeyspaceCreateOptions::default()
-            .max_memtable_size(config.memtable_bytes)
+            .max_memtable_size(memtable_bytes(config.memtable_bytes, store))
+            .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(config.table_bytes)))
             .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
     };
     let tree = guarded(directory.path(), || database.keyspace(TREE, options))?;
     Ok(Shared { tree, database, stalled_ms: Arc::default(), directory: Arc::new(directory) })
+}
+
+/// How much a store gathers in memory: a part of `most` between three quarters and all of it.
+fn memtable_bytes(most: u64, store: StoreId) -> u64 {
+    const STEPS: u64 = 64;
+    let step = xxh3_64(&store.0.to_le_bytes()) % STEPS;
+    most - most / 4 / STEPS * step
 }
 
 fn read_mark(shared: &Shared, identity: &Identity, is_new: bool) -> Result<Mark, StorageError> {
@@ -225,4 +249,19 @@ fn renew_ledger(shared: &Shared, out: &mut fjall::OwnedWriteBatch, last: u64) ->
         }
     }
     Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn stores_gather_different_amounts_within_the_limit() {
+        let sizes: BTreeSet<u64> = (0..200).map(|store| memtable_bytes(1 << 24, StoreId(store))).collect();
+        assert!(sizes.len() > 32, "{} sizes", sizes.len());
+        assert!(sizes.iter().all(|size| (3 << 22..=1 << 24).contains(size)), "{sizes:?}");
+        assert!((0..200).all(|store| memtable_bytes(u64::MAX, StoreId(store)) >= u64::MAX / 4 * 3), "no overflow");
+    }
 }

@@ -1,0 +1,134 @@
+//! fjall's background threads: which priority they have, and who compacts when none of them does.
+//!
+//! **Priority.** A compaction is a second or more of work for one thread, and replicas that take in the same writes begin
+//! theirs at the same time. fjall tells nobody when one begins, but it makes a filter for each, on the thread that is going
+//! to merge: that is the place to lower the thread's priority. The filter itself keeps everything.
+//!
+//! **Wake-ups.** fjall looks for something to compact when a flush is done, and no more if the levels concerned are busy
+//! just then. The next flush makes up for that, but there is none once commits wait for compactions: then the thread that
+//! commits compacts itself.
+
+use fjall::AbstractTree;
+use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
+
+use super::engine::{Shared, guarded};
+use crate::error::StorageError;
+
+/// The name that fjall gives its threads.
+const THREAD: &str = "fjall:worker";
+
+/// Compacts what needs it most, on this thread, unless another one is compacting.
+pub(super) fn compact_if_nobody_does(shared: &Shared) -> Result<(), StorageError> {
+    let Shared { tree, database, .. } = shared;
+    if database.active_compactions() > 0 {
+        return Ok(());
+    }
+    let strategy = tree.config.compaction_strategy.clone();
+    let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
+    guarded(shared.path(), || Ok(tree.tree.compact(strategy, unseen)?))
+}
+
+/// Makes the filters.
+pub(super) struct LowPriority;
+
+impl Factory for LowPriority {
+    fn name(&self) -> &str {
+        "low-priority"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        give_way();
+        Box::new(KeepAll)
+    }
+}
+
+struct KeepAll;
+
+impl CompactionFilter for KeepAll {
+    fn filter_item(&mut self, _: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        Ok(Verdict::Keep)
+    }
+}
+
+/// Lowers the priority of this thread if it is one of fjall's.
+fn give_way() {
+    if std::thread::current().name() == Some(THREAD) {
+        lower_priority();
+    }
+}
+
+/// Makes this thread ten steps nicer than its process. One that cannot be made so compacts all the same.
+#[cfg(target_os = "linux")]
+fn lower_priority() {
+    use rustix::process::{getpid, getpriority_process, setpriority_process};
+    use rustix::thread::gettid;
+
+    /// A tenth of the processor time that another thread gets.
+    const STEPS: i32 = 10;
+
+    let thread = Some(gettid());
+    let Ok(usual) = getpriority_process(Some(getpid())) else { return };
+    // What has been lowered stays so, since not everybody may raise it again.
+    if getpriority_process(thread).is_ok_and(|priority| priority < usual + STEPS) {
+        setpriority_process(thread, usual + STEPS).unwrap_or_default();
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lower_priority() {}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::storage::disk::engine::RUNS_MAX;
+    use crate::storage::{Batch, Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Write};
+    use crate::types::{Seq, StoreId};
+
+    fn open(path: &std::path::Path, config: &DiskConfig) -> (DiskReader, DiskCommitter) {
+        let (_, reader, committer) = DiskStore::open(path, config, OpenIds { store: StoreId(1), nonce: 1 }).unwrap();
+        (reader, committer)
+    }
+
+    fn commit(committer: &mut DiskCommitter, number: u64) -> Result<(), StorageError> {
+        let name = Bytes::copy_from_slice(&(number % 3).to_be_bytes());
+        let write = Write::Meta { name, value: Some(Bytes::from(vec![7; 100])) };
+        committer.commit(&[Batch { writes: vec![write] }], Seq(number))
+    }
+
+    /// Flushes by hand wake none of fjall's threads, as if all had looked while the levels were busy.
+    #[test]
+    fn what_no_thread_of_the_engine_compacts_holds_no_commit_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = DiskConfig { stall_ms_max: 0, ..DiskConfig::default() };
+        let (reader, mut committer) = open(directory.path(), &config);
+        for number in 1.. {
+            commit(&mut committer, number).unwrap();
+            committer.shared.tree.tree.flush_active_memtable(0).unwrap();
+            if reader.metrics().runs >= RUNS_MAX as u64 {
+                commit(&mut committer, number + 1).unwrap();
+                break;
+            }
+        }
+        assert!(reader.metrics().runs < RUNS_MAX as u64, "{:?}", reader.metrics());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_that_compact_are_nicer_than_the_others() {
+        use rustix::process::getpriority_process;
+        use rustix::thread::gettid;
+
+        let usual = getpriority_process(Some(gettid())).unwrap();
+        give_way();
+        assert_eq!(getpriority_process(Some(gettid())).unwrap(), usual, "only fjall's threads");
+        let lowered = || {
+            give_way();
+            getpriority_process(Some(gettid())).unwrap()
+        };
+        let twice = std::thread::Builder::new().name(THREAD.to_owned()).spawn(move || (lowered(), lowered())).unwrap();
+        let expected = (usual + 10).min(19);
+        assert_eq!(twice.join().unwrap(), (expected, expected));
+    }
+}
