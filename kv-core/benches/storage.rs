@@ -5,74 +5,27 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on fails")]
 
+mod maker;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kv_core::storage::{
-    Batch, Committer, DiskConfig, DiskStore, Footprint, Hot, HotTier, MemoryStore, OpenIds, Reader, SliceRequest,
-    Space, StorageKey, Stored, Write,
+    Committer, DiskConfig, DiskStore, Hot, HotTier, MemoryStore, OpenIds, Reader, SliceRequest, Space, StorageKey,
+    Stored,
 };
-use kv_core::types::{KeyspaceId, PartitionId, RequestId, Seq, StoreId};
-use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
+use kv_core::types::{Seq, StoreId};
+use maker::{Maker, key};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const RECORDS: u64 = 100_000;
-const VALUE_BYTES: usize = 100;
-const PARTITIONS: u16 = 256;
 
-/// Records that are being made, with what was made of each key before.
-struct Maker {
-    random: StdRng,
-    held: Vec<Option<Footprint>>,
-}
-
-impl Maker {
-    fn new() -> Self {
-        Self { random: StdRng::seed_from_u64(1), held: vec![None; usize::try_from(RECORDS).unwrap()] }
-    }
-
-    fn write(&mut self, number: u64) -> Write {
-        let (key, stored) = (key(number), self.record());
-        let value = stored.encode();
-        let after = Some(stored.footprint(&key, value.len()));
-        let before = std::mem::replace(&mut self.held[usize::try_from(number).unwrap()], after);
-        Write::Record { key, value: Some(value), before, after, damaged: false }
-    }
-
-    /// A record whose value compresses to about half.
-    fn record(&mut self) -> Stored {
-        let actor = Actor { store: StoreId(u64::MAX / 3), boot: 3, nonce: 0x9abc_def0, instance: self.random.random() };
-        let request = RequestId { client: self.random.random(), sequence: 5 };
-        let value: Vec<u8> = (0..VALUE_BYTES).map(|_| self.random.random_range(b'a'..b'q')).collect();
-        let mut record = Record::default();
-        let write = VersionWrite { written: Hlc(1 << 62), request, expires: None, value: Some(Bytes::from(value)) };
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
-        Stored { own: Some(actor), record }
-    }
-
-    fn batch(&mut self, size: u64) -> Batch {
-        let mut numbers = std::collections::BTreeSet::new();
-        while u64::try_from(numbers.len()).unwrap() < size {
-            numbers.insert(self.random.random_range(0..RECORDS));
-        }
-        Batch { writes: numbers.into_iter().map(|number| self.write(number)).collect() }
-    }
-
-    fn load(&mut self, committer: &mut impl Committer) {
-        for start in (0..RECORDS).step_by(1000) {
-            let batch = Batch { writes: (start..start + 1000).map(|number| self.write(number)).collect() };
-            committer.commit(&[batch], Seq(start)).unwrap();
-        }
-    }
-}
-
-fn key(number: u64) -> StorageKey {
-    let partition = u16::try_from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap() % PARTITIONS;
-    StorageKey::new(Space::Owned, PartitionId(partition), KeyspaceId(0), format!("user:{number:011}").as_bytes())
+/// A maker of records whose values compress to about half.
+fn new_maker() -> Maker {
+    Maker::new(RECORDS, b'a'..=b'p')
 }
 
 fn gets(criterion: &mut Criterion, name: &str, reader: &impl Reader) {
@@ -128,7 +81,7 @@ fn commits(criterion: &mut Criterion, name: &str, maker: &mut Maker, committer: 
 }
 
 fn hot(criterion: &mut Criterion) {
-    let mut maker = Maker::new();
+    let mut maker = new_maker();
     let mut tier = HotTier::new(256 * 1024 * 1024, 1);
     for number in 0..RECORDS {
         let (key, stored) = (key(number), Arc::new(maker.record()));
@@ -151,7 +104,7 @@ fn hot(criterion: &mut Criterion) {
 
 fn memory(criterion: &mut Criterion) {
     let (_, reader, mut committer) = MemoryStore::open(StoreId(1), 1);
-    let mut maker = Maker::new();
+    let mut maker = new_maker();
     maker.load(&mut committer);
     gets(criterion, "memory", &reader);
     slices(criterion, "memory", &reader);
@@ -161,7 +114,7 @@ fn memory(criterion: &mut Criterion) {
 fn disk(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let ids = OpenIds { store: StoreId(1), nonce: 1 };
-    let mut maker = Maker::new();
+    let mut maker = new_maker();
     // A small memtable, so that the records lie in tables.
     let warm = DiskConfig { memtable_bytes: 1024 * 1024, ..DiskConfig::default() };
     let (_, reader, mut committer) = DiskStore::open(directory.path(), &warm, ids).unwrap();
@@ -177,7 +130,7 @@ fn disk(criterion: &mut Criterion) {
 
     let fresh = tempfile::tempdir().unwrap();
     let (_, _, mut committer) = DiskStore::open(fresh.path(), &DiskConfig::default(), ids).unwrap();
-    let mut maker = Maker::new();
+    let mut maker = new_maker();
     commits(criterion, "disk", &mut maker, &mut committer);
 }
 
