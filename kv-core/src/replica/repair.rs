@@ -306,6 +306,9 @@ impl Node {
     /// The entries of some partitions have changed: their comparisons are void, and owed by those who own them now.
     pub(crate) fn restart_repairs(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
         self.recount_pairs();
+        if let Some(layout) = &self.layout {
+            self.repairs.owed.retain(|peer, _| layout.members.contains_key(peer));
+        }
         self.owe(|partition, _| changed(partition));
         let exchanges = &self.exchanges;
         let is_void =
