@@ -21,6 +21,9 @@ pub(crate) struct Peer {
     pub(crate) up: bool,
     /// Sessions with it so far.
     pub(crate) sessions: u64,
+    /// What it has sent in a session that may not be used yet, since its incarnation is not durably known. `None`: there is
+    /// no such session.
+    pub(crate) early: Option<Vec<Message>>,
     /// The stores that the peer has shown, durable before it counts as up (rule D2).
     pub(crate) seen: Option<Seen>,
     /// Questions without an answer.
@@ -32,6 +35,9 @@ pub(crate) struct Peer {
     /// The newest epoch on which the peer has said, in this session, that it acts now.
     pub(crate) caught_up: Epoch,
 }
+
+/// How many messages are kept until the session may be used. Senders repeat what is lost beyond it, but only after a while.
+const EARLY_MAX: usize = 1024;
 
 /// How many forwards of a session are remembered, to recognise a repeated frame.
 const FORWARDS_SEEN_MAX: usize = 4096;
@@ -155,6 +161,7 @@ impl Node {
         }
         let seen = Seen::after(before.clone(), incarnation);
         peer.seen = Some(seen.clone());
+        peer.early = Some(Vec::new());
         if before.as_ref().is_some_and(|before| before.current.store != incarnation.store) {
             self.out.push(Effect::Event(Event::PeerStoreReplaced { node }));
         }
@@ -172,6 +179,8 @@ impl Node {
         if peer.up || peer.seen.as_ref().map(|seen| seen.current) != Some(incarnation) {
             return;
         }
+        // The session may have ended meanwhile.
+        let Some(early) = peer.early.take() else { return };
         peer.up = true;
         peer.sessions += 1;
         peer.forwards = ForwardsSeen::default();
@@ -182,10 +191,14 @@ impl Node {
         self.arm_handovers();
         // Comparisons with it may be owed.
         self.owed_again();
+        for message in early {
+            self.message(node, message);
+        }
     }
 
     pub(super) fn peer_down(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.early = None;
         let was_up = std::mem::take(&mut peer.up);
         if was_up {
             self.out.push(Effect::Event(Event::PeerDown { node }));
@@ -236,8 +249,12 @@ impl Node {
     }
 
     pub(super) fn message(&mut self, from: NodeId, message: Message) {
-        // A message can overtake the moment at which the session may be used; its sender will send it again.
         if !self.is_up(from) {
+            // The peer may use the session already.
+            let early = self.peers.get_mut(&from).and_then(|peer| peer.early.as_mut());
+            if let Some(early) = early.filter(|early| early.len() < EARLY_MAX) {
+                early.push(message);
+            }
             return;
         }
         match message {
@@ -300,5 +317,69 @@ impl Node {
             std::cmp::Ordering::Less => Err(Refusal::Stale { newer: entry.clone() }),
             std::cmp::Ordering::Greater => Err(Refusal::Behind { epoch: layout.epoch }),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{ClusterConfig, NodeConfig};
+    use crate::node::Input;
+    use crate::storage::{Committer, MemoryStore};
+    use crate::types::{KeyspaceId, Monotonic, Now, Seq, WallTime};
+
+    const PEER: NodeId = NodeId(2);
+
+    /// A node whose disk has not finished anything by itself.
+    fn node() -> Node {
+        let (opened, reader, committer) = MemoryStore::open(StoreId(7), 1);
+        let config = NodeConfig::new(NodeId(1));
+        Node::recover(config, ClusterConfig::default(), opened.incarnation, &reader, committer.stats()).unwrap()
+    }
+
+    fn give(node: &mut Node, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        node.step(Now { mono: Monotonic(1), wall: WallTime(1) }, input, &mut effects);
+        effects
+    }
+
+    fn greet(node: &mut Node) -> Seq {
+        let incarnation = Incarnation { store: StoreId(8), boot: 1, nonce: 1 };
+        let effects = give(node, Input::PeerUp { node: PEER, incarnation });
+        let persisted = |effect: &Effect| if let Effect::Persist { seq, .. } = effect { Some(*seq) } else { None };
+        effects.iter().find_map(persisted).unwrap()
+    }
+
+    fn read() -> Input {
+        let (call, role, key) = (CallId(5), Role::Owner, Bytes::from_static(b"k"));
+        let message = Message::Read { call, epoch: Epoch(1), role, keyspace: KeyspaceId(0), key, digest: false };
+        Input::Message { from: PEER, message }
+    }
+
+    fn answers(effects: &[Effect]) -> usize {
+        effects.iter().filter(|effect| matches!(effect, Effect::Send { to: PEER, .. })).count()
+    }
+
+    #[test]
+    fn what_comes_before_the_peer_is_durably_known_is_answered_then() {
+        let mut node = node();
+        assert_eq!(answers(&give(&mut node, read())), 0, "there is no session");
+        let seq = greet(&mut node);
+        assert_eq!(answers(&give(&mut node, read())), 0, "the peer is not known yet");
+        assert_eq!(answers(&give(&mut node, Input::Persisted { seq })), 1);
+        assert_eq!(answers(&give(&mut node, read())), 1);
+    }
+
+    #[test]
+    fn a_session_that_ends_before_the_peer_is_durably_known_is_never_used() {
+        let mut node = node();
+        let seq = greet(&mut node);
+        give(&mut node, read());
+        give(&mut node, Input::PeerDown { node: PEER });
+        assert_eq!(answers(&give(&mut node, Input::Persisted { seq })), 0);
+        assert!(!node.is_up(PEER));
     }
 }
