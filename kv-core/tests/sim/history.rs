@@ -333,12 +333,12 @@ impl History {
 
     /// A dot that was replaced within the batch that made it carries no operation that anybody could see. An
     /// acknowledgement that no other dot explains claims it: the latest in the context of the record just after the
-    /// write is the write's own.
+    /// write is the write's own, and if that context leaves the write out, the earliest beyond it.
     pub(crate) fn claim_dot(&mut self, op: OpId, context: &Context) -> Option<Dot> {
         let key = self.ops[op.0].key;
         let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
         let mut free = self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().rev().filter(is_free);
-        let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next())?;
+        let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next_back())?;
         let info = self.dots.get_mut(&(key, dot))?;
         info.ops.push(op);
         info.tombstone = self.ops[op.0].value.is_none();
