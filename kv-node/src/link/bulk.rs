@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::dial::{PAUSE_MAX, PAUSE_MIN, connect};
 use super::outbox::{Outbox, Outgoing};
-use super::session::{Frames, SessionError, Sink, decode, first_hello, frames, hello_frame};
+use super::session::{Ending, Frames, SessionError, Sink, decode, first_hello, frames, hello_frame};
 use super::{Links, Open};
 use crate::engine::Command;
 
@@ -26,7 +26,7 @@ struct Session {
     node: NodeId,
     number: u64,
     outbox: Outbox,
-    closed: watch::Receiver<bool>,
+    told: watch::Receiver<Option<Ending>>,
 }
 
 /// Serves a bulk stream that a peer opened; returns what flows back to it.
@@ -92,7 +92,7 @@ impl Links {
         let open = self.open();
         let open = open.get(&node).filter(|open| is_meant(open)).ok_or(SessionError::Closed)?;
         let (number, outbox) = (open.number, open.outbox.clone());
-        Ok(Session { node, number, outbox, closed: open.close.subscribe() })
+        Ok(Session { node, number, outbox, told: open.ending.subscribe() })
     }
 
     /// Exchanges bulk until the stream or the session ends.
@@ -102,18 +102,19 @@ impl Links {
         incoming: &mut Streaming<v1::Frame>,
         frames: &impl Sink,
     ) -> Result<(), SessionError> {
-        let Session { node, number, outbox, mut closed } = session;
+        let Session { node, number, outbox, mut told } = session;
         let mut outgoing = outbox.attach_bulk();
         let id = outgoing.id();
         let outcome = tokio::select! {
             outcome = self.receive_bulk(node, number, incoming) => outcome,
             outcome = transmit_bulk(&mut outgoing, frames) => outcome,
             // The session has ended if nobody can close it any more.
-            _ = closed.wait_for(|closed| *closed) => Err(SessionError::Closed),
+            _ = told.wait_for(Option::is_some) => Err(SessionError::Closed),
         };
         outbox.detach_bulk(&id);
         if let Some(open) = self.open().get(&node).filter(|open| open.number == number) {
-            open.close.send_replace(true);
+            let why = outcome.as_ref().err().map_or_else(|| "it was closed".to_owned(), ToString::to_string);
+            open.end(Ending::Bulk(why));
         }
         outcome
     }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 pub use bulk::accept_bulk;
 pub use dial::{Members, keep_links};
 pub use outbox::Outbox;
+use session::Ending;
 pub use session::{Frames, accept};
 
 use crate::clock::Clock;
@@ -63,7 +64,19 @@ struct Open {
     incarnation: Incarnation,
     outbox: Outbox,
     round_trip_us: Arc<AtomicU64>,
-    close: watch::Sender<bool>,
+    /// Why this node has closed it, if it has.
+    ending: watch::Sender<Option<Ending>>,
+}
+
+impl Open {
+    /// Closes the session; the first reason counts.
+    fn end(&self, why: Ending) {
+        self.ending.send_if_modified(|ending| {
+            let is_first = ending.is_none();
+            ending.get_or_insert(why);
+            is_first
+        });
+    }
 }
 
 /// What is known of a link.
@@ -111,7 +124,7 @@ impl Links {
     /// Closes the session with a peer that is taken for down: it may be stalled, and its stream never ends by itself.
     pub fn close(&self, node: NodeId) {
         if let Some(open) = self.open().get(&node) {
-            open.close.send_replace(true);
+            open.end(Ending::Silent);
         }
     }
 

@@ -59,8 +59,22 @@ pub(super) enum SessionError {
     #[error("the peer is too slow to take what is queued for it")]
     TooSlow,
     /// This node closed it.
+    #[error(transparent)]
+    GivenUp(#[from] Ending),
+}
+
+/// Why this node closes a session.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Ending {
+    /// The peer is taken for down.
     #[error("the peer was silent for too long")]
-    GivenUp,
+    Silent,
+    /// The peer has opened another one.
+    #[error("the peer has begun another session")]
+    BegunAnew,
+    /// The stream for bulk belongs to the session and ends with it.
+    #[error("the stream for bulk ended: {0}")]
+    Bulk(String),
 }
 
 impl From<Status> for SessionError {
@@ -163,14 +177,14 @@ impl Links {
         let node = theirs.node;
         let number = self.0.sessions.fetch_add(1, Ordering::Relaxed);
         let (outbox, outgoing) = outbox();
-        let (close, closed) = watch::channel(false);
+        let (ending, told) = watch::channel(None);
         let round_trip_us = Arc::new(AtomicU64::new(0));
         let incarnation = theirs.incarnation;
         let open =
-            Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), close };
+            Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), ending };
         if let Some(older) = self.open().insert(node, open) {
             // The peer has begun anew; the older stream may take long to notice.
-            older.close.send_replace(true);
+            older.end(Ending::BegunAnew);
         }
         self.heard(node);
         self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;
@@ -178,7 +192,7 @@ impl Links {
         let outcome = tokio::select! {
             outcome = self.receive(node, number, incoming, &echo, &round_trip_us) => outcome,
             outcome = self.transmit(outgoing, frames, &echo) => outcome,
-            () = told_to_close(closed) => Err(SessionError::GivenUp),
+            ending = told_to_close(told) => Err(ending.into()),
             never = self.keep_bulk(node, address) => match never {},
         };
         self.0.engine.tell(Command::PeerDown { node, session: number }).await;
@@ -254,10 +268,12 @@ pub(super) fn decode(messages: &[Bytes]) -> Result<Vec<Message>, SessionError> {
     messages.iter().map(decode).collect()
 }
 
-async fn told_to_close(mut closed: watch::Receiver<bool>) {
-    if closed.wait_for(|closed| *closed).await.is_err() {
+async fn told_to_close(mut told: watch::Receiver<Option<Ending>>) -> Ending {
+    let ending = told.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
+    match ending {
+        Some(ending) => ending,
         // Nobody can close the session any more but its stream.
-        std::future::pending::<()>().await;
+        None => std::future::pending().await,
     }
 }
 
