@@ -1,13 +1,18 @@
-//! The log: to stderr, or to files that are rotated daily and kept for a week.
+//! The log: to stderr, or to files of bounded size. What is said again and again is counted.
 
-use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
-use tracing_subscriber::EnvFilter;
+mod files;
+mod repeats;
+
+use std::sync::Mutex;
+
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::{LogFormat, LogSettings};
-
-/// Log files that are kept.
-const FILES_MAX: usize = 7;
+use files::Files;
+use repeats::Repeats;
 
 /// Why the log cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +21,13 @@ pub(crate) enum LogError {
     #[error("log: {0}; name a level such as info, or a filter such as info,kv_node=debug")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// The directory.
-    #[error("log-dir: {0}")]
-    Directory(#[from] InitError),
+    #[error("log-dir: {path}: {problem}; name a directory in which files can be written")]
+    Directory {
+        /// Which file.
+        path: String,
+        /// What is wrong.
+        problem: std::io::Error,
+    },
 }
 
 /// Starts the log of the process. Does nothing if there is one.
@@ -29,13 +39,11 @@ pub(crate) fn start(settings: &LogSettings) -> Result<(), LogError> {
         EnvFilter::try_new(settings.filter.as_deref().unwrap_or("info,openraft=error,fjall=warn,lsm_tree=warn"))?;
     match &settings.dir {
         Some(dir) => {
-            let files = RollingFileAppender::builder()
-                .rotation(Rotation::DAILY)
-                .filename_prefix("kv-node")
-                .filename_suffix("log")
-                .max_log_files(FILES_MAX)
-                .build(dir)?;
-            init(filter, settings.format, files, false);
+            let files = Files::open(dir).map_err(|problem| LogError::Directory {
+                path: dir.join(files::NAME).display().to_string(),
+                problem,
+            })?;
+            init(filter, settings.format, Mutex::new(files), false);
         }
         None => init(filter, settings.format, std::io::stderr, std::io::IsTerminal::is_terminal(&std::io::stderr())),
     }
@@ -46,10 +54,16 @@ fn init<W>(filter: EnvFilter, format: LogFormat, writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    let (repeats, told) = Repeats::new();
+    let started = tracing_subscriber::registry().with(lines).with(repeats).with(filter).try_init();
     // A process that has a log already keeps it: a test, or a dashboard that runs a node.
-    match format {
-        LogFormat::Text => drop(subscriber.try_init()),
-        LogFormat::Json => drop(subscriber.json().try_init()),
+    if started.is_ok() {
+        // Without the thread the counts are told with the next message of their kind only when it is written again.
+        drop(std::thread::Builder::new().name("kv-log".to_owned()).spawn(move || told.tell_for_ever()));
     }
 }

@@ -144,6 +144,8 @@ fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
     let node = &state.nodes[index];
     let mut arguments: Vec<OsString> = vec![NODE_MODE.into(), "--data-dir".into()];
     arguments.push(node.folder(cluster).join("data").into());
+    // The node itself keeps its log below a bound; what it says before and beside that goes to the same file.
+    arguments.extend(["--log-dir".into(), node.folder(cluster).into()]);
     for argument in ["--listen", &node.address, "--name", &node.name] {
         arguments.push(argument.into());
     }
@@ -215,13 +217,17 @@ mod tests {
         };
         assert_eq!(
             told(&state, 0),
-            "run-node --data-dir /c/n1/data --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
+            "run-node --data-dir /c/n1/data --log-dir /c/n1 --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
         );
-        assert_eq!(told(&state, 1), "run-node --data-dir /c/n2/data --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1");
+        assert_eq!(
+            told(&state, 1),
+            "run-node --data-dir /c/n2/data --log-dir /c/n2 --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1"
+        );
         state.add("127.0.0.1:3".to_owned(), vec!["--zone".to_owned(), "b".to_owned()], &["n3".to_owned()]);
         assert_eq!(
             told(&state, 2),
-            "run-node --data-dir /c/n4/data --listen 127.0.0.1:3 --name n4 --join 127.0.0.1:1,127.0.0.1:2 --zone b"
+            "run-node --data-dir /c/n4/data --log-dir /c/n4 --listen 127.0.0.1:3 --name n4 \
+             --join 127.0.0.1:1,127.0.0.1:2 --zone b"
         );
         state.nodes.remove(0);
         assert!(told(&state, 0).ends_with("--name n2 --join 127.0.0.1:3"), "a founder that is gone founds nothing");
