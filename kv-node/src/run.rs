@@ -204,11 +204,10 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
         watchdog: Watchdog::default(),
         serving: watch::Sender::new(None),
         keyspaces: Mutex::default(),
+        vitals: watch::Sender::default(),
         stopping: watch::Sender::new(false),
     });
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    let routes = routes(&shared, health_service)
+    let routes = routes(&shared)
         .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
     let mut stopping = shared.stopping.subscribe();
     let server = tonic::transport::Server::builder()
@@ -223,10 +222,10 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
     announce(&name, local)?;
 
     let end = tokio::select! {
-        end = live(Arc::clone(&shared), settings, reader, committer, health.clone()) => end,
+        end = live(Arc::clone(&shared), settings, reader, committer) => end,
         () = signal => Ok(End::Stopped),
     };
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    shared.vitals.send_modify(|vitals| vitals.draining = true);
     let serving = shared.serving.borrow().clone();
     if let Some(serving) = serving {
         serving.engine.stop().await;
@@ -348,7 +347,6 @@ async fn live(
     settings: &Settings,
     reader: DiskReader,
     mut committer: DiskCommitter,
-    health: tonic_health::server::HealthReporter,
 ) -> Result<End, RunError> {
     let mut standing = shared.control.standing();
     let mut state = shared.control.state();
@@ -406,7 +404,7 @@ async fn live(
     let (members, followed) = watch::channel(Members::new());
     hand_over(&shared, &engine, &agreed, &members).await;
     shared.serving.send_replace(Some(Serving { node, engine: engine.clone(), links: links.clone() }));
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    shared.vitals.send_modify(|vitals| vitals.serves = true);
     shared.event(NewEvent {
         severity: Severity::Info,
         kind: "serving",
@@ -417,6 +415,7 @@ async fn live(
         tokio::spawn(keep_links(links.clone(), followed)),
         tokio::spawn(follow_liveness(Arc::clone(&shared), links.clone())),
         tokio::spawn(follow(Arc::clone(&shared), engine.clone())),
+        tokio::spawn(follow_engine(Arc::clone(&shared), engine.clone())),
     ];
     let mut rolled_back = links.rolled_back();
     let end = loop {
@@ -486,6 +485,28 @@ async fn hand_over(shared: &Shared, engine: &Engine, agreed: &ClusterState, memb
         *known = current;
         differs
     });
+}
+
+/// Keeps the vitals as the engine is.
+async fn follow_engine(shared: Arc<Shared>, engine: Engine) {
+    /// How often the engine is asked whether it still answers.
+    const ASK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+    let mut failed = engine.failed();
+    loop {
+        let failure = failed.borrow_and_update().clone();
+        // A loop whose store has failed still answers.
+        let stalled = failure.is_none() && !engine.answers().await;
+        shared.vitals.send_if_modified(|vitals| {
+            let before = vitals.clone();
+            (vitals.failed, vitals.stalled) = (failure, stalled);
+            *vitals != before
+        });
+        tokio::select! {
+            // An engine that has ended says nothing more; the node ends with it.
+            changed = failed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(ASK_EVERY) => {}
+        }
+    }
 }
 
 /// Tells the operators when the opinion of a peer changes, and closes the stream of a peer that is down: it may be

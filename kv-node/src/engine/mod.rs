@@ -6,7 +6,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, NodeId, PartitionId, StoreId};
 use kv_proto::reply::BatchKind;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-pub use counters::{Counters, Latency};
+pub use counters::{BUCKETS_US, Counters, Durations, Latency, RequestClass, RequestKind};
 
 use crate::clock::Clock;
 use crate::link::Outbox;
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Retry { partitions: Vec<PartitionId>, reply: oneshot::Sender<Vec<PartitionId>> },
     Seen { node: NodeId, store: Option<StoreId>, reply: oneshot::Sender<Option<Incarnation>> },
     Report(oneshot::Sender<Report>),
+    Ping(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -87,6 +88,8 @@ pub struct Report {
     pub status: Status,
     /// What it has done.
     pub counters: Counters,
+    /// How long requests took since the start, by what they were and how they ended.
+    pub requests: BTreeMap<RequestClass, Durations>,
     /// How long requests took lately.
     pub latency: Latency,
     /// Why it has stopped serving.
@@ -137,6 +140,7 @@ pub struct EngineConfig<R, C> {
 pub struct Engine {
     commands: mpsc::Sender<Command>,
     storage: storage::Handle,
+    failed: watch::Receiver<Option<String>>,
 }
 
 impl Engine {
@@ -146,8 +150,8 @@ impl Engine {
     /// If the store's own entries cannot be read, or a thread cannot be started.
     pub fn start<R: Reader, C: Committer>(config: EngineConfig<R, C>) -> Result<Self, StorageError> {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let storage = task::start(config, inbox)?;
-        Ok(Self { commands, storage })
+        let (storage, failed) = task::start(config, inbox)?;
+        Ok(Self { commands, storage, failed })
     }
 
     /// Asks something on behalf of a client.
@@ -196,6 +200,17 @@ impl Engine {
     /// Lets copies that wait begin anew; which of them did. `None` if the engine does not answer in time.
     pub async fn retry(&self, partitions: Vec<PartitionId>) -> Option<Vec<PartitionId>> {
         self.ask(|reply| Command::Retry { partitions, reply }).await
+    }
+
+    /// Why the store has failed, as soon as it has.
+    #[must_use]
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.clone()
+    }
+
+    /// Whether the loop answers in time.
+    pub async fn answers(&self) -> bool {
+        self.ask(Command::Ping).await.is_some()
     }
 
     /// What the engine is busy with; `None` if it does not answer in time: its disk has stalled, or it has stopped.

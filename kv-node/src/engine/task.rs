@@ -9,9 +9,9 @@ use kv_core::message::{Message, Outcome, Request};
 use kv_core::node::{Effect, Effects, Input, Node, Tag};
 use kv_core::storage::{Committer, Reader};
 use kv_core::types::{Monotonic, NodeId, PartitionId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::counters::{Counters, Latencies, RequestKind};
+use super::counters::{Counters, Latencies, RequestKind, Requests};
 use super::storage::{Done, Handle, Storage};
 use super::{Command, EngineConfig, Repair, ReplyTo, Report, stopped};
 use crate::clock::Clock;
@@ -32,6 +32,8 @@ const NEVER: Duration = Duration::from_secs(3600);
 struct Waiting {
     reply: ReplyTo,
     kind: RequestKind,
+    /// The mode of its keyspace.
+    mode: &'static str,
     started: Monotonic,
 }
 
@@ -51,21 +53,24 @@ struct Loop {
     sessions: BTreeMap<NodeId, Session>,
     wake: Option<Monotonic>,
     counters: Counters,
+    requests: Requests,
     latencies: Latencies,
-    poisoned: Option<String>,
+    /// Why the store has failed.
+    poisoned: watch::Sender<Option<String>>,
     stopping: Option<(oneshot::Sender<()>, Monotonic)>,
 }
 
-/// Starts the storage threads, and the loop on the current runtime.
+/// Starts the storage threads, and the loop on the current runtime; says why the store fails, when it does.
 pub(super) fn start<R: Reader, C: Committer>(
     config: EngineConfig<R, C>,
     commands: mpsc::Receiver<Command>,
-) -> Result<Handle, StorageError> {
+) -> Result<(Handle, watch::Receiver<Option<String>>), StorageError> {
     let EngineConfig { node, cluster, incarnation, reader, committer, clock, events } = config;
     let node = Node::recover(node, cluster, incarnation, &reader, committer.stats())?;
     let (done, finished) = mpsc::unbounded_channel();
     let storage = Storage::start(&reader, committer, done)?;
     let handle = storage.handle();
+    let (poisoned, failed) = watch::channel(None);
     let now = clock.now().mono;
     let latencies = Latencies::new(now).ok_or_else(|| StorageError::Engine {
         path: "latencies".to_owned(),
@@ -82,12 +87,13 @@ pub(super) fn start<R: Reader, C: Committer>(
         sessions: BTreeMap::new(),
         wake: Some(now),
         counters: Counters::default(),
+        requests: Requests::default(),
         latencies,
-        poisoned: None,
+        poisoned,
         stopping: None,
     };
     tokio::spawn(this.run(commands, finished));
-    Ok(handle)
+    Ok((handle, failed))
 }
 
 /// What came of telling somebody who may have gone away. If so, nobody is left to tell.
@@ -141,7 +147,7 @@ impl Loop {
     fn may_stop(&self) -> bool {
         let Some((_, since)) = &self.stopping else { return false };
         let idle = self.waiting.is_empty() && self.node.status().unsynced_batches == 0;
-        idle || self.poisoned.is_some() || self.clock.now().mono >= since.plus(DRAIN_PATIENCE)
+        idle || self.poisoned.borrow().is_some() || self.clock.now().mono >= since.plus(DRAIN_PATIENCE)
     }
 
     /// Takes what a storage thread finished; says whether the committing thread has ended.
@@ -154,13 +160,13 @@ impl Loop {
                 self.step(Input::Persisted { seq });
             }
             Done::Failed(error) => {
-                self.poisoned = Some(error.to_string());
+                self.poisoned.send_replace(Some(error.to_string()));
                 self.step(Input::PersistFailed { error });
             }
             Done::Read { read, result } => self.step(Input::ReadDone { read, result }),
             Done::Slice { read, result } => self.step(Input::SliceDone { read, result }),
             Done::Leaves { read, stats } => self.step(Input::LeavesDone { read, result: Ok(stats) }),
-            Done::Ended => return self.poisoned.is_none(),
+            Done::Ended => return self.poisoned.borrow().is_none(),
         }
         false
     }
@@ -198,7 +204,10 @@ impl Loop {
                 }
             }
             Command::Layout(layout) => self.step(Input::Layout(layout)),
-            Command::Keyspaces(keyspaces) => self.step(Input::Keyspaces(keyspaces)),
+            Command::Keyspaces(keyspaces) => {
+                self.requests.keyspaces(&keyspaces);
+                self.step(Input::Keyspaces(keyspaces));
+            }
             Command::Transfers(settings) => self.step(Input::Transfers(settings)),
             Command::Repair { partitions, reply } => unheard(reply.send(self.repair(partitions))),
             Command::Retry { partitions, reply } => unheard(reply.send(self.retry(partitions))),
@@ -206,6 +215,7 @@ impl Loop {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
                 unheard(reply.send(seen));
             }
+            Command::Ping(reply) => unheard(reply.send(())),
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Stop(reply) => self.stopping = Some((reply, self.clock.now().mono)),
         }
@@ -245,7 +255,8 @@ impl Loop {
         let tag = Tag(self.tags);
         let started = self.clock.now().mono;
         let deadline = timeout.map(|timeout| started.plus(timeout));
-        self.waiting.insert(tag, Waiting { reply, kind: RequestKind::of(&request), started });
+        let mode = self.requests.mode_of(&request);
+        self.waiting.insert(tag, Waiting { reply, kind: RequestKind::of(&request), mode, started });
         self.step(Input::Request { tag, request, deadline });
     }
 
@@ -287,7 +298,9 @@ impl Loop {
         let Some(waiting) = self.waiting.remove(&tag) else { return };
         let now = self.clock.now().mono;
         self.counters.count(waiting.kind, &outcome);
-        self.latencies.record(now, waiting.started);
+        let took = now.since(waiting.started);
+        self.requests.record(waiting.kind, waiting.mode, &outcome, took);
+        self.latencies.record(now, took);
         waiting.reply.send(outcome);
     }
 
@@ -298,8 +311,9 @@ impl Loop {
         Report {
             status: self.node.status(),
             counters,
+            requests: self.requests.classes(),
             latency: self.latencies.last(self.clock.now().mono),
-            poisoned: self.poisoned.clone(),
+            poisoned: self.poisoned.borrow().clone(),
             receipts: self.node.receipts(),
             transfers: self.node.transfers(),
             residue: self.node.residue(),

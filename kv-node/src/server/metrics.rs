@@ -1,108 +1,206 @@
-//! Prometheus metrics at `/metrics`, on the port of the services.
+//! Metrics at `/metrics`, on the port of the services. docs/metrics.md lists them; a test holds the two together.
 
+mod text;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use kv_proto::v1::{MemberState, NodeSnapshot, PeerOpinion};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 
 use super::Shared;
 use super::snapshot;
+use crate::engine::{BUCKETS_US, Durations, RequestClass};
 
-/// The media type of the OpenMetrics text format.
-const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Microseconds in a second.
+const MICROS: f64 = 1_000_000.0;
 
-pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new().route("/metrics", get(scrape)).with_state(shared)
+/// Answers in the format that the asker prefers.
+pub(super) async fn scrape(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let (snapshot, requests) = snapshot::take_with_requests(&shared, false).await;
+    let mut open = String::new();
+    if let Err(error) = encode(&mut open, &registry(&shared, &snapshot, requests)) {
+        return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+    }
+    let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let format = text::Format::preferred(&accept.join(","));
+    let text = match format {
+        text::Format::OpenMetrics => open,
+        text::Format::Prometheus => text::prometheus(&open),
+    };
+    ([(CONTENT_TYPE, format.media_type()), (VARY, "Accept")], text).into_response()
 }
 
-async fn scrape(State(shared): State<Arc<Shared>>) -> Response {
-    let snapshot = snapshot::take(&shared, false).await;
-    let mut text = String::new();
-    match encode(&mut text, &registry(&shared, &snapshot)) {
-        Ok(()) => ([(CONTENT_TYPE, MEDIA_TYPE)], text).into_response(),
-        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+type Labels = Vec<(&'static str, String)>;
+
+/// One metric with a value for each set of labels.
+#[derive(Debug)]
+struct Labelled<V>(Vec<(Labels, V)>);
+
+impl EncodeMetric for Labelled<f64> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.iter().try_for_each(|(labels, value)| encoder.encode_family(labels)?.encode_gauge(value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
     }
 }
 
+impl EncodeMetric for Labelled<u64> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.iter().try_for_each(|(labels, value)| {
+            encoder.encode_family(labels)?.encode_counter::<NoLabelSet, u64, u64>(value, None)
+        })
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+}
+
+impl EncodeMetric for Labelled<Durations> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.iter().try_for_each(|(labels, durations)| {
+            let rest = durations.count - durations.buckets.iter().sum::<u64>();
+            let bounds = BUCKETS_US.iter().map(|bound| seconds(*bound)).chain([f64::INFINITY]);
+            let counts = durations.buckets.iter().copied().chain([rest]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+            encoder.encode_family(labels)?.encode_histogram::<NoLabelSet>(
+                seconds(durations.sum_us),
+                durations.count,
+                &buckets,
+                None,
+            )
+        })
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a sum of 142 years is told to the microsecond, later ones less exactly")]
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / MICROS
+}
+
 /// Every figure of the snapshot under a name of its own: the same numbers as in `Watch`.
-fn registry(shared: &Shared, snapshot: &kv_proto::v1::NodeSnapshot) -> Registry {
-    let node = std::borrow::Cow::Owned(shared.name.clone());
-    let mut registry =
-        Registry::with_prefix_and_labels("kv", std::iter::once((std::borrow::Cow::Borrowed("node"), node)));
-    let mut gauge = |name: &str, help: &str, value: u64| {
-        let gauge: Gauge = Gauge::default();
-        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        registry.register(name, help, gauge);
-    };
-    gauge(
-        "up",
-        "1 while the node serves requests",
-        u64::from(shared.serving.borrow().is_some() && snapshot.poisoned.is_empty()),
-    );
-    gauge("uptime_seconds", "Time since the process started", snapshot.uptime_us / 1_000_000);
+fn registry(shared: &Shared, snapshot: &NodeSnapshot, requests: BTreeMap<RequestClass, Durations>) -> Registry {
+    let node = Cow::Owned(shared.name.clone());
+    let mut registry = Registry::with_prefix_and_labels("kv", std::iter::once((Cow::Borrowed("node"), node)));
+    add_state(&mut registry, shared, snapshot);
+    add_control(&mut registry, shared);
+    add_peers(&mut registry, shared, &snapshot.peers);
+    add_requests(&mut registry, requests);
+    add_counters(&mut registry, snapshot);
+    registry
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    registry.register(name, help, ConstCounter::new(value));
+}
+
+fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) {
+    let ready = shared.vitals.borrow().ready(String::new).is_ok();
+    let mut gauge = |name, help, value| gauge(registry, name, help, value);
+    gauge("up", "1 while the node serves requests on data", ready.into());
     gauge("layout_epoch", "Epoch of the layout that the node acts on", snapshot.layout_epoch);
     gauge("partitions", "Copies of partitions that the node holds", snapshot.partitions_held.into());
-    gauge("primary", "Partitions of which the node is the first owner", snapshot.primary.into());
+    gauge("primary", "Partitions of which the node is the primary", snapshot.primary.into());
     gauge("keys", "Live keys in all copies that the node holds", snapshot.keys);
-    gauge("keys_primary", "Live keys in the partitions of which the node is the first owner", snapshot.keys_primary);
+    gauge("keys_primary", "Live keys in the partitions of which the node is the primary", snapshot.keys_primary);
     gauge("bytes", "Bytes of keys and records in all copies that the node holds", snapshot.bytes);
     let pending = snapshot.pending.unwrap_or_default();
-    gauge("requests", "Requests in flight", pending.requests);
+    gauge("requests_in_flight", "Requests that the node works on", pending.requests);
     gauge("replications", "Records that some owner has not confirmed yet", pending.replications);
     gauge("hints", "Hints held for owners that were down", pending.hints);
     gauge("hint_bytes", "Bytes of these hints", pending.hint_bytes);
-    gauge("lag", "Keys that some other owner is known to lack", pending.lag);
+    gauge("missed_writes", "Keys with a missed-write marker: some other owner is known to lack them", pending.lag);
     gauge("refills", "Partitions whose copy is being refilled", pending.refills);
-    gauge("comparisons", "Comparisons with other owners that are owed or asked for by hand", pending.comparisons);
+    gauge("comparisons", "Comparisons with other owners that are pending", pending.comparisons);
     let usage = snapshot.usage.unwrap_or_default();
     gauge("memory_bytes", "Resident memory of the process", usage.memory_bytes);
     gauge("disk_bytes", "Bytes of the data directory", usage.disk_bytes);
     gauge("disk_free_bytes", "Bytes free on the device of the data directory", usage.disk_free_bytes);
-    gauge("latency_p50_microseconds", "Median latency of requests in the last second", usage.latency_p50_us);
-    gauge("latency_p99_microseconds", "99th percentile of the latency in the last second", usage.latency_p99_us);
+    let uptime = ConstGauge::new(seconds(snapshot.uptime_us));
+    registry.register("uptime_seconds", "Time since the process started", uptime);
+    let cpu = ConstCounter::new(seconds(usage.cpu_us));
+    registry.register("cpu_seconds", "Processor time of the process", cpu);
+}
+
+fn add_control(registry: &mut Registry, shared: &Shared) {
     let status = shared.control.status().borrow().clone();
+    let mut gauge = |name, help, value| gauge(registry, name, help, value);
     gauge("control_leader", "1 while the node leads the control plane", status.is_leader.into());
     gauge("control_term", "Term of the control plane", status.term);
-    gauge(
-        "control_applied",
-        "Index of the last entry of the control plane's log that was applied",
-        status.applied.unwrap_or(0),
-    );
+    let applied = status.applied.unwrap_or(0);
+    gauge("control_applied_index", "Index of the last entry of the control plane's log that was applied", applied);
     gauge("control_log_bytes", "Bytes of the control plane's log on disk", status.log_bytes);
-    let peers: Family<Vec<(String, String)>, Gauge> = Family::default();
-    for peer in &snapshot.peers {
-        let up = matches!(peer.state(), kv_proto::v1::MemberState::Up | kv_proto::v1::MemberState::Spare);
-        peers.get_or_create(&vec![("peer".to_owned(), format!("n{}", peer.node))]).set(up.into());
-    }
-    registry.register("peer_up", "1 while the peer is up in the node's opinion", peers);
+}
+
+fn add_peers(registry: &mut Registry, shared: &Shared, peers: &[PeerOpinion]) {
+    let state = shared.state();
+    let each = |value: &dyn Fn(&PeerOpinion) -> f64| {
+        let labels = |peer: &PeerOpinion| vec![("peer", state.name_of(kv_core::types::NodeId(peer.node)))];
+        Labelled(peers.iter().map(|peer| (labels(peer), value(peer))).collect())
+    };
+    let is_up = |peer: &PeerOpinion| !matches!(peer.state(), MemberState::Suspect | MemberState::Down);
+    registry.register("peer_up", "1 while the peer is up in the node's opinion", each(&|peer| is_up(peer).into()));
+    registry.register(
+        "peer_round_trip_seconds",
+        "How long the last question about the peer's health took; 0 if there was none",
+        each(&|peer| seconds(peer.round_trip_us)),
+    );
+    #[allow(clippy::cast_precision_loss, reason = "queues are bounded far below 2^53 bytes")]
+    let queued = each(&|peer| peer.queued_bytes as f64);
+    registry.register("peer_queued_bytes", "Bytes that wait to be sent to the peer", queued);
+}
+
+fn add_requests(registry: &mut Registry, requests: BTreeMap<RequestClass, Durations>) {
+    let labels = |class: &RequestClass| {
+        let parts = [("operation", class.kind.name()), ("mode", class.mode), ("outcome", class.outcome)];
+        parts.map(|(name, value)| (name, value.to_owned())).to_vec()
+    };
+    let counts = requests.iter().map(|(class, durations)| (labels(class), durations.count)).collect();
+    registry.register("requests", "Requests that have ended; a scan counts once a page", Labelled::<u64>(counts));
+    let durations = requests.iter().map(|(class, durations)| (labels(class), *durations)).collect();
+    registry.register(
+        "request_duration_seconds",
+        "How long requests took, from their arrival at the engine to the answer",
+        Labelled::<Durations>(durations),
+    );
+}
+
+fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {
     let counters = snapshot.counters.unwrap_or_default();
-    let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
-    counter("gets", "Gets coordinated", counters.gets);
-    counter("puts", "Puts coordinated", counters.puts);
-    counter("deletes", "Deletes coordinated", counters.deletes);
-    counter("scans", "Pages of scans coordinated", counters.scans);
-    counter("failures", "Requests that failed", counters.failures);
+    let lookups = [("hit", counters.hot_hits), ("miss", counters.hot_misses)];
+    let lookups = lookups.map(|(result, count)| (vec![("result", result.to_owned())], count));
+    registry.register(
+        "hot_lookups",
+        "Look-ups of keys: answered by the hot tier, or read from the store",
+        Labelled::<u64>(lookups.to_vec()),
+    );
+    let mut counter = |name, help, value| counter(registry, name, help, value);
     counter("forwards", "Requests handed to an owner of the key", counters.forwards);
     counter("read_repairs", "Replicas that reads found outdated and repaired", counters.read_repairs);
-    counter("handoffs", "Hints and lag marks delivered", counters.handoffs);
-    counter("hot_hits", "Look-ups answered by the hot tier", counters.hot_hits);
-    counter("hot_misses", "Look-ups that had to read the store", counters.hot_misses);
+    counter("handoffs", "Hints and missed-write markers delivered", counters.handoffs);
     counter("commits", "Commits made durable", counters.commits);
     counter("committed_batches", "Batches in these commits", counters.committed_batches);
-    counter("copied_bytes", "Bytes of keys and records that came in for copies of partitions", counters.copied_bytes);
-    registry.register_with_unit(
-        "cpu",
-        "Processor time of the process",
-        Unit::Other("microseconds".to_owned()),
-        ConstCounter::new(usage.cpu_us),
-    );
-    registry
+    let help = "Bytes of keys and records that came in for copies of partitions";
+    counter("copied_bytes", help, counters.copied_bytes);
 }

@@ -2,9 +2,11 @@
 
 mod apply;
 mod cluster;
+mod health;
 mod key_value;
 mod metrics;
 mod operations;
+mod pages;
 mod peer;
 mod repair;
 mod snapshot;
@@ -22,7 +24,7 @@ use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
@@ -31,6 +33,8 @@ use crate::events::{Events, NewEvent};
 use crate::link::Links;
 use crate::transfers::Watchdog;
 use crate::usage::Usage;
+
+pub use health::Vitals;
 
 /// What the services share. It exists before the node belongs to a cluster; `serving` is set when it does.
 pub struct Shared {
@@ -66,6 +70,8 @@ pub struct Shared {
     pub serving: watch::Sender<Option<Serving>>,
     /// The keyspaces by name, kept as the agreed state has them.
     pub keyspaces: Mutex<Arc<Keyspaces>>,
+    /// Whether the node is well, for those who ask from outside.
+    pub vitals: watch::Sender<Vitals>,
     /// Set when the node stops: long streams end.
     pub stopping: watch::Sender<bool>,
 }
@@ -88,10 +94,13 @@ impl Shared {
     /// `Unavailable` with the reason, before the cluster has formed.
     pub fn serving(&self) -> Result<Serving, RequestError> {
         let serving = self.serving.borrow().clone();
-        serving.ok_or_else(|| {
-            let standing = self.control.standing().borrow().to_string();
-            RequestError::unavailable(format!("{}: {standing}; try again when the cluster has formed", self.name))
-        })
+        serving.ok_or_else(|| RequestError::unavailable(self.standing_text()))
+    }
+
+    /// What the node waits for before it serves.
+    fn standing_text(&self) -> String {
+        let standing = self.control.standing().borrow().to_string();
+        format!("{}: {standing}; try again when the cluster has formed", self.name)
     }
 
     /// The newest agreed state.
@@ -134,10 +143,7 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 }
 
 /// All services.
-pub fn routes<H: Health>(
-    shared: &Arc<Shared>,
-    health: HealthServer<H>,
-) -> Result<Routes, tonic_reflection::server::Error> {
+pub fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
@@ -152,14 +158,13 @@ pub fn routes<H: Health>(
     let peer = PeerServer::new(peer::Service(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let router = Routes::new(key_value)
+    let services = Routes::new(key_value)
         .add_service(cluster)
         .add_service(peer)
         .add_service(reflection().build_v1()?)
         // Several clients, those of Python among them, still ask for the older version.
         .add_service(reflection().build_v1alpha()?)
-        .add_service(health)
-        .into_axum_router()
-        .merge(metrics::router(Arc::clone(shared)));
-    Ok(Routes::from(router))
+        .add_service(HealthServer::new(health::Service(Arc::clone(shared))))
+        .into_axum_router();
+    Ok(Routes::from(pages::beside(services, shared)))
 }

@@ -15,6 +15,7 @@ use super::cluster::forming;
 use super::operations::{newest, throttle_to_wire};
 use super::repair::figures_to_wire;
 use crate::control::ClusterState;
+use crate::engine::{Durations, RequestClass};
 use crate::liveness::{Condition, Opinion};
 
 /// The members as this node sees them.
@@ -71,6 +72,15 @@ fn opinion(shared: &Shared, id: NodeId) -> Option<Opinion> {
 
 /// The node's account at this moment.
 pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::NodeSnapshot {
+    take_with_requests(shared, with_partitions).await.0
+}
+
+/// The node's account, and how long its requests took until then.
+pub(super) async fn take_with_requests(
+    shared: &Arc<Shared>,
+    with_partitions: bool,
+) -> (v1::NodeSnapshot, BTreeMap<RequestClass, Durations>) {
+    let mut requests = BTreeMap::new();
     let now = shared.clock.now();
     let state = shared.state();
     let node = shared.node();
@@ -124,6 +134,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
                         .sum::<u64>()
                         .max(status.leaving as u64),
                 });
+                requests = report.requests;
                 let counters = report.counters;
                 snapshot.counters = Some(v1::Counters {
                     gets: counters.gets,
@@ -157,7 +168,7 @@ pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::Nod
         }
     }
     snapshot.usage = Some(usage);
-    snapshot
+    (snapshot, requests)
 }
 
 fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) -> v1::Transfer {

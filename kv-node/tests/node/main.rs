@@ -6,6 +6,8 @@ mod bad_input;
 mod bulk;
 mod data;
 mod faults;
+mod health;
+mod metrics;
 mod migration;
 mod moving;
 mod plan;

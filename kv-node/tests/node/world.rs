@@ -1,6 +1,6 @@
 //! Node processes of one test: each with a directory and a port of its own, all ended with the test.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,15 @@ pub(crate) struct Node {
     log: Arc<Mutex<String>>,
 }
 
+/// What was answered by plain HTTP.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    /// The first line and the headers, in small letters.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
 /// The nodes of one test.
 pub(crate) struct World {
     dir: tempfile::TempDir,
@@ -30,12 +39,15 @@ pub(crate) struct World {
 
 /// Starts the program; its log is collected.
 pub(crate) fn spawn(args: &[String]) -> (Child, Arc<Mutex<String>>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kv-node"))
+    // A write beyond a limit on the size of files fails then, instead of ending the process.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_kv-node")])
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("RUST_BACKTRACE", "1")
         .spawn()
         .unwrap();
@@ -143,6 +155,26 @@ impl Node {
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
         assert!(status.success());
+    }
+
+    /// From now on no file of the process can grow: its store fails with the next write.
+    pub(crate) fn fail_writes(&self) {
+        let status = Command::new("prlimit").args(["--fsize=1", "--pid", &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Asks for a page by plain HTTP.
+    pub(crate) fn page(&self, method: &str, path: &str, headers: &str) -> Page {
+        let mut stream = std::net::TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\r\n", self.address);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Page { status, head: head.to_lowercase(), body: body.to_owned() }
     }
 
     /// SIGTERM, and the exit code.
