@@ -88,6 +88,9 @@ impl Node {
     pub(crate) fn forwarded_request(&mut self, node: NodeId, call: CallId, request: Request, left: Duration) {
         let refusal = match self.admit(&request) {
             Err(error) if error.kind == Kind::Exhausted => Some(Refusal::Busy(error)),
+            // The node that forwards it knows the keyspace: either it is younger than what this node knows, or it was
+            // dropped and the other one does not know that yet. Neither is for the client to hear.
+            Err(error) if error.kind == Kind::NotFound => Some(Refusal::Behind { epoch: self.newest }),
             Err(error) => Some(Refusal::Failed(error)),
             Ok(()) => match &request {
                 Request::Key(key) => self.refuses_to_coordinate(key),

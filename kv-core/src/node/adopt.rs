@@ -64,6 +64,10 @@ impl Node {
         let list: Vec<&Keyspace> = self.keyspaces.values().collect();
         let value = meta::encode(&list);
         self.persist_meta(bytes::Bytes::from_static(meta::KEYSPACES), value);
+        // Whoever was refused something on a keyspace that was not known here may ask again.
+        if let Some(epoch) = self.layout.as_ref().map(|layout| layout.epoch) {
+            self.tell_caught_up(epoch);
+        }
     }
 
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {

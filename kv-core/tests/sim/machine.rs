@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) slow_until: Time,
     /// It hears of no layout behind this one.
     pub(crate) hears_up_to: Option<Epoch>,
+    /// Whether this run of the node knows all keyspaces. Those beside the first are created as the run begins.
+    pub(crate) knows_keyspaces: bool,
     /// It was destroyed and declared dead.
     pub(crate) dead: bool,
     /// Whether a store of it was lost or replaced by an older copy.
@@ -67,6 +69,7 @@ impl Machine {
             false_identity: None,
             slow_until: 0,
             hears_up_to: None,
+            knows_keyspaces: false,
             dead: false,
             ever_lost: false,
         }
@@ -74,6 +77,14 @@ impl Machine {
 }
 
 impl World {
+    /// A node learns of all keyspaces, unless it knows them.
+    pub(crate) fn tell_keyspaces(&mut self, index: usize) {
+        if self.machines[index].core.is_some() && !std::mem::replace(&mut self.machines[index].knows_keyspaces, true) {
+            note!(self, "{} learns of the keyspaces", node_id(index));
+            self.step(index, Input::Keyspaces(self.keyspaces.clone()));
+        }
+    }
+
     /// Whether the process of a machine runs.
     pub(crate) fn is_running(&self, machine: usize) -> bool {
         self.machines[machine].core.is_some()
@@ -121,7 +132,14 @@ impl World {
         }
         note!(self, "{} starts, store {}", node_id(index), self.machines[index].incarnation);
         // The control plane tells what it has committed, sometimes late; a node that knew a layout serves meanwhile.
-        self.step(index, Input::Keyspaces(self.keyspaces.clone()));
+        self.machines[index].knows_keyspaces = false;
+        let mut aside = self.dice.aside();
+        if aside.chance(300) {
+            let late = aside.below(300 * MS);
+            self.at(time + late, Event::TellKeyspaces { machine: index });
+        } else {
+            self.tell_keyspaces(index);
+        }
         self.step(index, Input::Transfers(self.transfers));
         let late = if self.dice.chance(300) { self.dice.below(300 * MS) } else { 0 };
         self.at(time + late, Event::TellLayouts { machine: index });

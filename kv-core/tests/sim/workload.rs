@@ -286,6 +286,8 @@ impl World {
             patience = self.dice.between(1, 300) * MS;
             deadline = Some(machine.clock.now(self.time).mono.plus(Duration::from_micros(patience)));
         }
+        // The shell asks what is agreed on before it says that a keyspace does not exist.
+        self.tell_keyspaces(index);
         note!(self, "client -> {}: #{} {}", crate::settings::node_id(index), tag.0, trace::request(&request));
         self.at(self.time + patience + ANSWER_BOUND, Event::Overdue { tag });
         self.step(index, Input::Request { tag, request, deadline });

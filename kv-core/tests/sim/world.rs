@@ -69,6 +69,8 @@ pub(crate) enum Event {
     StoreReported { machine: usize },
     /// A node hears of new layouts.
     TellLayouts { machine: usize },
+    /// A node hears of the keyspaces.
+    TellKeyspaces { machine: usize },
 }
 
 /// An event and when it happens. Only time and number are compared.
@@ -284,6 +286,7 @@ impl World {
             Event::Receipt(receipt) => self.receipt_arrives(receipt),
             Event::StoreReported { machine } => self.store_reported(machine),
             Event::TellLayouts { machine } => self.tell_layouts(machine),
+            Event::TellKeyspaces { machine } => self.tell_keyspaces(machine),
         }
     }
 
