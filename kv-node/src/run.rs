@@ -473,12 +473,14 @@ fn member_of(shared: &Shared) -> Option<NodeId> {
 
 /// Gives the agreed state to those who act on it.
 async fn hand_over(shared: &Shared, engine: &Engine, agreed: &ClusterState, members: &watch::Sender<Members>) {
-    let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
-    *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);
     if let Some(layout) = &agreed.layout {
         engine.tell(Command::Layout(Arc::clone(layout))).await;
     }
     engine.tell(Command::Keyspaces(agreed.keyspaces.values().cloned().collect())).await;
+    // The engine is told first: it must know whatever a request names.
+    let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
+    *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);
+    shared.control.acts_on(agreed.revision);
     let current: Members = agreed.members.iter().map(|(node, member)| (*node, member.address.clone())).collect();
     members.send_if_modified(|known| {
         let differs = *known != current;

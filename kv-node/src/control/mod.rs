@@ -11,6 +11,7 @@
 //! | `operation`, `operate` | plans that are carried out, and how each command changes them |
 //! | `drive` | the leader takes the next step of an operation when the nodes' reports allow it |
 //! | `propose`, `serve` | having a command agreed on; answering other nodes |
+//! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |
 //! | `report`, `keeper` | a node makes itself known; the leader founds, forms, and keeps the group equal to the members |
 //! | `voters` | who votes: a pure function |
 //! | `transport`, `link`, `network`, `peers` | messages, and who is where |
@@ -30,6 +31,7 @@
 //! promised is expected of it, and the former store can never return (rule D2).
 
 mod apply;
+mod catch_up;
 mod command;
 mod disk;
 mod drive;

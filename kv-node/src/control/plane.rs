@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::apply::{check_arrival, removed};
+use super::catch_up::CatchingUp;
 use super::command::{Arrival, Founding, Refusal};
 use super::disk::{Disk, OsDisk};
 use super::drive::Reports;
@@ -214,6 +215,8 @@ pub(super) struct Inner {
     pub(super) cluster: ClusterConfig,
     pub(super) timing: Timing,
     pub(super) proposals: Semaphore,
+    /// Learning what is newer than what this node knows.
+    pub(super) catching_up: CatchingUp,
     /// What nodes have reported while this one led.
     pub(super) reports: Mutex<Reports>,
     /// Told when a report is new.
@@ -303,6 +306,7 @@ impl ControlPlane {
             cluster: config.cluster.clone(),
             timing: config.timing,
             proposals: Semaphore::new(PROPOSALS_MAX),
+            catching_up: CatchingUp::default(),
             reports: Mutex::default(),
             reported: Notify::new(),
             surplus: Mutex::default(),

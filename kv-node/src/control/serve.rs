@@ -58,6 +58,10 @@ impl Inner {
                 Ok(report) => self.link.answer(&self.take_report(report)),
                 Err(answer) => answer,
             },
+            RaftKind::CatchUp => match read(body) {
+                Ok(request) => self.link.answer(&self.answer_catch_up(request).await),
+                Err(answer) => answer,
+            },
             RaftKind::Propose => match read(body) {
                 Ok(proposal) => self.link.answer(&self.lead(proposal, self.timing.call).await),
                 Err(answer) => answer,

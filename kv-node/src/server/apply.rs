@@ -23,6 +23,9 @@ use crate::liveness::Condition;
 /// How often a plan is made anew that nobody has previewed, because the layout has changed meanwhile.
 const ATTEMPTS_MAX: u128 = 3;
 
+/// How long a change waits for a node of which it is not known whether it answers.
+const OPINION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// Begins to carry changes out.
 ///
 /// # Errors
@@ -33,6 +36,8 @@ pub(super) async fn begin(shared: &Shared, request: v1::ApplyRequest) -> Result<
     let size = request.size.unwrap_or_default();
     let estimate = Estimate { keys: size.keys, bytes: size.bytes };
     let wanted = Wanted::from_wire(request.changes, &request.plan_hash, &request.request_id).map_err(to_status)?;
+    // Members that have come, and operations that have ended, a moment ago are known before the plan is made.
+    shared.learn().await;
     let (done, repeated) = propose(shared, &wanted, estimate, &asked).await?;
     let operation = answer(shared, done).await?;
     if repeated {
@@ -71,6 +76,7 @@ async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &A
         let Some(layout) = state.layout.clone() else {
             return Err(to_status(RequestError::unavailable(format!("{state}; operations begin when it has formed"))));
         };
+        await_opinions(shared, &state, &wanted.changes).await;
         check_nodes(shared, &state, &wanted.changes).map_err(to_status)?;
         let plan = plan(&state, layout, wanted.changes.clone(), wanted.hash).await?;
         let command = Command::Apply { plan, estimate, asked: asked.clone() };
@@ -151,6 +157,21 @@ async fn plan(
             plan.hash
         )))),
         _ => Ok(plan),
+    }
+}
+
+/// Waits for a moment until it is known whether the nodes that get copies answer: one that has just joined may not have been
+/// heard here.
+async fn await_opinions(shared: &Shared, state: &ClusterState, changes: &[Change]) {
+    let deadline = tokio::time::Instant::now() + OPINION_PATIENCE;
+    let is_open = |change: &Change| match change {
+        Change::Add { node } | Change::Replace { new: node, .. } => {
+            state.members.contains_key(node) && snapshot::condition_of(shared, *node) == Condition::Suspect
+        }
+        _ => false,
+    };
+    while changes.iter().any(is_open) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
 

@@ -43,6 +43,9 @@ type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Se
 impl Cluster for Service {
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
         let shared = &self.0;
+        if request.get_ref().newest {
+            shared.learn().await;
+        }
         let state = shared.state();
         let identity = state.identity();
         let status = shared.control.status().borrow().clone();
@@ -86,7 +89,8 @@ impl Cluster for Service {
 
     async fn inspect(&self, request: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
         let engine = self.0.serving().map_err(to_status)?.engine;
-        let incoming = self.0.edge(&self.0.keyspaces()).inspect(request.get_ref()).map_err(to_status)?;
+        let request = request.get_ref();
+        let incoming = self.0.known(request.timeout_ms, |edge| edge.inspect(request)).await.map_err(to_status)?;
         let key = match &incoming.request {
             CoreRequest::Inspect { key, .. } => key.clone(),
             CoreRequest::Key(_) | CoreRequest::Scan(_) => {
@@ -112,7 +116,15 @@ impl Cluster for Service {
         &self,
         request: Request<v1::OperationsRequest>,
     ) -> Result<Response<v1::OperationsResponse>, Status> {
-        operations::list(&self.0, request.get_ref()).map(Response::new)
+        let request = request.get_ref();
+        match operations::list(&self.0, request) {
+            // It may have begun a moment ago, by way of another node.
+            Err(status) if status.code() == tonic::Code::NotFound => {
+                self.0.learn().await;
+                operations::list(&self.0, request).map(Response::new)
+            }
+            listed => listed.map(Response::new),
+        }
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseResponse>, Status> {
@@ -146,6 +158,8 @@ impl Cluster for Service {
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        // A plan for members, weights or copies of a moment ago would be refused, or refuse what is possible.
+        self.0.learn().await;
         let state = self.0.state();
         let Some(layout) = state.layout.clone() else {
             return Err(to_status(RequestError::unavailable(format!("{state}; plans are made when it has formed"))));
@@ -163,6 +177,7 @@ impl Cluster for Service {
         &self,
         _request: Request<v1::ListKeyspacesRequest>,
     ) -> Result<Response<v1::ListKeyspacesResponse>, Status> {
+        self.0.learn().await;
         let state = self.0.state();
         let mut keyspaces: Vec<v1::Keyspace> = state.keyspaces.values().map(Into::into).collect();
         keyspaces.sort_by(|a, b| a.name.cmp(&b.name));
@@ -175,15 +190,20 @@ impl Cluster for Service {
     ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
         let new = NewKeyspace::try_from(request.into_inner()).map_err(to_status)?;
         let spec = KeyspaceSpec { name: new.name.clone(), r: new.r, w: new.w, conflict: new.conflict };
+        // One that was dropped a moment ago does not exist any more.
+        self.0.learn().await;
         let existing = self.0.state().keyspace_named(&new.name).cloned();
         if let Some(existing) = existing
             && (existing.r, existing.w, existing.conflict) == (spec.r, spec.w, spec.conflict)
         {
+            // Whoever created it may not have waited until all know it.
+            self.0.spread().await;
             let keyspace = Some((&existing).into());
             return Ok(Response::new(v1::CreateKeyspaceResponse { keyspace, created: false }));
         }
         let done = propose(&self.0, Command::CreateKeyspace { spec }).await?;
         let Done::KeyspaceCreated { id } = done else { return Err(Status::internal("the command did something else")) };
+        self.0.spread().await;
         self.0.event(NewEvent {
             severity: Severity::Info,
             kind: "keyspace-created",
@@ -200,6 +220,8 @@ impl Cluster for Service {
     ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
         let name = request.into_inner().name;
         propose(&self.0, Command::DropKeyspace { name: name.clone() }).await?;
+        // Nobody may take writes for it any more, nor for the one that has its name next.
+        self.0.spread().await;
         self.0.event(NewEvent {
             severity: Severity::Warning,
             kind: "keyspace-dropped",

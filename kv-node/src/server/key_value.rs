@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::error::RequestError;
+use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, Request as CoreRequest, Response as CoreResponse};
 use kv_proto::edge::{Edge, Incoming, IncomingScan};
 use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX};
@@ -33,10 +33,10 @@ pub(super) struct Service(pub(super) Arc<Shared>);
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    async fn ask(&self, check: impl FnOnce(&Edge<'_>) -> Result<Incoming, RequestError>) -> Outcome {
+    async fn ask(&self, timeout_ms: u32, check: impl Fn(&Edge<'_>) -> Result<Incoming, RequestError>) -> Outcome {
         // Before the cluster has formed no keyspace is known: that it is forming is the better answer.
         let engine = self.0.serving()?.engine;
-        let Incoming { request, timeout } = check(&self.0.edge(&self.0.keyspaces()))?;
+        let Incoming { request, timeout } = self.0.known(timeout_ms, check).await?;
         engine.request(request, timeout).await
     }
 }
@@ -44,22 +44,28 @@ impl Service {
 #[tonic::async_trait]
 impl KeyValue for Service {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
-        reply::get(self.ask(|edge| edge.get(request.get_ref())).await).map(Response::new).map_err(to_status)
+        let request = request.get_ref();
+        reply::get(self.ask(request.timeout_ms, |edge| edge.get(request)).await).map(Response::new).map_err(to_status)
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        reply::put(self.ask(|edge| edge.put(request.get_ref())).await).map(Response::new).map_err(to_status)
+        let request = request.get_ref();
+        reply::put(self.ask(request.timeout_ms, |edge| edge.put(request)).await).map(Response::new).map_err(to_status)
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        reply::delete(self.ask(|edge| edge.delete(request.get_ref())).await).map(Response::new).map_err(to_status)
+        let request = request.get_ref();
+        reply::delete(self.ask(request.timeout_ms, |edge| edge.delete(request)).await)
+            .map(Response::new)
+            .map_err(to_status)
     }
 
     type ScanStream = BoxStream<v1::ScanResponse>;
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let engine = self.0.serving().map_err(to_status)?.engine;
-        let scan = self.0.edge(&self.0.keyspaces()).scan(request.get_ref()).map_err(to_status)?;
+        let request = request.get_ref();
+        let scan = self.0.known(request.timeout_ms, |edge| edge.scan(request)).await.map_err(to_status)?;
         let (pages, stream) = mpsc::channel(1);
         tokio::spawn(send_pages(engine, scan, pages));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -149,16 +155,23 @@ async fn serve_batch(
         let edge = shared.edge(&keyspaces);
         let serving = shared.serving();
         let mut requests: Vec<(CoreRequest, Option<Duration>, ReplyTo)> = Vec::with_capacity(operations.len());
-        for operation in &operations {
+        let mut unknown = Vec::new();
+        for operation in operations {
             let Ok(permit) = permits.acquire().await else { return };
             permit.forget();
             let id = operation.id;
-            let reply = ReplyTo::Stream { id, kind: BatchKind::of(operation), results: results.clone() };
-            match (&serving, edge.operation(operation)) {
+            let reply = ReplyTo::Stream { id, kind: BatchKind::of(&operation), results: results.clone() };
+            match (&serving, edge.operation(&operation)) {
                 (Ok(_), Ok(incoming)) => requests.push((incoming.request, incoming.timeout, reply)),
+                (Ok(_), Err(error)) if error.kind == Kind::NotFound => unknown.push((operation, error, reply)),
                 (Ok(_), Err(error)) => reply.send(Err(error)),
                 (Err(error), _) => reply.send(Err(error.clone())),
             }
+        }
+        if !unknown.is_empty() {
+            // Others need not wait until the node knows more. The permits bound how many do.
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { shared.retry_unknown(unknown).await });
         }
         if let Ok(serving) = serving {
             serving.engine.requests(requests).await;

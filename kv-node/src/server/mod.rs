@@ -10,6 +10,7 @@ mod pages;
 mod peer;
 mod repair;
 mod snapshot;
+mod unknown;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

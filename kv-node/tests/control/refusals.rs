@@ -242,7 +242,14 @@ fn garbage_from_the_network_is_answered_and_harmless() {
         let world = World::new();
         let nodes = world.cluster(1).await;
         let control = &nodes[0].1;
-        for kind in [RaftKind::Append, RaftKind::Vote, RaftKind::Snapshot, RaftKind::Propose, RaftKind::Report] {
+        for kind in [
+            RaftKind::Append,
+            RaftKind::Vote,
+            RaftKind::Snapshot,
+            RaftKind::Propose,
+            RaftKind::Report,
+            RaftKind::CatchUp,
+        ] {
             for payload in [&b""[..], &[0xff; 100], &[0; 4096]] {
                 assert!(!control.handle_raft(kind, payload).await.is_empty());
             }

@@ -7,6 +7,7 @@ mod bulk;
 mod data;
 mod faults;
 mod health;
+mod lag;
 mod metrics;
 mod migration;
 mod moving;

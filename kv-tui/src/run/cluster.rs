@@ -15,8 +15,7 @@ use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};
 
 pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let keyspace = keyspace_id(&picture, &within.keyspace)?;
+    let (picture, keyspace) = Picture::with(client, |picture| keyspace_id(picture, &within.keyspace)).await?;
     let Some(layout) = picture.description.layout.as_deref() else { return Err(forming(&picture)) };
     let keys = picture.count(layout, keyspace).map_err(|partition| {
         CommandError::new(
@@ -184,17 +183,17 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
 }
 
 pub(super) async fn node_show(node: &str, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let Some(member) = picture.description.member(node) else {
-        let known: Vec<&str> =
-            picture.description.members.iter().map(|member| member.member.name.as_str()).take(20).collect();
-        return Err(CommandError::new(
-            Class::NotFound,
-            format!("no node {node:?}; the nodes are: {}", known.join(", ")),
-        ));
-    };
+    let (picture, member) = Picture::with(client, |picture| {
+        let members = &picture.description.members;
+        picture.description.member(node).cloned().ok_or_else(|| {
+            let known: Vec<&str> = members.iter().map(|member| member.member.name.as_str()).take(20).collect();
+            let message = format!("no node {node:?}; the nodes are: {}", known.join(", "));
+            CommandError::new(Class::NotFound, message)
+        })
+    })
+    .await?;
     let share = picture.shares().get(&member.id).copied().unwrap_or_default();
-    let mut item = node_item(&picture, member, share);
+    let mut item = node_item(&picture, &member, share);
     if let Some(snapshot) = picture.snapshot(member.id) {
         let peers: Vec<Value> = snapshot.peers.iter().map(|peer| peer_json(&picture, peer)).collect();
         item.json["peers"] = Value::from(peers);

@@ -10,7 +10,7 @@ use kv_proto::client::{Client, NodeReport};
 use kv_proto::describe::{Description, MemberView};
 use kv_proto::v1;
 
-use crate::error::CommandError;
+use crate::error::{Class, CommandError};
 
 /// How long a member may take to tell its figures.
 pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,7 +27,32 @@ pub struct Picture {
 impl Picture {
     /// Asks all members; with the figures of every partition if `partitions`.
     pub(crate) async fn take(client: &Client, partitions: bool) -> Result<Self, CommandError> {
-        let description = client.refresh().await?;
+        Self::of(client.refresh().await?, client, partitions).await
+    }
+
+    /// The same, by a node that knows all that was agreed on until now: what is missing here does not exist.
+    pub(crate) async fn take_newest(client: &Client, partitions: bool) -> Result<Self, CommandError> {
+        Self::of(client.refresh_newest().await?, client, partitions).await
+    }
+
+    /// Takes a picture in which `find` finds what is meant. What the node that is asked first does not know may have come a
+    /// moment ago.
+    pub(crate) async fn with<T>(
+        client: &Client,
+        find: impl Fn(&Self) -> Result<T, CommandError>,
+    ) -> Result<(Self, T), CommandError> {
+        let picture = Self::take(client, true).await?;
+        match find(&picture) {
+            Err(error) if error.class == Class::NotFound => {
+                let newest = Self::take_newest(client, true).await?;
+                let found = find(&newest)?;
+                Ok((newest, found))
+            }
+            found => found.map(|found| (picture, found)),
+        }
+    }
+
+    async fn of(description: Arc<Description>, client: &Client, partitions: bool) -> Result<Self, CommandError> {
         let request = v1::WatchRequest { partitions, once: true, ..Default::default() };
         let reports = client.reports(request, REPORT_TIMEOUT).await;
         Ok(Self { description, reports })

@@ -29,8 +29,8 @@ pub(super) async fn execute(command: &Command, client: &Client, sink: &mut dyn S
         let (picture, node) = added(args, client, sink).await?;
         return run(&picture, preview::addition(args, node), topology, client, sink).await;
     }
-    let picture = Picture::take(client, true).await?;
-    run(&picture, preview::changes(command, &picture)?, topology, client, sink).await
+    let (picture, changes) = Picture::with(client, |picture| preview::changes(command, picture)).await?;
+    run(&picture, changes, topology, client, sink).await
 }
 
 /// The node that is to be added: a spare, or a process of the local cluster that becomes one.
@@ -38,7 +38,25 @@ async fn added(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(
     let Some(node) = &args.node else { return new_spare(args, client, sink).await };
     match spare(node, client).await {
         Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => new_spare(args, client, sink).await,
+        Err(error) if error.class == Class::NotFound => coming(node, error, client).await,
         found => found,
+    }
+}
+
+/// Waits, as long as a command may take, for a node that says that it is ready and is no member yet: it joins after that.
+async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(Picture, NodeId), CommandError> {
+    let deadline = Instant::now() + client.options().timeout;
+    loop {
+        let picture = Picture::take_newest(client, true).await?;
+        if let Ok(id) = find(&picture, node)
+            && (picture.snapshot(id).is_some() || Instant::now() >= deadline)
+        {
+            return Ok((picture, id));
+        }
+        if Instant::now() >= deadline {
+            return Err(unknown);
+        }
+        sleep(operation::FOLLOW_EVERY).await;
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) busy: String,
     /// Keys for which every write is refused.
     pub(crate) full: Vec<Bytes>,
+    /// How often the newest state is asked for until the third node is a member.
+    pub(crate) joining: usize,
     addresses: Vec<String>,
     clock: u64,
 }
@@ -125,6 +127,7 @@ impl Cluster {
             throttle: None,
             busy: String::new(),
             full: Vec::new(),
+            joining: 0,
             addresses: Vec::new(),
             clock: 0,
         }));
@@ -323,7 +326,9 @@ impl ClusterService for Node {
     type WatchStream = Out<v1::WatchResponse>;
 
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
-        let world = self.lock();
+        let mut world = self.lock();
+        world.joining = world.joining.saturating_sub(usize::from(request.get_ref().newest));
+        let world = &*world;
         let layout = world.layout.as_ref();
         Ok(Response::new(v1::DescribeResponse {
             cluster_id: cluster_to_wire(layout.map(|layout| layout.cluster)),
@@ -332,6 +337,7 @@ impl ClusterService for Node {
                 .iter()
                 .flat_map(|layout| &layout.members)
                 .zip(&world.addresses)
+                .filter(|((id, _), _)| world.joining == 0 || **id != NodeId(3))
                 .map(|((id, member), address)| member_to_wire(*id, member, address, v1::MemberState::Up))
                 .collect(),
             forming: layout.is_none().then_some(v1::Forming { present: 1, expected: 3 }),

@@ -2,6 +2,7 @@
 
 mod bar;
 mod fake;
+mod late;
 
 use std::io::Write;
 use std::path::Path;

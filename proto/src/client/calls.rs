@@ -110,22 +110,28 @@ pub(super) async fn unary(node: &Node, operation: Operation, deadline: Instant) 
 pub(super) async fn describe(
     node: &Node,
     known: Option<&Arc<Layout>>,
+    newest: bool,
     options: &Options,
 ) -> Result<Description, RequestError> {
     let known_epoch = known.map_or(0, |layout| layout.epoch.0);
-    let answer = ask(node, known_epoch, options).await?;
+    let answer = ask(node, known_epoch, newest, options).await?;
     match Description::from_wire(answer, known) {
         // Not a change of what is known: perhaps another cluster has the address now.
-        Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, options).await?, None),
+        Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, newest, options).await?, None),
         read => read,
     }
     .map_err(|error| RequestError::new(Kind::Unknown, format!("{} describes nonsense: {error}", node.address())))
 }
 
-async fn ask(node: &Node, known_epoch: u64, options: &Options) -> Result<v1::DescribeResponse, RequestError> {
+async fn ask(
+    node: &Node,
+    known_epoch: u64,
+    newest: bool,
+    options: &Options,
+) -> Result<v1::DescribeResponse, RequestError> {
     let limit = options.connect_timeout.saturating_add(options.attempt_timeout);
     let mut client = cluster(node.channel());
-    match timeout(limit, client.describe(v1::DescribeRequest { known_epoch })).await {
+    match timeout(limit, client.describe(v1::DescribeRequest { known_epoch, newest })).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(failure(node, &status).error),
         Err(_) => {

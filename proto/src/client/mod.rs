@@ -203,7 +203,17 @@ impl Client {
     /// # Errors
     /// `Unavailable` if no node answers; the client then keeps what it knows.
     pub async fn refresh(&self) -> Result<Arc<Description>, RequestError> {
-        self.refresh_from(&self.view(), None).await?;
+        self.refresh_from(&self.view(), None, false).await?;
+        Ok(self.description())
+    }
+
+    /// As `refresh`, by a node that first learns what the cluster has agreed on until now. It costs a round among the
+    /// members, and is for the moment before somebody is told that something does not exist.
+    ///
+    /// # Errors
+    /// As `refresh`.
+    pub async fn refresh_newest(&self) -> Result<Arc<Description>, RequestError> {
+        self.refresh_from(&self.view(), None, true).await?;
         Ok(self.description())
     }
 
@@ -223,16 +233,21 @@ impl Client {
     }
 
     /// Asks for what is newer than `stale`, first at `hint`. Callers that saw the same stale view share one answer.
-    async fn refresh_from(&self, stale: &Arc<View>, hint: Option<&Arc<Node>>) -> Result<(), RequestError> {
+    async fn refresh_from(
+        &self,
+        stale: &Arc<View>,
+        hint: Option<&Arc<Node>>,
+        newest: bool,
+    ) -> Result<(), RequestError> {
         let _one_at_a_time = self.inner.refreshing.lock().await;
         let current = self.view();
-        if !Arc::ptr_eq(&current, stale) {
+        if !newest && !Arc::ptr_eq(&current, stale) {
             return Ok(());
         }
         self.counters().refreshes.fetch_add(1, Ordering::Relaxed);
         let mut last = None;
         for node in hint.into_iter().cloned().chain(current.any_node()) {
-            match calls::describe(&node, current.description.layout.as_ref(), self.options()).await {
+            match calls::describe(&node, current.description.layout.as_ref(), newest, self.options()).await {
                 Ok(description) => {
                     let next = current.succeeded_by(description, &self.inner.pool, &node)?;
                     self.inner.pool.keep(&next.addresses());
@@ -258,7 +273,7 @@ impl Client {
         };
         if due {
             // Without an answer the client goes on with what it knows.
-            drop(self.refresh_from(stale, None).await);
+            drop(self.refresh_from(stale, None, false).await);
         }
     }
 }
@@ -269,7 +284,7 @@ async fn first_description(seeds: &[Arc<Node>], options: &Options) -> (Option<De
     for seed in seeds {
         let (seed, options) = (Arc::clone(seed), options.clone());
         asking.spawn(async move {
-            let answer = calls::describe(&seed, None, &options).await;
+            let answer = calls::describe(&seed, None, false, &options).await;
             answer.map_err(|error| {
                 if error.kind == Kind::Invalid { format!("{}: {error}", seed.address()) } else { error.message }
             })

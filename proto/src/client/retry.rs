@@ -153,7 +153,7 @@ impl Client {
             if stale {
                 let before = route.epoch;
                 // Without an answer the next node may know more.
-                drop(self.refresh_from(&view, Some(&route.node)).await);
+                drop(self.refresh_from(&view, Some(&route.node), false).await);
                 if self.view().route(key, &[]).is_some_and(|again| again.epoch > before) {
                     progress.tried.clear();
                     continue;

@@ -59,6 +59,8 @@ pub enum RaftKind {
     Propose,
     /// What a node tells the leader of its part in an operation.
     Report,
+    /// Which state is the newest, or whether a node acts on one.
+    CatchUp,
 }
 
 /// A node reports to a cluster, to become a member of it or to say that it is back.
@@ -164,6 +166,26 @@ pub(crate) enum ReportReply {
     Taken,
     /// The node does not lead; report to the leader.
     NotLeader,
+}
+
+/// What a node wants to know of the agreed state at another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum CatchUpRequest {
+    /// The revision of the newest state, of the leader.
+    Newest,
+    /// Whether the node acts on this revision; it answers when it does, or when it has waited so long.
+    ActsOn { revision: u64, patience: Duration },
+}
+
+/// The answer to such a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum CatchUpReply {
+    /// This revision is the newest, confirmed by a majority.
+    Newest(u64),
+    /// The node does not lead, or no majority confirms that it does.
+    NotLeader,
+    /// Whether the node acts on the revision.
+    ActsOn(bool),
 }
 
 /// The answer to a piece of a snapshot.

@@ -23,6 +23,7 @@ pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Res
         v1::RaftKind::InstallSnapshot => RaftKind::Snapshot,
         v1::RaftKind::Propose => RaftKind::Propose,
         v1::RaftKind::Report => RaftKind::Report,
+        v1::RaftKind::CatchUp => RaftKind::CatchUp,
         v1::RaftKind::Unspecified => {
             return Err(invalid(format!("kind: {} is not known; run the same release on all nodes", request.kind)));
         }
@@ -73,6 +74,7 @@ impl From<RaftKind> for v1::RaftKind {
             RaftKind::Snapshot => Self::InstallSnapshot,
             RaftKind::Propose => Self::Propose,
             RaftKind::Report => Self::Report,
+            RaftKind::CatchUp => Self::CatchUp,
         }
     }
 }
