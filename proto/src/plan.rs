@@ -70,6 +70,7 @@ impl From<&Change> for v1::Change {
             Change::Weight { node, weight } => Kinds::Weight(v1::SetWeight { node: node.0, weight: *weight }),
             Change::Zone { node, zone } => Kinds::Zone(v1::SetZone { node: node.0, zone: zone.clone() }),
             Change::Copies { copies } => Kinds::Copies(u32::from(*copies)),
+            Change::Rebalance => Kinds::Rebalance(v1::Rebalance {}),
         };
         Self { change: Some(change) }
     }
@@ -86,6 +87,7 @@ impl TryFrom<v1::Change> for Change {
             Kinds::Replace(replace) => Self::Replace { old: NodeId(replace.old), new: NodeId(replace.new) },
             Kinds::Weight(set) => Self::Weight { node: NodeId(set.node), weight: set.weight },
             Kinds::Zone(set) => Self::Zone { node: NodeId(set.node), zone: set.zone },
+            Kinds::Rebalance(v1::Rebalance {}) => Self::Rebalance,
             Kinds::Copies(copies) => match u8::try_from(copies) {
                 Ok(copies) if copies > 0 => Self::Copies { copies },
                 _ => {

@@ -33,6 +33,7 @@ fn every_change() -> Vec<Change> {
         Change::Weight { node, weight: 2.5 },
         Change::Zone { node, zone: "rack/7".to_owned() },
         Change::Copies { copies: 255 },
+        Change::Rebalance,
     ]
 }
 

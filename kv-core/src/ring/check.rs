@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::balance::{Portion, portions};
 use super::{Entry, Layout, Member, PARTITIONS_MAX, fair_shares, zone_limit};
 use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 
@@ -235,23 +236,29 @@ fn check_entry(layout: &Layout, partition: PartitionId, entry: &Entry) -> Result
 
 /// Checks that every partition has its owners, in distinct zones as far as there are enough, and every node its share.
 fn check_balance(layout: &Layout) -> Result<(), LayoutError> {
-    let mut held: BTreeMap<NodeId, Held> = BTreeMap::new();
+    check_balance_within(layout, &|_| Slack::default())
+}
+
+/// Whether a layout without migrations is as a settled one.
+pub(crate) fn is_balanced(layout: &Layout) -> bool {
+    check_balance(layout).is_ok()
+}
+
+/// As [`check_balance`], with nodes that may be further from their fair share by what `slack` says.
+pub(crate) fn check_balance_within(layout: &Layout, slack: &dyn Fn(NodeId) -> Slack) -> Result<(), LayoutError> {
     let rules = Rules::of(layout);
     for (partition, entry) in layout.partition_ids().zip(&layout.partitions) {
         if entry.owners.len() != rules.owners {
             return Err(LayoutError::OwnerCount { partition, found: entry.owners.len(), wanted: rules.owners });
         }
         let mut zones: Vec<&str> = Vec::with_capacity(entry.owners.len());
-        for (place, owner) in entry.owners.iter().enumerate() {
+        for owner in &entry.owners {
             let node = owner.node;
             let member = layout.members.get(&node).ok_or(LayoutError::NotMember { partition, node })?;
             if member.spare {
                 return Err(LayoutError::Spare { partition, node });
             }
             zones.push(&member.zone);
-            let held = held.entry(node).or_default();
-            held.copies += 1;
-            held.first += u32::from(place == 0);
         }
         for zone in &zones {
             let found = zones.iter().filter(|other| *other == zone).count();
@@ -261,14 +268,13 @@ fn check_balance(layout: &Layout) -> Result<(), LayoutError> {
             }
         }
     }
-    for (&node, &fair) in &rules.shares {
-        let Held { copies, first } = held.get(&node).copied().unwrap_or_default();
-        if is_unfair(copies, fair) {
+    for (node, Portion { copies, fair, first, first_fair }) in portions(layout, &rules) {
+        let slack = slack(node);
+        if is_beyond(copies, fair, slack.copies) {
             return Err(LayoutError::Copies { node, found: copies, fair });
         }
-        let fair = rules.first_share(fair);
-        if is_unfair(first, fair) {
-            return Err(LayoutError::FirstPlaces { node, found: first, fair });
+        if is_beyond(first, first_fair, slack.first) {
+            return Err(LayoutError::FirstPlaces { node, found: first, fair: first_fair });
         }
     }
     Ok(())
@@ -323,15 +329,23 @@ fn is_name(name: &str, marks: &[u8]) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(byte))
 }
 
-fn is_unfair(found: u32, fair: f64) -> bool {
-    (f64::from(found) - fair).abs() > 1.0 + SHARE_ERROR
+/// Whether a number is more than one away from a fair share.
+pub(super) fn is_unfair(found: u32, fair: f64) -> bool {
+    is_beyond(found, fair, (0, 0))
 }
 
-/// What one node holds.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Held {
-    pub(super) copies: u32,
-    pub(super) first: u32,
+fn is_beyond(found: u32, fair: f64, (less, more): (u32, u32)) -> bool {
+    let away = f64::from(found) - fair;
+    away > 1.0 + f64::from(more) + SHARE_ERROR || -away > 1.0 + f64::from(less) + SHARE_ERROR
+}
+
+/// How far below and above its fair share a node may be, beyond what rounding brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Slack {
+    /// Copies.
+    pub(crate) copies: (u32, u32),
+    /// Primaries.
+    pub(crate) first: (u32, u32),
 }
 
 /// What the members of a layout demand of its entries.

@@ -176,8 +176,9 @@ pub struct Layout {
     pub members: BTreeMap<NodeId, Member>,
     /// One entry per partition, in token order; the length is a power of two.
     pub partitions: Vec<Entry>,
-    /// Whether the layout is the end of an operation. While one runs, or after one was cancelled midway, the numbers of
-    /// owners and the balance are those of neither side, and only what holds of each entry is demanded.
+    /// Whether the layout is even: every partition has its copies in their zones, every node its fair share. While an
+    /// operation runs, and after one was cancelled midway until the layout is rebalanced, the numbers of owners and the
+    /// balance are those of neither side, and only what holds of each entry is demanded.
     pub settled: bool,
 }
 

@@ -1,11 +1,10 @@
 //! A layout as text, for tests and logs.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Layout;
-use super::check::{Held, Rules, check_members, check_size};
-use crate::types::NodeId;
+use super::balance::held;
+use super::check::{Rules, check_members, check_size};
 
 /// A layout with at most this many partitions is drawn partition by partition.
 const GRID_PARTITIONS_MAX: usize = 256;
@@ -35,16 +34,11 @@ impl fmt::Display for Layout {
         // Shares mean something only if the members are sound; a picture must not depend on that.
         let sound = check_size(partitions, copies).is_ok() && check_members(&self.members).is_ok();
         let rules = sound.then(|| Rules::of(self));
-        let mut held: BTreeMap<NodeId, Held> = BTreeMap::new();
-        for (place, node) in self.partitions.iter().flat_map(|entry| entry.nodes().enumerate()) {
-            let held = held.entry(node).or_default();
-            held.copies += 1;
-            held.first += u32::from(place == 0);
-        }
+        let held = held(self);
         for (at, (&node, member)) in self.members.iter().enumerate() {
             let letter = letters.get(at).filter(|_| grid).map_or(String::new(), |letter| format!("{letter} "));
             write!(f, "\n  {letter}{node} {} zone {} weight {}: ", member.name, member.zone, member.weight)?;
-            let Held { copies, first } = held.get(&node).copied().unwrap_or_default();
+            let (copies, first) = held.get(&node).copied().unwrap_or_default();
             match rules.as_ref().and_then(|rules| Some((rules, *rules.shares.get(&node)?))) {
                 _ if member.spare => f.write_str("spare")?,
                 None => write!(f, "{copies} copies, {first} first places")?,

@@ -96,12 +96,15 @@ fn first_columns(problem: &Problem, fair: &[u32]) -> Vec<Vec<u32>> {
     for &(node, _) in problem.cheap.iter().flatten() {
         held[node as usize] += 1;
     }
-    let lacking: Vec<u32> = (0..)
-        .zip(&held)
-        .zip(&problem.bounds)
-        .filter(|((_, held), bounds)| **held < bounds.0)
-        .map(|((node, _), _)| node)
-        .collect();
+    let below = |bound: fn(&(u32, u32)) -> u32| -> Vec<u32> {
+        let counted = (0..).zip(held.iter().zip(&problem.bounds));
+        counted.filter(|(_, (held, bounds))| **held < bound(bounds)).map(|(node, _)| node).collect()
+    };
+    let mut lacking = below(|bounds| bounds.0);
+    if lacking.is_empty() {
+        // Nobody has to get more: those who may take what others lose.
+        lacking = below(|bounds| bounds.1);
+    }
     let mut columns = Vec::with_capacity(problem.cheap.len());
     for (partition, (cheap, fair)) in problem.cheap.iter().zip(fair.chunks_exact(problem.owners)).enumerate() {
         let mut list: Vec<u32> = cheap.iter().map(|place| place.0).collect();

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::operation::Standing;
 use super::{Refusal, RefusalKind};
 use crate::ring::check::{check_members, check_size};
 use crate::ring::{Layout, LayoutError, Member, zone_limit};
@@ -55,6 +56,8 @@ pub enum Change {
         /// N, at least 1.
         copies: u8,
     },
+    /// Every node gets its fair share, whatever the layout was before: evens out what a cancelled operation left.
+    Rebalance,
 }
 
 impl Change {
@@ -69,6 +72,7 @@ impl Change {
             Self::Weight { node, weight } => format!("node weight {} {weight}", name(*node)),
             Self::Zone { node, zone } => format!("node zone {} {zone}", name(*node)),
             Self::Copies { copies } => format!("copies {copies}"),
+            Self::Rebalance => "rebalance".to_owned(),
         }
     }
 }
@@ -98,7 +102,7 @@ impl Target {
     /// If a change names an unknown node or one in the wrong state, contradicts another one, or leaves too few nodes or
     /// zones.
     pub(super) fn of(layout: &Layout, changes: &[Change]) -> Result<Self, Refusal> {
-        if changes.is_empty() && layout.settled {
+        if changes.is_empty() {
             return Err(Refusal::new(RefusalKind::Invalid, "no change is given", "name at least one"));
         }
         let mut target = Self {
@@ -144,6 +148,7 @@ impl Target {
                 Change::Weight { node, weight } => target.member(*node)?.weight = *weight,
                 Change::Zone { node, zone } => target.member(*node)?.zone.clone_from(zone),
                 Change::Copies { copies } => target.copies = *copies,
+                Change::Rebalance => {}
             }
         }
         target.check(layout)?;
@@ -163,7 +168,12 @@ impl Target {
             return Ok(member);
         }
         let reason = format!("{} owns partitions already", name(layout, node));
-        Err(Refusal::new(RefusalKind::Precondition, reason, "name a spare; `node ls` lists them"))
+        let remedy = if layout.settled {
+            "name a spare; `node ls` lists them"
+        } else {
+            "`rebalance` gives it its fair share; or name a spare"
+        };
+        Err(Refusal::new(RefusalKind::Precondition, reason, remedy))
     }
 
     fn replace(&mut self, layout: &Layout, old: NodeId, new: NodeId) -> Result<(), Refusal> {
@@ -218,6 +228,20 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// Whether changes that make these members and this number of copies of a layout leave who may own partitions, the weights
+/// and zones of these and the number of copies as they are, and do not ask for a rebalance: then nothing has to move.
+pub(super) fn asks_for_no_move(
+    layout: &Layout,
+    changes: &[Change],
+    members: &BTreeMap<NodeId, Member>,
+    copies: u8,
+) -> bool {
+    let owning = |members: &BTreeMap<NodeId, Member>| -> Vec<(NodeId, Standing)> {
+        members.iter().filter(|(_, member)| !member.spare).map(|(&node, it)| (node, Standing::of(it))).collect()
+    };
+    !changes.contains(&Change::Rebalance) && copies == layout.copies && owning(members) == owning(&layout.members)
 }
 
 /// The name of a node for messages, or its number if it is no member.

@@ -2,8 +2,9 @@
 //! partition by partition.
 //!
 //! [`plan`] is a pure function of a layout and a list of changes. Each node of the result holds its fair share of copies
-//! and of first places, rounded down or up, and among all such layouts the plan moves the fewest replicas; `Plan::minimum`
-//! is a lower bound found by separate code, equal to the number of moves wherever the plan is proven optimal.
+//! and of first places, rounded down or up, or is no further from it than it was before if the layout was uneven (`slack`
+//! says what a change must move). Among all such layouts the plan moves the fewest replicas; `Plan::minimum` is a lower
+//! bound found by separate code, equal to the number of moves wherever the plan is proven optimal.
 
 mod assign;
 mod bound;
@@ -15,6 +16,7 @@ mod plan;
 mod planner;
 pub mod preview;
 mod refusal;
+mod slack;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::change::name;
+use super::change::{asks_for_no_move, name};
 use super::preview::{Facts, Preview};
 use super::{Change, Plan};
-use crate::ring::{Layout, Member, zone_limit};
+use crate::ring::{Balance, Layout, Member, Portion, zone_limit};
 use crate::types::NodeId;
 
 /// A source this many times slower than the median one is called slow.
@@ -60,6 +60,7 @@ pub(super) fn notices(layout: &Layout, target: &Layout, plan: &Plan, facts: &Fac
     found.extend(capped_shares(target, plan));
     found.extend(walled_zones(layout, target, plan));
     found.extend(nothing_moves(layout, target, plan));
+    found.extend(stays_uneven(layout, target));
     found.extend(weaker(layout, target, plan, preview));
     found.extend(sources(layout, plan, facts));
     if preview.unknown > 0 && !plan.moves.is_empty() {
@@ -176,10 +177,36 @@ fn nothing_moves(layout: &Layout, target: &Layout, plan: &Plan) -> Option<Notice
         );
         return less(text, "add nodes, or lower the number of copies");
     }
+    if asks_for_no_move(layout, &plan.changes, &plan.members, plan.copies) {
+        return less("nothing moves: who owns partitions, and how much of them, stays as it is".to_owned(), "");
+    }
+    if plan.changes.contains(&Change::Rebalance) {
+        return less(
+            "nothing moves: every node holds its fair share already, rounded to whole partitions".to_owned(),
+            "",
+        );
+    }
     less(
         "nothing moves: every node holds its fair share already, rounded to whole partitions".to_owned(),
         "a greater change of weight moves more",
     )
+}
+
+/// The layout was uneven, and is so afterwards: nobody asked for the moves that would even it out.
+fn stays_uneven(layout: &Layout, target: &Layout) -> Option<Notice> {
+    if target.settled {
+        return None;
+    }
+    let holds = |(node, portion): (NodeId, &Portion)| {
+        format!("{} holds {} copies of its fair share of {:.0}", name(target, node), portion.copies, portion.fair)
+    };
+    let balance = Balance::of(target);
+    let away = |portion: &Portion| (f64::from(portion.copies) - portion.fair).abs();
+    let worst = balance.unfair().max_by(|one, other| away(one.1).total_cmp(&away(other.1)));
+    let worst = worst.map_or_else(|| "not every partition has its copies".to_owned(), holds);
+    let was = if layout.settled { "" } else { ", as it was before" };
+    let text = format!("afterwards the copies are not spread evenly{was}: {worst}");
+    Some(Notice::new(NoticeKind::Less, text, "rebalance evens it out"))
 }
 
 fn weaker(layout: &Layout, target: &Layout, plan: &Plan, preview: &Preview) -> Vec<Notice> {

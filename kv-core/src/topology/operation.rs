@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Receipt;
+use crate::ring::check::is_balanced;
 use crate::ring::{Entry, Joint, Layout, LayoutError, Member, Owner, Receiver, check};
 use crate::types::{Epoch, NodeId, PartitionId};
 
@@ -24,8 +25,6 @@ pub struct Target {
     pub partitions: BTreeMap<PartitionId, Goal>,
     /// What `members` and `copies` were, for a cancel.
     before: (BTreeMap<NodeId, Standing>, u8),
-    /// Whether the layout was settled.
-    settled_before: bool,
 }
 
 /// What an operation may change of a member.
@@ -120,7 +119,7 @@ impl Target {
         }
         let standing = |(&node, member): (&NodeId, &Member)| (node, Standing::of(member));
         let before = (layout.members.iter().map(standing).collect(), layout.copies);
-        let target = Self { members, copies, partitions, before, settled_before: layout.settled };
+        let target = Self { members, copies, partitions, before };
         check(&target.end(layout))?;
         Ok(target)
     }
@@ -136,7 +135,7 @@ impl Target {
                 entry.changed = end.epoch;
             }
         }
-        end.settled = true;
+        end.settled = is_balanced(&end);
         end
     }
 
@@ -243,9 +242,8 @@ pub fn cancel(layout: &Layout, target: &Target) -> Layout {
     for (node, member) in &mut next.members {
         member.spare &= !owners.contains(node);
     }
-    next.settled = true;
     // Whatever moved leaves the cluster between two balances; the next operation starts from there.
-    next.settled = target.settled_before && check(&next).is_ok();
+    next.settled = is_balanced(&next);
     next
 }
 
@@ -317,9 +315,9 @@ fn open(layout: &mut Layout, target: &Target, joint_max: usize) -> bool {
     changed
 }
 
-/// Notes that the operation has reached its end. Whether it has, and had not before.
+/// Notes that the operation has reached its end, and whether that is even. Whether it is now and was not before.
 fn settle(layout: &mut Layout, target: &Target) -> bool {
-    let settled = remaining(layout, target) == 0;
+    let settled = remaining(layout, target) == 0 && is_balanced(layout);
     std::mem::replace(&mut layout.settled, settled) != settled
 }
 

@@ -7,9 +7,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::change::asks_for_no_move;
 use super::operation::{self, Standing};
+use super::slack::slack;
 use super::{Change, Refusal, RefusalKind};
-use crate::ring::{Entry, Layout, Member, Owner};
+use crate::ring::check::{Slack, check_balance_within, is_balanced};
+use crate::ring::{Entry, Layout, LayoutError, Member, Owner};
 use crate::types::{ClusterId, Epoch, NodeId, PartitionId};
 
 /// Names a plan: the hash of all that it would do. 16 hexadecimal digits as text.
@@ -117,10 +120,29 @@ impl Plan {
             let owners = change.owners.iter().map(|&node| Owner { node, since: since(node) }).collect();
             *entry = Entry::settled(epoch, owners);
         }
-        layout.settled = true;
-        crate::ring::check(&layout)
-            .map_err(|error| stale(format!("plan {} leads to no sound layout: {error}", self.hash)))?;
+        layout.settled = false;
+        let sound = crate::ring::check(&layout).and_then(|()| self.check_shares(parent, &layout));
+        sound.map_err(|error| stale(format!("plan {} leads to no sound layout: {error}", self.hash)))?;
+        layout.settled = is_balanced(&layout);
         Ok(layout)
+    }
+
+    /// Checks that no node ends further from its fair share than it was, or than rounding brings. A plan that leaves all
+    /// partitions and their owners as they are may leave them uneven.
+    fn check_shares(&self, parent: &Layout, target: &Layout) -> Result<(), LayoutError> {
+        let migrating = target.partition_ids().zip(&target.partitions).find(|(_, entry)| entry.joint.is_some());
+        if let Some((partition, _)) = migrating {
+            return Err(LayoutError::Joint { partition });
+        }
+        if self.partitions.is_empty() && asks_for_no_move(parent, &self.changes, &self.members, self.copies) {
+            return Ok(());
+        }
+        let before = slack(parent, &self.changes);
+        let owners = u32::try_from(target.owners_per_partition()).unwrap_or(u32::MAX).max(1);
+        check_balance_within(target, &|node| {
+            let Slack { copies, first: (less, more) } = before.get(&node).copied().unwrap_or_default();
+            Slack { copies, first: (less + copies.0.div_ceil(owners), more + copies.1.div_ceil(owners)) }
+        })
     }
 
     /// The goal of the operation that carries the plan out.

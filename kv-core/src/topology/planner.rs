@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 
 use super::assign::{Problem, assign};
-use super::change::{Target, name};
+use super::change::{Target, asks_for_no_move, name};
 use super::places::{List, arrange, choose_first};
+use super::slack::{first_bounds, rounded, slack, widened};
 use super::{Change, Move, PartitionChange, Plan, PlanHash, Refusal, RefusalKind};
-use crate::ring::check::Rules;
+use crate::ring::check::{Rules, Slack};
 use crate::ring::first::{Deal, Nodes};
 use crate::ring::{self, Layout};
 use crate::types::{Epoch, NodeId, PartitionId};
 
-/// A share that is whole but for the rounding of doubles counts as whole.
-const SHARE_ERROR: f64 = 1e-9;
-
 /// Plans changes of a layout: pure and deterministic.
 ///
 /// In the layout that the plan leads to, each node holds its fair share of copies and of first places, rounded down or
-/// up. Among all such layouts the plan moves the fewest replicas; `Plan::gap` is 0 where that is proven, which is
+/// up; where the layout was uneven, and the changes are not to rebalance it, no node is further from its share than it
+/// was. Among all such layouts the plan moves the fewest replicas; `Plan::gap` is 0 where that is proven, which is
 /// always unless the search gives up.
 ///
 /// # Errors
@@ -33,39 +32,52 @@ pub fn plan(layout: &Layout, changes: &[Change]) -> Result<Plan, Refusal> {
         return Err(Refusal::new(RefusalKind::Running, reason, remedy));
     }
     let target = Target::of(layout, changes)?;
-    let rules = Rules::new(&target.members, layout.partition_count(), target.copies);
-    let nodes = Nodes::new(&target.members, &rules, layout.partition_count());
-    let fair = Deal::wrap_around(&nodes, layout.partitions.len(), rules.owners);
-    let index: BTreeMap<NodeId, u32> = nodes.ids.iter().copied().zip(0..).collect();
-
-    let problem = problem(layout, &target, &rules, &nodes, &index);
-    let solution = assign(&problem, &fair.places).ok_or_else(unsolved)?;
-    let mut lists = lists(layout, &target, &nodes, &index, &solution.places);
-    let owners = u32::try_from(rules.owners).unwrap_or(u32::MAX);
-    let first_bounds: Vec<(u32, u32)> = nodes
-        .ids
-        .iter()
-        .map(|id| bounds_of(rules.first_share(rules.shares[id]), SHARE_ERROR / f64::from(owners)))
-        .collect();
-    if !choose_first(&mut lists, &first_bounds) {
-        return Err(unsolved());
-    }
-
     let mut plan = Plan {
         hash: PlanHash::default(),
         cluster: layout.cluster,
         parent: layout.epoch,
         changes: changes.to_vec(),
-        moves: moves(layout, &target, &nodes, &lists)?,
-        partitions: changed(layout, &nodes, &lists),
+        moves: Vec::new(),
+        partitions: Vec::new(),
         copies: target.copies,
-        members: target.members,
-        // A place that an heir takes costs one less than a move of `cost_new`, and all heirs together cost less than one.
-        minimum: solution.bound.max(0).unsigned_abs().div_ceil(u64::from(problem.cost_new.unsigned_abs())),
+        members: target.members.clone(),
+        minimum: 0,
     };
+    if !asks_for_no_move(layout, changes, &target.members, target.copies) {
+        (plan.moves, plan.partitions, plan.minimum) = placed(layout, &target, &slack(layout, changes))?;
+    }
     plan.hash = plan.computed_hash();
     plan.target(layout, Epoch(layout.epoch.0.saturating_add(1)))?;
     Ok(plan)
+}
+
+/// Who moves where, which preference lists change, and how few moves there could be.
+type Placed = (Vec<Move>, Vec<PartitionChange>, u64);
+
+fn placed(layout: &Layout, target: &Target, slack: &BTreeMap<NodeId, Slack>) -> Result<Placed, Refusal> {
+    let rules = Rules::new(&target.members, layout.partition_count(), target.copies);
+    let nodes = Nodes::new(&target.members, &rules, layout.partition_count());
+    let fair = Deal::wrap_around(&nodes, layout.partitions.len(), rules.owners);
+    let index: BTreeMap<NodeId, u32> = nodes.ids.iter().copied().zip(0..).collect();
+    let slack_of = |id: &NodeId| slack.get(id).copied().unwrap_or_default();
+
+    let bounds = nodes.ids.iter().zip(&nodes.quotas).map(|(id, &quota)| {
+        let (least, most) = widened(rounded(rules.shares[id]), slack_of(id).copies);
+        (least.min(quota), most.max(quota).min(layout.partition_count()))
+    });
+    let problem = problem(layout, target, &rules, &nodes, &index, bounds.collect());
+    let solution = assign(&problem, &fair.places).ok_or_else(unsolved)?;
+    let mut lists = lists(layout, target, &nodes, &index, &solution.places);
+    let first = nodes.ids.iter().map(|id| {
+        let copies = widened(rounded(rules.shares[id]), slack_of(id).copies);
+        widened(first_bounds(copies, rules.owners), slack_of(id).first)
+    });
+    if !choose_first(&mut lists, &first.collect::<Vec<_>>()) {
+        return Err(unsolved());
+    }
+    // A place that an heir takes costs one less than a move of `cost_new`, and all heirs together cost less than one.
+    let minimum = solution.bound.max(0).unsigned_abs().div_ceil(u64::from(problem.cost_new.unsigned_abs()));
+    Ok((moves(layout, target, &nodes, &lists)?, changed(layout, &nodes, &lists), minimum))
 }
 
 fn unsolved() -> Refusal {
@@ -73,15 +85,15 @@ fn unsolved() -> Refusal {
     Refusal::new(RefusalKind::Invalid, "no layout with fair shares was found, which is a fault of the planner", remedy)
 }
 
-/// A share rounded down and up.
-fn bounds_of(share: f64, error: f64) -> (u32, u32) {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shares lie from 0 to PARTITIONS_MAX")]
-    let rounded = |value: f64| value.max(0.0) as u32;
-    (rounded((share + error).floor()), rounded((share - error).ceil()))
-}
-
 /// What the assignment has to keep, and what it costs.
-fn problem(layout: &Layout, target: &Target, rules: &Rules, nodes: &Nodes, index: &BTreeMap<NodeId, u32>) -> Problem {
+fn problem(
+    layout: &Layout,
+    target: &Target,
+    rules: &Rules,
+    nodes: &Nodes,
+    index: &BTreeMap<NodeId, u32>,
+    bounds: Vec<(u32, u32)>,
+) -> Problem {
     let mut heirs = 0;
     for node in layout.partitions.iter().flat_map(|entry| entry.nodes()) {
         heirs += i32::from(target.replaced.contains_key(&node));
@@ -95,15 +107,11 @@ fn problem(layout: &Layout, target: &Target, rules: &Rules, nodes: &Nodes, index
         }
         list
     };
-    let bounds = nodes.ids.iter().zip(&nodes.quotas).map(|(id, &quota)| {
-        let (least, most) = bounds_of(rules.shares[id], SHARE_ERROR);
-        (least.min(quota), most.max(quota))
-    });
     Problem {
         zones: nodes.zones.clone(),
         zone_limit: u32::try_from(rules.zone_limit).unwrap_or(u32::MAX),
         owners: rules.owners,
-        bounds: bounds.collect(),
+        bounds,
         cheap: layout.partitions.iter().map(cheap).collect(),
         cost_new,
     }

@@ -358,6 +358,8 @@ pub fn undo(layout: &Layout, changes: &[Change]) -> Vec<Change> {
             Change::Copies { .. } => Change::Copies { copies: layout.copies },
             // A node leaves when it has given its places away, and comes back as another one, if at all.
             Change::Remove { .. } | Change::RemoveDead { .. } | Change::Replace { .. } => return Vec::new(),
+            // Nobody wants the unevenness back.
+            Change::Rebalance => continue,
         });
     }
     back

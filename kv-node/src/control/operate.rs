@@ -201,17 +201,18 @@ impl ClusterState {
         let left = operation.moves_planned.saturating_sub(moved);
         let joint = layout.partitions.iter().filter(|entry| entry.joint.is_some()).count();
         let mut outcome = format!("{joint} partitions in joint went back to their owners, {left} moves were not made");
+        let back = operation::cancel(&layout, &target);
         if moved > 0 {
-            outcome.push_str(&format!(
-                "; {moved} moves were cut over before and stay, so the copies are not spread evenly until the next \
-                 operation ends"
-            ));
+            outcome.push_str(&format!("; {moved} moves were cut over before and stay"));
+        }
+        if !back.settled {
+            outcome.push_str("; the copies are not spread evenly: rebalance evens them out");
         }
         let dead = self.dead_by(&target, &layout);
         if !dead.is_empty() {
             outcome.push_str(&format!("; removed for good: {}", dead.join(", ")));
         }
-        self.follow(operation::cancel(&layout, &target));
+        self.follow(back);
         let operation = self.active_mut(id)?;
         operation.outcome = outcome;
         operation.end(OperationState::Cancelled, asked);
@@ -293,7 +294,8 @@ impl ClusterState {
             operation.first_cut_over.get_or_insert(at.at);
             operation.last_cut_over = Some(at.at);
         }
-        if layout.settled {
+        let reached = |target: &Target| operation::remaining(&layout, target) == 0;
+        if operation.target.as_ref().is_none_or(reached) {
             for node in &operation.leaving {
                 self.leaving.insert(*node, layout.epoch);
             }

@@ -205,10 +205,11 @@ impl Operation {
             Change::Copies { .. } => "copies",
             Change::Weight { .. } => "weight",
             Change::Zone { .. } => "zone",
+            Change::Rebalance => "rebalance",
         });
         // A node that is added with another weight is added.
-        let rank =
-            |word: &&str| ["zone", "weight", "copies", "add", "remove", "replace"].iter().position(|it| it == word);
+        let ranks = ["rebalance", "zone", "weight", "copies", "add", "remove", "replace"];
+        let rank = |word: &&str| ranks.iter().position(|it| it == word);
         words.max_by_key(rank).unwrap_or("none")
     }
 

@@ -12,6 +12,7 @@ mod metrics;
 mod migration;
 mod moving;
 mod plan;
+mod rebalance;
 mod repair;
 mod retry;
 mod transfer;

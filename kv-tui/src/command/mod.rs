@@ -16,7 +16,7 @@ use crate::output::Format;
 use crate::output::bytes::printable;
 pub use line::{LineError, split};
 pub use operation::{OpArgs, OpCommand, RetryArgs, ShowArgs, ThrottleArgs, WatchArgs};
-pub use topology::{AddArgs, CopiesArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
+pub use topology::{AddArgs, CopiesArgs, RebalanceArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;
 pub use values::{Text, unescape};
@@ -65,6 +65,8 @@ pub enum Command {
     Node(NodeCommand),
     /// Change the number of copies.
     Copies(CopiesArgs),
+    /// Even out what a cancelled operation or failures left uneven, with the fewest moves.
+    Rebalance(RebalanceArgs),
     /// Ownership by node and by partition.
     Ring(RingArgs),
     /// Operations: plans that are carried out.
@@ -467,6 +469,7 @@ impl Command {
             | Self::Status
             | Self::Wait(_)
             | Self::Copies(_)
+            | Self::Rebalance(_)
             | Self::Ring(_)
             | Self::Events(_) => false,
         }

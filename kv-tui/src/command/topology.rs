@@ -99,6 +99,14 @@ pub struct CopiesArgs {
     pub topology: Topology,
 }
 
+/// `rebalance`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RebalanceArgs {
+    /// What to do with the plan.
+    #[command(flatten)]
+    pub topology: Topology,
+}
+
 impl Command {
     /// What is to become of the plan, if the command changes the topology.
     #[must_use]
@@ -110,6 +118,7 @@ impl Command {
             Self::Node(NodeCommand::Weight(args)) => Some(args.topology),
             Self::Node(NodeCommand::Zone(args)) => Some(args.topology),
             Self::Copies(args) => Some(args.topology),
+            Self::Rebalance(args) => Some(args.topology),
             _ => None,
         }
     }

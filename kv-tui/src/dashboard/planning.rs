@@ -18,6 +18,7 @@ pub enum Kind {
     Weight,
     Zone,
     Copies,
+    Rebalance,
 }
 
 impl Kind {
@@ -31,6 +32,7 @@ impl Kind {
             Self::Weight => "Weight of a node",
             Self::Zone => "Zone of a node",
             Self::Copies => "Number of copies",
+            Self::Rebalance => "Rebalance",
         }
     }
 
@@ -55,6 +57,7 @@ impl Kind {
             Self::Weight => &[NODE, ("weight", "its capacity beside the others", &[]), RATE],
             Self::Zone => &[NODE, ("zone", "its failure domain", &[]), RATE],
             Self::Copies => &[("copies", "of each key, 1 to 255", &[]), RATE],
+            Self::Rebalance => &[RATE],
         }
     }
 }
@@ -196,6 +199,7 @@ impl Planning {
             }
             Command::Node(NodeCommand::Zone(args)) => Self::new(Kind::Zone, &[&args.node, &args.zone, &rate]),
             Command::Copies(args) => Self::new(Kind::Copies, &[&args.copies.to_string(), &rate]),
+            Command::Rebalance(_) => Self::new(Kind::Rebalance, &[&rate]),
             _ => return None,
         };
         Some(Self { waits: settings.wait, ..planning })
@@ -233,6 +237,7 @@ impl Planning {
             Kind::Weight => format!("node weight{}{}", word("node"), word("weight")),
             Kind::Zone => format!("node zone{}{}", word("node"), word("zone")),
             Kind::Copies => format!("copies{}", word("copies")),
+            Kind::Rebalance => "rebalance".to_owned(),
         };
         line.push_str(&option("limit"));
         line
@@ -311,6 +316,8 @@ mod tests {
         check("node zone n1 b --limit 3KiB/s", "node zone n1 b --limit 3KiB/s");
         check("copies 2", "copies 2");
         check("copies 2 --dry-run", "");
+        check("rebalance --wait", "rebalance");
+        check("rebalance --limit 1MiB/s", "rebalance --limit 1MiB/s");
         check("node remove n1 --plan 0123456789abcdef", "");
         check("node ls", "");
     }

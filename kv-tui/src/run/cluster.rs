@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::health::Health;
 use super::picture::{Picture, Share, state_word};
 use super::safety::{Safety, Verdict};
+use super::uneven;
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
 use crate::output::time::{short, size};
@@ -76,6 +77,7 @@ pub(super) fn status_item(picture: &Picture) -> Item {
         "forming": description.forming.map(|(present, expected)| json!({"present": present, "expected": expected})),
         "pending": pending_json(&picture.pending()),
         "safety": safety.json(),
+        "uneven": uneven::json(picture),
     });
     let mut lines = vec![match layout {
         Some(layout) => format!(

@@ -7,12 +7,15 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 
 use super::picture::{Picture, state_word};
+use super::uneven;
 
 /// The word for a cluster's health, the worst that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Word {
     /// All members are up, every partition has all of its copies, nothing is pending.
     Healthy,
+    /// As healthy, but the nodes do not hold their fair shares, as after a cancelled operation: nothing changes it by itself.
+    Uneven,
     /// As healthy, but writes are still on their way to some copies.
     Settling,
     /// Every request can be served, but some copy or member is missing.
@@ -29,6 +32,7 @@ impl Word {
     pub fn text(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
+            Self::Uneven => "uneven",
             Self::Settling => "settling",
             Self::Degraded => "degraded",
             Self::Unavailable => "unavailable",
@@ -77,6 +81,7 @@ impl Health {
         health.look_at_members(picture);
         health.look_at_partitions(picture);
         health.look_at_operation(picture);
+        health.look_at_balance(picture);
         health.look_at_pending(picture);
         health
     }
@@ -202,6 +207,12 @@ impl Health {
                 let name = &member.member.name;
                 self.because(Word::Settling, format!("{name} is leaving and hands over what it holds"), "");
             }
+        }
+    }
+
+    fn look_at_balance(&mut self, picture: &Picture) {
+        for (lacks_copies, what) in uneven::reasons(picture) {
+            self.because(if lacks_copies { Word::Degraded } else { Word::Uneven }, what, "rebalance");
         }
     }
 
@@ -338,6 +349,38 @@ pub(super) mod tests {
     #[test]
     fn every_word_has_its_reasons() {
         check(|_| {}, "healthy ready idle: ");
+        let uneven = |picture: &mut Picture| {
+            let Description { layout: Some(layout), .. } = Arc::make_mut(&mut picture.description) else { return };
+            let layout = Arc::make_mut(layout);
+            layout.settled = false;
+            layout.copies = 2;
+            for entry in &mut layout.partitions {
+                entry.owners =
+                    vec![Owner { node: NodeId(1), since: Epoch(1) }, Owner { node: NodeId(3), since: Epoch(1) }];
+            }
+        };
+        check(
+            uneven,
+            "uneven ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %), n1 holds 50 % (fair 33 %), n3 \
+             holds 50 % (fair 33 %)",
+        );
+        check(
+            |picture| {
+                uneven(picture);
+                Arc::make_mut(Arc::make_mut(&mut picture.description).layout.as_mut().expect("formed")).copies = 3;
+            },
+            "degraded ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %); 4 partitions have fewer than 3 \
+             copies",
+        );
+        // An operation that is under way leads to another balance.
+        check(
+            |picture| {
+                uneven(picture);
+                let state = v1::OperationState::Paused.into();
+                snapshot(picture, 1).operation = Some(v1::Operation { id: 1, state, ..Default::default() });
+            },
+            "settling ready: operation 1 () is paused, 0 of 0 replicas moved",
+        );
         check(
             |picture| snapshot(picture, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
             "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",

@@ -22,6 +22,7 @@ mod retry;
 pub mod safety;
 mod stream;
 mod topology;
+mod uneven;
 pub(crate) mod wait;
 
 use kv_core::message::{Consistency, Level};
@@ -69,7 +70,8 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
             | NodeCommand::Weight(_)
             | NodeCommand::Zone(_),
         )
-        | Command::Copies(_)) => topology::execute(command, client, sink).await,
+        | Command::Copies(_)
+        | Command::Rebalance(_)) => topology::execute(command, client, sink).await,
         Command::Ring(args) => cluster::ring(*args, client, sink).await,
         Command::Keyspace(KeyspaceCommand::Ls) => cluster::keyspace_list(client, sink).await,
         Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,

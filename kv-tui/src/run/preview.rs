@@ -50,6 +50,7 @@ pub(super) fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change
         Command::Node(NodeCommand::Weight(args)) => Change::Weight { node: find(&args.node)?, weight: args.weight },
         Command::Node(NodeCommand::Zone(args)) => Change::Zone { node: find(&args.node)?, zone: args.zone.clone() },
         Command::Copies(args) => Change::Copies { copies: args.copies },
+        Command::Rebalance(_) => Change::Rebalance,
         _ => return Err(CommandError::usage("this command does not change the topology")),
     };
     Ok(vec![change])

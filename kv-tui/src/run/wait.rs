@@ -38,7 +38,7 @@ pub(super) async fn wait(args: WaitArgs, client: &Client, sink: &mut dyn Sink) -
                 let reached = match args.until {
                     Until::Ready => health.ready,
                     Until::Idle => health.ready && health.idle,
-                    Until::Healthy => health.idle && health.word == Word::Healthy,
+                    Until::Healthy => health.idle && matches!(health.word, Word::Healthy | Word::Uneven),
                 };
                 if reached {
                     return sink.item(status_item(&picture));

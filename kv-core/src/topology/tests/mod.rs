@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Change, Plan, plan};
+use super::{Change, Plan, operation, plan};
 use crate::ring::{FirstLayout, Layout, Member, check, fair_shares, first_layout};
 use crate::types::{ClusterId, Epoch, HashSeed, NodeId, StoreId};
 
@@ -43,6 +43,24 @@ fn target(layout: &Layout, plan: &Plan) -> Layout {
         rounded(first, share / owners);
     }
     target
+}
+
+/// A layout after an operation that was cancelled when `done` of its partitions were cut over.
+fn cancelled(layout: &Layout, changes: &[Change], done: usize) -> Layout {
+    let plan = plan(layout, changes).expect("can be planned");
+    let target = plan.operation(layout).expect("made for this layout");
+    let mut between = plan.clone();
+    between.partitions.truncate(done);
+    let mut now = layout.clone();
+    now.epoch = Epoch(layout.epoch.0 + 1);
+    now.members = plan.members.clone();
+    now.copies = plan.copies;
+    now.settled = false;
+    for change in &between.partitions {
+        let owners = change.owners.iter().map(|&node| crate::ring::Owner { node, since: now.epoch }).collect();
+        now.partitions[usize::from(change.partition.0)] = crate::ring::Entry::settled(now.epoch, owners);
+    }
+    operation::cancel(&now, &target)
 }
 
 /// How many copies each member holds, and in how many first places.

@@ -126,3 +126,100 @@ fn more_copies_are_created_and_fewer_are_dropped() {
     let back = super::plan(&target, &[Change::Copies { copies: 2 }]).unwrap();
     assert_eq!((back.moves.len(), back.partitions.len()), (0, 64));
 }
+
+fn spread(layout: &Layout) -> Vec<u32> {
+    held(layout).into_values().map(|held| held.0).collect()
+}
+
+/// Three nodes and two spares, one of which got half of what it was to get before that was cancelled.
+fn uneven() -> Layout {
+    let list = [("a", 1.0, false), ("b", 1.0, false), ("c", 1.0, false), ("d", 1.0, true), ("e", 1.0, true)];
+    let even = layout(256, 3, &list);
+    let uneven = cancelled(&even, &[Change::Add { node: NodeId(4) }], 96);
+    assert!(!uneven.settled && check(&uneven).is_ok());
+    assert_eq!(spread(&uneven)[3], 96, "half of its fair share");
+    uneven
+}
+
+#[test]
+fn removing_an_empty_spare_moves_nothing_after_a_cancel() {
+    let uneven = uneven();
+    for change in [Change::Remove { node: NodeId(5) }, Change::RemoveDead { node: NodeId(5) }] {
+        let plan = plan(&uneven, &[change]).unwrap();
+        assert_eq!((plan.moves.len(), plan.partitions.len(), plan.minimum), (0, 0, 0));
+        let target = plan.target(&uneven, Epoch(9)).unwrap();
+        assert!(!target.settled && check(&target).is_ok(), "it is as uneven as before, and says so");
+        let preview = preview(&uneven, &plan, &Facts::default()).unwrap();
+        let told: Vec<String> = preview.notices.iter().map(|it| format!("{} | {}", it.text, it.help)).collect();
+        assert!(
+            told.iter().any(|it| it.contains("n4 holds 96 copies of its fair share of 192 | rebalance")),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn a_removal_moves_what_the_node_holds_and_no_more() {
+    let uneven = uneven();
+    let before = spread(&uneven);
+    let plan = plan(&uneven, &[Change::Remove { node: NodeId(4) }]).unwrap();
+    assert_eq!((plan.moves.len(), plan.minimum), (96, 96));
+    assert!(plan.moves.iter().all(|step| step.from == Some(NodeId(4))));
+    let target = plan.target(&uneven, Epoch(9)).unwrap();
+    assert!(target.settled, "the others hold everything again: {before:?} became {:?}", spread(&target));
+    // The fifth is added: it gets its fair share, and no other node is brought nearer to its own than that demands.
+    let plan = super::plan(&uneven, &[Change::Add { node: NodeId(5) }]).unwrap();
+    let target = plan.target(&uneven, Epoch(9)).unwrap();
+    let after = spread(&target);
+    assert!(plan.moves.iter().all(|step| step.to == NodeId(5)), "nobody else gets anything");
+    assert!(after[4] == 153 && after[3] >= 57, "{before:?} became {after:?}");
+    assert_eq!(plan.moves.len(), 153);
+}
+
+#[test]
+fn an_heir_inherits_the_unevenness_too() {
+    let uneven = uneven();
+    let plan = plan(&uneven, &[Change::Replace { old: NodeId(4), new: NodeId(5) }]).unwrap();
+    assert_eq!((plan.moves.len(), plan.minimum), (96, 96));
+    assert!(plan.moves.iter().all(|step| (step.from, step.to) == (Some(NodeId(4)), NodeId(5))));
+}
+
+#[test]
+fn a_rebalance_evens_out_with_the_fewest_moves() {
+    let uneven = uneven();
+    let plan = plan(&uneven, &[Change::Rebalance]).unwrap();
+    assert_eq!((plan.moves.len(), plan.minimum), (96, 96));
+    let target = target(&uneven, &plan);
+    assert_eq!(spread(&target), [192, 192, 192, 192, 0]);
+    // And it is there at once if asked again.
+    let again = super::plan(&target, &[Change::Rebalance]).unwrap();
+    assert_eq!((again.moves.len(), again.partitions.len()), (0, 0));
+    // With weights: what a cancelled change of weight left.
+    let heavy = cancelled(&target, &[Change::Weight { node: NodeId(1), weight: 4.0 }], 20);
+    assert!(!heavy.settled && (heavy.members[&NodeId(1)].weight - 1.0).abs() < 1e-9);
+    let plan = super::plan(&heavy, &[Change::Rebalance]).unwrap();
+    assert!(plan.moves.len() as u64 == plan.minimum && !plan.moves.is_empty());
+    assert_eq!(spread(&super::target(&heavy, &plan)), [192, 192, 192, 192, 0]);
+    // Another weight on the uneven layout moves what it must; both together end even.
+    let weight = Change::Weight { node: NodeId(1), weight: 2.0 };
+    let both = super::plan(&heavy, &[weight, Change::Rebalance]).unwrap();
+    super::target(&heavy, &both);
+}
+
+#[test]
+fn a_cancelled_change_of_copies_is_evened_out() {
+    let layout = layout(64, 2, &[("a", 1.0, false); 5]);
+    let more = cancelled(&layout, &[Change::Copies { copies: 3 }], 20);
+    let balance = crate::ring::Balance::of(&more);
+    assert_eq!((more.settled, balance.extra, balance.lacking), (false, 20, 0));
+    let plan = plan(&more, &[Change::Rebalance]).unwrap();
+    assert_eq!(plan.gap(), 0);
+    assert!(crate::ring::Balance::of(&target(&more, &plan)).is_even());
+    let three = target(&layout, &super::plan(&layout, &[Change::Copies { copies: 3 }]).unwrap());
+    let less = cancelled(&three, &[Change::Copies { copies: 2 }], 20);
+    let balance = crate::ring::Balance::of(&less);
+    assert_eq!((less.settled, balance.lacking), (false, 20));
+    let plan = super::plan(&less, &[Change::Rebalance]).unwrap();
+    assert!(plan.moves.len() >= 20 && plan.gap() == 0);
+    target(&less, &plan);
+}

@@ -124,6 +124,7 @@ fn review(model: &Model, planning: &Planning, plan: v1::PlanResponse) -> Result<
     let settings = parsed(&line)?.command.topology();
     let word = match planning.kind {
         Kind::Copies => "copies".to_owned(),
+        Kind::Rebalance => "rebalance".to_owned(),
         _ => cluster.name_of(preview::member(&cluster.picture, planning.value("node"))?),
     };
     let confirm = Confirm::new(format!("{line} --plan {}", plan.hash), String::new(), word);

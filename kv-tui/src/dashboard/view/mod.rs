@@ -158,6 +158,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     let (symbol, role) = match cluster.health().word {
         Word::Healthy => ('●', Role::Good),
         Word::Settling => ('◆', Role::Good),
+        Word::Uneven => ('◆', Role::Warn),
         Word::Degraded => ('▲', Role::Warn),
         Word::Unavailable => ('✗', Role::Bad),
         Word::Forming => ('○', Role::Warn),
