@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::storage::is_out_of_descriptors;
 use crate::types::Seq;
 
 /// What the caller of a failed request should do. Each kind has one status code on the wire.
@@ -67,6 +68,14 @@ impl RequestError {
     #[must_use]
     pub fn is_safe_to_retry(&self) -> bool {
         matches!(self.kind, Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch)
+    }
+}
+
+impl StorageError {
+    /// Whether the process or the system had no file descriptor left: nothing is wrong with the store.
+    #[must_use]
+    pub fn is_out_of_descriptors(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_out_of_descriptors(source))
     }
 }
 

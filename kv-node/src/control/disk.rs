@@ -11,6 +11,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::storage::is_out_of_descriptors;
 
 /// A flat directory of files.
 pub(crate) trait Disk: Send + 'static {
@@ -36,6 +39,19 @@ pub(crate) trait Disk: Send + 'static {
     fn sync_dir(&mut self) -> io::Result<()>;
 }
 
+/// Opens something, and tries again for a while when there is no file descriptor: nothing has been done then.
+fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const STEP: Duration = Duration::from_millis(10);
+    const TRIES: u32 = 3000;
+    for _ in 0..TRIES {
+        match open() {
+            Err(error) if is_out_of_descriptors(&error) => std::thread::sleep(STEP),
+            done => return done,
+        }
+    }
+    open()
+}
+
 /// A directory of the operating system.
 #[derive(Debug)]
 pub(crate) struct OsDisk {
@@ -57,7 +73,7 @@ impl OsDisk {
 
     fn file(&mut self, name: &str) -> io::Result<&mut File> {
         if !self.open.contains_key(name) {
-            let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
+            let file = patiently(|| OpenOptions::new().write(true).open(self.dir.join(name)))?;
             self.open.insert(name.to_owned(), file);
         }
         self.open.get_mut(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
@@ -71,7 +87,7 @@ impl Disk for OsDisk {
 
     fn list(&mut self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
+        for entry in patiently(|| std::fs::read_dir(&self.dir))? {
             if let Ok(name) = entry?.file_name().into_string() {
                 names.push(name);
             }
@@ -81,7 +97,7 @@ impl Disk for OsDisk {
     }
 
     fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match File::open(self.dir.join(name)) {
+        match patiently(|| File::open(self.dir.join(name))) {
             Ok(mut file) => {
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes)?;
@@ -93,7 +109,7 @@ impl Disk for OsDisk {
     }
 
     fn create(&mut self, name: &str) -> io::Result<()> {
-        let file = File::create(self.dir.join(name))?;
+        let file = patiently(|| File::create(self.dir.join(name)))?;
         self.open.insert(name.to_owned(), file);
         Ok(())
     }
@@ -127,7 +143,7 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+        patiently(|| File::open(&self.dir))?.sync_all()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! **Priority.** A compaction is a second or more of work for one thread, and replicas that take in the same writes begin
 //! theirs at the same time. fjall tells nobody when one begins, but it makes a filter for each, on the thread that is going
-//! to merge: that is the place to lower the thread's priority. The filter itself keeps everything.
+//! to merge: that is the place to lower the thread's priority, and to wait for file descriptors. The filter itself keeps
+//! everything.
 //!
 //! **Wake-ups.** fjall looks for something to compact when a flush is done, and no more if the levels concerned are busy
 //! just then. The next flush makes up for that, but there is none once commits wait for compactions: then the thread that
@@ -11,6 +12,7 @@
 use fjall::AbstractTree;
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 
+use super::descriptors::Descriptors;
 use super::engine::{Shared, guarded};
 use crate::error::StorageError;
 
@@ -29,7 +31,7 @@ pub(super) fn compact_if_nobody_does(shared: &Shared) -> Result<(), StorageError
 }
 
 /// Makes the filters.
-pub(super) struct LowPriority;
+pub(super) struct LowPriority(pub(super) Descriptors);
 
 impl Factory for LowPriority {
     fn name(&self) -> &str {
@@ -38,6 +40,7 @@ impl Factory for LowPriority {
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
         give_way();
+        self.0.wait();
         Box::new(KeepAll)
     }
 }

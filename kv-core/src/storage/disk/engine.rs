@@ -11,6 +11,7 @@ use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Readable};
 
 use super::background::compact_if_nobody_does;
+use super::descriptors::{Descriptors, patiently};
 use super::identity::{Confirmed, Directory, Identity, is_full};
 use super::ledger::{Ledger, Written};
 use super::{CHECKPOINT, ENTRY, META};
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) tree: Keyspace,
     pub(super) database: Database,
     pub(super) stalled_ms: Arc<AtomicU64>,
+    pub(super) descriptors: Descriptors,
     pub(super) directory: Arc<Directory>,
 }
 
@@ -176,11 +178,28 @@ impl DiskReader {
 impl Reader for DiskReader {
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
         // One key cannot show half a batch, so it needs no snapshot.
-        let found = self.read(|| format!("the block that holds {key}"), || self.shared.tree.get(key.as_bytes()))?;
-        Ok(found.map(to_bytes))
+        let what = || format!("the block that holds {key}");
+        Ok(patiently(|| self.read(what, || self.shared.tree.get(key.as_bytes())))?.map(to_bytes))
     }
 
     fn slice(&self, request: &SliceRequest) -> Result<Slice, StorageError> {
+        patiently(|| self.slice_once(request))
+    }
+
+    fn meta(&self, name: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let what = || format!("the block that holds the setting {}", name.escape_ascii());
+        Ok(patiently(|| self.read(what, || self.shared.tree.get(meta_key(name))))?.map(to_bytes))
+    }
+
+    fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        let what = || format!("a block with settings from {} on", prefix.escape_ascii());
+        let found = patiently(|| self.read(what, || self.shared.all_with_prefix(&meta_key(prefix))))?;
+        Ok(found.into_iter().map(|(key, value)| (to_bytes(key).slice(1..), to_bytes(value))).collect())
+    }
+}
+
+impl DiskReader {
+    fn slice_once(&self, request: &SliceRequest) -> Result<Slice, StorageError> {
         let mut slice = Slice::default();
         if request.from >= request.until {
             return Ok(slice);
@@ -207,17 +226,6 @@ impl Reader for DiskReader {
             })?;
             slice.entries.push((key, to_bytes(value)));
         }
-    }
-
-    fn meta(&self, name: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let what = || format!("the block that holds the setting {}", name.escape_ascii());
-        Ok(self.read(what, || self.shared.tree.get(meta_key(name)))?.map(to_bytes))
-    }
-
-    fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
-        let what = || format!("a block with settings from {} on", prefix.escape_ascii());
-        let found = self.read(what, || self.shared.all_with_prefix(&meta_key(prefix)))?;
-        Ok(found.into_iter().map(|(key, value)| (to_bytes(key).slice(1..), to_bytes(value))).collect())
     }
 }
 
@@ -273,7 +281,9 @@ impl DiskCommitter {
         reason = "the committer has a thread of its own, and nothing else tells it when"
     )]
     fn wait_for_room(&self) -> Result<(), StorageError> {
-        let Shared { tree, database, stalled_ms, .. } = &self.shared;
+        let Shared { tree, database, stalled_ms, descriptors, .. } = &self.shared;
+        // What follows may make fjall open files.
+        stalled_ms.fetch_add(descriptors.wait(), Ordering::Relaxed);
         let behind = || (tree.tree.sealed_memtable_count(), tree.tree.l0_run_count());
         let mut waited_ms = 0;
         loop {

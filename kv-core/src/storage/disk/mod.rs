@@ -22,6 +22,7 @@
 //! | 0x92 | the engine's own name and boot |
 
 mod background;
+mod descriptors;
 mod engine;
 mod identity;
 mod journal;
@@ -29,6 +30,7 @@ mod ledger;
 mod open;
 mod tables;
 
+pub use descriptors::is_out_of_descriptors;
 pub use engine::{DiskCommitter, DiskMetrics, DiskReader};
 pub use open::{DiskStore, OpenIds};
 
@@ -53,6 +55,8 @@ pub struct DiskConfig {
     /// asks without a pause whether another one would, so that with two it takes a processor for as long as the other
     /// compacts.
     pub workers: usize,
+    /// Tables whose files are kept open, at least 10.
+    pub files: usize,
     /// How long a commit waits for flushes and compactions that have fallen behind, before it fails, in milliseconds.
     pub stall_ms_max: u64,
     /// Draw a new store id and keep the data: for a store that was rolled back to an earlier state. Its peers then refill
@@ -69,6 +73,7 @@ impl Default for DiskConfig {
             memtable_bytes: 16 * 1024 * 1024,
             table_bytes: 16 * 1024 * 1024,
             workers: 4,
+            files: 256,
             stall_ms_max: 60_000,
             renew: false,
             recount: false,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::background::LowPriority;
+use super::descriptors::Descriptors;
 use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key};
 use super::identity::{Directory, Identity, io_error, not_a_store};
 use super::ledger::{Ledger, Recovery};
@@ -30,6 +31,9 @@ const SEAL: u8 = 1;
 
 /// With fewer threads fjall waits for itself, or wastes a processor; see `DiskConfig::workers`.
 const WORKERS_MIN: usize = 3;
+
+/// With fewer fjall stops.
+const FILES_MIN: usize = 10;
 
 /// fjall's trees: its own, which knows the names of the others, and ours.
 const TREES: [&str; 2] = ["keyspaces/0", "keyspaces/1"];
@@ -166,11 +170,16 @@ fn open_engine(
         TREES.iter().try_for_each(|tree| tables::check(&data.join(tree)))?;
         journal::check(&data)?;
     }
+    let descriptors =
+        Descriptors::open(directory.path()).map_err(|source| io_error("opening", directory.path(), source))?;
+    let filters = LowPriority(descriptors.clone());
     let database = guarded(directory.path(), || {
+        let filters = Arc::new(filters);
         Database::builder(&data)
             .cache_size(config.cache_bytes)
+            .max_cached_files(Some(config.files.max(FILES_MIN)))
             .worker_threads(config.workers.max(WORKERS_MIN))
-            .with_compaction_filter_factories(Arc::new(|_| Some(Arc::new(LowPriority) as Arc<dyn Factory>)))
+            .with_compaction_filter_factories(Arc::new(move |_| Some(Arc::clone(&filters) as Arc<dyn Factory>)))
             .open()
     })?;
     if !is_new && !database.keyspace_exists(TREE) {
@@ -184,7 +193,7 @@ fn open_engine(
             .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
     };
     let tree = guarded(directory.path(), || database.keyspace(TREE, options))?;
-    Ok(Shared { tree, database, stalled_ms: Arc::default(), directory: Arc::new(directory) })
+    Ok(Shared { tree, database, stalled_ms: Arc::default(), descriptors, directory: Arc::new(directory) })
 }
 
 /// How much a store gathers in memory: a part of `most` between three quarters and all of it.
