@@ -55,6 +55,13 @@ pub struct NodeConfig {
     pub hot_bytes_max: usize,
     /// Requests in flight, client and forwarded ones together. One more is refused.
     pub requests_max: usize,
+    /// Bytes of keys and values of writes in flight, client's and forwarded ones together. One that does not fit is refused.
+    pub request_bytes_max: usize,
+    /// Bytes of answers of replicas held for reads in flight. A read whose answers do not fit is refused.
+    pub answer_bytes_max: usize,
+    /// Bytes of records sent to one peer that it has not answered. A write that needs the peer is refused beyond it; when
+    /// they reach this and `request_bytes_max`, the peer gets no more records and missed-write markers take their place.
+    pub peer_bytes_max: usize,
     /// Operations that may wait for one key.
     pub key_waiters_max: usize,
     /// Replications that may be unconfirmed at once; beyond it, puts are refused.
@@ -96,6 +103,9 @@ impl NodeConfig {
             map_seed: 0,
             hot_bytes_max: 64 * 1024 * 1024,
             requests_max: 4096,
+            request_bytes_max: 32 * 1024 * 1024,
+            answer_bytes_max: 64 * 1024 * 1024,
+            peer_bytes_max: 16 * 1024 * 1024,
             key_waiters_max: 1024,
             replications_max: 65_536,
             hint_bytes_max: 1024 * 1024 * 1024,

@@ -395,6 +395,24 @@ impl Message {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
     }
 
+    /// A refusal in the place of an answer that carries records; `None` if it is no such answer.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> Option<Self> {
+        match self {
+            Self::Forwarded { call, outcome: Ok(Ok(response)) } if !matches!(response, Response::Written { .. }) => {
+                Some(Self::Forwarded { call: *call, outcome: Err(refusal) })
+            }
+            Self::ReadResult { call, result: Ok(Held::Full(_)) } => {
+                Some(Self::ReadResult { call: *call, result: Err(refusal) })
+            }
+            Self::SliceResult { call, result: Ok(_) } => Some(Self::SliceResult { call: *call, result: Err(refusal) }),
+            Self::ExchangeResult { call, result: Ok(_) } => {
+                Some(Self::ExchangeResult { call: *call, result: Err(refusal) })
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it refuses something because its sender knows only an older layout.
     pub(crate) fn is_behind(&self) -> bool {
         let refusal = match self {

@@ -5,6 +5,7 @@ pub(crate) mod keys;
 pub(crate) mod meta;
 pub(crate) mod peers;
 pub(crate) mod timers;
+pub(crate) mod weight;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config::{ClusterConfig, Keyspace, NodeConfig};
-use crate::coordinator::{Op, OpId};
+use crate::coordinator::Requests;
 use crate::error::{Kind, RequestError, StorageError};
 use crate::event::Event;
 use crate::map::{Map, map};
@@ -178,6 +179,12 @@ pub struct Status {
     pub epoch: Epoch,
     /// Requests without an answer.
     pub requests: usize,
+    /// Bytes of keys and values of the writes among them.
+    pub request_bytes: usize,
+    /// Bytes that replicas have answered to the reads among them.
+    pub answer_bytes: usize,
+    /// Bytes of records that a peer has been sent and has not answered; those of the peer with most.
+    pub peer_bytes: usize,
     /// Writes that some replica has not confirmed.
     pub replications: usize,
     /// Records held for owners that were down.
@@ -247,7 +254,7 @@ pub struct Node {
     pub(crate) hot: HotTier,
     pub(crate) reads: Map<ReadId, ReadFor>,
 
-    pub(crate) ops: BTreeMap<OpId, Op>,
+    pub(crate) ops: Requests,
     pub(crate) replications: BTreeMap<ReplicationId, Replication>,
     pub(crate) slice_jobs: BTreeMap<ReadId, SliceJob>,
     pub(crate) copies: BTreeMap<PartitionId, Copy>,
@@ -351,7 +358,7 @@ impl Node {
             poisoned: None,
             slots: map(seed),
             reads: map(seed),
-            ops: BTreeMap::new(),
+            ops: Requests::default(),
             replications: BTreeMap::new(),
             slice_jobs: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -406,6 +413,9 @@ impl Node {
         Status {
             epoch: self.layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
             requests: self.ops.len(),
+            request_bytes: self.ops.request_bytes(),
+            answer_bytes: self.ops.answer_bytes(),
+            peer_bytes: self.peers.values().map(|peer| peer.calls.bytes()).max().unwrap_or(0),
             replications: self.replications.len(),
             hints: self.hints,
             hint_bytes: self.hint_bytes,
@@ -497,6 +507,7 @@ impl Node {
             Timer::HandOver => self.handover_pass(),
             Timer::Repair => self.repair_turn(),
             Timer::Owed => self.owed_again(),
+            Timer::GivenUp => self.forget_given_up(),
         }
     }
 

@@ -3,8 +3,8 @@
 use super::{Op, OpId, OpState, Origin};
 use crate::error::{Kind, RequestError};
 use crate::message::{KeyRequest, Message, Operation, Refusal, Request, Role};
-use crate::node::Node;
 use crate::node::peers::Purpose;
+use crate::node::{Node, weight};
 use crate::types::{Monotonic, NodeId};
 
 /// A request that waits for another node.
@@ -22,6 +22,15 @@ pub(super) struct ForwardOp {
 impl ForwardOp {
     pub(super) fn may_take_effect(&self) -> bool {
         self.sent && matches!(self.request.operation, Operation::Write { .. })
+    }
+
+    /// The node that has the request.
+    pub(super) fn asked(&self) -> Option<NodeId> {
+        self.tried.last().copied().filter(|_| self.sent)
+    }
+
+    pub(super) fn request(&self) -> &KeyRequest {
+        &self.request
     }
 
     pub(super) fn progress(&self) -> String {
@@ -75,7 +84,14 @@ impl Node {
         let Some(Op { state: OpState::Forward(forward), deadline, .. }) = self.ops.get(&op) else { return };
         let deadline = *deadline;
         let Some(partition) = self.partition_of(&forward.request.key) else { return };
-        let next = self.coordinators_up(partition).into_iter().find(|node| !forward.tried.contains(node));
+        let bytes = weight::of_key_request(&forward.request);
+        let untried = || self.coordinators_up(partition).into_iter().filter(|node| !forward.tried.contains(node));
+        let next = untried().find(|&node| bytes == 0 || self.peer_has_room(node, bytes));
+        if next.is_none() && untried().next().is_some() {
+            let error = self.peers_full(untried());
+            self.finish(op, Err(error));
+            return;
+        }
         let mut request = forward.request.clone();
         request.epoch = self.entry(partition).map_or(request.epoch, |entry| entry.changed);
         let Some(node) = next else {
@@ -98,7 +114,7 @@ impl Node {
 
     /// No owner can be had. This node stands in for them if the request allows it and this node is not one of them.
     fn coordinate_as_stand_in(&mut self, op: OpId, request: KeyRequest) {
-        let Some(Op { origin, deadline, timer, state: OpState::Forward(forward) }) = self.ops.remove(&op) else {
+        let Some(Op { origin, deadline, timer, state: OpState::Forward(forward), .. }) = self.ops.remove(&op) else {
             return;
         };
         self.timers.cancel(timer);

@@ -2,7 +2,7 @@
 
 use super::quorum::{self, Asked, Needs};
 use super::{Op, OpId, OpState, Origin};
-use crate::error::RequestError;
+use crate::error::{Kind, RequestError};
 use crate::event::Event;
 use crate::message::{Consistency, Held, KeyRequest, Refusal, Response, Role, Value};
 use crate::node::Node;
@@ -31,6 +31,8 @@ pub(super) struct GetOp {
     /// Who has refused at this epoch and may answer when either side knows the other's layout.
     late: Vec<Asked>,
     failures: Vec<String>,
+    /// Whether one of them failed because it had no room.
+    is_busy: bool,
     pub(super) hedge: Option<TimerKey>,
 }
 
@@ -73,6 +75,7 @@ impl Node {
             answers: Vec::new(),
             late: Vec::new(),
             failures: Vec::new(),
+            is_busy: false,
             hedge: None,
         };
         let op = self.open_op(origin, deadline, OpState::Get(get));
@@ -117,6 +120,7 @@ impl Node {
         let (first, candidates) = needs.choose(&entry, candidates);
         let hedge = self.now.mono.plus(self.config.hedge_after);
         let hedge = self.set_timer(hedge, Timer::Hedge(op));
+        self.ops.forget_answers(op);
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         get.needs = needs;
         get.candidates = candidates;
@@ -172,6 +176,7 @@ impl Node {
         if matches!(refusal, Some(Refusal::Behind { .. } | Refusal::Stale { .. })) {
             get.late.push((node, role));
         }
+        get.is_busy |= matches!(refusal, Some(Refusal::Busy(_)));
         let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
         get.failures.push(format!("{node}: {why}"));
         if !get.candidates.is_empty() {
@@ -237,7 +242,8 @@ impl Node {
                 }
             }
             if !met(&possible) {
-                let error = RequestError::unavailable(format!("{}; try again", get.progress(Some(entry))));
+                let kind = if get.is_busy { Kind::Exhausted } else { Kind::Unavailable };
+                let error = RequestError::new(kind, format!("{}; try again", get.progress(Some(entry))));
                 self.finish(op, Err(error));
             }
             return;

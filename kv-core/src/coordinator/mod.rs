@@ -4,6 +4,7 @@ mod forward;
 mod get;
 mod inspect;
 mod quorum;
+mod requests;
 mod scan;
 mod write;
 
@@ -15,11 +16,12 @@ use crate::error::{Kind, RequestError};
 use crate::message::{CallId, Held, KeyRequest, Message, Operation, Outcome, Refusal, Request, Role};
 use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
-use crate::node::{Effect, Node, Tag};
+use crate::node::{Effect, Node, Tag, weight};
 use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
 use get::GetOp;
 use inspect::InspectOp;
+pub(crate) use requests::Requests;
 use scan::ScanOp;
 use write::WriteOp;
 
@@ -34,6 +36,10 @@ pub(crate) struct Op {
     /// When its client stops waiting.
     deadline: Monotonic,
     timer: TimerKey,
+    /// Bytes of the request that count, if it is a write.
+    bytes: usize,
+    /// Bytes that replicas have answered, if it is a read.
+    answer_bytes: usize,
     state: OpState,
 }
 
@@ -58,6 +64,11 @@ enum OpState {
 }
 
 impl Op {
+    /// Bytes that replicas have answered.
+    pub(crate) fn answer_bytes(&self) -> usize {
+        self.answer_bytes
+    }
+
     /// Whether a write was started that may take effect although the client is told nothing good.
     pub(crate) fn may_take_effect(&self) -> bool {
         match &self.state {
@@ -149,7 +160,7 @@ impl Node {
         if let Request::Key(KeyRequest { operation, key, .. }) = request {
             self.check_operation(keyspace, key, operation)?;
         }
-        Ok(())
+        self.admit_bytes(request)
     }
 
     fn check_key(&self, key: &Bytes) -> Result<(), RequestError> {
@@ -201,7 +212,12 @@ impl Node {
     fn open_op(&mut self, origin: Origin, deadline: Monotonic, state: OpState) -> OpId {
         let op = OpId(self.next_id());
         let timer = self.set_timer(deadline, Timer::Deadline(op));
-        self.ops.insert(op, Op { origin, deadline, timer, state });
+        let bytes = match &state {
+            OpState::Forward(forward) => weight::of_key_request(forward.request()),
+            OpState::Write(write) => weight::of_key_request(write.request()),
+            OpState::Get(_) | OpState::Scan(_) | OpState::Inspect(_) => 0,
+        };
+        self.ops.insert(op, Op { origin, deadline, timer, bytes, answer_bytes: 0, state });
         op
     }
 
@@ -225,6 +241,12 @@ impl Node {
 
     /// A request ran out of time.
     pub(crate) fn deadline_passed(&mut self, op: OpId) {
+        let Some(found) = self.ops.get(&op) else { return };
+        if let OpState::Forward(forward) = &found.state
+            && let Some(node) = forward.asked()
+        {
+            self.give_up_asking(node, Purpose::Forward(op));
+        }
         let Some(found) = self.ops.get(&op) else { return };
         let error = if found.may_take_effect() {
             RequestError::new(
@@ -269,6 +291,9 @@ impl Node {
 
     /// A replica or stand-in answered a read.
     pub(crate) fn read_answered(&mut self, op: OpId, from: NodeId, role: Role, held: Held) {
+        if !self.keep_answer(op, weight::of_held(&held)) {
+            return;
+        }
         match self.ops.get_mut(&op).map(|op| &mut op.state) {
             Some(OpState::Get(_)) => self.get_answered(op, from, role, held),
             Some(OpState::Inspect(_)) => {

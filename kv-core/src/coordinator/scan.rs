@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::get::value_of;
 use super::quorum::Needs;
 use super::{Op, OpId, OpState, Origin};
-use crate::error::RequestError;
+use crate::error::{Kind, RequestError};
 use crate::message::{Message, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery};
-use crate::node::Node;
 use crate::node::peers::Purpose;
+use crate::node::{Node, weight};
 use crate::replica::Requester;
 use crate::ring::Owner;
 use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
@@ -28,6 +28,8 @@ pub(super) struct ScanOp {
     /// Nodes that failed; they are not asked again.
     avoid: BTreeSet<NodeId>,
     failures: Vec<String>,
+    /// Whether one of them failed because it had no room.
+    is_busy: bool,
     /// Counts how often the scan was started.
     attempt: u32,
 }
@@ -51,6 +53,7 @@ impl Node {
             answers: Vec::new(),
             avoid: BTreeSet::new(),
             failures: Vec::new(),
+            is_busy: false,
             attempt: 0,
         };
         let op = self.open_op(origin, deadline, OpState::Scan(scan));
@@ -82,7 +85,8 @@ impl Node {
                     message.push_str("; ");
                     message.push_str(failure);
                 }
-                self.finish(op, Err(RequestError::unavailable(message)));
+                let kind = if scan.is_busy { Kind::Exhausted } else { Kind::Unavailable };
+                self.finish(op, Err(RequestError::new(kind, message)));
                 return;
             }
             let owners = owners.into_iter().map(|node| (node, Role::Owner)).collect();
@@ -91,6 +95,7 @@ impl Node {
             }
         }
         let request = scan.request.clone();
+        self.ops.forget_answers(op);
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
         scan.waiting = asked.keys().copied().collect();
         scan.answers.clear();
@@ -121,9 +126,10 @@ impl Node {
 
     pub(crate) fn scan_answered(&mut self, op: OpId, from: NodeId, answer: SliceAnswer) {
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
-        if !scan.waiting.remove(&from) {
+        if !scan.waiting.remove(&from) || !self.keep_answer(op, weight::of_slice(&answer)) {
             return;
         }
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
         scan.answers.push(answer);
         if scan.waiting.is_empty() {
             let answers = std::mem::take(&mut scan.answers);
@@ -138,6 +144,7 @@ impl Node {
         if !scan.waiting.contains(&from) {
             return;
         }
+        scan.is_busy |= matches!(refusal, Some(Refusal::Busy(_)));
         let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
         scan.failures.push(format!("{from}: {why}"));
         scan.avoid.insert(from);

@@ -6,8 +6,8 @@ use super::quorum::{self, Needs};
 use super::{Op, OpId, OpState, Origin};
 use crate::error::{Kind, RequestError};
 use crate::message::{KeyRequest, Message, Operation, Refusal, Response, Role};
-use crate::node::Node;
 use crate::node::keys::{Held, Task};
+use crate::node::{Node, weight};
 use crate::replica::{Goal, Target};
 use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
@@ -45,6 +45,10 @@ impl WriteOp {
 
     pub(super) fn key(&self) -> &StorageKey {
         &self.key
+    }
+
+    pub(super) fn request(&self) -> &KeyRequest {
+        &self.request
     }
 
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
@@ -88,6 +92,13 @@ impl Node {
             let error = RequestError::unavailable(format!(
                 "{partition}: only {reached} copies that this write needs can be made; nothing was written"
             ));
+            self.answer(origin, Err(error));
+            return;
+        }
+        let bytes = weight::of_key_request(&request);
+        let takes = |owner: &Owner| up(owner) && self.peer_has_room(owner.node, bytes);
+        if !needs.are_met(entry, takes, stand_ins) {
+            let error = self.peers_full(entry.nodes().filter(|&node| !self.peer_has_room(node, bytes)));
             self.answer(origin, Err(error));
             return;
         }
@@ -197,7 +208,9 @@ impl Node {
 
     /// Nothing was written yet, and this node must not: the request goes to whoever owns the key now.
     fn withdraw_write(&mut self, op: OpId) {
-        let Some(Op { origin, deadline, timer, state: OpState::Write(write) }) = self.ops.remove(&op) else { return };
+        let Some(Op { origin, deadline, timer, state: OpState::Write(write), .. }) = self.ops.remove(&op) else {
+            return;
+        };
         self.timers.cancel(timer);
         match origin {
             Origin::Peer { node, call } => {

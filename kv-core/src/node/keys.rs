@@ -239,6 +239,7 @@ impl Node {
 
     pub(super) fn read_done(&mut self, read: ReadId, result: Result<Option<Bytes>, StorageError>) {
         let Some(ReadFor::Slot(key)) = self.reads.remove(&read) else { return };
+        let passing = result.as_ref().is_err_and(StorageError::is_out_of_descriptors);
         let loaded = result.map_err(|error| error.to_string()).and_then(|bytes| {
             let decoded = bytes.map(|bytes| Stored::decode(&bytes).map(|stored| (Arc::new(stored), bytes.len())));
             decoded.transpose().map_err(|error| format!("{key}: {error}"))
@@ -257,6 +258,14 @@ impl Node {
             }
             Err(reason) => {
                 self.slots.remove(&key);
+                if passing {
+                    let error =
+                        crate::error::RequestError::unavailable(format!("{reason}; nothing was done, try again"));
+                    for task in waiting {
+                        self.refuse_task(&key, task, &Refusal::Busy(error.clone()));
+                    }
+                    return;
+                }
                 self.damaged(&key, waiting, reason);
             }
         }

@@ -1,6 +1,6 @@
 //! Peers, and the questions to them that are not answered yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +8,11 @@ use super::Node;
 use crate::coordinator::OpId;
 use crate::event::Event;
 use crate::message::{CallId, Message, Refusal, Role};
+
 use crate::node::keys::Held;
 use crate::node::timers::Timer;
-use crate::node::{Effect, meta};
+use crate::node::weight::Calls;
+use crate::node::{Effect, meta, weight};
 use crate::replica::{ExchangeId, ReplicationId};
 use crate::types::{Epoch, Incarnation, NodeId, PartitionId, StoreId};
 
@@ -23,11 +25,11 @@ pub(crate) struct Peer {
     pub(crate) sessions: u64,
     /// What it has sent in a session that may not be used yet, since its incarnation is not durably known. `None`: there is
     /// no such session.
-    pub(crate) early: Option<Vec<Message>>,
+    pub(crate) early: Option<Early>,
     /// The stores that the peer has shown, durable before it counts as up (rule D2).
     pub(crate) seen: Option<Seen>,
     /// Questions without an answer.
-    pub(crate) calls: BTreeMap<CallId, Purpose>,
+    pub(crate) calls: Calls,
     /// Forwards of this session that were taken or refused.
     pub(crate) forwards: ForwardsSeen,
     /// Whether the peer was refused something because this node knows only an older layout.
@@ -39,8 +41,28 @@ pub(crate) struct Peer {
 /// How many messages are kept until the session may be used. Senders repeat what is lost beyond it, but only after a while.
 const EARLY_MAX: usize = 1024;
 
+/// Bytes of records in these messages.
+const EARLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How many forwards of a session are remembered, to recognise a repeated frame.
 const FORWARDS_SEEN_MAX: usize = 4096;
+
+/// What a peer has sent in a session that may not be used yet.
+#[derive(Debug, Default)]
+pub(crate) struct Early {
+    messages: Vec<Message>,
+    bytes: usize,
+}
+
+impl Early {
+    fn keep(&mut self, message: Message) {
+        let bytes = weight::of_message(&message);
+        if self.messages.len() < EARLY_MAX && self.bytes + bytes <= EARLY_BYTES_MAX {
+            self.bytes += bytes;
+            self.messages.push(message);
+        }
+    }
+}
 
 /// The forwards that a peer has sent. The repetition of one that was refused must not be carried out: the client may
 /// have been told that nothing was done.
@@ -126,19 +148,19 @@ impl Node {
 
     /// Asks `to` something; the answer, or the failure of the session, goes to `purpose`.
     pub(crate) fn ask(&mut self, to: NodeId, call: CallId, purpose: Purpose, message: Message) {
-        self.peers.entry(to).or_default().calls.insert(call, purpose);
+        self.peers.entry(to).or_default().calls.ask(call, purpose, &message);
         self.send(to, message);
     }
 
     /// Takes the call that `from` answers, if it is still open.
     pub(crate) fn answered(&mut self, from: NodeId, call: CallId) -> Option<Purpose> {
-        self.peers.get_mut(&from)?.calls.remove(&call)
+        self.peers.get_mut(&from)?.calls.take(call)
     }
 
     /// Forgets the questions of some purpose: they are asked anew, and an answer to the old ones must not count.
     pub(crate) fn forget_calls(&mut self, outdated: impl Fn(Purpose) -> bool) {
         for peer in self.peers.values_mut() {
-            peer.calls.retain(|_, purpose| !outdated(*purpose));
+            peer.calls.forget(&outdated);
         }
     }
 
@@ -161,7 +183,7 @@ impl Node {
         }
         let seen = Seen::after(before.clone(), incarnation);
         peer.seen = Some(seen.clone());
-        peer.early = Some(Vec::new());
+        peer.early = Some(Early::default());
         if before.as_ref().is_some_and(|before| before.current.store != incarnation.store) {
             self.out.push(Effect::Event(Event::PeerStoreReplaced { node }));
         }
@@ -191,7 +213,7 @@ impl Node {
         self.arm_handovers();
         // Comparisons with it may be owed.
         self.owed_again();
-        for message in early {
+        for message in early.messages {
             self.message(node, message);
         }
     }
@@ -204,7 +226,7 @@ impl Node {
             self.out.push(Effect::Event(Event::PeerDown { node }));
         }
         // Everything asked of the peer fails now. Taking the calls first keeps what they start from being failed, too.
-        for (call, purpose) in std::mem::take(&mut self.peers.entry(node).or_default().calls) {
+        for (call, purpose) in self.peers.entry(node).or_default().calls.take_all() {
             match purpose {
                 Purpose::Forward(op) => self.forward_failed(op, None),
                 Purpose::Read(op, role) => self.read_failed(op, node, role, None),
@@ -252,8 +274,8 @@ impl Node {
         if !self.is_up(from) {
             // The peer may use the session already.
             let early = self.peers.get_mut(&from).and_then(|peer| peer.early.as_mut());
-            if let Some(early) = early.filter(|early| early.len() < EARLY_MAX) {
-                early.push(message);
+            if let Some(early) = early {
+                early.keep(message);
             }
             return;
         }

@@ -31,6 +31,8 @@ pub(crate) enum Timer {
     Repair,
     /// Comparisons that are owed and failed are tried again.
     Owed,
+    /// What was given up long ago does not count any more.
+    GivenUp,
 }
 
 /// Names a timer that is set.

@@ -2,10 +2,10 @@
 
 use crate::coordinator::OpId;
 use crate::message::{CallId, Message, Refusal, Role};
-use crate::node::Node;
 use crate::node::keys::Task;
 use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
+use crate::node::{Node, weight};
 use crate::storage::{Space, StorageKey};
 use crate::types::{Epoch, NodeId};
 use crate::version::Record;
@@ -91,8 +91,15 @@ impl Node {
             .filter(|(_, target)| target.state == Delivery::Waiting && whom(target))
             .map(|(index, target)| (index, target.node, target.role, target.call))
             .collect();
+        let bytes = key.key().len() + weight::of_record(&record);
         for (index, node, role, call) in waiting {
-            let up = self.is_up(node);
+            let has_room = self.peer_has_last_room(node, bytes);
+            if call.is_some() && !has_room {
+                // It waits in the queue for the peer already.
+                continue;
+            }
+            // A peer that takes nothing more gets the record later, as one that is down does.
+            let up = self.is_up(node) && has_room;
             let call = if up { Some(call.unwrap_or_else(|| self.next_call())) } else { None };
             if let Some(target) = self.target(id, index) {
                 target.call = call;
@@ -261,6 +268,11 @@ impl Node {
         let Some(Replication { key, targets, goal, timer, .. }) = self.replications.remove(&id) else { return };
         if let Some(timer) = timer {
             self.timers.cancel(timer);
+        }
+        for target in &targets {
+            if let Some(call) = target.call {
+                self.give_up_call(target.node, call);
+            }
         }
         let count = |role: Role, confirmed: bool| {
             targets

@@ -17,6 +17,9 @@ const PART_ENTRIES_MIN: usize = 16;
 /// The fewest bytes at which a partition's part of a slice ends.
 const PART_BYTES_MIN: usize = 16 * 1024;
 
+/// Slices that are read at once: one thread reads them, and each is held whole.
+const SLICES_MAX: usize = 64;
+
 /// Who wants a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Requester {
@@ -58,7 +61,7 @@ impl Node {
     }
 
     fn ranges(&self, query: &SliceQuery) -> Result<Vec<SliceRequest>, Refusal> {
-        if self.slice_jobs.len() >= self.config.requests_max {
+        if self.slice_jobs.len() >= self.config.requests_max.min(SLICES_MAX) {
             let message =
                 format!("{} slices are being read, the most that this node reads at once", self.slice_jobs.len());
             return Err(Refusal::Busy(RequestError::exhausted(message)));

@@ -16,6 +16,9 @@ use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::types::{Epoch, NodeId, PartitionId};
 use crate::version::Record;
 
+/// Questions of other replicas that are answered at once: each holds what it reads.
+const SERVING_MAX: usize = 256;
+
 /// A question of another replica that is being answered.
 #[derive(Debug)]
 pub(crate) struct Serving {
@@ -116,7 +119,7 @@ impl Node {
     }
 
     fn has_room(&self) -> Result<(), Refusal> {
-        if self.serving.len() < self.config.requests_max {
+        if self.serving.len() < self.config.requests_max.min(SERVING_MAX) {
             return Ok(());
         }
         let message = format!(

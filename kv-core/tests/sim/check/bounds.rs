@@ -18,6 +18,18 @@ pub(crate) fn are_kept(machine: usize, status: &Status, config: &NodeConfig) -> 
             status.requests, config.requests_max
         ));
     }
+    // One that is larger than the bound is let in alone.
+    let one = 16 * 1024;
+    let bytes = [
+        ("of puts", status.request_bytes, config.request_bytes_max),
+        ("of answers of replicas", status.answer_bytes, config.answer_bytes_max),
+        ("that a peer has not answered", status.peer_bytes, config.peer_bytes_max + config.request_bytes_max),
+    ];
+    for (what, found, allowed) in bytes {
+        if found > allowed.max(one) {
+            return Err(format!("invariant 9: {node} holds {found} bytes {what}, {allowed} are allowed"));
+        }
+    }
     if status.hint_bytes > config.hint_bytes_max + HINT_BYTES_SLACK {
         return Err(format!(
             "invariant 9: {node} holds {} bytes of hints, {} are allowed",
