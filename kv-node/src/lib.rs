@@ -9,10 +9,13 @@
 //! | `control` | who belongs to the cluster and where data lives: agreed on by Raft |
 //! | `transfers` | a node's part in operations |
 //! | `liveness` | who answers |
+//! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
+pub mod budget;
 pub mod clock;
 pub mod control;
+pub mod descriptors;
 pub mod engine;
 pub mod events;
 pub mod link;

@@ -16,17 +16,18 @@ use kv_proto::request_id::RequestIds;
 use kv_proto::v1::Severity;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tonic::transport::server::TcpIncoming;
 
 use crate::clock::Clock;
 use crate::control::{
     ClusterState, ControlConfig, ControlPlane, Entrance, GrpcTransport, MemberRecord, Refusal, RefusalKind, Standing,
     Timing, remembered,
 };
+use crate::descriptors::{self, Division};
 use crate::engine::{Command, Engine, EngineConfig};
 use crate::events::{Events, NewEvent};
 use crate::link::{Identity, Links, Members, keep_links};
 use crate::liveness::{Condition, Heartbeats, Patience};
+use crate::server::connections::{self, ConnectionSettings, Connections};
 use crate::server::{Serving, Shared, routes};
 use crate::settings::{Settings, SettingsError};
 use crate::transfers::{Watchdog, follow};
@@ -160,9 +161,32 @@ fn random<const N: usize>() -> Result<[u8; N], RunError> {
     Ok(bytes)
 }
 
-fn open_store(settings: &Settings, renew: bool) -> Result<(Opened, DiskReader, DiskCommitter), RunError> {
+/// Raises the limit on open files and divides it.
+fn divide_descriptors(settings: &Settings) -> Result<Division, RunError> {
+    let limit = descriptors::raise().map_err(RunError::System)?;
+    let division = Division::of(limit, settings.connections_max);
+    let Division { tables, clients, peers, .. } = division;
+    tracing::info!(limit, tables, clients, peers, "how open files are divided");
+    if clients < settings.connections_max {
+        let wanted = settings.connections_max;
+        tracing::warn!(
+            limit,
+            clients,
+            wanted,
+            "the limit on open files allows for fewer connections; raise it (ulimit -n)"
+        );
+    }
+    Ok(division)
+}
+
+fn open_store(
+    settings: &Settings,
+    division: &Division,
+    renew: bool,
+) -> Result<(Opened, DiskReader, DiskCommitter), RunError> {
     let ids = OpenIds { store: StoreId(u64::from_le_bytes(random()?)), nonce: u32::from_le_bytes(random()?) };
-    let config = DiskConfig { cache_bytes: settings.cache_bytes, renew, ..DiskConfig::default() };
+    let config =
+        DiskConfig { cache_bytes: settings.cache_bytes, renew, files: division.tables, ..DiskConfig::default() };
     Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
 }
 
@@ -171,7 +195,8 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
     let clock = Clock::start();
     let data = &settings.data_dir;
     check_not_removed(data)?;
-    let (opened, reader, committer) = open_store(settings, renew)?;
+    let division = divide_descriptors(settings)?;
+    let (opened, reader, committer) = open_store(settings, &division, renew)?;
     let known = remembered(&data.join("control")).map_err(crate::control::StartError::from)?;
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
     let listener = listen(settings, data).await?;
@@ -203,22 +228,19 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
         disk_reserve_bytes: settings.disk_reserve_bytes,
         watchdog: Watchdog::default(),
         serving: watch::Sender::new(None),
+        connections: Connections::new(ConnectionSettings {
+            division,
+            streams_max: settings.streams_max,
+            idle_timeout: settings.idle_timeout,
+        }),
         keyspaces: Mutex::default(),
         vitals: watch::Sender::default(),
         stopping: watch::Sender::new(false),
     });
     let routes = routes(&shared)
         .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
-    let mut stopping = shared.stopping.subscribe();
-    let server = tonic::transport::Server::builder()
-        .accept_http1(true)
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(10)))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
-            drop(stopping.wait_for(|stopping| *stopping).await);
-        });
-    let server = tokio::spawn(server);
+    let stopping = shared.stopping.subscribe();
+    let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), stopping));
     announce(&name, local)?;
 
     let end = tokio::select! {
@@ -398,6 +420,7 @@ async fn live(
         committer,
         clock: shared.clock,
         events,
+        answers: Arc::clone(&shared.connections.answers),
     })?;
     let identity = Identity { node, incarnation: shared.incarnation, cluster, seed, config: agreed.config.clone() };
     let links = Links::new(identity, engine.clone(), Arc::clone(&shared.liveness), shared.clock);

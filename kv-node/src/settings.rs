@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use kv_core::config::ClusterConfig;
@@ -93,6 +94,19 @@ pub struct Flags {
     #[arg(long, env = "KV_DISK_RESERVE_MIB", value_name = "MIB")]
     pub disk_reserve_mib: Option<u32>,
 
+    /// Connections from clients; those of peers have places of their own. Fewer if the limit on open files does not allow for
+    /// so many [default: 1024].
+    #[arg(long, env = "KV_CONNECTIONS_MAX", value_name = "N")]
+    pub connections_max: Option<u32>,
+
+    /// Requests and streams that one connection may have open [default: 256].
+    #[arg(long, env = "KV_STREAMS_MAX", value_name = "N")]
+    pub streams_max: Option<u32>,
+
+    /// How long a connection may be without a request before it is asked to close, in seconds [default: 900].
+    #[arg(long, env = "KV_IDLE_TIMEOUT_S", value_name = "S")]
+    pub idle_timeout_s: Option<u32>,
+
     /// Where log files go; without it the log goes to stderr.
     #[arg(long, env = "KV_LOG_DIR", value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
@@ -146,6 +160,12 @@ pub struct Settings {
     pub hint_bytes_max: u64,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
+    /// Connections from clients.
+    pub connections_max: usize,
+    /// Streams of one connection.
+    pub streams_max: u32,
+    /// How long a connection may be without a request.
+    pub idle_timeout: Duration,
     /// The log.
     pub log: LogSettings,
 }
@@ -287,6 +307,10 @@ impl Settings {
                 .ok_or_else(|| value("data-dir", "no home directory is known; name a directory".into()))?,
         };
         let mib = |mib: Option<u32>, default: u32| u64::from(mib.unwrap_or(default)) * 1024 * 1024;
+        let at_least = |field, given: Option<u32>, default: u32, least: u32| match given.unwrap_or(default) {
+            too_few if too_few < least => Err(value(field, format!("is {too_few}; {least} at least is needed"))),
+            enough => Ok(enough),
+        };
         let hot_bytes_max = usize::try_from(mib(flags.hot_mib, 64)).unwrap_or(usize::MAX);
         Ok(Self {
             data_dir,
@@ -302,6 +326,10 @@ impl Settings {
             cache_bytes: mib(flags.cache_mib, 64),
             hint_bytes_max: mib(flags.hint_mib, 1024),
             disk_reserve_bytes: mib(flags.disk_reserve_mib, 256),
+            connections_max: usize::try_from(at_least("connections-max", flags.connections_max, 1024, 1)?)
+                .unwrap_or(usize::MAX),
+            streams_max: at_least("streams-max", flags.streams_max, 256, 8)?,
+            idle_timeout: Duration::from_secs(at_least("idle-timeout-s", flags.idle_timeout_s, 900, 1)?.into()),
             log: LogSettings { dir: flags.log_dir, format: flags.log_format.unwrap_or_default(), filter: flags.log },
         })
     }
@@ -339,6 +367,9 @@ fn over(first: Flags, second: Flags) -> Flags {
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),
         disk_reserve_mib: first.disk_reserve_mib.or(second.disk_reserve_mib),
+        connections_max: first.connections_max.or(second.connections_max),
+        streams_max: first.streams_max.or(second.streams_max),
+        idle_timeout_s: first.idle_timeout_s.or(second.idle_timeout_s),
         log_dir: first.log_dir.or(second.log_dir),
         log_format: first.log_format.or(second.log_format),
         log: first.log.or(second.log),
@@ -382,6 +413,9 @@ mod tests {
             (&["--join", "nowhere"], "join"),
             (&["--join", "a:1", "--expect", "3"], "join"),
             (&["--advertise", "x"], "advertise"),
+            (&["--connections-max", "0"], "connections-max"),
+            (&["--streams-max", "0"], "streams-max"),
+            (&["--idle-timeout-s", "0"], "idle-timeout-s"),
         ] {
             assert!(problem(args).starts_with(field), "{args:?}: {}", problem(args));
         }

@@ -17,6 +17,12 @@ pub const FRAME_BYTES_TARGET: usize = 256 * 1024;
 /// A batch message or a frame is closed when it holds this many operations.
 pub const FRAME_OPERATIONS_MAX: usize = 512;
 
+/// The largest operation that a client sends: a message that is nearly full takes one more of them.
+pub const OPERATION_BYTES_MAX: usize = MESSAGE_BYTES_MAX - FRAME_BYTES_TARGET - 64 * 1024;
+
+/// The most operations in one batch message that a node takes.
+pub const BATCH_OPERATIONS_MAX: usize = 4096;
+
 /// The most keys in one page of a scan.
 pub const SCAN_PAGE_KEYS_MAX: usize = 512;
 

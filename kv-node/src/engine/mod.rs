@@ -13,22 +13,30 @@ use std::time::Duration;
 use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
-use kv_core::message::{Message, Outcome, Request};
+use kv_core::message::{KeyRequest, Message, Operation, Outcome, Request, Response, ScanEntry, Value};
 use kv_core::node::{RepairFigures, Status};
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, NodeId, PartitionId, StoreId};
+use kv_core::version::Record;
 use kv_proto::reply::BatchKind;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub use counters::{BUCKETS_US, Counters, Durations, Latency, RequestClass, RequestKind};
 
+use crate::budget::{Budget, Share};
 use crate::clock::Clock;
 use crate::link::Outbox;
 
 /// Commands that may wait for the loop. Whoever gives one more waits, and so does the stream that it came from.
 const COMMANDS_MAX: usize = 4096;
+
+/// Bytes of requests that may wait for the loop, and of messages of peers. Whoever brings more waits.
+const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The unit in which these are counted.
+const WAITING_UNIT: usize = 1024;
 
 /// How long a question about the engine itself may take before the node is called stalled.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
@@ -37,7 +45,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum ReplyTo {
     /// To one caller.
-    One(oneshot::Sender<Outcome>),
+    One(oneshot::Sender<Answer>),
     /// To a stream of many operations.
     Stream {
         /// The client's number for this one.
@@ -46,19 +54,80 @@ pub enum ReplyTo {
         kind: BatchKind,
         /// The stream.
         results: mpsc::UnboundedSender<StreamResult>,
+        /// Counts what waits in the stream.
+        waiting: Arc<Budget>,
     },
 }
 
+/// An outcome, and the room that it takes.
+#[derive(Debug)]
+pub struct Answer {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Its bytes among those of all answers, while it waits for the client; `None` if it has next to none.
+    pub share: Option<Share>,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, share: None }
+    }
+}
+
 /// The end of one operation of a stream.
-pub type StreamResult = (u64, BatchKind, Outcome);
+#[derive(Debug)]
+pub struct StreamResult {
+    /// The client's number for it.
+    pub id: u64,
+    /// What it is.
+    pub kind: BatchKind,
+    /// How it ended.
+    pub answer: Answer,
+    /// Its bytes among those that wait in the stream.
+    pub waits: Share,
+}
 
 impl ReplyTo {
-    /// Hands the outcome over. A caller that has gone away does not want it any more.
-    pub(crate) fn send(self, outcome: Outcome) {
+    /// Hands the answer over. A caller that has gone away does not want it any more.
+    pub(crate) fn send(self, answer: impl Into<Answer>) {
+        let answer = answer.into();
         match self {
-            Self::One(sender) => drop(sender.send(outcome)),
-            Self::Stream { id, kind, results } => drop(results.send((id, kind, outcome))),
+            Self::One(sender) => drop(sender.send(answer)),
+            Self::Stream { id, kind, results, waiting } => {
+                let waits = waiting.hold(bytes_of(&answer.outcome));
+                drop(results.send(StreamResult { id, kind, answer, waits }));
+            }
         }
+    }
+}
+
+/// Bytes of what an outcome brings to the client.
+fn bytes_of(outcome: &Outcome) -> usize {
+    match outcome {
+        Ok(Response::Got { values, context }) => bytes_of_values(values) + context.len(),
+        Ok(Response::Page { entries, .. }) => {
+            let bytes = |entry: &ScanEntry| entry.key.len() + bytes_of_values(&entry.values) + entry.context.len();
+            entries.iter().map(bytes).sum()
+        }
+        Ok(Response::Inspected { replicas }) => {
+            let records = replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref());
+            records.map(Record::value_bytes).sum()
+        }
+        Ok(Response::Written { .. }) | Err(_) => 0,
+    }
+}
+
+fn bytes_of_values(values: &[Value]) -> usize {
+    values.iter().map(|value| value.value.len()).sum()
+}
+
+/// Bytes that a request brings.
+fn bytes_of_request(request: &Request) -> usize {
+    match request {
+        Request::Key(KeyRequest { key, operation: Operation::Write { value, .. }, .. }) => {
+            key.len() + value.as_ref().map_or(0, bytes::Bytes::len)
+        }
+        Request::Key(_) | Request::Scan(_) | Request::Inspect { .. } => 0,
     }
 }
 
@@ -79,6 +148,12 @@ pub(crate) enum Command {
     Report(oneshot::Sender<Report>),
     Ping(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
+}
+
+/// A command on its way to the loop, with the room that it takes until the loop has it.
+pub(crate) struct Queued {
+    pub(crate) command: Command,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// What the engine says of itself.
@@ -133,14 +208,19 @@ pub struct EngineConfig<R, C> {
     pub clock: Clock,
     /// Is told every event.
     pub events: mpsc::UnboundedSender<Event>,
+    /// Bytes of answers that wait for clients.
+    pub answers: Arc<Budget>,
 }
 
 /// The handle of a running engine. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Queued>,
     storage: storage::Handle,
     failed: watch::Receiver<Option<String>>,
+    /// Room for requests that wait for the loop, and for messages of peers: neither takes that of the other.
+    from_clients: Arc<Semaphore>,
+    from_peers: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -151,7 +231,20 @@ impl Engine {
     pub fn start<R: Reader, C: Committer>(config: EngineConfig<R, C>) -> Result<Self, StorageError> {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (storage, failed) = task::start(config, inbox)?;
-        Ok(Self { commands, storage, failed })
+        let room = || Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT));
+        Ok(Self { commands, storage, failed, from_clients: room(), from_peers: room() })
+    }
+
+    async fn queue(&self, command: Command, room: &Arc<Semaphore>, bytes: usize) -> Result<(), Command> {
+        let units = bytes.div_ceil(WAITING_UNIT).clamp(1, WAITING_BYTES_MAX / WAITING_UNIT);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // Nobody closes it.
+        let room = Arc::clone(room).acquire_many_owned(units).await.ok();
+        self.send(Queued { command, _room: room }).await
+    }
+
+    async fn send(&self, queued: Queued) -> Result<(), Command> {
+        self.commands.send(queued).await.map_err(|mpsc::error::SendError(queued)| queued.command)
     }
 
     /// Asks something on behalf of a client.
@@ -159,30 +252,43 @@ impl Engine {
     /// # Errors
     /// The request's own; `Unknown` if the engine stops meanwhile.
     pub async fn request(&self, request: Request, timeout: Option<Duration>) -> Outcome {
-        let (reply, outcome) = oneshot::channel();
+        self.answer(request, timeout).await.outcome
+    }
+
+    /// The same; the answer holds its room until it is dropped.
+    pub async fn answer(&self, request: Request, timeout: Option<Duration>) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let bytes = bytes_of_request(&request);
         let command = Command::Request { request, timeout, reply: ReplyTo::One(reply) };
-        if self.commands.send(command).await.is_err() {
-            return Err(stopped());
+        if self.queue(command, &self.from_clients, bytes).await.is_err() {
+            return Err(stopped()).into();
         }
-        outcome.await.unwrap_or_else(|_closed| {
-            Err(RequestError::new(Kind::Unknown, "the outcome is unknown: the node stopped with the request in flight"))
+        answer.await.unwrap_or_else(|_closed| {
+            let problem = "the outcome is unknown: the node stopped with the request in flight";
+            Err(RequestError::new(Kind::Unknown, problem)).into()
         })
     }
 
     /// Hands over many requests at once; each outcome goes where its `ReplyTo` says.
     pub async fn requests(&self, requests: Vec<(Request, Option<Duration>, ReplyTo)>) {
-        if let Err(mpsc::error::SendError(Command::Requests(requests))) =
-            self.commands.send(Command::Requests(requests)).await
-        {
+        let bytes = requests.iter().map(|(request, _, _)| bytes_of_request(request)).sum();
+        let queued = self.queue(Command::Requests(requests), &self.from_clients, bytes).await;
+        if let Err(Command::Requests(requests)) = queued {
             for (_, _, reply) in requests {
                 reply.send(Err(stopped()));
             }
         }
     }
 
+    /// Hands over messages of a peer; `bytes` is what they had in their encoding.
+    pub(crate) async fn messages(&self, from: NodeId, session: u64, messages: Vec<Message>, bytes: usize) {
+        let command = Command::Messages { from, session, messages };
+        drop(self.queue(command, &self.from_peers, bytes).await);
+    }
+
     pub(crate) async fn tell(&self, command: Command) {
         // A stopped engine needs to know nothing.
-        drop(self.commands.send(command).await);
+        drop(self.send(Queued { command, _room: None }).await);
     }
 
     /// The highest incarnation seen of a peer, for the handshake; `store` is the one that it shows, if it has.

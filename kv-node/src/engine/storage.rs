@@ -90,18 +90,19 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Starts the threads. What they finish goes to `done`.
+    /// Starts the threads. What they finish goes to `done`; what was read goes to `read`, and the threads that read wait
+    /// while nobody takes it.
     pub(super) fn start<R: Reader, C: Committer>(
         reader: &R,
         committer: C,
         done: mpsc::UnboundedSender<Done>,
+        read: mpsc::Sender<Done>,
     ) -> Result<Self, StorageError> {
         let (commits, inbox) = sync::channel();
-        let to_loop = done.clone();
-        spawn("kv-commit", move || commit_all(committer, &inbox, &to_loop))?;
+        spawn("kv-commit", move || commit_all(committer, &inbox, &done))?;
         let reading = |name: &'static str| {
             let (jobs, inbox) = sync::channel();
-            let (reader, done) = (reader.clone(), done.clone());
+            let (reader, done) = (reader.clone(), read.clone());
             spawn(name, move || read_all(&reader, &inbox, &done)).map(|()| jobs)
         };
         // Slices are long: they have a thread of their own, so that no get waits behind one.
@@ -225,13 +226,13 @@ fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, do
     drop(done.send(Done::Ended));
 }
 
-fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::UnboundedSender<Done>) {
+fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::Sender<Done>) {
     while let Ok(job) = inbox.recv() {
         let message = match job {
             Job::Get { read, key } => Done::Read { read, result: reader.get(&key) },
             Job::Slice { read, request } => Done::Slice { read, result: reader.slice(&request) },
         };
-        if done.send(message).is_err() {
+        if done.blocking_send(message).is_err() {
             break;
         }
     }

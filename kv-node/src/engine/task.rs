@@ -1,9 +1,10 @@
 //! The loop: take what has come in, step the core for each, then carry out the effects.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::error::StorageError;
+use kv_core::error::{RequestError, StorageError};
 use kv_core::event::Event;
 use kv_core::message::{Message, Outcome, Request};
 use kv_core::node::{Effect, Effects, Input, Node, Tag};
@@ -13,7 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::counters::{Counters, Latencies, RequestKind, Requests};
 use super::storage::{Done, Handle, Storage};
-use super::{Command, EngineConfig, Repair, ReplyTo, Report, stopped};
+use super::{Answer, Command, EngineConfig, Queued, Repair, ReplyTo, Report, bytes_of, stopped};
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::link::Outbox;
 
@@ -22,6 +24,13 @@ const TURN_COMMANDS_MAX: usize = 256;
 
 /// While this many bytes are on their way to the disk, nothing new is taken in: the disk sets the pace.
 const PENDING_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes of results that one stream holds: a part of what all may, so that one client that takes nothing does not keep the
+/// others from reading.
+const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Records and slices that were read and wait for the loop.
+const READS_AHEAD: usize = 16;
 
 /// How long a stop waits for requests in flight.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +56,7 @@ struct Loop {
     clock: Clock,
     storage: Storage,
     events: mpsc::UnboundedSender<Event>,
+    answers: Arc<Budget>,
     effects: Effects,
     waiting: BTreeMap<Tag, Waiting>,
     tags: u64,
@@ -63,12 +73,13 @@ struct Loop {
 /// Starts the storage threads, and the loop on the current runtime; says why the store fails, when it does.
 pub(super) fn start<R: Reader, C: Committer>(
     config: EngineConfig<R, C>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Queued>,
 ) -> Result<(Handle, watch::Receiver<Option<String>>), StorageError> {
-    let EngineConfig { node, cluster, incarnation, reader, committer, clock, events } = config;
+    let EngineConfig { node, cluster, incarnation, reader, committer, clock, events, answers } = config;
     let node = Node::recover(node, cluster, incarnation, &reader, committer.stats())?;
     let (done, finished) = mpsc::unbounded_channel();
-    let storage = Storage::start(&reader, committer, done)?;
+    let (read, reads) = mpsc::channel(READS_AHEAD);
+    let storage = Storage::start(&reader, committer, done, read)?;
     let handle = storage.handle();
     let (poisoned, failed) = watch::channel(None);
     let now = clock.now().mono;
@@ -81,6 +92,7 @@ pub(super) fn start<R: Reader, C: Committer>(
         clock,
         storage,
         events,
+        answers,
         effects: Effects::new(),
         waiting: BTreeMap::new(),
         tags: 0,
@@ -92,7 +104,7 @@ pub(super) fn start<R: Reader, C: Committer>(
         poisoned,
         stopping: None,
     };
-    tokio::spawn(this.run(commands, finished));
+    tokio::spawn(this.run(commands, finished, reads));
     Ok((handle, failed))
 }
 
@@ -100,9 +112,15 @@ pub(super) fn start<R: Reader, C: Committer>(
 fn unheard<T>(_: Result<(), T>) {}
 
 impl Loop {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut finished: mpsc::UnboundedReceiver<Done>) {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Queued>,
+        mut finished: mpsc::UnboundedReceiver<Done>,
+        mut reads: mpsc::Receiver<Done>,
+    ) {
         let mut taken = Vec::with_capacity(TURN_COMMANDS_MAX);
         let mut ready = Vec::with_capacity(TURN_COMMANDS_MAX);
+        let mut fetched = Vec::with_capacity(READS_AHEAD);
         loop {
             let now = self.clock.now().mono;
             let patience = self.wake.map_or(NEVER, |wake| wake.since(now));
@@ -110,15 +128,16 @@ impl Loop {
             tokio::select! {
                 biased;
                 count = finished.recv_many(&mut ready, TURN_COMMANDS_MAX) => if count == 0 { break },
+                count = reads.recv_many(&mut fetched, READS_AHEAD) => if count == 0 { break },
                 count = commands.recv_many(&mut taken, TURN_COMMANDS_MAX), if open => if count == 0 { break },
                 () = tokio::time::sleep(patience) => {}
             }
             let mut ended = false;
-            for done in ready.drain(..) {
+            for done in ready.drain(..).chain(fetched.drain(..)) {
                 ended |= self.done(done);
             }
-            for command in taken.drain(..) {
-                self.command(command);
+            for queued in taken.drain(..) {
+                self.command(queued.command);
             }
             if self.wake.is_some_and(|wake| wake <= self.clock.now().mono) {
                 self.wake = None;
@@ -131,6 +150,8 @@ impl Loop {
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             waiting.reply.send(Err(stopped()));
         }
+        // Threads that read must not wait for somebody to take what they have read.
+        drop(reads);
         let Self { storage, stopping, .. } = self;
         storage.end();
         while let Some(done) = finished.recv().await {
@@ -297,11 +318,42 @@ impl Loop {
     fn reply(&mut self, tag: Tag, outcome: Outcome) {
         let Some(waiting) = self.waiting.remove(&tag) else { return };
         let now = self.clock.now().mono;
-        self.counters.count(waiting.kind, &outcome);
+        let answer = self.answer(outcome, &waiting.reply);
+        self.counters.count(waiting.kind, &answer.outcome);
         let took = now.since(waiting.started);
-        self.requests.record(waiting.kind, waiting.mode, &outcome, took);
+        self.requests.record(waiting.kind, waiting.mode, &answer.outcome, took);
         self.latencies.record(now, took);
-        waiting.reply.send(outcome);
+        waiting.reply.send(answer);
+    }
+
+    /// An outcome with the room that it takes. A read whose answer finds none is refused: it has done nothing.
+    fn answer(&self, outcome: Outcome, reply: &ReplyTo) -> Answer {
+        let bytes = bytes_of(&outcome);
+        if bytes == 0 {
+            return outcome.into();
+        }
+        if let ReplyTo::Stream { waiting, .. } = reply
+            && waiting.held() > 0
+            && waiting.held() + bytes > STREAM_BYTES_MAX
+        {
+            return Err(RequestError::exhausted(format!(
+                "{} bytes of results wait in this stream and there are {bytes} more, the most that a stream holds is \
+                 {STREAM_BYTES_MAX}; take results faster, ask for less at a time, and try again",
+                waiting.held()
+            )))
+            .into();
+        }
+        let share = self.answers.take(bytes);
+        if share.is_none() {
+            return Err(RequestError::exhausted(format!(
+                "{} bytes of answers wait for clients and there are {bytes} more, the most that this node holds is {}; take \
+                 answers faster, ask for less at a time, and try again",
+                self.answers.held(),
+                self.answers.limit()
+            )))
+            .into();
+        }
+        Answer { outcome, share }
     }
 
     fn report(&mut self) -> Report {

@@ -61,6 +61,7 @@ async fn engine() -> (Engine, Switch, MemoryReader) {
         committer: Unreliable { inner, disk: Arc::clone(&disk) },
         clock: Clock::start(),
         events,
+        answers: crate::budget::Budget::new(1 << 20),
     })
     .unwrap();
     let member = Member { name: "n1".into(), zone: "a".into(), weight: 1.0, store: StoreId(7), spare: false };

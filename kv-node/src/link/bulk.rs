@@ -14,9 +14,8 @@ use tonic::{Status, Streaming};
 
 use super::dial::{PAUSE_MAX, PAUSE_MIN, connect};
 use super::outbox::{Outbox, Outgoing};
-use super::session::{Ending, Frames, SessionError, Sink, decode, first_hello, frames, hello_frame};
+use super::session::{Ending, Frames, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame};
 use super::{Links, Open};
-use crate::engine::Command;
 
 /// Frames between the queue and the stream: one, as for requests.
 const FRAMES_AHEAD: usize = 1;
@@ -29,22 +28,24 @@ struct Session {
     told: watch::Receiver<Option<Ending>>,
 }
 
-/// Serves a bulk stream that a peer opened; returns what flows back to it.
-pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
+/// Serves a bulk stream that a peer opened; returns what flows back to it. `agreed` is called when the peer has shown that
+/// it is one.
+pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnOnce() + Send + 'static) -> Frames {
     let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
     tokio::spawn(async move {
         let outcome = async {
             let theirs = first_hello(&mut incoming).await?;
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
-            let agreed = links.agree(&mine, &theirs);
+            let verdict = links.agree(&mine, &theirs);
             let session = links.session(theirs.node, |open| open.incarnation == theirs.incarnation);
             // With the answer the other end begins to send, so there must be a session for it. If the two do not talk, the
             // answer says why.
-            if session.is_ok() || agreed.is_err() {
+            if session.is_ok() || verdict.is_err() {
                 drop(frames.send(Ok(hello_frame(&mine))).await);
             }
-            agreed?;
+            verdict?;
             let session = session?;
+            agreed();
             links.carry(session, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
@@ -127,7 +128,7 @@ impl Links {
     ) -> Result<(), SessionError> {
         while let Some(frame) = incoming.message().await? {
             let messages = decode(&frame.messages)?;
-            self.0.engine.tell(Command::Messages { from: node, session, messages }).await;
+            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages)).await;
         }
         Err(SessionError::Closed)
     }

@@ -4,12 +4,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use kv_core::message::Message;
+use kv_core::error::RequestError;
+use kv_core::message::{Message, Refusal};
 use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
 use tokio::sync::{Notify, mpsc};
 
 /// Bytes that may be queued for a peer. One that takes less than it is sent loses its session, and comes back.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// While more than this is queued, answers that carry records are replaced by the word that this node is busy. Records that
+/// the core sends by itself it bounds (`peer_bytes_max`), so that nothing of either breaks the session of a peer that reads.
+const ANSWERED_BYTES_MAX: usize = 56 * 1024 * 1024;
 
 /// What a frame adds to its messages at the most.
 const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
@@ -101,7 +106,14 @@ impl Queue {
         if self.shared.overflown.load(Ordering::Relaxed) {
             return;
         }
-        let bytes = Bytes::from(message.encode());
+        let mut bytes = Bytes::from(message.encode());
+        let has_room = self.bytes() + bytes.len() <= ANSWERED_BYTES_MAX;
+        let is_too_large = bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        if (!has_room || is_too_large)
+            && let Some(refusal) = message.refused(refusal(bytes.len(), has_room))
+        {
+            bytes = Bytes::from(refusal.encode());
+        }
         if bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX {
             // It would end the session at the other side, and again each time that it is repeated. A record gets that
             // large only by many concurrent writes of large values, which the next put with a context resolves.
@@ -125,6 +137,20 @@ impl Queue {
     fn bytes(&self) -> usize {
         self.shared.bytes.load(Ordering::Relaxed)
     }
+}
+
+/// Why an answer to a peer is not sent.
+fn refusal(bytes: usize, has_room: bool) -> Refusal {
+    if has_room {
+        let limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        return Refusal::Failed(RequestError::exhausted(format!(
+            "the answer has {bytes} bytes, the limit between nodes is {limit}; put keys with many concurrent values with \
+             their contexts"
+        )));
+    }
+    Refusal::Busy(RequestError::exhausted(format!(
+        "{ANSWERED_BYTES_MAX} bytes of answers wait for the node that asks; nothing was done, slow down and try again"
+    )))
 }
 
 impl Outgoing {
@@ -167,7 +193,9 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_core::message::{CallId, Refusal};
+    use kv_core::message::{CallId, Held};
+    use kv_core::types::{RequestId, StoreId};
+    use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
 
     fn message(call: u64) -> Message {
         Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
@@ -199,6 +227,43 @@ mod tests {
         let queued = outbox.queued_bytes();
         outbox.push(&message(1));
         assert_eq!(outbox.queued_bytes(), queued, "nothing more is taken");
+    }
+
+    #[tokio::test]
+    async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
+        let (outbox, mut outgoing) = outbox();
+        let record = record(1024 * 1024);
+        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(Held::Full(record.clone())) };
+        for call in 0..200 {
+            outbox.push(&answer(call));
+        }
+        assert!(outbox.queued_bytes() <= ANSWERED_BYTES_MAX + 200 * 1024, "{}", outbox.queued_bytes());
+        let mut busy = 0;
+        let mut taken = 0;
+        while taken < 200 {
+            let messages = outgoing.next().await.unwrap();
+            taken += messages.len();
+            let is_busy = |message: &Bytes| {
+                matches!(Message::decode(message), Ok(Message::ReadResult { result: Err(Refusal::Busy(_)), .. }))
+            };
+            busy += messages.iter().filter(|message| is_busy(message)).count();
+        }
+        assert!(busy > 100, "{busy}");
+        outbox.push(&answer(200));
+        assert_eq!(Message::decode(&outgoing.next().await.unwrap()[0]), Ok(answer(200)), "and so it goes on");
+    }
+
+    fn record(bytes: usize) -> Record {
+        let actor = Actor { store: StoreId(1), boot: 1, nonce: 1, instance: 1 };
+        let write = Write {
+            written: Hlc::default(),
+            request: RequestId { client: 1, sequence: 1 },
+            expires: None,
+            value: Some(Bytes::from(vec![7; bytes])),
+        };
+        let mut record = Record::default();
+        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record
     }
 
     #[tokio::test]

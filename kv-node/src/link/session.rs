@@ -83,8 +83,9 @@ impl From<Status> for SessionError {
     }
 }
 
-/// Serves a session that a peer opened; returns what flows back to it.
-pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
+/// Serves a session that a peer opened; returns what flows back to it. `agreed` is called when the peer has shown that it
+/// is one.
+pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnOnce() + Send + 'static) -> Frames {
     let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
     tokio::spawn(async move {
         let outcome = async {
@@ -93,6 +94,7 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>) -> Frames {
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
             drop(frames.send(Ok(hello_frame(&mine))).await);
             links.agree(&mine, &theirs)?;
+            agreed();
             links.run(theirs, None, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
@@ -226,7 +228,7 @@ impl Links {
                 continue;
             }
             let messages = decode(&frame.messages)?;
-            self.0.engine.tell(Command::Messages { from: node, session, messages }).await;
+            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages)).await;
         }
         Err(SessionError::Closed)
     }
@@ -260,6 +262,10 @@ impl Links {
             }
         }
     }
+}
+
+pub(super) fn bytes_of(messages: &[Bytes]) -> usize {
+    messages.iter().map(Bytes::len).sum()
 }
 
 /// The messages of a frame.

@@ -32,7 +32,7 @@ use crate::server::snapshot;
 pub(super) const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Items that wait for a watcher that does not take them.
-const ITEMS_AHEAD: usize = 16;
+const ITEMS_AHEAD: usize = 4;
 
 /// The service.
 pub(super) struct Service(pub(super) Arc<Shared>);

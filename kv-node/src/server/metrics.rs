@@ -18,8 +18,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::Shared;
-use super::snapshot;
+use super::{Shared, bounds, snapshot};
 use crate::engine::{BUCKETS_US, Durations, RequestClass};
 
 /// Microseconds in a second.
@@ -29,7 +28,9 @@ const MICROS: f64 = 1_000_000.0;
 pub(super) async fn scrape(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let (snapshot, requests) = snapshot::take_with_requests(&shared, false).await;
     let mut open = String::new();
-    if let Err(error) = encode(&mut open, &registry(&shared, &snapshot, requests)) {
+    let mut registry = registry(&shared, &snapshot, requests);
+    bounds::add(&mut registry, &shared).await;
+    if let Err(error) = encode(&mut open, &registry) {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
     let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();

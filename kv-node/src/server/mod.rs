@@ -1,7 +1,10 @@
 //! The gRPC services of a node, all on one port.
 
 mod apply;
+mod batch;
+mod bounds;
 mod cluster;
+pub mod connections;
 mod health;
 mod key_value;
 mod metrics;
@@ -26,6 +29,8 @@ use kv_proto::v1::peer_server::PeerServer;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
+
+use connections::Connections;
 
 use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
@@ -73,6 +78,8 @@ pub struct Shared {
     pub keyspaces: Mutex<Arc<Keyspaces>>,
     /// Whether the node is well, for those who ask from outside.
     pub vitals: watch::Sender<Vitals>,
+    /// The connections, and the bytes that wait in them.
+    pub connections: Arc<Connections>,
     /// Set when the node stops: long streams end.
     pub stopping: watch::Sender<bool>,
 }
@@ -144,7 +151,7 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 }
 
 /// All services.
-pub fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflection::server::Error> {
+pub fn routes(shared: &Arc<Shared>) -> Result<axum::Router, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
@@ -167,5 +174,5 @@ pub fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflection::server::
         .add_service(reflection().build_v1alpha()?)
         .add_service(HealthServer::new(health::Service(Arc::clone(shared))))
         .into_axum_router();
-    Ok(Routes::from(pages::beside(services, shared)))
+    Ok(pages::beside(services, shared))
 }

@@ -4,10 +4,12 @@
 
 mod bad_input;
 mod bulk;
+mod connections;
 mod data;
 mod faults;
 mod health;
 mod lag;
+mod limits;
 mod metrics;
 mod migration;
 mod moving;

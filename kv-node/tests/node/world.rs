@@ -18,6 +18,7 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) address: String,
     args: Vec<String>,
+    files: Option<u32>,
     child: Child,
     log: Arc<Mutex<String>>,
 }
@@ -39,9 +40,15 @@ pub(crate) struct World {
 
 /// Starts the program; its log is collected.
 pub(crate) fn spawn(args: &[String]) -> (Child, Arc<Mutex<String>>) {
+    spawn_with(args, None)
+}
+
+/// The same, with a limit on open files.
+fn spawn_with(args: &[String], files: Option<u32>) -> (Child, Arc<Mutex<String>>) {
+    let files = files.map_or_else(String::new, |files| format!("ulimit -n {files}; "));
     // A write beyond a limit on the size of files fails then, instead of ending the process.
     let mut child = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_kv-node")])
+        .args(["-c", &format!("{files}trap '' XFSZ; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_kv-node")])
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -116,14 +123,14 @@ pub(crate) fn strings(args: &[&str]) -> Vec<String> {
 }
 
 impl Node {
-    fn start(name: &str, dir: &Path, args: &[String]) -> Self {
+    fn start(name: &str, dir: &Path, args: &[String], files: Option<u32>) -> Self {
         let mut all = strings(&["--data-dir", dir.to_str().unwrap(), "--name", name]);
         if !args.iter().any(|arg| arg == "--listen") {
             all.extend(strings(&["--listen", "127.0.0.1:0"]));
         }
         all.extend_from_slice(args);
-        let (child, log) = spawn(&all);
-        let mut node = Self { name: name.to_owned(), address: String::new(), args: all, child, log };
+        let (child, log) = spawn_with(&all, files);
+        let mut node = Self { name: name.to_owned(), address: String::new(), args: all, files, child, log };
         node.wait_for_ready();
         node
     }
@@ -140,6 +147,25 @@ impl Node {
 
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// A line of `/proc/PID/status` that tells an amount of memory, in bytes.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let found = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
+        found.trim_start_matches(':').split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// One figure of `/metrics`; `None` while the node gives no answer.
+    pub(crate) fn metric(&self, name: &str) -> Option<u64> {
+        let mut stream = std::net::TcpStream::connect(&self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: kv\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let line = text.lines().find(|line| line.starts_with(&format!("kv_{name}{{")))?;
+        // Gauges are told as 1.0, counters as 1.
+        line.rsplit(' ').next()?.split('.').next()?.parse().ok()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -198,7 +224,7 @@ impl Node {
                 None => self.args.extend(strings(&[flag, value])),
             }
         }
-        let (child, log) = spawn(&self.args);
+        let (child, log) = spawn_with(&self.args, self.files);
         self.child = child;
         self.log = log;
         self.wait_for_ready();
@@ -226,7 +252,13 @@ impl World {
     }
 
     pub(crate) fn add(&mut self, name: &str, args: &[&str]) -> usize {
-        self.nodes.push(Node::start(name, &self.dir(name), &strings(args)));
+        self.nodes.push(Node::start(name, &self.dir(name), &strings(args), None));
+        self.nodes.len() - 1
+    }
+
+    /// Adds a node that may have so many files open.
+    pub(crate) fn add_with_files(&mut self, name: &str, args: &[&str], files: u32) -> usize {
+        self.nodes.push(Node::start(name, &self.dir(name), &strings(args), Some(files)));
         self.nodes.len() - 1
     }
 

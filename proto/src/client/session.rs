@@ -14,7 +14,7 @@ use tokio_stream::Stream;
 use tonic::transport::Channel;
 
 use super::calls::{Failure, describe_status, key_value};
-use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX};
+use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, OPERATION_BYTES_MAX};
 use crate::reply::outcome_of;
 use crate::v1;
 use crate::v1::batch_operation::Operation;
@@ -69,6 +69,13 @@ impl Session {
 
     /// Has one operation done. Dropping the future gives the operation up; it may still be carried out.
     pub(super) async fn call(&self, operation: Operation, deadline: Instant) -> Result<Outcome, Failure> {
+        let bytes = operation.encoded_len();
+        if bytes > OPERATION_BYTES_MAX {
+            // It would end the stream, and with it the operations of everybody else.
+            let message =
+                format!("the operation has {bytes} bytes, the limit is {OPERATION_BYTES_MAX}; split the value");
+            return Err(Failure { error: RequestError::invalid(message), transport: false });
+        }
         let room = async {
             let permit = self.shared.permits.acquire().await.ok()?;
             let place = self.queue.reserve().await.ok()?;

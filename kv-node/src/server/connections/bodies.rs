@@ -1,0 +1,101 @@
+//! The bodies of requests and answers: each counts the bytes that it holds.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tonic::Status;
+
+use super::{Begun, Connections};
+use crate::budget::Share;
+
+/// Bytes of a request that have come and were not taken as a message yet. Streams take message after message.
+#[derive(Clone, Debug)]
+pub struct Received(Arc<Mutex<Share>>);
+
+impl Received {
+    pub(super) fn new(connections: &Connections) -> Self {
+        Self(Arc::new(Mutex::new(connections.incoming.hold(0))))
+    }
+
+    /// A message was taken.
+    pub fn taken(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn grow(&self, bytes: usize) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes)
+    }
+}
+
+/// The body of a request.
+pub(super) struct Request {
+    pub(super) body: Incoming,
+    pub(super) received: Received,
+}
+
+impl Body for Request {
+    type Data = Bytes;
+    type Error = tonic::codegen::StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && !self.received.grow(data.len())
+        {
+            let status = Status::resource_exhausted(
+                "too many bytes of requests are coming in at this node; nothing was done, slow down and try again",
+            );
+            return Poll::Ready(Some(Err(status.into())));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer. What it was given to hold it holds until the client has taken all of it.
+pub(super) struct Answer {
+    pub(super) body: axum::body::Body,
+    pub(super) request: Begun,
+    pub(super) held: Option<Arc<Share>>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.request.asked();
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => self.request.gave(),
+            _ => self.held = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
