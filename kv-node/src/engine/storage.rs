@@ -87,6 +87,8 @@ pub(super) struct Storage {
     /// Bytes given to the committing thread that are not durable.
     pending: std::collections::VecDeque<(Seq, usize)>,
     pending_bytes: usize,
+    /// The committing thread ends when the store has failed. The loop goes on, and says so.
+    _done: mpsc::UnboundedSender<Done>,
 }
 
 impl Storage {
@@ -99,7 +101,8 @@ impl Storage {
         read: mpsc::Sender<Done>,
     ) -> Result<Self, StorageError> {
         let (commits, inbox) = sync::channel();
-        spawn("kv-commit", move || commit_all(committer, &inbox, &done))?;
+        let to_loop = done.clone();
+        spawn("kv-commit", move || commit_all(committer, &inbox, &to_loop))?;
         let reading = |name: &'static str| {
             let (jobs, inbox) = sync::channel();
             let (reader, done) = (reader.clone(), read.clone());
@@ -108,7 +111,7 @@ impl Storage {
         // Slices are long: they have a thread of their own, so that no get waits behind one.
         let gets = reading("kv-read")?;
         let slices = reading("kv-slice")?;
-        Ok(Self { commits, gets, slices, pending: std::collections::VecDeque::new(), pending_bytes: 0 })
+        Ok(Self { commits, gets, slices, pending: std::collections::VecDeque::new(), pending_bytes: 0, _done: done })
     }
 
     pub(super) fn handle(&self) -> Handle {
