@@ -14,6 +14,7 @@ pub mod node;
 mod replica;
 pub mod ring;
 pub mod rule;
+pub mod small_file;
 pub mod storage;
 pub mod topology;
 pub mod types;

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::StorageError;
@@ -104,6 +105,34 @@ fn with_bytes(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
     fs::write(path, bytes).unwrap();
+}
+
+/// The last holder of a store may be any thread, and closing it takes its time.
+#[test]
+fn the_lock_of_a_store_is_free_as_soon_as_it_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..40 {
+        let (opened, reader, mut committer) = open(directory.path());
+        assert_eq!(opened.incarnation.boot, round + 1);
+        let lock = reader.lock();
+        let readers: Vec<_> = (0..3).map(|_| reader.clone()).collect();
+        let holders: Vec<_> = readers
+            .into_iter()
+            .map(|reader| {
+                std::thread::Builder::new().spawn(move || {
+                    reader.meta(b"commits").unwrap();
+                    drop(reader);
+                })
+            })
+            .collect();
+        committer.commit(&[numbered(round)], Seq(1)).unwrap();
+        drop(committer);
+        assert!(!lock.wait_until_free(Duration::ZERO), "a reader is left");
+        drop(reader);
+        assert!(lock.wait_until_free(Duration::from_secs(60)));
+        assert!(lock.wait_until_free(Duration::ZERO), "it stays free, for whoever asks later");
+        holders.into_iter().for_each(|holder| holder.unwrap().join().unwrap());
+    }
 }
 
 #[test]

@@ -63,11 +63,8 @@ pub(crate) struct OsDisk {
 impl OsDisk {
     /// Opens `dir`, which is created if it is missing.
     pub(crate) fn open(dir: &Path) -> Result<Self, FileError> {
-        let failed = |action, path: &Path, source| FileError::io(action, path.display().to_string(), source);
-        std::fs::create_dir_all(dir).map_err(|source| failed("create", dir, source))?;
-        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            File::open(parent).and_then(|parent| parent.sync_all()).map_err(|source| failed("sync", parent, source))?;
-        }
+        kv_core::small_file::create_folder(dir)
+            .map_err(|source| FileError::io("create", dir.display().to_string(), source))?;
         Ok(Self { dir: dir.to_owned(), open: BTreeMap::new() })
     }
 

@@ -1,9 +1,11 @@
 //! Small files that are replaced as a whole: the vote, the purge mark, the snapshot, the newest state, the identity.
 //!
 //! Format: the mark `KVCF`, the format number (u32), the checksum of the content (XXH3, u64), the content; numbers are
-//! little-endian. A file is written under another name, synced, renamed and its directory synced: after a crash it is
-//! the old one or the new one.
+//! little-endian. How a file is replaced, so that after a crash it is the old one or the new one, is `small_file`'s matter.
 
+use std::io;
+
+use kv_core::small_file::{Folder, replace_in};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::xxh3_64;
@@ -28,16 +30,33 @@ pub(crate) fn replace<D: Disk>(disk: &mut D, name: &str, content: &[u8]) -> Resu
     bytes.extend_from_slice(&FORMAT.to_le_bytes());
     bytes.extend_from_slice(&xxh3_64(content).to_le_bytes());
     bytes.extend_from_slice(content);
-    let temporary = format!("{name}.tmp");
     let path = disk.path(name);
-    let mut written = || {
-        disk.create(&temporary)?;
-        disk.write(&temporary, 0, &bytes)?;
-        disk.sync(&temporary)?;
-        disk.rename(&temporary, name)?;
-        disk.sync_dir()
-    };
-    written().map_err(|source| FileError::io("write", path, source))
+    replace_in(&mut Files(disk), name, &bytes).map_err(|source| FileError::io("write", path, source))
+}
+
+/// The disk as a folder of small files.
+struct Files<'a, D>(&'a mut D);
+
+impl<D: Disk> Folder for Files<'_, D> {
+    fn create(&mut self, name: &str) -> io::Result<()> {
+        self.0.create(name)
+    }
+
+    fn write(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.0.write(name, 0, content)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.0.sync(name)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn sync_folder(&mut self) -> io::Result<()> {
+        self.0.sync_dir()
+    }
 }
 
 /// The content of the file `name`; `None` if there is none.

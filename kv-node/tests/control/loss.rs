@@ -183,7 +183,7 @@ fn a_disk_that_fails_stops_the_control_plane_and_not_the_state_that_is_served() 
         propose(&control, create("before")).await.unwrap();
         let before = until_state(&control, "the keyspace", |state| state.keyspace_named("before").is_some()).await;
         // A directory in the way of the file that every change writes.
-        let obstacle = world.path().join(&spec.dir).join("newest.tmp");
+        let obstacle = world.path().join(&spec.dir).join("newest.new");
         std::fs::create_dir(&obstacle).unwrap();
         let error = propose(&control, create("never-shown")).await.unwrap_err();
         assert!(matches!(error, ProposeError::Stopped { .. }), "{error}");

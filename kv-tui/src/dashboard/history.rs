@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
+use kv_core::small_file::{self, Access};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::model::HISTORY_MAX;
@@ -49,8 +50,7 @@ impl History {
         if self.lines.len() > FILE_LINES_MAX {
             self.lines = self.lines();
             // What another dashboard wrote meanwhile is lost with what is too old.
-            let mut file = private(OpenOptions::new().write(true).truncate(true))?;
-            return file.write_all((self.lines.join("\n") + "\n").as_bytes());
+            return small_file::replace(path, (self.lines.join("\n") + "\n").as_bytes(), Access::Owner);
         }
         private(OpenOptions::new().append(true))?.write_all(format!("{line}\n").as_bytes())
     }

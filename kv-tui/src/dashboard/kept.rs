@@ -1,10 +1,10 @@
 //! What is kept from one run to the next: the screen, and the filters, orders and views chosen.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
+use kv_core::small_file::{self, Access};
 use kv_core::types::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -69,10 +69,7 @@ impl Kept {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let new = path.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        fs::rename(&new, path)
+        small_file::replace(path, &serde_json::to_vec_pretty(self)?, Access::Owner)
     }
 }
 
@@ -95,7 +92,10 @@ mod tests {
         Kept::read(&path).apply(&mut next);
         assert_eq!(Kept::of(&next), Kept::of(&model));
         assert_eq!(next.nodes.selected, None, "what was selected is a matter of the moment");
-        fs::write(&path, "{\"screen\": \"Nothing\"}").expect("written");
-        assert_eq!(Kept::read(&path), Kept::default());
+        let text = fs::read(&path).expect("read");
+        for damage in [&b""[..], &text[..text.len() / 2], b"\0\0\0\0", b"{\"screen\": \"Nothing\"}"] {
+            fs::write(&path, damage).expect("written");
+            assert_eq!(Kept::read(&path), Kept::default(), "as at the first start");
+        }
     }
 }

@@ -12,7 +12,7 @@ use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Read
 
 use super::background::compact_if_nobody_does;
 use super::descriptors::{Descriptors, patiently};
-use super::identity::{Confirmed, Directory, Identity, is_full};
+use super::identity::{Confirmed, Directory, Identity, StoreLock, is_full};
 use super::ledger::{Ledger, Written};
 use super::{CHECKPOINT, ENTRY, META};
 use crate::error::StorageError;
@@ -144,6 +144,12 @@ pub struct DiskReader {
 impl DiskReader {
     pub(super) fn new(shared: Shared, recounted: bool) -> Self {
         Self { shared, recounted }
+    }
+
+    /// Tells when the store is closed and can be opened again.
+    #[must_use]
+    pub fn lock(&self) -> StoreLock {
+        self.shared.directory.lock()
     }
 
     /// How the engine is doing.

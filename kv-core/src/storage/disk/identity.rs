@@ -11,10 +11,13 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
+use crate::small_file::{self, Access};
 use crate::storage::seal::{seal, unseal};
 use crate::types::{ClusterId, HashSeed, StoreId};
 
@@ -28,6 +31,7 @@ pub(super) const FORMAT: u32 = 1;
 const SEAL: u8 = 1;
 
 const IDENTITY: &str = "identity";
+/// What `small_file` leaves behind when a write of the identity is cut short.
 const IDENTITY_NEW: &str = "identity.new";
 const LOCK: &str = "lock";
 const CONFIRMED: &str = "confirmed";
@@ -55,12 +59,42 @@ pub(super) struct Directory {
     path: PathBuf,
     /// Held open for its lock.
     _lock: File,
+    /// Behind the lock: it tells that the lock is free.
+    holder: Holder,
+}
+
+/// The lock of a store, for who waits for it: a store is closed when the last of its readers and its committer are
+/// dropped, by whichever thread that is.
+#[derive(Clone, Debug, Default)]
+pub struct StoreLock(Arc<(Mutex<bool>, Condvar)>);
+
+impl StoreLock {
+    /// Waits until the store is closed and its lock is free, at most for `patience`; says whether that has happened.
+    #[must_use]
+    pub fn wait_until_free(&self, patience: Duration) -> bool {
+        let (free, changed) = &*self.0;
+        let free = free.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(free, patience, |free| !*free);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// Says that a lock is free when it is dropped.
+#[derive(Debug)]
+struct Holder(StoreLock);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let (free, changed) = &*self.0.0;
+        *free.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
+    }
 }
 
 impl Directory {
     /// Locks the directory, which is created if it is missing, and reads its identity; `None` if it is empty.
     pub(super) fn open(path: &Path) -> Result<(Self, Option<Identity>), StorageError> {
-        fs::create_dir_all(path).map_err(|source| match source.kind() {
+        small_file::create_folder(path).map_err(|source| match source.kind() {
             ErrorKind::AlreadyExists | ErrorKind::NotADirectory => not_a_store(path, "it is not a directory"),
             _ => io_error("creating", path, source),
         })?;
@@ -76,7 +110,12 @@ impl Directory {
         }
         refuse_strangers(path)?;
         let identity = read_identity(path)?;
-        Ok((Self { path: path.to_owned(), _lock: lock }, identity))
+        Ok((Self { path: path.to_owned(), _lock: lock, holder: Holder(StoreLock::default()) }, identity))
+    }
+
+    /// Tells when the directory is free again.
+    pub(super) fn lock(&self) -> StoreLock {
+        self.holder.0.clone()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -90,16 +129,9 @@ impl Directory {
 
     /// Replaces the identity, durably.
     pub(super) fn write_identity(&self, identity: &Identity) -> Result<(), StorageError> {
-        let (new, path) = (self.path.join(IDENTITY_NEW), self.path.join(IDENTITY));
+        let path = self.path.join(IDENTITY);
         let bytes = [MAGIC, FORMAT.to_le_bytes().as_slice(), &seal(SEAL, identity)].concat();
-        let write = || {
-            let mut file = File::create(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            sync_directory(&self.path)
-        };
-        write().map_err(|source| io_error("writing", &path, source))
+        small_file::replace(&path, &bytes, Access::Usual).map_err(|source| io_error("writing", &path, source))
     }
 
     /// Opens the file with the number of the last confirmed commit, and reads it; 0 if it does not say.
@@ -143,10 +175,6 @@ pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> 
 /// Whether a write failed for lack of space: the device, the quota or the largest file allowed.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
-}
-
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 pub(super) fn not_a_store(path: &Path, reason: &str) -> StorageError {

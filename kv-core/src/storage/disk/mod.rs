@@ -32,6 +32,7 @@ mod tables;
 
 pub use descriptors::is_out_of_descriptors;
 pub use engine::{DiskCommitter, DiskMetrics, DiskReader};
+pub use identity::StoreLock;
 pub use open::{DiskStore, OpenIds};
 
 const META: u8 = 0x80;
