@@ -2,7 +2,7 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | `run`, `settings`, `signals`, `log` | a node from start to end |
+//! | `run`, `settings`, `own_files`, `signals`, `log` | a node from start to end |
 //! | `engine` | one task steps the core, one thread commits, others read |
 //! | `link` | one stream for each pair of nodes |
 //! | `server` | the gRPC services and `/metrics` |
@@ -21,6 +21,7 @@ pub mod events;
 pub mod link;
 pub mod liveness;
 mod log;
+mod own_files;
 mod run;
 pub mod server;
 pub mod settings;
@@ -28,11 +29,8 @@ mod signals;
 pub mod transfers;
 pub mod usage;
 
+pub use own_files::REMOVED_FILE;
 pub use run::run;
-
-/// The file that a node leaves in its data directory when it was removed from its cluster: why, in words. A node does not
-/// start on such a directory.
-pub const REMOVED_FILE: &str = "removed";
 
 /// The release, for people.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");

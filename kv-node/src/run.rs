@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::storage::{Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Opened};
 use kv_core::types::{NodeId, StoreId};
+use kv_proto::address::is_of_one_machine;
 use kv_proto::edge::Keyspaces;
 use kv_proto::request_id::RequestIds;
 use kv_proto::v1::Severity;
@@ -27,15 +28,16 @@ use crate::engine::{Command, Engine, EngineConfig};
 use crate::events::{Events, NewEvent};
 use crate::link::{Identity, Links, Members, keep_links};
 use crate::liveness::{Condition, Heartbeats, Patience};
+use crate::own_files::{ListenFile, OwnFileError, check_not_removed, mark_removed};
 use crate::server::connections::{self, ConnectionSettings, Connections};
 use crate::server::{Serving, Shared, routes};
 use crate::settings::{Settings, SettingsError};
 use crate::transfers::{Watchdog, follow};
 use crate::usage::Usage;
-use crate::{REMOVED_FILE, log, signals};
+use crate::{log, signals};
 
-/// Where the address is kept on which the node listened last.
-const LISTEN_FILE: &str = "listen";
+/// How long a node that starts its store again waits for the threads of the run before.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a node does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +55,8 @@ pub(crate) enum RunError {
     #[error(transparent)]
     Control(#[from] crate::control::StartError),
     /// A file of the node.
-    #[error("{path}: {problem}")]
-    File {
-        /// Which.
-        path: String,
-        /// What is wrong.
-        problem: String,
-    },
+    #[error(transparent)]
+    File(#[from] OwnFileError),
     /// The address.
     #[error("listen: {address} cannot be used: {problem}")]
     Listen {
@@ -117,41 +114,47 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
     let settings = Settings::read(args)?;
     log::start(&settings.log)?;
-    let mut renew = false;
-    loop {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
-        match runtime.block_on(serve(&settings, renew)) {
-            Ok(End::Stopped) => return Ok(()),
-            Ok(End::Removed(why)) => {
-                tracing::warn!(%why, "the node ends");
-                return mark_removed(&settings.data_dir, &why);
-            }
-            Ok(End::RolledBack(why)) if !renew => tracing::warn!(%why, "the store starts again under a new id"),
-            Err(RunError::Storage(StorageError::RolledBack { what, .. })) if !renew => {
-                tracing::warn!(%what, "the store starts again under a new id");
-            }
-            Ok(End::RolledBack(why)) => return Err(RunError::System(why)),
-            Err(error) => return Err(error),
+    check_not_removed(&settings.data_dir)?;
+    let why = match run_once(&settings, false) {
+        Ok(End::RolledBack(why)) => why,
+        Err(RunError::Storage(StorageError::RolledBack { what, .. })) => what,
+        Ok(end) => return ended(&settings, end),
+        Err(error) => return Err(error),
+    };
+    tracing::warn!(%why, "the store starts again under a new id");
+    ended(&settings, run_once(&settings, true)?)
+}
+
+fn ended(settings: &Settings, end: End) -> Result<(), RunError> {
+    match end {
+        End::Stopped => Ok(()),
+        End::Removed(why) => {
+            tracing::warn!(%why, "the node ends");
+            Ok(mark_removed(&settings.data_dir, &why)?)
         }
-        renew = true;
+        End::RolledBack(why) => Err(RunError::System(why)),
     }
 }
 
-/// Leaves a word in the data directory, so that a start by mistake ends at once.
-fn mark_removed(data: &Path, why: &str) -> Result<(), RunError> {
-    let path = data.join(REMOVED_FILE);
-    std::fs::write(&path, format!("{why}\n"))
-        .map_err(|error| RunError::File { path: path.display().to_string(), problem: error.to_string() })
-}
-
-/// Refuses a data directory whose node was removed.
-fn check_not_removed(data: &Path) -> Result<(), RunError> {
-    let path = data.join(REMOVED_FILE);
-    match std::fs::read_to_string(&path) {
-        Ok(why) => Err(RunError::File { path: path.display().to_string(), problem: why.trim_end().to_owned() }),
-        Err(_) => Ok(()),
+/// One run of the store, from its opening until nothing of it is left.
+fn run_once(settings: &Settings, renew: bool) -> Result<End, RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
+    let division = divide_descriptors(settings)?;
+    let (opened, reader, committer) = open_store(settings, &division, renew)?;
+    let lock = reader.lock();
+    let end = runtime.block_on(serve(settings, division, opened, reader, committer));
+    drop(runtime);
+    // The threads that read end when they learn that the engine has gone, and the last one closes the store. Until then
+    // it cannot be opened again.
+    if matches!(end, Ok(End::RolledBack(_))) && !lock.wait_until_free(LOCK_PATIENCE) {
+        let waited = LOCK_PATIENCE.as_secs();
+        return Err(RunError::System(format!(
+            "the store cannot be opened again: a thread of this node has used it for {waited} s, so its disk may have \
+             stalled; restart the node"
+        )));
     }
+    end
 }
 
 fn random<const N: usize>() -> Result<[u8; N], RunError> {
@@ -190,18 +193,20 @@ fn open_store(
     Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
 }
 
-async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
+async fn serve(
+    settings: &Settings,
+    division: Division,
+    opened: Opened,
+    reader: DiskReader,
+    committer: DiskCommitter,
+) -> Result<End, RunError> {
     let signal = signals::stop()?;
     let clock = Clock::start();
     let data = &settings.data_dir;
-    check_not_removed(data)?;
-    let division = divide_descriptors(settings)?;
-    let (opened, reader, committer) = open_store(settings, &division, renew)?;
     let known = remembered(&data.join("control")).map_err(crate::control::StartError::from)?;
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
-    let listener = listen(settings, data).await?;
-    let local =
-        listener.local_addr().map_err(|error| RunError::System(format!("the listener has no address: {error}")))?;
+    let listener = listen(settings, member.as_ref()).await?;
+    let local = listener.local_addr().map_err(|error| no_address(&error))?;
     let entrance = match (&settings.entrance, &known) {
         (Some(entrance), _) => entrance.clone(),
         (None, Some(_)) => Entrance::Resume,
@@ -241,7 +246,7 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
         .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
     let stopping = shared.stopping.subscribe();
     let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), stopping));
-    announce(&name, local)?;
+    announce(&name, local);
 
     let end = tokio::select! {
         end = live(Arc::clone(&shared), settings, reader, committer) => end,
@@ -260,17 +265,19 @@ async fn serve(settings: &Settings, renew: bool) -> Result<End, RunError> {
 }
 
 /// Binds the address and remembers it, so that a port that was picked once is kept.
-async fn listen(settings: &Settings, data: &Path) -> Result<TcpListener, RunError> {
-    let path = data.join(LISTEN_FILE);
-    let file = |problem: String| RunError::File { path: path.display().to_string(), problem };
-    let before = match std::fs::read_to_string(&path) {
-        Ok(text) => Some(text.trim().parse().map_err(|error| {
-            file(format!("holds {text:?}, which is not an address ({error}); remove the file and say --listen"))
-        })?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(file(error.to_string())),
-    };
+async fn listen(settings: &Settings, member: Option<&MemberRecord>) -> Result<TcpListener, RunError> {
+    let file = ListenFile::read(&settings.data_dir)?;
+    let before = file.before(settings.listen, member.map(|member| member.address.as_str()))?;
     let address = settings.listen_or(before);
+    if settings.advertise.is_none() && !is_of_one_machine(address.ip()) {
+        return Err(RunError::Settings(SettingsError::Value {
+            field: "advertise",
+            problem: format!(
+                "is not given, and no other machine reaches this node at {address}, where it listens; name an address of \
+                 this machine with --advertise ADDR:PORT"
+            ),
+        }));
+    }
     let listener = TcpListener::bind(address).await.map_err(|error| RunError::Listen {
         address,
         problem: match error.kind() {
@@ -280,11 +287,13 @@ async fn listen(settings: &Settings, data: &Path) -> Result<TcpListener, RunErro
             _ => format!("{error}; choose an address of this machine with --listen"),
         },
     })?;
-    let local = listener.local_addr().map_err(|error| file(error.to_string()))?;
-    if before != Some(local) {
-        std::fs::write(&path, format!("{local}\n")).map_err(|error| file(error.to_string()))?;
-    }
+    let local = listener.local_addr().map_err(|error| no_address(&error))?;
+    file.write(local)?;
     Ok(listener)
+}
+
+fn no_address(error: &std::io::Error) -> RunError {
+    RunError::System(format!("the listener has no address: {error}"))
 }
 
 fn control_config(
@@ -296,29 +305,30 @@ fn control_config(
     liveness: &crate::control::SharedLiveness,
     clock: Clock,
 ) -> Result<ControlConfig, RunError> {
-    let used = |field: &'static str, said: &str, member: &str| {
-        RunError::Settings(SettingsError::Value {
-            field,
-            problem: format!(
-                "is {said:?}, but this data directory belongs to a node with {member:?}; leave the flag out, or use another --data-dir"
-            ),
-        })
-    };
     if let Some(member) = &member {
         if let Some(name) = &settings.name
             && *name != member.name
         {
-            return Err(used("name", name, &member.name));
+            let problem = format!(
+                "is {name:?}, but this data directory belongs to a node with {:?}; leave the flag out, or use another \
+                 --data-dir",
+                member.name
+            );
+            return Err(RunError::Settings(SettingsError::Value { field: "name", problem }));
         }
-        if let Some(zone) = &settings.zone
-            && *zone != member.zone
-        {
-            return Err(used("zone", zone, &member.zone));
+        // These may have been changed since the first start, for which the flags were written.
+        if let Some(zone) = settings.zone.as_ref().filter(|zone| **zone != member.zone) {
+            tracing::warn!(
+                flag = %zone, agreed = %member.zone,
+                "--zone is not what the cluster has agreed on, which counts; node zone changes it"
+            );
         }
-        if let Some(weight) = settings.weight
-            && weight.to_bits() != member.weight.to_bits()
-        {
-            return Err(used("weight", &weight.to_string(), &member.weight.to_string()));
+        if let Some(weight) = settings.weight.filter(|weight| weight.to_bits() != member.weight.to_bits()) {
+            tracing::warn!(
+                flag = weight,
+                agreed = member.weight,
+                "--weight is not what the cluster has agreed on, which counts; node weight changes it"
+            );
         }
     }
     let name = member.as_ref().map(|member| member.name.clone()).or_else(|| settings.name.clone());
@@ -356,11 +366,12 @@ fn host_name() -> String {
     if name.is_empty() { "node".to_owned() } else { name.to_owned() }
 }
 
-fn announce(name: &str, local: SocketAddr) -> Result<(), RunError> {
+/// Says that the node accepts connections. Who started it may have stopped reading: at a second run of the store, for one.
+fn announce(name: &str, local: SocketAddr) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "ready {name} {local}")
-        .and_then(|()| out.flush())
-        .map_err(|error| RunError::System(format!("stdout: {error}")))
+    if let Err(error) = writeln!(out, "ready {name} {local}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "nobody reads on stdout that {name} is ready on {local}");
+    }
 }
 
 /// Waits until the node belongs to a formed cluster, then runs its data plane until something ends it.
@@ -441,6 +452,9 @@ async fn live(
         tokio::spawn(follow_engine(Arc::clone(&shared), engine.clone())),
     ];
     let mut rolled_back = links.rolled_back();
+    let mut moved = shared.control.moved();
+    // What was found before is not told again.
+    hand_over_addresses(&shared, &shared.state(), &members);
     let end = loop {
         tokio::select! {
             changed = state.changed() => match changed {
@@ -450,6 +464,8 @@ async fn live(
                 }
                 Err(_) => break Err(RunError::System("the control plane ended".into())),
             },
+            // The sender lives as long as the control plane, whose end the others tell.
+            Ok(()) = moved.changed() => hand_over_addresses(&shared, &shared.state(), &members),
             changed = standing.changed() => {
                 let current = standing.borrow_and_update().clone();
                 tracing::info!(standing = %current, "how the node stands");
@@ -504,7 +520,14 @@ async fn hand_over(shared: &Shared, engine: &Engine, agreed: &ClusterState, memb
     let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
     *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);
     shared.control.acts_on(agreed.revision);
-    let current: Members = agreed.members.iter().map(|(node, member)| (*node, member.address.clone())).collect();
+    hand_over_addresses(shared, agreed, members);
+}
+
+/// Gives the links the addresses of the members, as far as this node knows.
+fn hand_over_addresses(shared: &Shared, agreed: &ClusterState, members: &watch::Sender<Members>) {
+    let address =
+        |node: NodeId, member: &MemberRecord| shared.control.address_of(node).unwrap_or_else(|| member.address.clone());
+    let current: Members = agreed.members.iter().map(|(node, member)| (*node, address(*node, member))).collect();
     members.send_if_modified(|known| {
         let differs = *known != current;
         *known = current;

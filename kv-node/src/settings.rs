@@ -1,7 +1,7 @@
 //! Settings of a node: flags, then environment, then the configuration file, then defaults.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use clap::{Parser, ValueEnum};
 use kv_core::config::ClusterConfig;
 use kv_core::ring::{PARTITIONS_MAX, WEIGHT_MAX, WEIGHT_MIN};
 use kv_core::types::StoreId;
-use kv_proto::peer::{check_address, check_name};
+use kv_proto::address::{check_address, check_advertised, listen_address};
+use kv_proto::peer::check_name;
 use serde::Deserialize;
 
 use crate::control::{Entrance, Founding};
 
 /// Where a node listens if nobody says.
-const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
 
 /// A node of the distributed key-value store kv.
 ///
@@ -38,7 +39,7 @@ pub struct Flags {
     #[arg(long, env = "KV_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<String>,
 
-    /// Where others reach it, if that is not where it listens.
+    /// Where others reach it, if that is not where it listens; needed with --listen 0.0.0.0 or [::].
     #[arg(long, env = "KV_ADVERTISE", value_name = "ADDR:PORT")]
     pub advertise: Option<String>,
 
@@ -46,11 +47,12 @@ pub struct Flags {
     #[arg(long, env = "KV_NAME")]
     pub name: Option<String>,
 
-    /// Its failure domain: copies of a key go to different zones where there are enough [default: default].
+    /// Its failure domain: copies of a key go to different zones where there are enough; later, node zone changes it
+    /// [default: default].
     #[arg(long, env = "KV_ZONE")]
     pub zone: Option<String>,
 
-    /// Its capacity relative to the other members [default: 1].
+    /// Its capacity relative to the other members; later, node weight changes it [default: 1].
     #[arg(long, env = "KV_WEIGHT")]
     pub weight: Option<f64>,
 
@@ -234,22 +236,13 @@ impl Settings {
         }
         let listen = flags
             .listen
-            .map(|listen| {
-                listen.parse::<SocketAddr>().map_err(|error| {
-                    value(
-                        "listen",
-                        format!("{listen:?} is not an address and port ({error}); such as {LISTEN_DEFAULT}"),
-                    )
-                })
-            })
+            .map(|listen| listen_address(&listen).map_err(|error| value("listen", strip("address", &error.message))))
             .transpose()?;
-        for (field, address) in flags
-            .advertise
-            .iter()
-            .map(|address| ("advertise", address))
-            .chain(flags.join.iter().flatten().map(|address| ("join", address)))
-        {
-            check_address(address).map_err(|error| value(field, error.message))?;
+        if let Some(address) = &flags.advertise {
+            check_advertised(address).map_err(|error| value("advertise", strip("address", &error.message)))?;
+        }
+        for address in flags.join.iter().flatten() {
+            check_address(address).map_err(|error| value("join", strip("address", &error.message)))?;
         }
         let founding_flags = flags.expect.is_some() || flags.copies.is_some() || flags.partitions.is_some();
         let bootstrap = flags.bootstrap == Some(true);
@@ -337,12 +330,11 @@ impl Settings {
     /// Where to listen: as said, else as before, else the default.
     #[must_use]
     pub fn listen_or(&self, before: Option<SocketAddr>) -> SocketAddr {
-        let default = || SocketAddr::from(([127, 0, 0, 1], 7400));
         match (self.listen, before) {
             // Port 0 means any port, once: from then on it is that one.
             (Some(listen), Some(before)) if listen.port() == 0 => SocketAddr::new(listen.ip(), before.port()),
             (Some(listen), _) => listen,
-            (None, before) => before.unwrap_or_else(default),
+            (None, before) => before.unwrap_or(LISTEN_DEFAULT),
         }
     }
 }
@@ -416,6 +408,13 @@ mod tests {
             (&["--connections-max", "0"], "connections-max"),
             (&["--streams-max", "0"], "streams-max"),
             (&["--idle-timeout-s", "0"], "idle-timeout-s"),
+            (
+                &["--advertise", "::1:7400"],
+                "advertise: \"::1:7400\" is not host:port: an IPv6 address stands in brackets",
+            ),
+            (&["--advertise", "0.0.0.0:7400"], "advertise"),
+            (&["--join", "a:1,::1:7400"], "join: \"::1:7400\""),
+            (&["--listen", "::1:7400"], "listen: \"::1:7400\""),
         ] {
             assert!(problem(args).starts_with(field), "{args:?}: {}", problem(args));
         }

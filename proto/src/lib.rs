@@ -2,6 +2,7 @@
 //! domain types of kv-core, and the cluster client. Wire types stop here: what comes from a client or a peer is
 //! validated once, on receipt.
 
+pub mod address;
 pub mod client;
 pub mod describe;
 pub mod edge;

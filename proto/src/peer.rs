@@ -7,6 +7,7 @@ use kv_core::error::RequestError;
 use kv_core::message::Hello;
 use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId, StoreId};
 
+use crate::address::check_advertised;
 use crate::limits::NAME_BYTES_MAX;
 use crate::v1;
 
@@ -43,7 +44,7 @@ impl TryFrom<v1::JoinRequest> for Joining {
     fn try_from(wire: v1::JoinRequest) -> Result<Self, Self::Error> {
         check_name("name", &wire.name)?;
         check_name("zone", &wire.zone)?;
-        check_address(&wire.address)?;
+        check_advertised(&wire.address)?;
         if !(wire.weight.is_finite() && wire.weight > 0.0) {
             return Err(RequestError::invalid(format!(
                 "weight: is {}; give a number above 0, such as 1 for an ordinary node",
@@ -107,22 +108,6 @@ pub fn check_name(field: &str, name: &str) -> Result<(), RequestError> {
         )));
     }
     Ok(())
-}
-
-/// Checks an address of the form host:port.
-///
-/// # Errors
-/// `Invalid`, with the form.
-pub fn check_address(address: &str) -> Result<(), RequestError> {
-    let valid = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
-        && !address.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
-    if valid && address.len() <= 255 + 6 {
-        Ok(())
-    } else {
-        Err(RequestError::invalid(format!("address: {address:?} is not host:port, such as 10.0.0.7:7400")))
-    }
 }
 
 impl From<Incarnation> for v1::Incarnation {

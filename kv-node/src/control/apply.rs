@@ -6,6 +6,7 @@ use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::handshake::is_rolled_back;
 use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
 use kv_core::types::{Epoch, KeyspaceId, NodeId, StoreId};
+use kv_proto::address::{ADDRESS_BYTES_MAX, check_advertised};
 
 use super::command::{Arrival, Done, Founding, KeyspaceSpec, Refusal, RefusalKind};
 use super::state::{ClusterState, MemberRecord, Phase};
@@ -295,7 +296,10 @@ pub(super) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
             arrival.weight
         )));
     }
-    kv_proto::peer::check_address(&arrival.address).map_err(|error| invalid(error.message))?;
+    // Not whether it is one: members that were let in by an earlier build are in the log, and stay.
+    if arrival.address.len() > ADDRESS_BYTES_MAX {
+        return Err(invalid(format!("the address has more than {ADDRESS_BYTES_MAX} bytes; give a shorter one")));
+    }
     if arrival.replaces.len() > REPLACES_MAX {
         return Err(invalid(format!("the node replaces more than {REPLACES_MAX} stores; name the last ones only")));
     }
@@ -303,6 +307,11 @@ pub(super) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
         return Err(invalid(format!("the version has more than {VERSION_BYTES_MAX} bytes; shorten it")));
     }
     Ok(())
+}
+
+/// Checks where a node says that others reach it, before that is agreed on.
+pub(super) fn check_place(arrival: &Arrival) -> Result<(), Refusal> {
+    check_advertised(&arrival.address).map_err(|error| invalid(error.message))
 }
 
 /// Checks the report of a store that is a member against what is known of it.

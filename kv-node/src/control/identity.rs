@@ -21,7 +21,7 @@ pub(super) const IDENTITY: &str = "identity";
 pub enum Entrance {
     /// It founds one. On a used directory the values are checked against those that it was founded with.
     Bootstrap(Founding),
-    /// It reports to the nodes at these addresses. On a used directory they are further places to ask for the leader.
+    /// It reports to the nodes at these addresses. On a used directory they are further places where members may be.
     Join(Vec<String>),
     /// It goes on where it was; the directory must have been used.
     Resume,
@@ -63,7 +63,8 @@ pub(crate) struct Identity {
     pub(crate) founding: Option<Founding>,
     /// Former stores of the node whose place this one takes.
     pub(crate) replaces: Vec<StoreId>,
-    /// The addresses that the node joined by: all it knows of its cluster until it has learned the agreed state.
+    /// The addresses given to `--join` last: all that the node knows of its cluster until it has learned the agreed state,
+    /// and places where members may be that are not where they were.
     pub(crate) contacts: Vec<String>,
 }
 
@@ -108,6 +109,14 @@ pub(crate) fn settle<D: Disk>(
         return Ok(identity);
     };
     check_flags(entrance, &identity)?;
+    if let Entrance::Join(contacts) = entrance
+        && !contacts.is_empty()
+        && *contacts != identity.contacts
+    {
+        // The nodes may all have moved since; a further start without the flag finds them here.
+        identity.contacts.clone_from(contacts);
+        save(disk, &identity)?;
+    }
     if identity.store != store {
         if machine::load(disk)?.newest.members.len() == 1 {
             return Err(StartError::StoreLost { held: identity.store, found: store });
@@ -153,7 +162,21 @@ fn new_identity<D: Disk>(
 
 fn check_flags(entrance: &Entrance, identity: &Identity) -> Result<(), StartError> {
     match (entrance, &identity.founding) {
-        (Entrance::Bootstrap(given), Some(known)) if given != known => Err(StartError::Flags(format!(
+        (Entrance::Bootstrap(given), Some(known))
+            if (given.expect, given.partitions) == (known.expect, known.partitions) =>
+        {
+            // The number of copies may have been changed since.
+            if given.copies != known.copies {
+                tracing::warn!(
+                    "--copies {} is not what the cluster was founded with ({}); what it has agreed on counts, and the \
+                     command copies changes it",
+                    given.copies,
+                    known.copies
+                );
+            }
+            Ok(())
+        }
+        (Entrance::Bootstrap(given), Some(known)) => Err(StartError::Flags(format!(
             "the directory was founded with --expect {} --copies {} --partitions {}, not {}, {} and {}; start the node \
              with these values or without the flags, or with an empty directory to found another cluster",
             known.expect, known.copies, known.partitions, given.expect, given.copies, given.partitions

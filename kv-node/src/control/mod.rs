@@ -15,6 +15,7 @@
 //! | `report`, `keeper` | a node makes itself known; the leader founds, forms, and keeps the group equal to the members |
 //! | `voters` | who votes: a pure function |
 //! | `transport`, `link`, `network`, `peers` | messages, and who is where |
+//! | `discover` | finding members that are not where they were |
 //! | `identity`, `machine`, `log`, `file`, `disk` | what is on disk |
 //!
 //! # Forming
@@ -33,6 +34,7 @@
 mod apply;
 mod catch_up;
 mod command;
+mod discover;
 mod disk;
 mod drive;
 mod file;
@@ -68,8 +70,9 @@ pub use peers::{Clock, SharedLiveness};
 pub use plane::{ControlConfig, ControlPlane, ControlStatus, PROPOSALS_MAX, Standing, Timing};
 pub use propose::ProposeError;
 pub use state::{ClusterState, MemberRecord, Phase};
-pub use transport::wire::{serve_join, serve_raft};
+pub use transport::wire::{serve_identify, serve_join, serve_raft};
 pub use transport::{
-    Call, GroupId, GrpcTransport, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind, Transport, TransportError,
+    Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind,
+    Transport, TransportError, Whereabouts,
 };
 pub use voters::{Candidate, choose};

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use kv_core::handshake::is_rolled_back;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
-use tokio::sync::watch;
+use kv_proto::address::check_address;
+use tokio::sync::{Notify, watch};
 
+use super::plane::unpoisoned;
 use super::raft::{RaftId, raft_id, store_of};
 use super::state::ClusterState;
 use crate::liveness::{Condition, Liveness, Opinion};
@@ -26,6 +28,12 @@ pub(crate) struct Peers {
     /// What nodes said of themselves, which may be newer than what is agreed on: after a change of addresses it lets
     /// the nodes find each other, so that they can agree on it.
     contacts: Mutex<BTreeMap<RaftId, Contact>>,
+    /// Where members may be, as they or others said; nobody has asked there yet. One for each member.
+    rumours: Mutex<BTreeMap<RaftId, String>>,
+    /// Told when there is a new rumour.
+    pub(crate) rumoured: Notify,
+    /// Counts how often a node was found to be elsewhere.
+    moved: watch::Sender<u64>,
     liveness: SharedLiveness,
     clock: Clock,
 }
@@ -38,7 +46,15 @@ struct Contact {
 
 impl Peers {
     pub(crate) fn new(state: watch::Receiver<Arc<ClusterState>>, liveness: SharedLiveness, clock: Clock) -> Self {
-        Self { state, contacts: Mutex::default(), liveness, clock }
+        Self {
+            state,
+            contacts: Mutex::default(),
+            rumours: Mutex::default(),
+            rumoured: Notify::new(),
+            moved: watch::Sender::new(0),
+            liveness,
+            clock,
+        }
     }
 
     /// Notes a message from `incarnation` at `address`.
@@ -57,8 +73,14 @@ impl Peers {
             {
                 return Err(seen);
             }
-            if told.is_some() || contacts.len() < CONTACTS_MAX {
-                contacts.insert(id, Contact { address: address.to_owned(), incarnation });
+            // What is no address leads nowhere, but its sender is heard all the same.
+            let usable = check_address(address).is_ok();
+            if usable && (told.is_some() || contacts.len() < CONTACTS_MAX) {
+                let contact = Contact { address: address.to_owned(), incarnation };
+                let before = contacts.insert(id, contact);
+                if before.is_none_or(|before| before.address != address) {
+                    self.moved.send_modify(|count| *count += 1);
+                }
             }
         }
         if let Some(node) = member {
@@ -79,6 +101,28 @@ impl Peers {
             (Some(contact), _) => Some(contact.address.clone()),
             (None, agreed) => agreed.map(|member| member.address.clone()),
         }
+    }
+
+    /// Changes when a node was found to be elsewhere.
+    pub(crate) fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
+    }
+
+    /// Notes where a member may be. Whether it is there is for that place to say.
+    pub(crate) fn suggest(&self, store: StoreId, address: &str) {
+        let id = raft_id(store);
+        if self.node_of(id).is_none() || self.address(id).as_deref() == Some(address) {
+            return;
+        }
+        let before = unpoisoned(&self.rumours).insert(id, address.to_owned());
+        if before.as_deref() != Some(address) {
+            self.rumoured.notify_one();
+        }
+    }
+
+    /// Takes the places that nobody has asked yet.
+    pub(crate) fn take_rumours(&self) -> BTreeMap<RaftId, String> {
+        std::mem::take(&mut *unpoisoned(&self.rumours))
     }
 
     /// Whether `store` was given up, so that nothing it says counts any more.
@@ -117,7 +161,7 @@ impl Peers {
     }
 
     fn contacts(&self) -> MutexGuard<'_, BTreeMap<RaftId, Contact>> {
-        self.contacts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        unpoisoned(&self.contacts)
     }
 
     fn liveness(&self) -> MutexGuard<'_, dyn Liveness + 'static> {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::apply::{check_arrival, removed};
+use super::apply::{check_arrival, check_place, removed};
 use super::catch_up::CatchingUp;
 use super::command::{Arrival, Founding, Refusal};
 use super::disk::{Disk, OsDisk};
@@ -31,7 +31,7 @@ use super::peers::{Clock, Peers, SharedLiveness};
 use super::raft::{Metrics, Raft, RaftId, raft_id};
 use super::state::{ClusterState, Phase};
 use super::transport::{GroupId, Transport};
-use super::{keeper, report};
+use super::{discover, keeper, report};
 
 /// The most proposals that wait on one node at once; one more is refused.
 pub const PROPOSALS_MAX: usize = 256;
@@ -258,7 +258,7 @@ impl ControlPlane {
             version: config.version.clone(),
             replaces: identity.replaces.clone(),
         };
-        check_arrival(&me).map_err(|refusal| StartError::Flags(refusal.message))?;
+        check_arrival(&me).and_then(|()| check_place(&me)).map_err(|refusal| StartError::Flags(refusal.message))?;
         let stored = machine::load(&mut disk)?;
         let (log, thread) = LogStore::open(disk, SEGMENT_BYTES)?;
         let writer = log.writer().clone();
@@ -324,6 +324,7 @@ impl ControlPlane {
             tasks.spawn(watch_standing(Arc::clone(&inner), rollback));
             tasks.spawn(report::run(Arc::clone(&inner)));
             tasks.spawn(keeper::run(Arc::clone(&inner)));
+            tasks.spawn(discover::run(Arc::clone(&inner)));
         }
         Ok(Self { inner })
     }
@@ -334,6 +335,18 @@ impl ControlPlane {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
         self.inner.state.clone()
+    }
+
+    /// Where a member takes requests, as far as this node knows: what it found itself may be newer than what is agreed on.
+    #[must_use]
+    pub fn address_of(&self, node: NodeId) -> Option<String> {
+        self.inner.address_of(node)
+    }
+
+    /// Changes when a node was found at another address.
+    #[must_use]
+    pub fn moved(&self) -> watch::Receiver<u64> {
+        self.inner.link.peers.moved()
     }
 
     /// How the node stands in its cluster.

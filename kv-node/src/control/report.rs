@@ -11,6 +11,7 @@ use kv_core::types::Incarnation;
 use super::command::{Arrival, Refusal, RefusalKind};
 use super::plane::Inner;
 use super::propose::command_id;
+use super::raft::raft_id;
 use super::state::Phase;
 use super::transport::{JoinReply, JoinRequest};
 
@@ -123,7 +124,8 @@ fn call_timeout(inner: &Inner) -> Duration {
 fn targets(inner: &Inner) -> VecDeque<String> {
     let state = inner.state();
     let leader = inner.leader().and_then(|leader| inner.link.peers.address(leader));
-    let members = state.members.values().map(|member| member.address.clone());
+    let members =
+        state.members.values().filter_map(|member| inner.link.peers.address(raft_id(member.incarnation.store)));
     leader.into_iter().chain(members).chain(inner.contacts.iter().cloned()).collect()
 }
 

@@ -8,13 +8,15 @@ use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::command::{Command, Done, Outcome, Proposal, Refusal, RefusalKind};
+use super::apply::check_place;
+use super::command::{Arrival, Command, Done, Outcome, Proposal, Refusal, RefusalKind};
 use super::drive::TransferReport;
 use super::machine::SNAPSHOT_BYTES_MAX;
 use super::plane::{ControlPlane, Inner};
-use super::raft::{RaftId, TypeConfig};
+use super::raft::{RaftId, TypeConfig, raft_id};
 use super::state::Phase;
-use super::transport::{Answer, JoinReply, JoinRequest, ProposeReply, RaftKind, SnapshotReply};
+use super::transport::{Answer, GroupId, JoinReply, JoinRequest, ProposeReply, RaftKind, SnapshotReply};
+use crate::liveness::Condition;
 
 impl ControlPlane {
     /// Answers a message of the Raft group that another node sent by its `Transport::raft`. Bad input of any kind gets
@@ -129,10 +131,16 @@ impl Inner {
                 arrival.name
             ));
         }
+        if let Err(refusal) = check_place(&arrival) {
+            return JoinReply::Refused(refusal);
+        }
         if !self.is_leader() {
             let leader = self.leader().filter(|&leader| leader != self.id());
             let address = leader.and_then(|leader| self.link.peers.address(leader));
             return later(format!("{} does not lead", self.me.name), address);
+        }
+        if let Some(reply) = self.refuse_to_displace(&arrival, mine).await {
+            return reply;
         }
         match self.lead(Proposal { id, command: Command::Admit(arrival) }, self.timing.call).await {
             ProposeReply::Committed(Outcome::Done(Done::Admitted { node, spare })) => {
@@ -150,6 +158,42 @@ impl Inner {
             ProposeReply::NotLeader => later(format!("{} does not lead", self.me.name), None),
             ProposeReply::Overloaded => later("too many changes wait already".to_owned(), None),
             ProposeReply::Unknown(reason) => later(reason, None),
+        }
+    }
+}
+
+impl Inner {
+    /// Refuses a node that would take the place of a member which is alive: that one would be told to leave for good.
+    async fn refuse_to_displace(&self, arrival: &Arrival, group: GroupId) -> Option<JoinReply> {
+        let state = self.state();
+        let (node, member) = state.member_named(&arrival.name)?;
+        let held = member.incarnation.store;
+        if held == arrival.incarnation.store || !arrival.replaces.contains(&held) {
+            return None;
+        }
+        let address = self.link.peers.address(raft_id(held)).unwrap_or_else(|| member.address.clone());
+        let answer = self.who_is_at(group, &address).await.map(|answer| answer.me.incarnation);
+        // A node whose own store was renewed or lost is back at once, where it was: nobody else can be there.
+        if answer == Some(arrival.incarnation) && arrival.address == address {
+            return None;
+        }
+        if held == self.me.incarnation.store || answer.is_some_and(|answer| answer.store == held) {
+            return Some(refused(format!(
+                "{} is up at {address} with store {held}, and its store would be given up; stop it first if another store \
+                 is to take its place, or start this node under another --name",
+                member.name
+            )));
+        }
+        match self.link.peers.opinion(node) {
+            Some(opinion) if opinion.condition == Condition::Down => None,
+            // It may only be slow.
+            opinion => {
+                let why = opinion.map_or_else(|| "nothing is known of it".to_owned(), |opinion| opinion.reason);
+                Some(later(
+                    format!("{} is not taken for down yet ({why}), so its place is not free", member.name),
+                    None,
+                ))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Shared;
 use super::connections::Connection;
-use crate::control::{serve_join, serve_raft};
+use crate::control::{serve_identify, serve_join, serve_raft};
 use crate::link;
 
 /// The service.
@@ -55,5 +55,9 @@ impl Peer for Service {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         serve_join(&self.0.control, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn identify(&self, request: Request<v1::IdentifyRequest>) -> Result<Response<v1::IdentifyReply>, Status> {
+        serve_identify(&self.0.control, request.into_inner()).map(Response::new)
     }
 }

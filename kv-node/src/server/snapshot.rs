@@ -32,7 +32,9 @@ pub(super) fn members(shared: &Shared, state: &ClusterState) -> Vec<v1::Member> 
                 spare: record.spare,
             };
             let role = state_of(shared, state, id, record.spare);
-            member_to_wire(id, &member, &record.address, role)
+            // Where it was found; after a change of addresses that is agreed on later.
+            let address = shared.control.address_of(id).unwrap_or_else(|| record.address.clone());
+            member_to_wire(id, &member, &address, role)
         })
         .collect()
 }

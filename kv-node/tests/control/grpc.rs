@@ -9,7 +9,7 @@ use kv_core::message::PROTOCOL_VERSION;
 use kv_core::types::{Incarnation, NodeId, StoreId};
 use kv_node::control::{
     Arrival, CommandId, ControlPlane, Entrance, GrpcTransport, JoinReply, JoinRequest, RefusalKind, Standing,
-    Transport, serve_join, serve_raft,
+    Transport, serve_identify, serve_join, serve_raft,
 };
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1;
@@ -45,6 +45,10 @@ impl Peer for Service {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         serve_join(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn identify(&self, request: Request<v1::IdentifyRequest>) -> Result<Response<v1::IdentifyReply>, Status> {
+        serve_identify(&self.0, request.into_inner()).map(Response::new)
     }
 }
 

@@ -10,8 +10,9 @@ use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_core::version::Conflict;
 use kv_node::control::{
-    Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding, JoinReply,
-    JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError, Timing, Transport, TransportError,
+    Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding, IdentifyReply,
+    IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError, Timing,
+    Transport, TransportError,
 };
 use kv_node::liveness::{Heartbeats, Patience};
 use tokio::sync::watch;
@@ -111,6 +112,10 @@ impl Transport for Wires {
 
     fn join<'a>(&'a self, address: &'a str, request: JoinRequest, _: Duration) -> Call<'a, JoinReply> {
         Box::pin(async move { Ok(self.target(address)?.handle_join(request).await) })
+    }
+
+    fn identify<'a>(&'a self, address: &'a str, request: IdentifyRequest, _: Duration) -> Call<'a, IdentifyReply> {
+        Box::pin(async move { Ok(self.target(address)?.handle_identify(request)) })
     }
 }
 

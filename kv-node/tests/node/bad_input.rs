@@ -39,7 +39,13 @@ async fn starts_that_cannot_work_say_why() {
     world.nodes[0].kill();
     check(&["--data-dir", used, "--name", "else"], 2, &["else", "n1"]);
     check(&["--data-dir", used, "--bootstrap", "--expect", "5"], 1, &["expect"]);
-    check(&["--data-dir", used, "--zone", "mars"], 2, &["mars"]);
+    let plain = ["--data-dir", other, "--listen"];
+    check(&[&plain[..], &["0.0.0.0:0"]].concat(), 2, &["advertise", "0.0.0.0:0", "--advertise ADDR:PORT"]);
+    check(&[&plain[..], &["[::]:0"]].concat(), 2, &["advertise", "[::]:0"]);
+    let advertise = |address| [&plain[..], &["127.0.0.1:0", "--advertise", address]].concat();
+    check(&advertise("::1:7400"), 2, &["advertise", "[::1]:7400"]);
+    check(&advertise("0.0.0.0:7400"), 2, &["advertise", "no other machine"]);
+    check(&advertise("10.0.0.300:7400"), 2, &["advertise", "IPv4"]);
     let notes = world.dir("notes");
     std::fs::create_dir_all(notes.join("store")).unwrap();
     std::fs::write(notes.join("store").join("shopping.txt"), "milk").unwrap();

@@ -18,4 +18,5 @@ mod rebalance;
 mod repair;
 mod retry;
 mod transfer;
+mod used;
 mod world;

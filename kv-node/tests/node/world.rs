@@ -224,6 +224,29 @@ impl Node {
                 None => self.args.extend(strings(&[flag, value])),
             }
         }
+        self.start_again();
+    }
+
+    /// Starts it again at another address or with other nodes to join, neither founding a cluster nor with flags of the
+    /// first start; without the value of a flag that is empty.
+    pub(crate) fn restart_at(&mut self, flags: &[(&str, &str)]) {
+        let mut args = strings(&["--data-dir", &self.value_of("--data-dir"), "--name", &self.name]);
+        let (given, listen) = (|flag| flags.iter().any(|(given, _)| *given == flag), self.value_of("--listen"));
+        if !given("--listen") {
+            args.extend(strings(&["--listen", &listen]));
+        }
+        let named = flags.iter().filter(|(_, value)| !value.is_empty());
+        args.extend(named.flat_map(|(flag, value)| strings(&[flag, value])));
+        self.args = args;
+        self.start_again();
+    }
+
+    fn value_of(&self, flag: &str) -> String {
+        let at = self.args.iter().position(|arg| arg == flag).unwrap();
+        self.args[at + 1].clone()
+    }
+
+    fn start_again(&mut self) {
         let (child, log) = spawn_with(&self.args, self.files);
         self.child = child;
         self.log = log;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use kv_proto::address::check_address;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -118,6 +119,11 @@ impl Config {
         if let Some((name, empty)) = file.contexts.iter().find(|(_, context)| context.connect.get_ref().is_empty()) {
             return Err((line_of(empty.connect.span().start), format!("the context {name} names no node")));
         }
+        for context in file.contexts.values() {
+            for address in context.connect.get_ref() {
+                check_address(address).map_err(|error| (line_of(context.connect.span().start), error.message))?;
+            }
+        }
         let changes = file.keys.iter().map(|(name, keys)| (name.clone(), keys.get_ref().clone())).collect();
         let keymap = KeyMap::with(&changes)
             .map_err(|(name, why)| (file.keys.get(&name).map_or(1, |keys| line_of(keys.span().start)), why))?;
@@ -177,6 +183,7 @@ quit = ["Q", "Ctrl-C"]
         check_wrong("[keys]\nquit = [\"j\"]\n", 2, "j already means down");
         check_wrong("context = \"prod\"\n", 1, "no [contexts.prod]");
         check_wrong("[contexts.a]\nconnect = []\n", 2, "names no node");
+        check_wrong("[contexts.a]\nread_only = true\nconnect = [\"a:1\", \"::1:7400\"]\n", 3, "[::1]:7400");
         check_wrong("[columns]\nnodes = [\"kyes\"]\n", 2, "kyes");
         check_wrong("ascii = tru", 1, "");
     }

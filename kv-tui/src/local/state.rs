@@ -1,10 +1,12 @@
 //! local.json: the nodes of the local cluster and their processes.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use kv_core::small_file::{self, Access};
 use kv_node::REMOVED_FILE;
+use kv_proto::address::check_address;
 use serde::{Deserialize, Serialize};
 
 use super::process::Identity;
@@ -158,18 +160,19 @@ impl State {
         if state.nodes.is_empty() || !state.nodes.iter().all(|node| plain(&node.name)) {
             return Err(damaged("it names no nodes, or a node whose name is no name of a folder".to_owned()));
         }
+        if let Some(error) = state.nodes.iter().find_map(|node| check_address(&node.address).err()) {
+            return Err(damaged(error.message));
+        }
         Ok(Some(state))
     }
 
     /// Writes the file as a whole or not at all.
     pub(super) fn write(&self, folder: &Path) -> Result<(), CommandError> {
-        let (path, new) = (folder.join(FILE), folder.join("local.json.new"));
+        let path = folder.join(FILE);
         let written = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
+            let mut text = serde_json::to_vec_pretty(self)?;
+            text.push(b'\n');
+            small_file::replace(&path, &text, Access::Usual)
         };
         written().map_err(|error| CommandError::file("write", &path.display().to_string(), &error))
     }
@@ -177,7 +180,7 @@ impl State {
     /// Removes the file.
     pub(super) fn delete(folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(FILE);
-        fs::remove_file(&path).map_err(|error| CommandError::file("delete", &path.display().to_string(), &error))
+        small_file::remove(&path).map_err(|error| CommandError::file("delete", &path.display().to_string(), &error))
     }
 }
 
@@ -196,7 +199,16 @@ mod tests {
         assert!(!state.nodes[0].is_running() && state.nodes[1].is_running());
 
         let path = folder.path().join(FILE);
-        for damage in ["{", "{}", r#"{"schema":9,"build":"","nodes":[]}"#, r#"{"schema":1,"build":"","nodes":[]}"#] {
+        let bad_address = r#"{"schema":1,"build":"","nodes":[{"name":"n1","address":"::1:7400","process":null}]}"#;
+        for damage in [
+            "",
+            "{",
+            "\0\0\0\0",
+            bad_address,
+            "{}",
+            r#"{"schema":9,"build":"","nodes":[]}"#,
+            r#"{"schema":1,"build":"","nodes":[]}"#,
+        ] {
             fs::write(&path, damage).expect("written");
             let error = State::read(folder.path()).expect_err("damaged");
             assert!(error.message.contains("is damaged"), "{error}");

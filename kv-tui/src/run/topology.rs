@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kv_core::topology::Change;
 use kv_core::types::{NodeId, PartitionId};
+use kv_proto::address::check_address;
 use kv_proto::client::Client;
 use kv_proto::describe::MemberView;
 use kv_proto::v1;
@@ -64,6 +65,10 @@ async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(P
 pub(super) fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
     let description = &picture.description;
     let by_address = || description.members.iter().find(|member| member.address == node);
+    // No name has a colon: what has one is meant as an address, and a wrong one is nobody's.
+    if node.contains(':') && by_address().is_none() {
+        check_address(node)?;
+    }
     description.member(node).or_else(by_address).map(|member| member.id).ok_or_else(|| {
         let known: Vec<&str> = description.members.iter().map(|member| member.member.name.as_str()).take(20).collect();
         let message = format!(

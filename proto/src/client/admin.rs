@@ -12,6 +12,7 @@ use tonic::Streaming;
 
 use super::options::How;
 use super::pool::Node;
+use super::view::View;
 use super::{Client, calls, timeout_to_wire};
 use crate::edge::check_key;
 use crate::v1;
@@ -40,7 +41,15 @@ impl Client {
     /// Asks every member for its figures, all at once, and waits for each no longer than `limit`.
     pub async fn reports(&self, request: v1::WatchRequest, limit: Duration) -> Vec<NodeReport> {
         let ask = |id, node| report_of(id, node, v1::WatchRequest { once: true, ..request }, limit);
-        let mut reports = self.ask_everybody(ask).await;
+        let view = self.view();
+        let address = |id| view.description.members.iter().find(|member| member.id == id).map(|it| it.address.clone());
+        let unusable = |id, error| NodeReport {
+            node: id,
+            address: address(id).unwrap_or_default(),
+            snapshot: Err(error),
+            events: Vec::new(),
+        };
+        let mut reports = self.ask_everybody(&view, ask, unusable).await;
         reports.sort_by(|a, b| (a.node, &a.address).cmp(&(b.node, &b.address)));
         reports
     }
@@ -60,28 +69,34 @@ impl Client {
                 (id, answer.map_err(|failure| failure.error))
             }
         };
-        let mut answers = self.ask_everybody(ask).await;
+        let mut answers = self.ask_everybody(&self.view(), ask, |id, error| (id, Err(error))).await;
         answers.sort_by_key(|answer| answer.0);
         answers
     }
 
-    /// Asks every member, or every node that is known while the cluster is forming, many at once.
-    async fn ask_everybody<T: Send + 'static, F>(&self, ask: impl Fn(NodeId, Arc<Node>) -> F) -> Vec<T>
+    /// Asks every member, or every node that is known while the cluster is forming, many at once. For a member that
+    /// cannot be asked, `unusable` makes the answer.
+    async fn ask_everybody<T: Send + 'static, F>(
+        &self,
+        view: &View,
+        ask: impl Fn(NodeId, Arc<Node>) -> F,
+        unusable: impl Fn(NodeId, RequestError) -> T,
+    ) -> Vec<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let view = self.view();
-        let mut targets: Vec<(NodeId, Arc<Node>)> = view
-            .description
-            .members
-            .iter()
-            .filter_map(|member| view.node(member.id).map(|node| (member.id, Arc::clone(node))))
-            .collect();
+        let mut answers = Vec::new();
+        let mut targets: Vec<(NodeId, Arc<Node>)> = Vec::new();
+        for member in &view.description.members {
+            match view.node(member.id) {
+                Ok(node) => targets.push((member.id, Arc::clone(node))),
+                Err(error) => answers.push(unusable(member.id, error)),
+            }
+        }
         if targets.is_empty() {
             targets = view.any_node().into_iter().map(|node| (NodeId(0), node)).collect();
         }
         let mut asking = JoinSet::new();
-        let mut answers = Vec::with_capacity(targets.len());
         for (id, node) in targets {
             if asking.len() >= ASKED_AT_ONCE
                 && let Some(Ok(answer)) = asking.join_next().await
@@ -106,9 +121,7 @@ impl Client {
         request: v1::WatchRequest,
     ) -> Result<Streaming<v1::WatchResponse>, RequestError> {
         let view = self.view();
-        let target = view
-            .node(node)
-            .ok_or_else(|| RequestError::new(Kind::NotFound, format!("{node} is not a member with an address")))?;
+        let target = view.node(node)?;
         let deadline = Instant::now() + self.options().timeout;
         let mut client = calls::cluster(target.channel());
         calls::within(target, deadline, client.watch(request)).await.map_err(|failure| failure.error)

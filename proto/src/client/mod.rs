@@ -110,7 +110,7 @@ impl Client {
                 "no node in reach ({refusals}); check the addresses, and that the nodes run"
             )));
         };
-        let view = View::new(description, &pool, seeds)?;
+        let view = View::new(description, &pool, seeds);
         let client_id = getrandom::u64()
             .map_err(|error| RequestError::unavailable(format!("the system gives no random numbers: {error}")))?;
         Ok(Self {

@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::options::Options;
 use super::session::Session;
-use crate::peer::check_address;
+use crate::address::check_address;
 
 /// How long a node that failed is tried only after all others.
 const SUSPECT_FOR: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kv_core::error::RequestError;
+use kv_core::error::{Kind, RequestError};
 use kv_core::types::{Epoch, NodeId};
 
 use super::pool::{Node, Pool};
@@ -14,6 +14,8 @@ use crate::describe::Description;
 pub(super) struct View {
     pub description: Arc<Description>,
     nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Members that cannot be asked, and why: one of them must not keep the others from being used.
+    unusable: BTreeMap<NodeId, RequestError>,
     /// The nodes that were named at the start: the last resort when no member is in reach.
     seeds: Vec<Arc<Node>>,
 }
@@ -30,12 +32,23 @@ pub(super) struct Route {
 }
 
 impl View {
-    pub(super) fn new(description: Description, pool: &Pool, seeds: Vec<Arc<Node>>) -> Result<Self, RequestError> {
-        let mut nodes = BTreeMap::new();
-        for view in description.members.iter().filter(|view| !view.address.is_empty()) {
-            nodes.insert(view.id, pool.node(&view.address)?);
+    pub(super) fn new(description: Description, pool: &Pool, seeds: Vec<Arc<Node>>) -> Self {
+        let (mut nodes, mut unusable) = (BTreeMap::new(), BTreeMap::new());
+        for view in &description.members {
+            match pool.node(&view.address) {
+                Ok(node) => {
+                    nodes.insert(view.id, node);
+                }
+                Err(error) => {
+                    let message = format!(
+                        "{} reports an address that cannot be used ({error}); restart it with --advertise ADDR:PORT",
+                        view.member.name
+                    );
+                    unusable.insert(view.id, RequestError::unavailable(message));
+                }
+            }
         }
-        Ok(Self { description: Arc::new(description), nodes, seeds })
+        Self { description: Arc::new(description), nodes, unusable, seeds }
     }
 
     /// The view after `description`, which `source` gave. An older layout does not replace a newer one.
@@ -56,7 +69,7 @@ impl View {
         if epoch(&description) < epoch(known) {
             description = Description::clone(known);
         }
-        Self::new(description, pool, self.seeds.clone())
+        Ok(Self::new(description, pool, self.seeds.clone()))
     }
 
     /// Where an operation on `key` goes that has been at `tried` already: healthy owners in preference order, then
@@ -87,12 +100,68 @@ impl View {
     }
 
     /// The node of a member.
-    pub(super) fn node(&self, id: NodeId) -> Option<&Arc<Node>> {
-        self.nodes.get(&id)
+    ///
+    /// # Errors
+    /// `NotFound` if it is none, `Unavailable` if its address cannot be used.
+    pub(super) fn node(&self, id: NodeId) -> Result<&Arc<Node>, RequestError> {
+        self.nodes.get(&id).ok_or_else(|| match self.unusable.get(&id) {
+            Some(error) => error.clone(),
+            None => RequestError::new(Kind::NotFound, format!("{id} is not a member; ls lists the members")),
+        })
     }
 
     /// The addresses in use.
     pub(super) fn addresses(&self) -> BTreeSet<&str> {
         self.nodes.values().chain(&self.seeds).map(|node| node.address()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_core::config::ClusterConfig;
+    use kv_core::ring::Member;
+    use kv_core::types::{HashSeed, StoreId};
+
+    use super::*;
+    use crate::client::Options;
+    use crate::describe::MemberView;
+    use crate::v1::MemberState;
+
+    fn member(id: u64, address: &str) -> MemberView {
+        let member =
+            Member { name: format!("n{id}"), zone: "z".to_owned(), weight: 1.0, store: StoreId(id), spare: false };
+        MemberView { id: NodeId(id), member, address: address.to_owned(), state: MemberState::Up }
+    }
+
+    /// Members that an earlier build let in stay members, and everybody else is used.
+    #[tokio::test]
+    async fn a_member_with_a_bad_address_is_told_and_keeps_no_other_from_being_used() {
+        let members = vec![member(1, "127.0.0.1:1"), member(2, "::1:7400"), member(3, ""), member(4, "[::1]:7400")];
+        let description = Description {
+            cluster: None,
+            seed: HashSeed(1),
+            layout: None,
+            members,
+            keyspaces: Vec::new(),
+            limits: ClusterConfig::default(),
+            forming: None,
+            node: NodeId(1),
+            node_name: "n1".to_owned(),
+            build: String::new(),
+            leader: None,
+            voters: Vec::new(),
+        };
+        let pool = Pool::new(&Options::default());
+        let view = View::new(description, &pool, Vec::new());
+        assert_eq!(view.addresses(), BTreeSet::from(["127.0.0.1:1", "[::1]:7400"]));
+        assert_eq!(view.description.members.len(), 4, "it is shown all the same");
+        for (id, word) in [(2, "[::1]:7400"), (3, "no port")] {
+            let error = view.node(NodeId(id)).expect_err("a bad address");
+            assert_eq!(error.kind, Kind::Unavailable);
+            for word in [&format!("n{id}"), "--advertise", word] {
+                assert!(error.message.contains(word), "{error}");
+            }
+        }
+        assert_eq!(view.node(NodeId(9)).expect_err("no member").kind, Kind::NotFound);
     }
 }

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use super::sim::SimDisk;
 use crate::control::{
-    Call, ClusterState, ControlConfig, ControlPlane, Entrance, FileError, Founding, JoinReply, JoinRequest, RaftKind,
-    Standing, StartError, Timing, Transport, TransportError,
+    Call, ClusterState, ControlConfig, ControlPlane, Entrance, FileError, Founding, IdentifyReply, IdentifyRequest,
+    JoinReply, JoinRequest, RaftKind, Standing, StartError, Timing, Transport, TransportError,
 };
 use crate::liveness::{Heartbeats, Patience};
 
@@ -44,6 +44,10 @@ impl Transport for Wires {
 
     fn join<'a>(&'a self, address: &'a str, request: JoinRequest, _: Duration) -> Call<'a, JoinReply> {
         Box::pin(async move { Ok(self.target(address)?.handle_join(request).await) })
+    }
+
+    fn identify<'a>(&'a self, address: &'a str, request: IdentifyRequest, _: Duration) -> Call<'a, IdentifyReply> {
+        Box::pin(async move { Ok(self.target(address)?.handle_identify(request)) })
     }
 }
 

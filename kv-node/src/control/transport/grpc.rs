@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use kv_core::error::RequestError;
 use kv_core::message::PROTOCOL_VERSION;
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1;
@@ -14,7 +15,7 @@ use kv_proto::v1::peer_client::PeerClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::{Call, JoinReply, JoinRequest, RaftKind, Transport, TransportError, wire};
+use super::{Call, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport, TransportError, wire};
 
 /// The most connections that are kept. One more replaces the one with the lowest address.
 const CONNECTIONS_MAX: usize = 4096;
@@ -90,17 +91,31 @@ impl Transport for GrpcTransport {
             let mut client = self.client(address)?;
             let reply = client.join(request).await;
             match reply {
-                Ok(reply) => wire::join_reply(reply.into_inner()).map_err(|error| TransportError {
-                    address: address.to_owned(),
-                    reason: error.message,
-                    may_have_arrived: true,
-                }),
+                Ok(reply) => wire::join_reply(reply.into_inner()).map_err(|error| nonsense(address, error)),
                 // The report itself is wrong: asking again does not help.
                 Err(status) if status.code() == Code::InvalidArgument => Ok(wire::join_invalid(&status)),
                 Err(status) => Err(failed(address, &status)),
             }
         })
     }
+
+    fn identify<'a>(
+        &'a self,
+        address: &'a str,
+        request: IdentifyRequest,
+        timeout: Duration,
+    ) -> Call<'a, IdentifyReply> {
+        Box::pin(async move {
+            let mut request = Request::new(v1::IdentifyRequest::from(request));
+            request.set_timeout(timeout);
+            let reply = self.client(address)?.identify(request).await.map_err(|status| failed(address, &status))?;
+            IdentifyReply::try_from(reply.into_inner()).map_err(|error| nonsense(address, error))
+        })
+    }
+}
+
+fn nonsense(address: &str, error: RequestError) -> TransportError {
+    TransportError { address: address.to_owned(), reason: error.message, may_have_arrived: true }
 }
 
 fn failed(address: &str, status: &Status) -> TransportError {

@@ -32,6 +32,10 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Reports to the node at `address`, whose `ControlPlane::handle_join` answers.
     fn join<'a>(&'a self, address: &'a str, request: JoinRequest, timeout: Duration) -> Call<'a, JoinReply>;
+
+    /// Asks the node at `address` who it is; its `ControlPlane::handle_identify` answers.
+    fn identify<'a>(&'a self, address: &'a str, request: IdentifyRequest, timeout: Duration)
+    -> Call<'a, IdentifyReply>;
 }
 
 /// Why no answer came.
@@ -101,6 +105,39 @@ pub enum JoinReply {
         /// Where the leader is, if it is known.
         leader: Option<String>,
     },
+}
+
+/// One run of one store, and where it takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The store and its boot.
+    pub incarnation: Incarnation,
+    /// Where it takes requests, as `host:port`.
+    pub address: String,
+}
+
+/// A node asks another one who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentifyRequest {
+    /// The version of the messages.
+    pub protocol: u32,
+    /// The group of the node that asks.
+    pub group: GroupId,
+    /// Who asks.
+    pub sender: Whereabouts,
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentifyReply {
+    /// Its group; `None` before it has joined one.
+    pub group: Option<GroupId>,
+    /// The identity of its cluster; `None` while it is forming.
+    pub cluster: Option<ClusterId>,
+    /// Its store and boot, and where it says that others reach it.
+    pub me: Whereabouts,
+    /// Where it knows members to be.
+    pub known: Vec<Whereabouts>,
 }
 
 /// The identity of a Raft group: the id of the store that founded it. Messages carry it, so that a wrong address never

@@ -3,12 +3,15 @@
 use kv_core::error::RequestError;
 use kv_core::message::PROTOCOL_VERSION;
 use kv_core::types::NodeId;
+use kv_proto::address::check_address;
 use kv_proto::peer::{Joining, cluster_from_wire, cluster_to_wire};
 use kv_proto::status::to_status;
 use kv_proto::v1;
 use tonic::Status;
 
-use super::{GroupId, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind};
+use super::{
+    GroupId, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind, Whereabouts,
+};
 use crate::control::command::{Arrival, CommandId, Refusal, RefusalKind};
 use crate::control::plane::ControlPlane;
 
@@ -28,12 +31,7 @@ pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Res
             return Err(invalid(format!("kind: {} is not known; run the same release on all nodes", request.kind)));
         }
     };
-    if request.protocol != PROTOCOL_VERSION {
-        return Err(invalid(format!(
-            "protocol: is {}, this node speaks {PROTOCOL_VERSION}; run the same release on all nodes",
-            request.protocol
-        )));
-    }
+    check_protocol(request.protocol)?;
     if request.payload.len() > MESSAGE_BYTES_MAX {
         return Err(invalid(format!("payload: has {} bytes, the limit is {MESSAGE_BYTES_MAX}", request.payload.len())));
     }
@@ -60,6 +58,25 @@ pub async fn serve_join(control: &ControlPlane, request: v1::JoinRequest) -> Res
         ))
     };
     Ok(reply.into())
+}
+
+/// Answers `Peer.Identify`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field.
+pub fn serve_identify(control: &ControlPlane, request: v1::IdentifyRequest) -> Result<v1::IdentifyReply, Status> {
+    check_protocol(request.protocol)?;
+    let request = IdentifyRequest::try_from(request).map_err(to_status)?;
+    Ok(control.handle_identify(request).into())
+}
+
+fn check_protocol(protocol: u32) -> Result<(), Status> {
+    if protocol == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "protocol: is {protocol}, this node speaks {PROTOCOL_VERSION}; run the same release on all nodes"
+    )))
 }
 
 fn invalid(message: String) -> Status {
@@ -154,6 +171,71 @@ impl From<RefusalKind> for v1::JoinRefusalKind {
             RefusalKind::RolledBack => Self::RolledBack,
             RefusalKind::Removed => Self::Removed,
         }
+    }
+}
+
+impl From<Whereabouts> for v1::Whereabouts {
+    fn from(of: Whereabouts) -> Self {
+        Self { incarnation: Some(of.incarnation.into()), address: of.address }
+    }
+}
+
+impl TryFrom<v1::Whereabouts> for Whereabouts {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Whereabouts) -> Result<Self, Self::Error> {
+        check_address(&wire.address)?;
+        let incarnation = wire.incarnation.ok_or_else(|| RequestError::invalid("incarnation: is missing"))?.into();
+        Ok(Self { incarnation, address: wire.address })
+    }
+}
+
+fn missing_node() -> RequestError {
+    RequestError::invalid("the node does not say who it is; run the same release on all nodes")
+}
+
+impl From<IdentifyRequest> for v1::IdentifyRequest {
+    fn from(request: IdentifyRequest) -> Self {
+        let IdentifyRequest { protocol, group, sender } = request;
+        Self { protocol, group: group.0, sender: Some(sender.into()) }
+    }
+}
+
+impl TryFrom<v1::IdentifyRequest> for IdentifyRequest {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::IdentifyRequest) -> Result<Self, Self::Error> {
+        Ok(Self {
+            protocol: wire.protocol,
+            group: GroupId(wire.group),
+            sender: wire.sender.ok_or_else(missing_node)?.try_into()?,
+        })
+    }
+}
+
+impl From<IdentifyReply> for v1::IdentifyReply {
+    fn from(reply: IdentifyReply) -> Self {
+        let IdentifyReply { group, cluster, me, known } = reply;
+        Self {
+            group: group.map(|group| group.0),
+            cluster_id: cluster_to_wire(cluster),
+            me: Some(me.into()),
+            known: known.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::IdentifyReply> for IdentifyReply {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::IdentifyReply) -> Result<Self, Self::Error> {
+        Ok(Self {
+            group: wire.group.map(GroupId),
+            cluster: cluster_from_wire(&wire.cluster_id)?,
+            me: wire.me.ok_or_else(missing_node)?.try_into()?,
+            // One that cannot be read does not keep the others from being used.
+            known: wire.known.into_iter().filter_map(|known| known.try_into().ok()).collect(),
+        })
     }
 }
 
