@@ -101,7 +101,13 @@ async fn a_node_that_was_away_asks_before_it_says_that_a_keyspace_does_not_exist
         direct.create(round % 2, &name).await;
         world.nodes[2].signal("CONT");
         // Both as the one that is asked, and as the one to which another passes a request on.
-        direct.put(2, &name, "k").await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        until_async("the node knows it", || async {
+            let put = direct.put(2, &name, "k").await;
+            let code = put.err().map_or(Code::Ok, |error| error.code());
+            assert_ne!(code, Code::NotFound, "round {round}");
+            (code == Code::Ok).then_some(())
+        })
+        .await;
         let how = How { keyspace: name.clone(), ..How::default() };
         for key in 0..20 {
             let (key, value) = (Bytes::from(format!("k{key}")), Bytes::from_static(b"v"));
@@ -170,5 +176,30 @@ async fn a_node_is_found_as_soon_as_it_has_joined() {
         let change = v1::Change::from(&kv_core::topology::Change::Add { node: member });
         let plan = cluster.plan(v1::PlanRequest { changes: vec![change], ..v1::PlanRequest::default() }).await;
         assert!(plan.unwrap().into_inner().refusals.is_empty(), "{} plans with n4", node.name);
+    }
+}
+
+#[tokio::test]
+async fn an_operation_is_known_at_every_node_as_soon_as_it_has_begun() {
+    let (world, client) = World::cluster(3).await;
+    let direct = Direct::to(&world).await;
+    for round in 0..4_u64 {
+        let weight = 1.0 + f64::from(u32::try_from(round % 2).unwrap());
+        let node = client.description().member("n3").unwrap().id;
+        let change = v1::Change::from(&kv_core::topology::Change::Weight { node, weight: weight + 1.0 });
+        let request = v1::ApplyRequest { changes: vec![change], by: "test".to_owned(), ..v1::ApplyRequest::default() };
+        let at = usize::try_from(round).unwrap() % 3;
+        let operation = direct.cluster[at].clone().apply(request).await.unwrap().into_inner().operation.unwrap();
+        for (index, cluster) in direct.cluster.iter().enumerate() {
+            let request = v1::OperationsRequest { id: operation.id, ..v1::OperationsRequest::default() };
+            let listed = cluster.clone().operations(request).await;
+            assert_eq!(listed.unwrap().into_inner().operations.len(), 1, "operation {}, node {index}", operation.id);
+        }
+        until_async("the operation has ended", || async {
+            let request = v1::OperationsRequest { id: operation.id, ..v1::OperationsRequest::default() };
+            let listed = client.operations(request).await.ok()?;
+            (listed.operations[0].state() == v1::OperationState::Done).then_some(())
+        })
+        .await;
     }
 }
