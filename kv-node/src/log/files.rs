@@ -113,7 +113,8 @@ mod tests {
         let mut files = Files::bounded(dir.path(), 20, 2).unwrap();
         writeln!(files, "after").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join(NAME)).unwrap(), "before\nafter\n");
-        writeln!(files, "{}", "x".repeat(30)).unwrap();
+        // A line is written at once, as the log does.
+        files.write_all(format!("{}\n", "x".repeat(30)).as_bytes()).unwrap();
         assert_eq!(sizes(dir.path()), [(NAME.to_owned(), 31), (format!("{NAME}.1"), 13)]);
     }
 }
