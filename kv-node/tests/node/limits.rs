@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::Kind;
-use kv_proto::client::{How, Write};
+use kv_proto::client::{Client, How, Write};
 use kv_proto::limits::{BATCH_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
 use kv_proto::v1::batch_operation::Operation;
 use kv_proto::v1::key_value_client::KeyValueClient;
@@ -56,17 +56,29 @@ async fn put_all(address: &str, name: &str, count: usize, bytes: usize) -> BTree
     outcomes
 }
 
+/// Records that `never_read` asks for: more than what a node keeps in memory, so that each result is one of its own.
+const LARGE_KEYS: u64 = 192;
+
+async fn put_large(client: &Client) -> Bytes {
+    let large = Bytes::from(vec![7; MIB / 2]);
+    for number in 0..LARGE_KEYS {
+        let key = Bytes::from(format!("large-{number}"));
+        client.put(&How::default(), &key, &large, &Write::default()).await.unwrap();
+    }
+    large
+}
+
 /// Opens a stream of gets whose results nobody takes, and sends until it takes no more; how many were sent.
-async fn never_read(address: &str, key: &str) -> (usize, Box<dyn Send>) {
+async fn never_read(address: &str) -> (usize, Box<dyn Send>) {
     const MOST: usize = 400;
     let (sender, requests) = mpsc::channel(1);
     let mut client = direct(address).await;
     let stream = client.batch(ReceiverStream::new(requests)).await.unwrap().into_inner();
     let mut sent = 0;
     while sent < MOST {
-        let get = |id| BatchOperation {
-            id,
-            operation: Some(Operation::Get(v1::GetRequest { key: key.to_owned().into(), ..v1::GetRequest::default() })),
+        let get = |id| {
+            let key = format!("large-{}", id % LARGE_KEYS).into();
+            BatchOperation { id, operation: Some(Operation::Get(v1::GetRequest { key, ..v1::GetRequest::default() })) }
         };
         let operations = (0..512).map(get).collect();
         // Some seconds without room: the node reads no further. If it is only slow, less is asked of it.
@@ -107,15 +119,14 @@ async fn puts_beyond_the_room_are_refused_and_no_session_breaks() {
 async fn a_client_that_takes_no_results_costs_little_and_harms_nobody() {
     let (world, client) = World::cluster(1).await;
     let node = &world.nodes[0];
-    let large = Bytes::from(vec![7; MIB / 2]);
-    client.put(&How::default(), &Bytes::from_static(b"large"), &large, &Write::default()).await.unwrap();
-    let (_, stalled) = never_read(&node.address, "large").await;
+    let large = put_large(&client).await;
+    let (_, stalled) = never_read(&node.address).await;
     assert!(node.memory("VmHWM") < MEMORY_LINE, "{}", node.memory("VmHWM"));
     assert!(node.metric("answer_bytes").unwrap() > 0);
     // Others read as ever.
     put(&client, "k", "v").await;
     assert_eq!(get(&client, "k").await, ["v"]);
-    let got = client.get(&How::default(), &Bytes::from_static(b"large")).await.unwrap();
+    let got = client.get(&How::default(), &Bytes::from_static(b"large-0")).await.unwrap();
     assert_eq!(got.values[0].value, large);
     // And when it goes, everything that it held is free.
     drop(stalled);
@@ -180,14 +191,13 @@ async fn soak_of_all_bounds_stays_below_the_line() {
     let rounds = std::env::var("KV_SOAK_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
     let (world, client) = World::cluster(1).await;
     let node = &world.nodes[0];
-    let large = Bytes::from(vec![7; MIB / 2]);
-    client.put(&How::default(), &Bytes::from_static(b"large"), &large, &Write::default()).await.unwrap();
+    put_large(&client).await;
     for round in 0..rounds {
         let silent: Vec<_> = (0..200).filter_map(|_| std::net::TcpStream::connect(&node.address).ok()).collect();
         let mut greedy = JoinSet::new();
         for _ in 0..8 {
             let address = node.address.clone();
-            greedy.spawn(async move { never_read(&address, "large").await });
+            greedy.spawn(async move { never_read(&address).await });
         }
         let outcomes = put_all(&node.address, &format!("round-{round}"), 128, MIB).await;
         assert!(outcomes.keys().all(|outcome| ["ok", "ResourceExhausted"].contains(&outcome.as_str())), "{outcomes:?}");
