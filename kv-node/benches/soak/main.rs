@@ -1,0 +1,384 @@
+//! Five nodes under kills, freezes, cuts, flapping links, greedy clients and a full disk, in turns, beside clients that check
+//! every answer: `cargo bench -p kv-node --bench soak -- [--minutes 30] [--line-mib 512] [--only FAULT] [--keep-logs DIR]`.
+//!
+//! Needs root on Linux with iproute2: each node runs in a network namespace of its own. It ends with exit code 1 if an
+//! acknowledged write is lost, if a node takes more memory than the line, or if the cluster does not recover.
+
+#![allow(clippy::print_stdout, reason = "the figures go there")]
+
+mod greedy;
+mod hosts;
+mod load;
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use kv_proto::client::{Client, Options};
+use kv_proto::v1;
+
+use greedy::Told;
+use hosts::{Hosts, until};
+use load::{Load, Seen, Verdict};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Nodes; three copies of each key.
+const NODES: usize = 5;
+
+/// Clients that know the whole cluster; besides, one asks each node.
+const SMART_CLIENTS: usize = 8;
+
+/// How long a fault lasts.
+const FAULT: Duration = Duration::from_secs(8);
+
+/// How long nothing happens behind a fault, once the cluster is healthy again.
+const REST: Duration = Duration::from_secs(4);
+
+/// How long the cluster may take to be healthy again.
+const RECOVERY_MAX: Duration = Duration::from_secs(120);
+
+/// The file system that is filled.
+const SMALL_MIB: u32 = 1024;
+
+/// What happens in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Nothing, to compare with.
+    None,
+    /// SIGKILL, and a start at the end.
+    Kill,
+    /// SIGSTOP, and SIGCONT at the end.
+    Freeze,
+    /// All packets of the node are lost.
+    Cut,
+    /// A cut of a second each second.
+    Flap,
+    /// Clients that take more than their share, at one node.
+    Greedy,
+    /// No room on the disk of the last node, and a start with room at the end.
+    FullDisk,
+}
+
+const FAULTS: [(Fault, &str); 7] = [
+    (Fault::None, "none"),
+    (Fault::Kill, "kill"),
+    (Fault::Freeze, "freeze"),
+    (Fault::Cut, "cut"),
+    (Fault::Flap, "flap"),
+    (Fault::Greedy, "greedy"),
+    (Fault::FullDisk, "full-disk"),
+];
+
+struct Arguments {
+    time: Duration,
+    line_mib: u64,
+    only: Option<Fault>,
+    keep_logs: Option<PathBuf>,
+}
+
+/// The turns of one fault, put together.
+#[derive(Default)]
+struct Sum {
+    turns: u32,
+    seconds: f64,
+    seen: Seen,
+    healthy_after: Duration,
+    told: Told,
+}
+
+fn main() -> ExitCode {
+    let ended = arguments().and_then(|arguments| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(soak(&arguments))
+    });
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments() -> Outcome<Arguments> {
+    let mut read = Arguments { time: Duration::from_secs(30 * 60), line_mib: 512, only: None, keep_logs: None };
+    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+    while let Some(flag) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{flag} has no value"))?;
+        match flag.as_str() {
+            "--minutes" => read.time = Duration::from_secs_f64(value.parse::<f64>()? * 60.0),
+            "--line-mib" => read.line_mib = value.parse()?,
+            "--keep-logs" => read.keep_logs = Some(value.into()),
+            "--only" => {
+                let known = FAULTS.iter().find(|fault| fault.1 == value).map(|fault| fault.0);
+                let names = FAULTS.map(|fault| fault.1).join(", ");
+                read.only = Some(known.ok_or_else(|| format!("there is no fault {value:?}; there are {names}"))?);
+            }
+            _ => return Err(format!("unknown flag {flag}").into()),
+        }
+    }
+    Ok(read)
+}
+
+/// Runs the turns; says whether everything held.
+async fn soak(arguments: &Arguments) -> Outcome<bool> {
+    let mut hosts = Hosts::start(NODES, SMALL_MIB)?;
+    let addresses = hosts.addresses();
+    let client = connect(&addresses).await?;
+    let healthy = until(RECOVERY_MAX, || is_healthy(&client)).await;
+    println!("{NODES} nodes healthy after {:.1} s", healthy.ok_or("the cluster does not form")?.as_secs_f64());
+    let load = Load::start(&client, &addresses, SMART_CLIENTS).await?;
+    tokio::time::sleep(REST).await;
+    drop(load.take());
+
+    let began = Instant::now();
+    let mut sums: Vec<Sum> = FAULTS.iter().map(|_| Sum::default()).collect();
+    let mut memory = Memory::default();
+    let mut holds = true;
+    let mut turn = 0_usize;
+    while began.elapsed() < arguments.time {
+        let which = turn % FAULTS.len();
+        let fault = FAULTS[which].0;
+        // Each fault meets another node each time; only the last one has a disk that can be filled.
+        let victim = if fault == Fault::FullDisk { NODES - 1 } else { (turn / FAULTS.len() + which) % NODES };
+        turn += 1;
+        if arguments.only.is_some_and(|only| only != fault) {
+            continue;
+        }
+        let turn_began = Instant::now();
+        let told = provoke(fault, victim, &mut hosts, &load).await?;
+        let recovered = until(RECOVERY_MAX, || is_healthy(&client)).await;
+        load.counted[victim].store(true, Ordering::Relaxed);
+        tokio::time::sleep(REST).await;
+        memory.look(&hosts);
+        let seen = load.take();
+        println!(
+            "{:>6.0} s {} {}: {} operations, longest wait {} ms ({}), {} over 300 ms; healthy after {:.1} s; {} MiB",
+            began.elapsed().as_secs_f64(),
+            FAULTS[which].1,
+            hosts.hosts[victim].name,
+            seen.operations,
+            seen.longest.as_millis(),
+            seen.whose,
+            seen.long,
+            recovered.unwrap_or_default().as_secs_f64(),
+            memory.now_mib,
+        );
+        if !seen.failure.is_empty() {
+            println!("         the last failure: {}", seen.failure);
+        }
+        if recovered.is_none() {
+            println!("  the cluster does not recover: {}", reasons(&client).await);
+            holds = false;
+            break;
+        }
+        sums[which].add(&seen, told, recovered.unwrap_or_default(), turn_began.elapsed());
+    }
+
+    let workers = load.stop().await;
+    let mut verdict = Verdict::default();
+    for worker in &workers {
+        let judged = worker.judge(&client).await?;
+        verdict.keys += judged.keys;
+        verdict.lost.extend(judged.lost);
+        verdict.came_back += judged.came_back;
+    }
+    tell(&sums);
+    memory.tell(arguments.line_mib);
+    println!(
+        "{} keys judged: {} acknowledged writes lost, {} replaced values came back",
+        verdict.keys,
+        verdict.lost.len(),
+        verdict.came_back
+    );
+    for lost in verdict.lost.iter().take(20) {
+        println!("  lost: {lost}");
+    }
+    if let Some(folder) = &arguments.keep_logs {
+        hosts.keep_logs(folder)?;
+    }
+    Ok(holds && verdict.lost.is_empty() && memory.highest_mib <= arguments.line_mib)
+}
+
+/// Carries a fault out from its beginning to its end.
+async fn provoke(fault: Fault, victim: usize, hosts: &mut Hosts, load: &Load) -> Outcome<Told> {
+    let host = &mut hosts.hosts[victim];
+    if !matches!(fault, Fault::None | Fault::Greedy) {
+        load.counted[victim].store(false, Ordering::Relaxed);
+    }
+    match fault {
+        Fault::None => tokio::time::sleep(FAULT).await,
+        Fault::Kill => {
+            host.kill()?;
+            tokio::time::sleep(FAULT).await;
+            host.start()?;
+        }
+        Fault::Freeze => {
+            host.signal("STOP")?;
+            tokio::time::sleep(FAULT).await;
+            host.signal("CONT")?;
+        }
+        Fault::Cut => {
+            host.cut(true)?;
+            tokio::time::sleep(FAULT).await;
+            host.cut(false)?;
+        }
+        Fault::Flap => {
+            for _ in 0..FAULT.as_secs() / 2 {
+                host.cut(true)?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                host.cut(false)?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Fault::Greedy => return greedy::run(&host.address.clone(), FAULT).await,
+        Fault::FullDisk => {
+            let ballast = host.fill()?;
+            tokio::time::sleep(FAULT).await;
+            fs::remove_file(ballast)?;
+            if !host.has_ended()? {
+                host.kill()?;
+            }
+            host.start()?;
+        }
+    }
+    Ok(Told::default())
+}
+
+async fn connect(addresses: &[String]) -> Outcome<Client> {
+    let began = Instant::now();
+    loop {
+        match Client::connect(addresses, Options::default()).await {
+            Ok(client) if client.description().layout.is_some() => return Ok(client),
+            Err(error) if began.elapsed() > hosts::start_max() => return Err(error.into()),
+            _ if began.elapsed() > hosts::start_max() => return Err("the cluster does not form".into()),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Whether every node answers, takes every other one for up, and has nothing pending.
+async fn is_healthy(client: &Client) -> bool {
+    reasons(client).await.is_empty()
+}
+
+/// What speaks against it; empty: nothing.
+async fn reasons(client: &Client) -> String {
+    drop(client.refresh().await);
+    let request = v1::WatchRequest { once: true, ..v1::WatchRequest::default() };
+    let mut reasons = Vec::new();
+    let reports = client.reports(request, Duration::from_secs(2)).await;
+    for report in &reports {
+        match &report.snapshot {
+            Err(error) => reasons.push(format!("{}: {error}", report.address)),
+            Ok(snapshot) => {
+                let bad =
+                    |peer: &&v1::PeerOpinion| matches!(peer.state(), v1::MemberState::Suspect | v1::MemberState::Down);
+                let down = snapshot.peers.iter().filter(bad).count();
+                let pending = snapshot.pending.unwrap_or_default();
+                if down > 0 {
+                    reasons.push(format!("{} takes {down} for down", report.address));
+                }
+                let waits = pending.hints + pending.lag + pending.refills + pending.comparisons;
+                if snapshot.layout_epoch == 0 || waits > 0 {
+                    reasons.push(format!("{}: pending {pending:?}", report.address));
+                }
+            }
+        }
+    }
+    if reports.len() != NODES {
+        reasons.push(format!("{} members", reports.len()));
+    }
+    reasons.join("; ")
+}
+
+impl Sum {
+    fn add(&mut self, seen: &Seen, told: Told, healthy_after: Duration, took: Duration) {
+        self.turns += 1;
+        self.seconds += took.as_secs_f64();
+        self.healthy_after = self.healthy_after.max(healthy_after);
+        let sum = &mut self.seen;
+        sum.operations += seen.operations;
+        sum.unavailable += seen.unavailable;
+        sum.unknown += seen.unknown;
+        sum.exhausted += seen.exhausted;
+        sum.other += seen.other;
+        sum.long += seen.long;
+        sum.stale += seen.stale;
+        if seen.longest > sum.longest {
+            sum.longest = seen.longest;
+            sum.whose.clone_from(&seen.whose);
+        }
+        self.told.acknowledged += told.acknowledged;
+        self.told.exhausted += told.exhausted;
+        self.told.unknown += told.unknown;
+        self.told.other += told.other;
+    }
+}
+
+fn tell(sums: &[Sum]) {
+    println!(
+        "\n| fault | turns | operations/s | unavailable / unknown / exhausted / other | stale reads | longest wait ms | over 300 ms | healthy after s |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for (sum, (_, name)) in sums.iter().zip(FAULTS).filter(|(sum, _)| sum.turns > 0) {
+        let seen = &sum.seen;
+        #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+        let rate = seen.operations as f64 / sum.seconds;
+        println!(
+            "| {name} | {} | {rate:.0} | {} / {} / {} / {} | {} | {} ({}) | {} | {:.1} |",
+            sum.turns,
+            seen.unavailable,
+            seen.unknown,
+            seen.exhausted,
+            seen.other,
+            seen.stale,
+            seen.longest.as_millis(),
+            seen.whose,
+            seen.long,
+            sum.healthy_after.as_secs_f64(),
+        );
+        if name == "greedy" {
+            let told = &sum.told;
+            println!(
+                "\nThe greedy: {} large puts acknowledged, {} refused as too much, {} of unknown outcome, {} others.\n",
+                told.acknowledged, told.exhausted, told.unknown, told.other
+            );
+        }
+    }
+}
+
+/// The memory of the nodes over time.
+#[derive(Default)]
+struct Memory {
+    /// The sum of all nodes after each turn.
+    sums_mib: Vec<u64>,
+    now_mib: u64,
+    /// The most that a single node has had.
+    highest_mib: u64,
+}
+
+impl Memory {
+    fn look(&mut self, hosts: &Hosts) {
+        let each: Vec<(u64, u64)> = hosts.hosts.iter().filter_map(hosts::Host::memory_kib).collect();
+        self.now_mib = each.iter().map(|memory| memory.0).sum::<u64>() / 1024;
+        self.highest_mib = each.iter().map(|memory| memory.1 / 1024).fold(self.highest_mib, u64::max);
+        self.sums_mib.push(self.now_mib);
+    }
+
+    fn tell(&self, line_mib: u64) {
+        let quarter = (self.sums_mib.len() / 4).max(1);
+        let mean = |part: &[u64]| part.iter().sum::<u64>() / (part.len() as u64).max(1);
+        let first = mean(&self.sums_mib[..quarter.min(self.sums_mib.len())]);
+        let last = mean(&self.sums_mib[self.sums_mib.len().saturating_sub(quarter)..]);
+        println!(
+            "memory of all nodes: {first} MiB in the first quarter of the turns, {last} MiB in the last; at most {} MiB in one node (line: {line_mib} MiB)",
+            self.highest_mib
+        );
+    }
+}
