@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
+use kv_core::event::Event;
 use kv_core::storage::{Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Opened};
 use kv_core::types::{NodeId, StoreId};
 use kv_proto::address::is_of_one_machine;
@@ -484,6 +485,9 @@ async fn live(
             }
             event = happened.recv() => match event {
                 Some(event) => {
+                    if let Event::Poisoned { reason } = &event {
+                        links.stop(reason);
+                    }
                     let event = NewEvent::from(event);
                     shared.event(NewEvent { message: shared.state().with_names(&event.message), ..event });
                 }

@@ -68,6 +68,7 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
 }
 
 async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionError> {
+    links.check_running()?;
     let mut client = connect(address).await?;
     let mine = links.hello(links.0.engine.seen(node, None).await);
     let (sender, outgoing) = frames();

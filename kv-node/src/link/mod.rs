@@ -8,7 +8,7 @@ mod session;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kv_core::config::ClusterConfig;
 use kv_core::handshake::HandshakeError;
@@ -53,6 +53,8 @@ struct Inner {
     sessions: AtomicU64,
     /// The session of each peer, for those who want to know or to close it.
     open: Mutex<BTreeMap<NodeId, Open>>,
+    /// Why no session may begin any more; set under the lock of `open`, so that no session misses it.
+    stopped: OnceLock<String>,
     /// Set when a peer has seen a younger run of this node's own store (rule D2).
     rolled_back: watch::Sender<Option<HandshakeError>>,
 }
@@ -100,6 +102,7 @@ impl Links {
             clock,
             sessions: AtomicU64::new(1),
             open: Mutex::default(),
+            stopped: OnceLock::new(),
             rolled_back,
         }))
     }
@@ -126,6 +129,22 @@ impl Links {
         if let Some(open) = self.open().get(&node) {
             open.end(Ending::Silent);
         }
+    }
+
+    /// Ends all sessions and lets none begin: this node's store has failed for `reason`. It would leave what peers ask
+    /// unanswered; as it is, they turn to others at once.
+    pub fn stop(&self, reason: &str) {
+        let open = self.open();
+        // The first reason counts.
+        let reason = self.0.stopped.get_or_init(|| reason.to_owned());
+        for open in open.values() {
+            open.end(Ending::Stopped(reason.clone()));
+        }
+    }
+
+    /// Refuses a session of a node that has stopped.
+    fn check_running(&self) -> Result<(), Ending> {
+        self.0.stopped.get().map_or(Ok(()), |reason| Err(Ending::Stopped(reason.clone())))
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<NodeId, Open>> {

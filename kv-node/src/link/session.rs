@@ -69,6 +69,9 @@ pub(super) enum Ending {
     /// The peer is taken for down.
     #[error("the peer was silent for too long")]
     Silent,
+    /// This node does not serve any more.
+    #[error("this node has stopped serving: {0}")]
+    Stopped(String),
     /// The peer has opened another one.
     #[error("the peer has begun another session")]
     BegunAnew,
@@ -90,6 +93,8 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnO
     tokio::spawn(async move {
         let outcome = async {
             let theirs = first_hello(&mut incoming).await?;
+            // Whoever gets an answer counts this node as up.
+            links.check_running()?;
             // The answer says who this node is even if the two do not talk, so that the other end learns why.
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
             drop(frames.send(Ok(hello_frame(&mine))).await);
@@ -160,6 +165,7 @@ impl Links {
     }
 
     pub(super) fn agree(&self, mine: &Hello, theirs: &Hello) -> Result<(), SessionError> {
+        self.check_running()?;
         let checked = check(mine, theirs);
         if let Err(error @ HandshakeError::RolledBack { .. }) = &checked {
             self.0.rolled_back.send_replace(Some(error.clone()));
@@ -184,9 +190,13 @@ impl Links {
         let incarnation = theirs.incarnation;
         let open =
             Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), ending };
-        if let Some(older) = self.open().insert(node, open) {
-            // The peer has begun anew; the older stream may take long to notice.
-            older.end(Ending::BegunAnew);
+        {
+            let mut sessions = self.open();
+            self.check_running()?;
+            if let Some(older) = sessions.insert(node, open) {
+                // The peer has begun anew; the older stream may take long to notice.
+                older.end(Ending::BegunAnew);
+            }
         }
         self.heard(node);
         self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;

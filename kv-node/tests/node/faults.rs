@@ -54,6 +54,30 @@ async fn a_stalled_node_blocks_nobody_and_is_taken_for_down() {
 }
 
 #[tokio::test]
+async fn a_node_whose_store_has_failed_is_down_for_its_peers() {
+    let (world, client) = World::cluster(3).await;
+    put(&client, "k", "before").await;
+    world.nodes[2].fail_writes();
+    // Whoever owns the key: every write goes to all three stores.
+    put(&client, "k", "after").await;
+    until_async("both others take it for down, and say why", || async {
+        let reports = reports(&client).await;
+        let why = |report: &kv_proto::v1::NodeSnapshot| {
+            let peer = report.peers.iter().find(|peer| peer.state() == MemberState::Down)?;
+            peer.reason.contains("has stopped serving").then_some(())
+        };
+        (reports.iter().filter_map(why).count() == 2).then_some(())
+    })
+    .await;
+    // Nothing is left waiting for an answer from it.
+    for index in 0..20 {
+        put(&client, &format!("k{index}"), "v").await;
+        assert_eq!(get(&client, &format!("k{index}")).await, ["v"]);
+    }
+    assert_eq!(get(&client, "k").await, ["after"]);
+}
+
+#[tokio::test]
 async fn without_a_majority_data_is_served_and_changes_are_refused() {
     let (mut world, client) = World::cluster(3).await;
     put(&client, "k", "v").await;
