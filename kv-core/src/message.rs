@@ -18,7 +18,7 @@ use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestI
 use crate::version::{Hlc, Record};
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// How many replicas a request waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

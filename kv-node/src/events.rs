@@ -1,22 +1,28 @@
 //! What happened on this node: a bounded memory of events, and a signal for those who follow them.
+//!
+//! Changes of the cluster are not among them: they are durable, and the same on every node (`control::AuditTrail`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kv_core::types::WallTime;
 use kv_proto::v1::{self, Severity};
 use tokio::sync::watch;
 
-/// Events that are kept.
-pub const EVENTS_MAX: usize = 4096;
+/// Events of each kind that are kept. An operation tells of every partition several times, which must not push out what
+/// happens once; there are some thirty kinds.
+pub const EVENTS_OF_KIND_MAX: usize = 256;
 
 /// The events of one node.
 #[derive(Debug)]
 pub struct Events {
-    kept: Mutex<VecDeque<v1::Event>>,
+    kept: Mutex<Kept>,
     /// The sequence number of the newest event; 0: there is none.
     newest: watch::Sender<u64>,
 }
+
+/// The newest events of each kind, oldest first.
+type Kept = BTreeMap<&'static str, VecDeque<v1::Event>>;
 
 /// Something to remember.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +44,7 @@ impl Events {
         Self { kept: Mutex::default(), newest: watch::Sender::new(0) }
     }
 
-    /// Remembers an event, and logs it. The oldest one makes room.
+    /// Remembers an event, and logs it. The oldest one of its kind makes room.
     pub fn add(&self, node: u64, at: WallTime, event: NewEvent) {
         let NewEvent { severity, kind, message, undo } = event;
         match severity {
@@ -48,10 +54,11 @@ impl Events {
         }
         let mut kept = self.kept();
         let sequence = *self.newest.borrow() + 1;
-        if kept.len() >= EVENTS_MAX {
-            kept.pop_front();
+        let of_kind = kept.entry(kind).or_default();
+        if of_kind.len() >= EVENTS_OF_KIND_MAX {
+            of_kind.pop_front();
         }
-        kept.push_back(v1::Event {
+        of_kind.push_back(v1::Event {
             sequence,
             time_us: at.0,
             node,
@@ -59,6 +66,7 @@ impl Events {
             kind: kind.to_owned(),
             message,
             undo,
+            audit: None,
         });
         drop(kept);
         self.newest.send_replace(sequence);
@@ -67,7 +75,10 @@ impl Events {
     /// The kept events with higher sequence numbers than `after`, oldest first.
     #[must_use]
     pub fn after(&self, after: u64) -> Vec<v1::Event> {
-        self.kept().iter().filter(|event| event.sequence > after).cloned().collect()
+        let is_newer = |event: &&v1::Event| event.sequence > after;
+        let mut events: Vec<v1::Event> = self.kept().values().flatten().filter(is_newer).cloned().collect();
+        events.sort_by_key(|event| event.sequence);
+        events
     }
 
     /// Changes when there is a newer event.
@@ -76,7 +87,7 @@ impl Events {
         self.newest.subscribe()
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<v1::Event>> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -110,5 +121,34 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::Poisoned { .. } => (Severity::Error, "store-failed"),
         };
         Self { severity, kind, message: event.to_string(), undo: String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: &'static str, number: usize) -> NewEvent {
+        NewEvent { severity: Severity::Info, kind, message: number.to_string(), undo: String::new() }
+    }
+
+    #[test]
+    fn details_of_an_operation_push_nothing_else_out() {
+        let events = Events::new();
+        events.add(1, WallTime(1), event("serving", 0));
+        for number in 0..EVENTS_OF_KIND_MAX + 10 {
+            events.add(1, WallTime(2), event("copy-started", number));
+            events.add(1, WallTime(2), event("copy-done", number));
+        }
+        let kept = events.after(0);
+        assert_eq!(kept.len(), 1 + 2 * EVENTS_OF_KIND_MAX, "bounded for each kind");
+        assert_eq!(kept[0].kind, "serving");
+        assert!(kept.is_sorted_by_key(|event| event.sequence));
+        assert_eq!(kept[1].message, "10", "the oldest of a kind makes room");
+        let newest = *events.newest().borrow();
+        assert_eq!(
+            events.after(newest - 2).iter().map(|event| event.kind.as_str()).collect::<Vec<_>>(),
+            ["copy-started", "copy-done"]
+        );
     }
 }

@@ -31,7 +31,7 @@ use crate::link::{Identity, Links, Members, keep_links};
 use crate::liveness::{Condition, Heartbeats, Patience};
 use crate::own_files::{ListenFile, OwnFileError, check_not_removed, mark_removed};
 use crate::server::connections::{self, ConnectionSettings, Connections};
-use crate::server::{Serving, Shared, routes};
+use crate::server::{Serving, Shared, audit, routes};
 use crate::settings::{Settings, SettingsError};
 use crate::transfers::{Watchdog, follow};
 use crate::usage::Usage;
@@ -247,12 +247,14 @@ async fn serve(
         .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
     let stopping = shared.stopping.subscribe();
     let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), stopping));
+    let logged = tokio::spawn(audit::log(Arc::clone(&shared)));
     announce(&name, local);
 
     let end = tokio::select! {
         end = live(Arc::clone(&shared), settings, reader, committer) => end,
         () = signal => Ok(End::Stopped),
     };
+    logged.abort();
     shared.vitals.send_modify(|vitals| vitals.draining = true);
     let serving = shared.serving.borrow().clone();
     if let Some(serving) = serving {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kv_core::topology::{Receipt, Transfer, TransferPhase, TransferSettings};
+use kv_core::topology::{Receipt, Transfer, TransferPhase, TransferSettings, Wait};
 use kv_core::types::{Epoch, Monotonic, PartitionId};
 use kv_proto::v1::{self, Severity};
 
@@ -51,12 +51,12 @@ impl Watchdog {
         (idle, may_stall(transfer) && idle >= STALL_AFTER)
     }
 
-    /// Why a copy waits: for want of room, or as the engine says.
+    /// Why a copy waits: because the disk lacks room, or as the engine says.
     #[must_use]
-    pub fn waits_for(&self, transfer: &Transfer) -> String {
+    pub fn waits_for(&self, transfer: &Transfer) -> Option<Wait> {
         match &self.state().no_room {
-            Some(reason) if transfer.phase != TransferPhase::Covered => reason.clone(),
-            _ => transfer.waiting_for.clone().unwrap_or_default(),
+            Some(reason) if transfer.phase != TransferPhase::Covered => Some(Wait::Other(reason.clone())),
+            _ => transfer.waiting_for.clone(),
         }
     }
 
@@ -122,8 +122,7 @@ impl Watchdog {
 
 /// Whether a copy that does not get on is late: it has begun, and nobody has paused it.
 fn may_stall(transfer: &Transfer) -> bool {
-    let paused = transfer.waiting_for.as_deref() == Some("paused");
-    transfer.tries > 0 && transfer.phase != TransferPhase::Covered && !paused
+    transfer.tries > 0 && transfer.phase != TransferPhase::Covered && transfer.waiting_for != Some(Wait::Paused)
 }
 
 /// The settings for the engine, and why nothing is copied if the disk has too little room.
@@ -214,7 +213,8 @@ fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
     let running = agreed.active_operation().is_some_and(|operation| operation.state == OperationState::Running);
     let now = shared.clock.now().mono;
     for transfer in shared.watchdog.look(&report.transfers, now).into_iter().filter(|_| running) {
-        let why = agreed.with_names(&shared.watchdog.waits_for(&transfer));
+        let why = shared.watchdog.waits_for(&transfer).map_or_else(String::new, |wait| wait.to_string());
+        let why = agreed.with_names(&why);
         let source = transfer.source.map_or_else(String::new, |node| format!(" from {}", agreed.name_of(node)));
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         let id = agreed.active_operation().map_or(0, |operation| operation.id.0);
@@ -257,7 +257,7 @@ fn tell_room(shared: &Shared, busy: bool, no_room: Option<String>) {
 mod tests {
     use super::*;
 
-    fn transfer(phase: TransferPhase, bytes: u64, tries: u32, waiting_for: Option<&str>) -> Transfer {
+    fn transfer(phase: TransferPhase, bytes: u64, tries: u32, waiting_for: Option<Wait>) -> Transfer {
         Transfer {
             partition: PartitionId(1),
             joint: Epoch(3),
@@ -268,7 +268,7 @@ mod tests {
             bytes,
             bytes_total: 1000,
             tries,
-            waiting_for: waiting_for.map(str::to_owned),
+            waiting_for,
         }
     }
 
@@ -291,8 +291,8 @@ mod tests {
         assert_eq!(look(&further, 31), 0);
         assert_eq!(look(&further, 41), 1, "it stalls again");
         for in_order in [
-            transfer(TransferPhase::Waiting, 0, 0, Some("its turn")),
-            transfer(TransferPhase::Copying, 200, 1, Some("paused")),
+            transfer(TransferPhase::Waiting, 0, 0, Some(Wait::Other("its turn".to_owned()))),
+            transfer(TransferPhase::Copying, 200, 1, Some(Wait::Paused)),
             transfer(TransferPhase::Covered, 1000, 1, None),
         ] {
             assert_eq!(look(&in_order, 50) + look(&in_order, 100), 0, "{in_order:?}");

@@ -450,17 +450,57 @@ fn a_bad_configuration_is_named_and_the_dashboard_starts() {
     screen.check_left();
 }
 
-#[test]
-fn a_temporary_cluster_is_shown_and_vanishes() {
+/// The dashboard of a temporary cluster of one node.
+fn temporary() -> Screen {
     let arguments = ["local", "--ephemeral", "--nodes", "1"];
     let mut screen = Screen::run(env!("CARGO_BIN_EXE_kv-tui"), &arguments, "", |data| {
         std::fs::create_dir(data.join("tmp")).expect("a folder");
     });
     screen.wait_to_see("1/1 up");
-    screen.press(b"q");
+    screen
+}
+
+/// It ends, and leaves nothing of the cluster behind.
+fn check_vanished(mut screen: Screen) {
     let status = screen.ended();
     assert!(status.success(), "{status}");
     screen.wait_for("stopped, and their data is deleted");
     let left: Vec<_> = std::fs::read_dir(screen.data.path().join("tmp")).expect("a folder").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_temporary_cluster_is_shown_and_vanishes() {
+    let screen = temporary();
+    screen.press(b"q");
+    check_vanished(screen);
+}
+
+#[test]
+fn a_node_that_was_started_for_a_plan_goes_when_the_plan_is_given_up() {
+    let mut screen = temporary();
+    let mut folders = std::fs::read_dir(screen.data.path().join("tmp")).expect("a folder");
+    let cluster = folders.next().expect("the cluster's folder").expect("read").path();
+    let names = || {
+        let state = std::fs::read(cluster.join("local.json")).expect("the cluster's file");
+        let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+        let nodes = state["nodes"].as_array().expect("nodes").clone();
+        nodes.iter().map(|node| node["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    screen.press(b"a\r");
+    screen.wait_to_see("Type n2 to unlock");
+    assert_eq!((names(), cluster.join("n2").exists()), (vec!["n1".to_owned(), "n2".to_owned()], true));
+    screen.press(b"\x1b");
+    screen.wait_to_see("n2 was taken away again");
+    assert_eq!((names(), cluster.join("n2").exists()), (vec!["n1".to_owned()], false));
+    screen.wait_to_see("1/1 up");
+    // Left while the process is being started: nothing of it is left behind.
+    screen.press(b"a\r");
+    screen.wait_to_see("Starting a process");
+    screen.press(b"\x1b");
+    screen.wait_to_see("Enter shows the plan");
+    screen.press(b"\x1b");
+    screen.wait_to_see("nothing was changed");
+    screen.press(b"q");
+    check_vanished(screen);
 }

@@ -24,7 +24,7 @@ use crate::node::{Effect, Node, meta};
 use crate::ring::{Entry, Joint};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Space};
-use crate::topology::{Receipt, SourceReceipt, Transfer, TransferPhase, TransferSettings};
+use crate::topology::{Receipt, SourceReceipt, Transfer, TransferPhase, TransferSettings, Wait};
 use crate::types::{Epoch, Monotonic, NodeId, PartitionId, StoreId};
 
 /// A partition that is being filled.
@@ -453,11 +453,12 @@ impl Node {
         }
         let Some(copy) = self.copies.get(&partition) else {
             transfer.waiting_for = Some(if !self.is_listed() {
-                "the control plane to list this node's new store".to_owned()
+                Wait::Other("the control plane to list this node's new store".to_owned())
             } else if self.transfers.paused {
-                "paused".to_owned()
+                Wait::Paused
             } else {
-                format!("its turn: {} partitions are copied at once", self.transfers.transfers_max.max(1))
+                let most = self.transfers.transfers_max.max(1);
+                Wait::Other(format!("its turn: {most} partitions are copied at once"))
             });
             return transfer;
         };
@@ -474,7 +475,7 @@ impl Node {
         transfer.waiting_for = match exchange {
             Some(exchange) => exchange.waiting_for(self.now.mono),
             None if copy.ending => None,
-            None => self.why_no_source(partition, copy),
+            None => self.why_no_source(partition, copy).map(Wait::Other),
         };
         transfer
     }

@@ -18,7 +18,7 @@ use crate::node::timers::Timer;
 use crate::node::{Effect, Node, ReadId};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey};
-use crate::topology::Residue;
+use crate::topology::{Residue, Wait};
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 
 /// Partitions that are handed over at once.
@@ -283,13 +283,13 @@ impl Node {
 
     fn why_left(&self, partition: PartitionId, left: &Left) -> Option<String> {
         if let Some((id, _)) = left.exchange {
-            return self.exchanges.get(&id)?.waiting_for(self.now.mono);
+            return self.exchanges.get(&id)?.waiting_for(self.now.mono).map(|wait| wait.to_string());
         }
         if left.is_busy() {
             return None;
         }
         if self.transfers.paused {
-            return Some("paused".to_owned());
+            return Some(Wait::Paused.to_string());
         }
         let open = self.entry(partition)?.nodes().filter(|node| !left.covered.contains(node));
         let why = |node: NodeId| match left.failed.get(&node) {

@@ -27,4 +27,4 @@ pub use plan::{Move, NotAHash, PartitionChange, Plan, PlanHash};
 pub use planner::plan;
 pub use preview::preview;
 pub use refusal::{Refusal, RefusalKind};
-pub use transfer::{Receipt, Residue, SourceReceipt, Transfer, TransferPhase, TransferSettings};
+pub use transfer::{Receipt, Residue, SourceReceipt, Transfer, TransferPhase, TransferSettings, Wait};

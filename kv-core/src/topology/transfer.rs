@@ -1,5 +1,6 @@
 //! What a node says of the partitions that it copies and of those that it leaves.
 
+use std::fmt;
 use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
@@ -77,13 +78,29 @@ pub struct Transfer {
     pub bytes_total: u64,
     /// How often it was begun, the first time included; 0 while it waits for its turn.
     pub tries: u32,
-    /// Why it does not get on at this moment, in words; `None` while it does.
-    pub waiting_for: Option<String>,
+    /// Why it makes no progress at this moment; `None` while it does.
+    pub waiting_for: Option<Wait>,
 }
 
-impl Transfer {
-    /// What it waits for while the limit on copying holds it back.
-    pub const LIMITED: &str = "the limit of bytes per second";
+/// Why a transfer makes no progress at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Copying is paused.
+    Paused,
+    /// The limit on copying holds it back.
+    Limited,
+    /// Something else, in words.
+    Other(String),
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paused => "paused",
+            Self::Limited => "the limit of bytes per second",
+            Self::Other(reason) => reason,
+        })
+    }
 }
 
 /// How far a transfer is.

@@ -9,6 +9,8 @@ use kv_core::types::{Epoch, KeyspaceId, NodeId, StoreId};
 use kv_proto::address::{ADDRESS_BYTES_MAX, check_advertised};
 
 use super::command::{Arrival, Done, Founding, KeyspaceSpec, Refusal, RefusalKind};
+use super::operate::check_by;
+use super::operation::Asked;
 use super::state::{ClusterState, MemberRecord, Phase};
 
 /// The most members of a cluster.
@@ -139,8 +141,9 @@ impl ClusterState {
         Ok(Done::Formed { epoch })
     }
 
-    pub(super) fn create_keyspace(&mut self, spec: KeyspaceSpec) -> Result<Done, Refusal> {
+    pub(super) fn create_keyspace(&mut self, spec: KeyspaceSpec, asked: &Asked) -> Result<Done, Refusal> {
         self.check_formed()?;
+        check_by(asked)?;
         check_name("keyspace", &spec.name)?;
         for (field, value) in [("r", spec.r), ("w", spec.w)] {
             if !(1..=QUORUM_MAX).contains(&value) {
@@ -169,8 +172,9 @@ impl ClusterState {
         Ok(Done::KeyspaceCreated { id })
     }
 
-    pub(super) fn drop_keyspace(&mut self, name: &str) -> Result<Done, Refusal> {
+    pub(super) fn drop_keyspace(&mut self, name: &str, asked: &Asked) -> Result<Done, Refusal> {
         self.check_formed()?;
+        check_by(asked)?;
         let Some(id) = self.keyspace_named(name).map(|keyspace| keyspace.id) else {
             return Err(Refusal::new(
                 RefusalKind::NotFound,

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use kv_core::config::ClusterConfig;
 use kv_core::ring::Layout;
 use kv_core::topology::{Plan, Receipt};
-use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
+use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId, WallTime};
 use kv_core::version::Conflict;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub struct CommandId(pub u128);
 pub struct Proposal {
     /// Recognises a repeated proposal.
     pub id: CommandId,
+    /// When it was proposed, by the clock of the node that took it; for the record, no decision depends on it.
+    pub at: WallTime,
     /// What is proposed.
     pub command: Command,
 }
@@ -57,11 +59,15 @@ pub enum Command {
     CreateKeyspace {
         /// Its name and settings.
         spec: KeyspaceSpec,
+        /// Who wants it.
+        asked: Asked,
     },
     /// Drops a keyspace and everything in it. Its number is never used again.
     DropKeyspace {
         /// Its name.
         name: String,
+        /// Who wants it.
+        asked: Asked,
     },
     /// Begins to carry a plan out, as an operation.
     Apply {
@@ -139,8 +145,8 @@ impl fmt::Display for Command {
             }
             Self::Admit(arrival) => write!(f, "{} reports from {}", arrival.name, arrival.address),
             Self::Form { layout } => write!(f, "form cluster {}", layout.cluster),
-            Self::CreateKeyspace { spec } => write!(f, "create keyspace {}", spec.name),
-            Self::DropKeyspace { name } => write!(f, "drop keyspace {name}"),
+            Self::CreateKeyspace { spec, .. } => write!(f, "create keyspace {}", spec.name),
+            Self::DropKeyspace { name, .. } => write!(f, "drop keyspace {name}"),
             Self::Apply { plan, .. } => write!(f, "carry out plan {}", plan.hash),
             Self::Advance { operation, receipts, .. } => {
                 write!(f, "advance operation {operation} by {} receipts", receipts.len())

@@ -134,7 +134,7 @@ fn draw_layout(state: &ClusterState, founding: Founding) -> Result<Layout, DrawE
 pub(super) async fn commit(inner: &Inner, command: Command) -> bool {
     let Ok(id) = command_id() else { return false };
     let what = command.to_string();
-    match inner.write(Proposal { id, command }, inner.timing.call).await {
+    match inner.write(Proposal { id, at: inner.wall().at, command }, inner.timing.call).await {
         ProposeReply::Committed(Outcome::Done(_)) => {
             tracing::info!("agreed: {what}");
             true

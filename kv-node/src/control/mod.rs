@@ -9,6 +9,7 @@
 //! | `plane` | the handle: start, look, shut down |
 //! | `command`, `state`, `apply` | what is agreed on: a pure state machine |
 //! | `operation`, `operate` | plans that are carried out, and how each command changes them |
+//! | `audit` | who changed what, and what undoes it |
 //! | `drive` | the leader takes the next step of an operation when the nodes' reports allow it |
 //! | `propose`, `serve` | having a command agreed on; answering other nodes |
 //! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |
@@ -32,6 +33,7 @@
 //! promised is expected of it, and the former store can never return (rule D2).
 
 mod apply;
+mod audit;
 mod catch_up;
 mod command;
 mod discover;
@@ -59,6 +61,7 @@ pub(crate) mod transport;
 mod voters;
 
 pub use apply::{COPIES_MAX, KEYSPACES_MAX};
+pub use audit::{AUDIT_BYTES_MAX, AUDIT_MAX, AuditEntry, AuditKind, AuditTrail};
 pub use command::{Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, Refusal, RefusalKind};
 pub use disk::FileError;
 pub use drive::{REPORT_EVERY, Reported, TransferReport};

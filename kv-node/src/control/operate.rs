@@ -361,7 +361,7 @@ fn check_migrates(operation: &Operation, layout: &Layout, partition: PartitionId
     }))
 }
 
-fn check_by(asked: &Asked) -> Result<(), Refusal> {
+pub(super) fn check_by(asked: &Asked) -> Result<(), Refusal> {
     if asked.by.len() > BY_BYTES_MAX {
         return Err(invalid(format!("by: has {} bytes, the limit is {BY_BYTES_MAX}", asked.by.len())));
     }

@@ -157,7 +157,14 @@ impl Operation {
     pub(super) fn new(id: OperationId, plan: Plan, target: Target, names: &Layout, asked: Asked) -> Self {
         let in_words = |change: &Change| change.command(|node| name_in(names, node));
         let command = plan.changes.iter().map(in_words).collect::<Vec<_>>().join(" and ");
-        let undo = match undo(names, &plan.changes).as_slice() {
+        let back = undo(names, &plan.changes);
+        let leaves = |node: &NodeId| back.contains(&Change::Remove { node: *node });
+        // Who leaves again needs no other weight or zone before.
+        let needed = back.iter().filter(|change| match change {
+            Change::Weight { node, .. } | Change::Zone { node, .. } => !leaves(node),
+            _ => true,
+        });
+        let undo = match needed.collect::<Vec<_>>().as_slice() {
             [back] => in_words(back),
             _ => String::new(),
         };

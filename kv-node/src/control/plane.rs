@@ -418,7 +418,7 @@ impl Inner {
         Arc::clone(&self.state.borrow())
     }
 
-    /// The moment, for the records of operations. No decision depends on it.
+    /// The moment, for the records of what is changed. No decision depends on it.
     pub(super) fn wall(&self) -> Asked {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Asked { by: String::new(), at: WallTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX)) }

@@ -69,7 +69,8 @@ impl ControlPlane {
     /// # Errors
     /// If it was refused, or no answer came within `timeout`.
     pub async fn propose_as(&self, id: CommandId, command: Command, timeout: Duration) -> Result<Done, ProposeError> {
-        Ok(self.inner.propose(Proposal { id, command }, timeout).await?.into_result()?)
+        let at = self.inner.wall().at;
+        Ok(self.inner.propose(Proposal { id, at, command }, timeout).await?.into_result()?)
     }
 }
 

@@ -142,7 +142,8 @@ impl Inner {
         if let Some(reply) = self.refuse_to_displace(&arrival, mine).await {
             return reply;
         }
-        match self.lead(Proposal { id, command: Command::Admit(arrival) }, self.timing.call).await {
+        let proposal = Proposal { id, at: self.wall().at, command: Command::Admit(arrival) };
+        match self.lead(proposal, self.timing.call).await {
             ProposeReply::Committed(Outcome::Done(Done::Admitted { node, spare })) => {
                 let cluster = self.state().identity().map(|(cluster, _)| cluster);
                 JoinReply::Admitted { group: mine, node, spare, cluster }

@@ -9,6 +9,7 @@ use kv_core::ring::Layout;
 use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
 use serde::{Deserialize, Serialize};
 
+use super::audit::AuditTrail;
 use super::command::{Command, CommandId, Founding, Outcome, Proposal};
 use super::operation::{Operation, Throttle};
 
@@ -47,6 +48,8 @@ pub struct ClusterState {
     pub(super) next_keyspace: u32,
     /// What became of the last commands, oldest first, so that a repeated one is recognised.
     pub(super) recent: VecDeque<(CommandId, Outcome)>,
+    /// Who changed what.
+    pub audit: AuditTrail,
 }
 
 /// How far a cluster has come.
@@ -95,8 +98,12 @@ impl ClusterState {
         if let Some(outcome) = self.outcome_of(proposal.id) {
             return outcome.clone();
         }
+        let draft = self.draft(&proposal.command);
         let outcome = match self.execute(proposal.command) {
-            Ok(done) => Outcome::Done(done),
+            Ok(done) => {
+                self.note(proposal.at, draft, done);
+                Outcome::Done(done)
+            }
             Err(refusal) => Outcome::Refused(refusal),
         };
         if self.recent.len() >= Self::RECENT_MAX {
@@ -117,8 +124,8 @@ impl ClusterState {
             Command::Found { founding, config, founder } => self.found(founding, config, founder),
             Command::Admit(arrival) => self.admit(arrival),
             Command::Form { layout } => self.form(layout),
-            Command::CreateKeyspace { spec } => self.create_keyspace(spec),
-            Command::DropKeyspace { name } => self.drop_keyspace(&name),
+            Command::CreateKeyspace { spec, asked } => self.create_keyspace(spec, &asked),
+            Command::DropKeyspace { name, asked } => self.drop_keyspace(&name, &asked),
             Command::Apply { plan, estimate, asked } => self.apply_plan(plan, estimate, asked),
             Command::Advance { operation, epoch, receipts, asked } => self.advance(operation, epoch, receipts, asked),
             Command::Pause { operation, asked } => self.pause(operation, &asked),

@@ -6,18 +6,17 @@ use kv_core::topology::{self, Change, Plan, PlanHash};
 use kv_core::types::NodeId;
 use kv_proto::plan::{CHANGES_MAX, refusal_to_error};
 use kv_proto::status::to_status;
-use kv_proto::v1::{self, Severity};
+use kv_proto::v1;
 use tonic::Status;
 
 use super::Shared;
 use super::cluster::{PROPOSE_PATIENCE, error_of};
-use super::operations::{asked, audit, caught_up, to_wire};
+use super::operations::{asked, caught_up, to_wire};
 use super::snapshot;
 use crate::control::{
     Asked, ClusterState, Command, CommandId, Done, Estimate, Outcome, ProposeError, Refusal, RefusalKind,
     already_running,
 };
-use crate::events::NewEvent;
 use crate::liveness::Condition;
 
 /// How often a plan is made anew that nobody has previewed, because the layout has changed meanwhile.
@@ -38,26 +37,12 @@ pub(super) async fn begin(shared: &Shared, request: v1::ApplyRequest) -> Result<
     let wanted = Wanted::from_wire(request.changes, &request.plan_hash, &request.request_id).map_err(to_status)?;
     // Members that have come, and operations that have ended, a moment ago are known before the plan is made.
     shared.learn().await;
-    let (done, repeated) = propose(shared, &wanted, estimate, &asked).await?;
-    let operation = answer(shared, done).await?;
-    if repeated {
-        return Ok(operation);
-    }
-    shared.event(NewEvent {
-        severity: Severity::Info,
-        kind: "operation-begun",
-        message: audit(
-            &operation.command,
-            &asked,
-            &format!("operation {} begun, {} replicas move", operation.id, operation.moves),
-        ),
-        undo: operation.undo.clone(),
-    });
-    Ok(operation)
+    let done = propose(shared, &wanted, estimate, &asked).await?;
+    answer(shared, done).await
 }
 
-/// Has the plan agreed on. Also says whether the request has been carried out before.
-async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &Asked) -> Result<(Done, bool), Status> {
+/// Has the plan agreed on.
+async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &Asked) -> Result<Done, Status> {
     let mut number = 0;
     loop {
         // A refused command stays refused under its id, so each attempt has the next one.
@@ -68,7 +53,7 @@ async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &A
         let state = shared.state();
         // A repeated request must find its operation, whatever has happened since.
         match id.and_then(|id| state.outcome_of(id)) {
-            Some(Outcome::Done(done)) => return Ok((*done, true)),
+            Some(Outcome::Done(done)) => return Ok(*done),
             Some(Outcome::Refused(refusal)) if again && is_stale(refusal) => continue,
             Some(Outcome::Refused(refusal)) => return Err(to_status(error_of(&refusal.clone().into()))),
             None => {}
@@ -89,7 +74,7 @@ async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &A
             Err(ProposeError::Refused(refusal)) if again && is_stale(&refusal) => {
                 caught_up(shared, |newer| newer.revision > state.revision).await;
             }
-            done => return Ok((done.map_err(|error| to_status(error_of(&error)))?, false)),
+            done => return done.map_err(|error| to_status(error_of(&error))),
         }
     }
 }

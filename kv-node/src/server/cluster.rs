@@ -16,16 +16,15 @@ use kv_proto::reply;
 use kv_proto::status::to_status;
 use kv_proto::v1::cluster_server::Cluster;
 use kv_proto::v1::watch_response::Item;
-use kv_proto::v1::{self, Severity, WatchResponse};
+use kv_proto::v1::{self, WatchResponse};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::operations::{self, Steer};
-use super::{Shared, apply, repair};
+use super::operations::{self, Steer, asked};
+use super::{Shared, apply, audit, repair};
 use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind, already_running};
-use crate::events::NewEvent;
 use crate::server::snapshot;
 
 /// How long a change of the cluster may take.
@@ -188,7 +187,9 @@ impl Cluster for Service {
         &self,
         request: Request<v1::CreateKeyspaceRequest>,
     ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
-        let new = NewKeyspace::try_from(request.into_inner()).map_err(to_status)?;
+        let mut request = request.into_inner();
+        let asked = asked(&self.0, std::mem::take(&mut request.by))?;
+        let new = NewKeyspace::try_from(request).map_err(to_status)?;
         let spec = KeyspaceSpec { name: new.name.clone(), r: new.r, w: new.w, conflict: new.conflict };
         // One that was dropped a moment ago does not exist any more.
         self.0.learn().await;
@@ -201,15 +202,9 @@ impl Cluster for Service {
             let keyspace = Some((&existing).into());
             return Ok(Response::new(v1::CreateKeyspaceResponse { keyspace, created: false }));
         }
-        let done = propose(&self.0, Command::CreateKeyspace { spec }).await?;
+        let done = propose(&self.0, Command::CreateKeyspace { spec, asked }).await?;
         let Done::KeyspaceCreated { id } = done else { return Err(Status::internal("the command did something else")) };
         self.0.spread().await;
-        self.0.event(NewEvent {
-            severity: Severity::Info,
-            kind: "keyspace-created",
-            message: format!("keyspace {} created", new.name),
-            undo: format!("keyspace drop {}", new.name),
-        });
         let keyspace = kv_core::config::Keyspace { id, name: new.name, r: new.r, w: new.w, conflict: new.conflict };
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some((&keyspace).into()), created: true }))
     }
@@ -218,16 +213,11 @@ impl Cluster for Service {
         &self,
         request: Request<v1::DropKeyspaceRequest>,
     ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
-        let name = request.into_inner().name;
-        propose(&self.0, Command::DropKeyspace { name: name.clone() }).await?;
+        let v1::DropKeyspaceRequest { name, by } = request.into_inner();
+        let asked = asked(&self.0, by)?;
+        propose(&self.0, Command::DropKeyspace { name, asked }).await?;
         // Nobody may take writes for it any more, nor for the one that has its name next.
         self.0.spread().await;
-        self.0.event(NewEvent {
-            severity: Severity::Warning,
-            kind: "keyspace-dropped",
-            message: format!("keyspace {name} dropped"),
-            undo: String::new(),
-        });
         Ok(Response::new(v1::DropKeyspaceResponse {}))
     }
 }
@@ -270,7 +260,7 @@ pub(super) fn forming(state: &ClusterState) -> Option<v1::Forming> {
     }
 }
 
-/// Sends a snapshot at every interval, and events as they happen.
+/// Sends a snapshot at every interval, and events and changes of the cluster as they happen.
 async fn follow(
     shared: Arc<Shared>,
     watch: v1::WatchRequest,
@@ -281,7 +271,10 @@ async fn follow(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut newest = shared.events.newest();
     let mut stopping = shared.stopping.subscribe();
-    let mut told = watch.events_after;
+    let mut state = shared.control.state();
+    // What is known already is sent with the first snapshot.
+    state.mark_unchanged();
+    let (mut told, mut audited) = (watch.events_after, watch.audit_after);
     loop {
         let mut ready = Vec::new();
         tokio::select! {
@@ -291,6 +284,7 @@ async fn follow(
                 ready.push(Item::Snapshot(Box::new(snapshot)));
             }
             changed = newest.changed(), if told.is_some() => if changed.is_err() { return },
+            changed = state.changed(), if audited.is_some() => if changed.is_err() { return },
             () = items.closed() => return,
             () = super::stopped(&mut stopping) => return,
         }
@@ -298,6 +292,12 @@ async fn follow(
             for event in shared.events.after(*told) {
                 *told = event.sequence;
                 ready.push(Item::Event(event));
+            }
+        }
+        if let Some(audited) = &mut audited {
+            for entry in state.borrow_and_update().audit.after(*audited) {
+                *audited = entry.number;
+                ready.push(Item::Event(audit::to_wire(entry)));
             }
         }
         for item in ready {

@@ -1,6 +1,7 @@
 //! The gRPC services of a node, all on one port.
 
 mod apply;
+pub(crate) mod audit;
 mod batch;
 mod bounds;
 mod cluster;

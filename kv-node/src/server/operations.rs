@@ -9,13 +9,12 @@ use kv_core::topology::{Move, TransferSettings};
 use kv_core::types::{PartitionId, WallTime};
 use kv_proto::limits::BY_BYTES_MAX;
 use kv_proto::status::to_status;
-use kv_proto::v1::{self, Severity};
+use kv_proto::v1;
 use tonic::Status;
 
 use super::Shared;
 use super::cluster::propose;
 use crate::control::{Asked, ClusterState, Command, Done, Operation, OperationId, OperationState, Throttle, joint_max};
-use crate::events::NewEvent;
 
 /// How long a node may take to learn what the leader has just agreed on.
 const APPLY_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,28 +60,16 @@ pub(super) enum Steer {
     Cancel,
 }
 
-/// Has an operation paused, resumed or cancelled, and tells the operators.
+/// Has an operation paused, resumed or cancelled.
 ///
 /// # Errors
 /// As the control plane says.
 pub(super) async fn steer(shared: &Shared, steer: Steer, id: u64, by: String) -> Result<v1::Operation, Status> {
     let (operation, asked) = (OperationId(id), asked(shared, by)?);
-    let (command, kind, done, undo) = match steer {
-        Steer::Pause => (
-            Command::Pause { operation, asked: asked.clone() },
-            "operation-paused",
-            "paused",
-            format!("op resume {id}"),
-        ),
-        Steer::Resume => (
-            Command::Resume { operation, asked: asked.clone() },
-            "operation-resumed",
-            "resumed",
-            format!("op pause {id}"),
-        ),
-        Steer::Cancel => {
-            (Command::Cancel { operation, asked: asked.clone() }, "operation-cancelled", "cancelled", String::new())
-        }
+    let command = match steer {
+        Steer::Pause => Command::Pause { operation, asked },
+        Steer::Resume => Command::Resume { operation, asked },
+        Steer::Cancel => Command::Cancel { operation, asked },
     };
     propose(shared, command).await?;
     let agreed = |state: &ClusterState| {
@@ -96,25 +83,10 @@ pub(super) async fn steer(shared: &Shared, steer: Steer, id: u64, by: String) ->
     };
     let state = caught_up(shared, agreed).await;
     let operation = state.operation(operation).ok_or_else(|| to_status(unknown(id)))?;
-    let name = &operation.command;
-    shared.event(NewEvent {
-        severity: if steer == Steer::Cancel { Severity::Warning } else { Severity::Info },
-        kind,
-        message: audit(&format!("op {} {id}", word(steer)), &asked, &format!("operation {id} ({name}) {done}")),
-        undo,
-    });
     Ok(to_wire(&state, operation, false))
 }
 
-fn word(steer: Steer) -> &'static str {
-    match steer {
-        Steer::Pause => "pause",
-        Steer::Resume => "resume",
-        Steer::Cancel => "cancel",
-    }
-}
-
-/// Has transfers of an operation begin anew, and tells the operators.
+/// Has transfers of an operation begin anew.
 ///
 /// # Errors
 /// As the control plane says.
@@ -124,7 +96,7 @@ pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<
     let count = shared.state().layout.as_ref().map_or(0, |layout| layout.partition_count());
     let named: Vec<PartitionId> =
         partitions.iter().map(|&partition| partition_of(partition, count)).collect::<Result<_, _>>()?;
-    let command = Command::Retry { operation, partitions: named, asked: asked.clone() };
+    let command = Command::Retry { operation, partitions: named, asked };
     let Done::Retried { retry, .. } = propose(shared, command).await? else {
         return Err(Status::internal("the command did something else"));
     };
@@ -133,14 +105,6 @@ pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<
     let found = state.operation(operation).ok_or_else(|| to_status(unknown(id)))?;
     // Those of a later retry are told, too.
     let told: Vec<u32> = found.retried_after(retry.saturating_sub(1)).map(|partition| partition.0.into()).collect();
-    let words: String = partitions.iter().map(|partition| format!(" {partition}")).collect();
-    let what = format!("{} partitions of operation {id} ({}) told to try again", told.len(), found.command);
-    shared.event(NewEvent {
-        severity: Severity::Info,
-        kind: "operation-retried",
-        message: audit(&format!("op retry {id}{words}"), &asked, &what),
-        undo: String::new(),
-    });
     Ok(v1::RetryResponse { operation: Some(to_wire(&state, found, false)), partitions: told, retry })
 }
 
@@ -178,33 +142,11 @@ pub(super) async fn throttle(shared: &Shared, request: v1::ThrottleRequest) -> R
             to_status(RequestError::invalid(message))
         })?),
     };
-    let before = shared.state().throttle.clone();
     propose(shared, Command::Throttle { bytes_per_second_max: limit, asked: asked.clone() }).await?;
-    let command = throttle_command(limit);
-    shared.event(NewEvent {
-        severity: Severity::Info,
-        kind: "throttle-changed",
-        message: audit(&command, &asked, &format!("copying is limited to {}", rate(limit))),
-        undo: throttle_command(before.bytes_per_second_max),
-    });
     let mut state = ClusterState::clone(&shared.state());
     // What was agreed on, even if this node applies it a moment later.
     state.throttle = Throttle { bytes_per_second_max: limit, asked: Some(asked) };
     Ok(v1::ThrottleResponse { throttle: Some(throttle_to_wire(&state)) })
-}
-
-fn throttle_command(limit: Option<NonZeroU64>) -> String {
-    limit.map_or_else(|| "op throttle off".to_owned(), |limit| format!("op throttle {limit}B/s"))
-}
-
-fn rate(limit: Option<NonZeroU64>) -> String {
-    limit.map_or_else(|| "no rate".to_owned(), |limit| format!("{limit} bytes/s for each receiving node"))
-}
-
-/// An audit line: what was asked, by whom, and what it did.
-pub(super) fn audit(command: &str, asked: &Asked, what: &str) -> String {
-    let by = if asked.by.is_empty() { "somebody" } else { &asked.by };
-    format!("{what}: {command}, by {by}")
 }
 
 /// The limit on copying.

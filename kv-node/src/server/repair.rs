@@ -8,7 +8,7 @@ use kv_proto::v1::{self, Severity};
 use tonic::Status;
 
 use super::Shared;
-use super::operations::{asked, audit, partition_of};
+use super::operations::{asked, partition_of};
 use crate::events::NewEvent;
 
 /// The most partitions that one request names: as many as there can be.
@@ -42,11 +42,12 @@ pub(super) async fn begin(shared: &Shared, request: v1::RepairRequest) -> Result
     if begun.comparisons > 0 {
         let words: String = named.iter().take(8).map(|partition| format!(" {partition}")).collect();
         let more = if named.len() > 8 { " ..." } else { "" };
+        let by = if asked.by.is_empty() { "unknown" } else { &asked.by };
         let what = format!("{} comparisons of {} partitions begun", begun.comparisons, begun.partitions.len());
         shared.event(NewEvent {
             severity: Severity::Info,
             kind: "repair-begun",
-            message: audit(&format!("repair{words}{more}"), &asked, &what),
+            message: format!("{what}: repair{words}{more}, by {by}"),
             undo: String::new(),
         });
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use kv_core::ring::Member;
 use kv_core::storage::{Space, Stats};
-use kv_core::topology::{Residue, Transfer, TransferPhase};
+use kv_core::topology::{Residue, Transfer, TransferPhase, Wait};
 use kv_core::types::{KeyspaceId, NodeId, PartitionId};
 use kv_proto::describe::member_to_wire;
 use kv_proto::v1::{self, MemberState};
@@ -174,6 +174,7 @@ pub(super) async fn take_with_requests(
 }
 
 fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) -> v1::Transfer {
+    let wait = shared.watchdog.waits_for(transfer);
     let (idle, stalled) = shared.watchdog.idle(transfer, shared.clock.now().mono);
     v1::Transfer {
         partition: u32::from(transfer.partition.0),
@@ -191,7 +192,14 @@ fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) 
         bytes: transfer.bytes,
         bytes_total: transfer.bytes_total,
         tries: transfer.tries,
-        waiting_for: state.with_names(&shared.watchdog.waits_for(transfer)),
+        waiting_for: wait.as_ref().map_or_else(String::new, |wait| state.with_names(&wait.to_string())),
+        wait: match wait {
+            None => v1::TransferWait::Unspecified,
+            Some(Wait::Paused) => v1::TransferWait::Paused,
+            Some(Wait::Limited) => v1::TransferWait::Limited,
+            Some(Wait::Other(_)) => v1::TransferWait::Other,
+        }
+        .into(),
         idle_us: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
         stalled,
     }

@@ -228,8 +228,8 @@ fn keyspaces_are_checked() {
         let message = "keyspace \"\" is not possible; it has 1 to 63 of a-z, 0-9, '-', '_' and '.', and starts with a \
                        letter or digit";
         check(create(""), RefusalKind::Invalid, message).await;
-        let Command::CreateKeyspace { spec } = create("zero") else { unreachable!("made above") };
-        let command = Command::CreateKeyspace { spec: KeyspaceSpec { w: 0, ..spec } };
+        let Command::CreateKeyspace { spec, asked } = create("zero") else { unreachable!("made above") };
+        let command = Command::CreateKeyspace { spec: KeyspaceSpec { w: 0, ..spec }, asked };
         check(command, RefusalKind::Invalid, "w is 0; it must be from 1 to 16").await;
         let long = create(&"x".repeat(4 * 1024 * 1024));
         assert!(matches!(propose(control, long).await, Err(ProposeError::TooLong { .. })));

@@ -10,9 +10,9 @@ use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_core::version::Conflict;
 use kv_node::control::{
-    Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding, IdentifyReply,
-    IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError, Timing,
-    Transport, TransportError,
+    Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding,
+    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError,
+    Timing, Transport, TransportError,
 };
 use kv_node::liveness::{Heartbeats, Patience};
 use tokio::sync::watch;
@@ -288,11 +288,11 @@ pub(crate) async fn leader_of(nodes: &[(Spec, ControlPlane)]) -> usize {
 
 pub(crate) fn create(name: &str) -> Command {
     let spec = KeyspaceSpec { name: name.to_owned(), r: 2, w: 2, conflict: Conflict::Siblings };
-    Command::CreateKeyspace { spec }
+    Command::CreateKeyspace { spec, asked: Asked::default() }
 }
 
 pub(crate) fn drop_keyspace(name: &str) -> Command {
-    Command::DropKeyspace { name: name.to_owned() }
+    Command::DropKeyspace { name: name.to_owned(), asked: Asked::default() }
 }
 
 /// Has a command agreed on within the patience of a test.

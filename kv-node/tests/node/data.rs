@@ -97,7 +97,10 @@ async fn keyspaces_are_created_used_and_dropped() {
     .await;
     assert_eq!(client.get(&how, &key).await.unwrap().values[0].value, value);
     assert!(get(&client, "k").await.is_empty(), "keyspaces do not share keys");
-    client.drop_keyspace("sessions").await.unwrap();
+    client
+        .drop_keyspace(kv_proto::v1::DropKeyspaceRequest { name: "sessions".to_owned(), ..Default::default() })
+        .await
+        .unwrap();
     let error = until_async("the keyspace is gone", || async { client.get(&how, &key).await.err() }).await;
     assert_eq!(error.kind, kv_core::error::Kind::NotFound);
 }

@@ -41,12 +41,17 @@ impl Direct {
             r: 2,
             w: 2,
             conflict: v1::Conflict::Siblings.into(),
+            by: String::new(),
         };
         self.cluster[node].clone().create_keyspace(request).await.unwrap().into_inner()
     }
 
     async fn drop(&self, node: usize, name: &str) {
-        self.cluster[node].clone().drop_keyspace(v1::DropKeyspaceRequest { name: name.to_owned() }).await.unwrap();
+        self.cluster[node]
+            .clone()
+            .drop_keyspace(v1::DropKeyspaceRequest { name: name.to_owned(), ..Default::default() })
+            .await
+            .unwrap();
     }
 
     async fn put(&self, node: usize, keyspace: &str, key: &str) -> Result<(), tonic::Status> {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::topology::{Change, Transfer};
+use kv_core::topology::Change;
 use kv_proto::v1::{self, MemberState, TransferPhase};
 
 use crate::moving::{Writer, apply, check, fill, number, operation, spare, spare_with, throttle, until_done};
@@ -17,7 +17,7 @@ const BURST_US: u64 = SECOND_US / 2;
 
 /// Whether a copy waits for nothing but the limit.
 fn is_limited(report: &v1::NodeSnapshot) -> bool {
-    report.transfers.iter().any(|transfer| transfer.waiting_for == Transfer::LIMITED)
+    report.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Limited)
 }
 
 fn copied(report: &v1::NodeSnapshot) -> u64 {
@@ -86,7 +86,11 @@ async fn a_limit_is_used_fully_and_a_pause_stops_every_byte() {
     let still = report_after(&receiver, paused_us + SECOND_US).await;
     let later = report_after(&receiver, paused_us + 3 * SECOND_US).await;
     assert!(copied(&still) > 0 && copied(&still) == copied(&later), "{} then {}", copied(&still), copied(&later));
-    assert!(later.transfers.iter().any(|transfer| transfer.waiting_for == "paused"), "{:?}", later.transfers);
+    assert!(
+        later.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Paused),
+        "{:?}",
+        later.transfers
+    );
 
     // So slow that each record exceeds what a question may bring: the copies still take turns.
     throttle(&client, Some(1024)).await;

@@ -400,6 +400,9 @@ pub struct EventsArgs {
     /// Go on with what happens from now on.
     #[arg(long)]
     pub follow: bool,
+    /// Only the changes of the cluster: who made them, and the commands that undo them. They are durable.
+    #[arg(long)]
+    pub audit: bool,
 }
 
 /// `bench`

@@ -19,14 +19,14 @@ use crate::run::safety::Safety;
 /// Seconds of throughput that are kept.
 pub const THROUGHPUT_SLOTS: usize = 3600;
 
-/// Events that are kept.
-pub const EVENTS_MAX: usize = 1000;
+/// Events of each kind that are kept, of all nodes together; changes of the cluster are one kind.
+pub const EVENTS_OF_KIND_MAX: usize = 1000;
 
 /// Figures older than this do not count as the present, in microseconds.
 pub const FRESH_US: u64 = 2_500_000;
 
-/// What tells one event from all others: its time, its node, and its number there.
-pub type EventId = (u64, u64, u64);
+/// What tells one event from all others: its time, its node, whether it is a change of the cluster, and its number there.
+pub type EventId = (u64, u64, bool, u64);
 
 /// The cluster as it was last told.
 #[derive(Clone, Debug)]
@@ -176,9 +176,17 @@ impl Cluster {
         if self.events.get(at).is_some_and(|known| event_id(known) == event_id(&event)) {
             return;
         }
-        self.events.insert(at, event);
-        if self.events.len() > EVENTS_MAX {
-            self.events.pop_front();
+        let is_alike = |known: &v1::Event| is_of_kind(known, &event);
+        // Details of an operation never push out what happens once.
+        if self.events.iter().filter(|known| is_alike(known)).count() >= EVENTS_OF_KIND_MAX {
+            let oldest = self.events.iter().position(is_alike).unwrap_or(0);
+            if oldest >= at {
+                return;
+            }
+            self.events.remove(oldest);
+            self.events.insert(at - 1, event);
+        } else {
+            self.events.insert(at, event);
         }
     }
 
@@ -325,16 +333,18 @@ impl Cluster {
         rows
     }
 
-    /// The events that a list shows, in its order: the newest first.
+    /// The events that a list shows, in its order: the newest first. With `audit` only changes of the cluster.
     #[must_use]
-    pub fn listed(&self, list: &List<EventOrder, EventId>) -> Vec<&v1::Event> {
+    pub fn listed(&self, list: &List<EventOrder, EventId>, audit: bool) -> Vec<&v1::Event> {
         let name = |event: &v1::Event| self.picture.description.name_of(NodeId(event.node));
         let shown = |event: &&v1::Event| {
             list.filter.is_empty()
                 || [&event.message, &event.kind, &event.undo].into_iter().any(|field| list.shows(field))
                 || list.shows(event.severity().as_str_name().trim_start_matches("SEVERITY_"))
                 || list.shows(&name(event))
+                || event.audit.as_ref().is_some_and(|audit| list.shows(&audit.by) || list.shows(&audit.command))
         };
+        let shown = |event: &&v1::Event| (!audit || event.audit.is_some()) && shown(event);
         let mut events: Vec<&v1::Event> = self.events.iter().rev().filter(shown).collect();
         match list.sort {
             EventOrder::Time => {}
@@ -407,7 +417,15 @@ pub struct PartitionRow {
 /// What tells an event from all others.
 #[must_use]
 pub fn event_id(event: &v1::Event) -> EventId {
-    (event.time_us, event.node, event.sequence)
+    (event.time_us, event.node, event.audit.is_some(), event.sequence)
+}
+
+/// Whether two events count as the same kind, of which only so many are kept.
+fn is_of_kind(one: &v1::Event, other: &v1::Event) -> bool {
+    match (&one.audit, &other.audit) {
+        (None, None) => one.kind == other.kind,
+        (one, other) => one.is_some() == other.is_some(),
+    }
 }
 
 /// The bound below which a round trip stays, in milliseconds, in the steps 1, 2, 5, 10 and so on: its digits would only

@@ -142,6 +142,7 @@ pub enum Action {
     RetryAll,
     Export,
     View,
+    Audit,
     Copy,
     Freeze,
     Mouse,
@@ -276,6 +277,14 @@ const ROWS: &[Row] = &[
         &[S::Migration],
     ),
     ("flow", &[K::Char('v')], A::View, "view", "moves, flow or map, where there is no room for all", &[S::Migration]),
+    (
+        "audit",
+        &[K::Char('a')],
+        A::Audit,
+        "audit",
+        "only changes of the cluster: who made them, and what undoes them; again: all events",
+        &[S::Events],
+    ),
     (
         "add-node",
         &[K::Char('a')],

@@ -10,6 +10,7 @@ pub mod dialog;
 pub mod history;
 pub mod kept;
 pub mod keymap;
+pub mod level;
 pub mod list;
 pub mod model;
 pub mod mouse;

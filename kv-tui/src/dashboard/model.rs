@@ -59,6 +59,8 @@ pub struct Model {
     pub partitions: List<PartitionOrder, u32>,
     /// The events.
     pub events: List<EventOrder, EventId>,
+    /// Whether only changes of the cluster are shown among the events.
+    pub audit: bool,
     /// The moves of the newest operation.
     pub moves: List<MoveOrder, MoveId>,
     /// All operations.
@@ -85,6 +87,10 @@ pub struct Model {
     pub output: Option<Output>,
     /// What asks for an answer, or explains, before anything else goes on.
     pub dialog: Option<Dialog>,
+    /// A node whose process was started for a change that has not begun yet.
+    pub fresh: Option<Fresh>,
+    /// The dashboard is left as soon as nothing is left of that node.
+    pub quits: bool,
     /// Names the newest question for a plan.
     pub plans: u64,
     /// The hash of the plan whose operation is followed to its end.
@@ -95,6 +101,19 @@ pub struct Model {
     pub mouse: bool,
     /// Something on the screen may have changed since it was drawn.
     pub changed: bool,
+}
+
+/// A node whose process was started for a change that has not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    /// Its process is being started, for the question of this number.
+    Starting(u64),
+    /// It runs under this name.
+    Runs(String),
+    /// The line that adds it runs.
+    Begins(String),
+    /// It is being taken away again.
+    Leaves(String),
 }
 
 /// How the connection is.
@@ -242,6 +261,7 @@ impl Model {
             nodes: List::default(),
             partitions: List::default(),
             events: List::default(),
+            audit: false,
             moves: List::default(),
             operations: List::default(),
             view: MigrationView::default(),
@@ -255,6 +275,8 @@ impl Model {
             history: Vec::new(),
             output: None,
             dialog: None,
+            fresh: None,
+            quits: false,
             plans: 0,
             followed: None,
             notice: String::new(),

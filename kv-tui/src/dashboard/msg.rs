@@ -89,6 +89,8 @@ pub enum Feed {
         /// The name of its node, or why it does not run.
         result: Result<String, String>,
     },
+    /// A process that was started for a new node was taken away again, or stays.
+    TakenAway(String),
     /// Something to tell the person.
     Told(String),
     /// Lines that a command printed.
@@ -151,6 +153,11 @@ pub enum Ask {
         weight: Option<f64>,
         /// Names that it must not have.
         taken: Vec<String>,
+    },
+    /// Take a node away again that was started for a change that was not made.
+    TakeAway {
+        /// Its name.
+        name: String,
     },
     /// Write a new file into the folder in which the program was started.
     Save {

@@ -33,7 +33,12 @@ const REPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// If no node is in reach, or it cannot be printed.
 pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let description = client.refresh().await?;
-    let request = v1::WatchRequest { partitions: true, events_after: Some(0), ..v1::WatchRequest::default() };
+    let request = v1::WatchRequest {
+        partitions: true,
+        events_after: Some(0),
+        audit_after: Some(0),
+        ..v1::WatchRequest::default()
+    };
     let reports = client.reports(request, REPORT_TIMEOUT).await;
     let theme = Theme { palette: Palette::Mono, ascii, ..Theme::default() };
     let mut model = Model::new(target, theme, true, SIZE, now_us());

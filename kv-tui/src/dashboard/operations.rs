@@ -23,8 +23,8 @@ pub struct Operations {
     pub throttle: Option<v1::ThrottleSetting>,
     /// The highest p99 of any node before the operation began, in microseconds; `None`: nobody looked.
     pub p99_before_us: Option<u64>,
-    /// The requests that had failed on each process (store, boot) when the operation was first seen.
-    failures_before: BTreeMap<(u64, u32), u64>,
+    /// The requests that have failed since the operation was first seen.
+    failures: Failures,
     /// The highest p99 that was seen last while nothing was under way.
     p99_idle_us: Option<u64>,
 }
@@ -38,6 +38,7 @@ impl Operations {
 
     /// Takes a member's account.
     pub(super) fn report(&mut self, snapshot: &v1::NodeSnapshot, picture: &Picture) {
+        self.failures.count(snapshot);
         if let Some(operation) = &snapshot.operation {
             self.tell(operation, picture);
         }
@@ -62,7 +63,7 @@ impl Operations {
             self.progress = Some(Progress::new(operation));
             // Of one that was under way before anybody looked nobody knows how it was before.
             self.p99_before_us = self.p99_idle_us;
-            self.failures_before = failures(picture);
+            self.failures.begin_anew();
         }
         let Some(progress) = &mut self.progress else { return };
         let unknown = operation.details.iter().any(|step| {
@@ -80,18 +81,92 @@ impl Operations {
         }
     }
 
-    /// Requests that have failed since the operation was first seen, on processes that were there already.
+    /// Requests that have failed since the operation was first seen. It only grows, also when nodes restart or leave.
     #[must_use]
-    pub fn failures_since(&self, picture: &Picture) -> u64 {
-        let now = failures(picture);
-        let since = |(process, count): (&(u64, u32), &u64)| count.checked_sub(*self.failures_before.get(process)?);
-        now.iter().filter_map(since).sum()
+    pub fn failures_since(&self) -> u64 {
+        self.failures.since()
+    }
+
+    /// The figures of an operation, the same wherever it is told of: for the newest those of its moves.
+    #[must_use]
+    pub fn figures(&self, operation: &v1::Operation) -> Figures {
+        match self.progress.as_ref().filter(|progress| progress.operation.id == operation.id) {
+            Some(progress) => {
+                let ((keys, bytes), _) = progress.copied();
+                Figures { moved: progress.moved(), keys, bytes }
+            }
+            None => {
+                let v1::Operation { moved, keys_moved: keys, bytes_moved: bytes, .. } = *operation;
+                Figures { moved, keys, bytes }
+            }
+        }
     }
 }
 
-fn failures(picture: &Picture) -> BTreeMap<(u64, u32), u64> {
-    let told = picture.snapshots().filter_map(|told| Some(((told.store_id, told.boot), told.counters?.failures)));
-    told.collect()
+/// How far an operation is, for a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Replicas that are cut over.
+    pub moved: u64,
+    /// Keys that are copied.
+    pub keys: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Requests that have failed since a moment, of all processes that have told of them: of those that have ended as well.
+#[derive(Clone, Debug, Default)]
+struct Failures {
+    /// By store: the newest process of each.
+    processes: BTreeMap<u64, Process>,
+    /// Of processes that have ended.
+    ended: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    boot: u32,
+    /// What it had counted at the moment.
+    before: u64,
+    /// The most that it has told.
+    newest: u64,
+}
+
+impl Process {
+    fn since(self) -> u64 {
+        self.newest.saturating_sub(self.before)
+    }
+}
+
+impl Failures {
+    fn count(&mut self, told: &v1::NodeSnapshot) {
+        let Some(counters) = told.counters else { return };
+        let newest = counters.failures;
+        match self.processes.get_mut(&told.store_id) {
+            // What a process has counted before anybody looked is not known.
+            None => {
+                self.processes.insert(told.store_id, Process { boot: told.boot, before: newest, newest });
+            }
+            Some(known) if known.boot == told.boot => known.newest = known.newest.max(newest),
+            Some(known) if known.boot < told.boot => {
+                self.ended = self.ended.saturating_add(known.since());
+                *known = Process { boot: told.boot, before: 0, newest };
+            }
+            // A late word of a process that has ended.
+            Some(_) => {}
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.ended = 0;
+        for process in self.processes.values_mut() {
+            process.before = process.newest;
+        }
+    }
+
+    fn since(&self) -> u64 {
+        self.processes.values().fold(self.ended, |sum, process| sum.saturating_add(process.since()))
+    }
 }
 
 impl Cluster {

@@ -130,6 +130,9 @@ pub enum Page {
     Why,
 }
 
+/// The most lines of a plan that can be scrolled by.
+const LINES_MAX: usize = 10_000;
+
 /// A plan that is looked at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Review {
@@ -154,6 +157,17 @@ impl Review {
     #[must_use]
     pub fn is_void(&self, epoch: Option<u64>) -> bool {
         epoch.is_some_and(|epoch| epoch != self.plan.parent_epoch)
+    }
+
+    /// Whether keys type the word: the field is there, and has the focus.
+    #[must_use]
+    pub fn types(&self, epoch: Option<u64>) -> bool {
+        self.typing && !self.is_void(epoch) && self.plan.refusals.is_empty()
+    }
+
+    /// Moves by rows in the plan.
+    pub fn scroll(&mut self, rows: isize) {
+        self.top = self.top.saturating_add_signed(rows).min(LINES_MAX);
     }
 
     /// The command that does the same, for a shell.

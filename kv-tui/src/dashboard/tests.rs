@@ -1,5 +1,7 @@
 //! The dashboard without a terminal: sessions on the fake source, screens as text, and what random input may not do.
 
+use std::sync::Arc;
+
 use kv_core::types::NodeId;
 use kv_proto::v1;
 use proptest::prelude::*;
@@ -21,6 +23,7 @@ mod migration;
 mod plan;
 
 /// A dashboard on the fake source.
+#[derive(Clone)]
 struct Session {
     fake: Fake,
     model: Model,
@@ -468,5 +471,27 @@ proptest! {
             }
             prop_assert!(!text_of(&screen).chars().any(|c| c.is_control() && c != '\n'));
         }
+    }
+}
+
+#[test]
+fn the_overview_names_what_is_the_matter_and_what_helps() {
+    for size in [(120, 36), (80, 24), (60, 16)] {
+        let mut uneven = session(size.0, size.1);
+        let mut description = (*uneven.fake.description()).clone();
+        let layout = description.layout.as_mut().map(Arc::make_mut).expect("a layout");
+        (layout.settled, layout.copies) = (false, 2);
+        for entry in &mut layout.partitions {
+            entry.owners.retain(|owner| owner.node != NodeId(3));
+        }
+        uneven.tell(Msg::Feed(Feed::Description(Arc::new(description))));
+        let text = uneven.text();
+        assert!(text.contains("helps: :rebalance"), "{text}");
+        assert!(text.contains("the copies are not spread"), "{text}");
+        let mut lost = session(size.0, size.1);
+        lost.tell(Msg::Feed(Feed::Lost(NodeId(3), "connection refused".to_owned())));
+        let text = lost.text();
+        assert!(text.contains("n3 is not in reach") && text.contains("helps: start n3"), "{text}");
+        assert!(text.contains("✗ copies: 2 at least, no node may fail") || size.0 == 60, "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod feed;
+mod fresh;
 mod plan;
 mod pointer;
 mod steer;
@@ -16,6 +17,12 @@ pub use typing::names;
 
 /// Applies one message.
 pub fn update(model: &mut Model, msg: Msg) -> Vec<Effect> {
+    let asked = matches!(msg, Msg::Key(_) | Msg::Mouse(_));
+    let effects = apply(model, msg);
+    if asked { fresh::before_leaving(model, effects) } else { effects }
+}
+
+fn apply(model: &mut Model, msg: Msg) -> Vec<Effect> {
     // What is told every second shows nothing new most of the time; everything else does.
     match msg {
         Msg::Clock(now_us) => {

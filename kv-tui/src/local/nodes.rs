@@ -1,6 +1,7 @@
 //! Single nodes of the local cluster: started, stopped, killed, frozen and thawed as real processes, and new ones.
 
 use kv_proto::client::{Client, Options};
+use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
 use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of, free_addresses};
@@ -9,6 +10,7 @@ use crate::cli::Place;
 use crate::command::Process;
 use crate::error::{Class, CommandError};
 use crate::output::{Format, Sink};
+use crate::run::operation::asker;
 use crate::run::picture::Picture;
 
 /// A node that was started for the cluster.
@@ -185,6 +187,99 @@ pub(crate) async fn add(zone: Option<&str>, weight: Option<f64>, taken: &[String
     let started = Started { name: added.name.clone(), address: added.address.clone() };
     state.write(&folder.path)?;
     let index = state.nodes.len() - 1;
-    start(&folder, &mut state, index).await?;
+    if let Err(error) = start(&folder, &mut state, index).await {
+        drop(folder);
+        let after = take_away(&started.name).await.told(&started.name);
+        return Err(CommandError { message: format!("{}; {after}", error.message), ..error });
+    }
     Ok(started)
+}
+
+/// What became of a node that was started and is not wanted any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TakenAway {
+    /// Nothing is left of it.
+    Gone,
+    /// It stays, and why.
+    Stays(String),
+}
+
+impl TakenAway {
+    /// What is told of it.
+    pub(crate) fn told(&self, name: &str) -> String {
+        match self {
+            Self::Gone => format!("{name} was taken away again: its process has ended, and its folder is deleted"),
+            Self::Stays(why) => {
+                format!("{name} stays, as a spare without partitions ({why}); node remove {name} takes it away")
+            }
+        }
+    }
+}
+
+/// How long the cluster may take to let a spare go.
+const LEAVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// Takes a node away again that was started for a change that was not made: it leaves the cluster, its process ends and its
+/// folder is deleted. A node that owns something, or that the cluster does not let go, stays.
+pub(crate) async fn take_away(name: &str) -> TakenAway {
+    match try_to_take_away(name).await {
+        Ok(()) => TakenAway::Gone,
+        Err(error) => TakenAway::Stays(error.message),
+    }
+}
+
+async fn try_to_take_away(name: &str) -> Result<(), CommandError> {
+    let (folder, mut state) = open()?;
+    let Some(index) = state.index_of(name) else { return Ok(()) };
+    let others: Vec<String> =
+        state.nodes.iter().filter(|node| node.name != name).map(|node| node.address.clone()).collect();
+    let client = Client::connect(&others, Options::default()).await?;
+    leave(name, &client).await?;
+    // A node that has learned that it was removed ends by itself; nothing of its data is of use to anybody.
+    if let Some(process) = state.nodes[index].process.clone() {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        if process.is_running() {
+            process.terminate()?;
+        }
+        while process.is_running() {
+            if Instant::now() >= deadline {
+                process.kill()?;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    let path = state.nodes[index].folder(&folder.path);
+    let deleted = std::fs::remove_dir_all(&path);
+    if let Err(error) = deleted
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(CommandError::file("delete", &path.display().to_string(), &error));
+    }
+    state.nodes.remove(index);
+    state.write(&folder.path)
+}
+
+/// Has the cluster let a spare go. One that never became a member needs nothing.
+async fn leave(name: &str, client: &Client) -> Result<(), CommandError> {
+    let deadline = Instant::now() + LEAVE_TIMEOUT;
+    let mut asked = false;
+    loop {
+        let picture = Picture::take(client, false).await?;
+        let Some(member) = picture.description.member(name) else { return Ok(()) };
+        let owns = |layout: &kv_core::ring::Layout| layout.partitions.iter().any(|entry| entry.owns(member.id));
+        if !member.member.spare || picture.description.layout.as_deref().is_some_and(owns) {
+            return Err(CommandError::new(Class::Conflict, "it owns partitions"));
+        }
+        if !asked {
+            let change = kv_core::topology::Change::Remove { node: member.id };
+            let request =
+                v1::ApplyRequest { changes: vec![(&change).into()], by: asker(), ..v1::ApplyRequest::default() };
+            client.apply(request).await?;
+            asked = true;
+        }
+        if Instant::now() >= deadline {
+            return Err(CommandError::new(Class::Unavailable, "the cluster has not let it go yet"));
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }

@@ -7,6 +7,7 @@ use kv_proto::v1;
 use serde_json::{Value, json};
 
 use super::health::Health;
+use super::operation::asker;
 use super::picture::{Picture, Share, state_word};
 use super::safety::{Safety, Verdict};
 use super::uneven;
@@ -344,6 +345,7 @@ pub(super) async fn keyspace_create(
             Conflict::Siblings => v1::Conflict::Siblings.into(),
             Conflict::Lww => v1::Conflict::Lww.into(),
         },
+        by: asker(),
     };
     let answer = client.create_keyspace(request).await?;
     let keyspace = answer.keyspace.unwrap_or_default();
@@ -397,7 +399,7 @@ pub(super) async fn keyspace_drop(
             format!("dropping {name} deletes all of its keys for good; add --yes to do it"),
         ));
     }
-    client.drop_keyspace(name).await?;
+    client.drop_keyspace(v1::DropKeyspaceRequest { name: name.to_owned(), by: asker() }).await?;
     sink.item(Item {
         json: json!({"schema": 1, "name": name, "dropped": true}),
         raw: format!("{name}\n").into_bytes(),

@@ -7,7 +7,7 @@ use kv_core::types::NodeId;
 use kv_proto::client::Client;
 use kv_proto::v1;
 use kv_proto::v1::watch_response::Item as Watched;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -26,18 +26,20 @@ const QUEUED_MAX: usize = 1024;
 
 pub(super) async fn events(args: EventsArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     client.refresh().await?;
-    let request = v1::WatchRequest { events_after: Some(0), once: true, ..Default::default() };
+    let EventsArgs { follow: follows, audit } = args;
+    let request = v1::WatchRequest { once: true, ..Newest::default().request(audit) };
     let reports = client.reports(request, REPORT_TIMEOUT).await;
-    let mut events: Vec<v1::Event> = Vec::new();
-    let mut seen: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut events: BTreeMap<Id, v1::Event> = BTreeMap::new();
+    let mut seen: BTreeMap<NodeId, Newest> = BTreeMap::new();
     let mut failures = Vec::new();
     for report in reports {
-        seen.insert(report.node, report.events.last().map_or(0, |event| event.sequence));
-        events.extend(report.events);
+        let mut from = Newest::default();
+        report.events.iter().for_each(|event| from.note(event));
+        seen.insert(report.node, from);
+        events.extend(report.events.into_iter().map(|event| (id(&event), event)));
         failures.extend(report.snapshot.err());
     }
-    events.sort_by_key(|event| (event.time_us, event.node, event.sequence));
-    for event in &events {
+    for event in events.values() {
         sink.item(event_item(event, client))?;
     }
     sink.pass()?;
@@ -49,17 +51,63 @@ pub(super) async fn events(args: EventsArgs, client: &Client, sink: &mut dyn Sin
     {
         return Err(failure.into());
     }
-    if args.follow { follow(client, seen, sink).await } else { Ok(()) }
+    if follows { follow(client, seen, audit, sink).await } else { Ok(()) }
 }
 
-async fn follow(client: &Client, seen: BTreeMap<NodeId, u64>, sink: &mut dyn Sink) -> Result<(), CommandError> {
+/// What tells an event from all others, in the order in which they are shown. Changes of the cluster are told by every
+/// node, and are the same.
+type Id = (u64, u64, bool, u64);
+
+fn id(event: &v1::Event) -> Id {
+    (event.time_us, event.node, event.audit.is_some(), event.sequence)
+}
+
+/// What is known of the events of a node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Newest {
+    /// The number of its newest event.
+    event: u64,
+    /// The number of the newest change of the cluster.
+    audit: u64,
+}
+
+impl Newest {
+    fn note(&mut self, event: &v1::Event) {
+        let newest = if event.audit.is_some() { &mut self.audit } else { &mut self.event };
+        *newest = event.sequence.max(*newest);
+    }
+
+    /// Asks for what is newer, with `audit` only for changes of the cluster.
+    fn request(self, audit: bool) -> v1::WatchRequest {
+        v1::WatchRequest {
+            events_after: (!audit).then_some(self.event),
+            audit_after: Some(self.audit),
+            ..v1::WatchRequest::default()
+        }
+    }
+}
+
+async fn follow(
+    client: &Client,
+    seen: BTreeMap<NodeId, Newest>,
+    audit: bool,
+    sink: &mut dyn Sink,
+) -> Result<(), CommandError> {
     let (found, mut events) = mpsc::channel(QUEUED_MAX);
-    for (node, last) in seen {
+    // Every node tells the changes of the cluster; the first one counts.
+    let mut newest = seen.values().map(|from| from.audit).max().unwrap_or(0);
+    for (node, from) in seen {
         let (client, found) = (client.clone(), found.clone());
-        tokio::spawn(async move { follow_one(&client, node, last, &found).await });
+        tokio::spawn(async move { follow_one(&client, node, from, audit, &found).await });
     }
     drop(found);
     while let Some(event) = events.recv().await {
+        if event.audit.is_some() {
+            if event.sequence <= newest {
+                continue;
+            }
+            newest = event.sequence;
+        }
         sink.item(event_item(&event, client))?;
         sink.pass()?;
     }
@@ -67,15 +115,15 @@ async fn follow(client: &Client, seen: BTreeMap<NodeId, u64>, sink: &mut dyn Sin
 }
 
 /// Follows one node, also over its restarts, until nobody listens.
-async fn follow_one(client: &Client, node: NodeId, mut last: u64, found: &mpsc::Sender<v1::Event>) {
+async fn follow_one(client: &Client, node: NodeId, mut from: Newest, audit: bool, found: &mpsc::Sender<v1::Event>) {
     while !found.is_closed() {
-        let request = v1::WatchRequest { events_after: Some(last), interval_ms: 60_000, ..Default::default() };
+        let request = v1::WatchRequest { interval_ms: 60_000, ..from.request(audit) };
         if let Ok(mut stream) = client.watch(node, request).await {
             let mut boot = None;
             while let Ok(Some(watched)) = stream.message().await {
                 match watched.item {
                     Some(Watched::Event(event)) => {
-                        last = event.sequence;
+                        from.note(&event);
                         if found.send(event).await.is_err() {
                             return;
                         }
@@ -84,13 +132,27 @@ async fn follow_one(client: &Client, node: NodeId, mut last: u64, found: &mpsc::
                     None => {}
                 }
             }
-            // Numbers begin again where the process does; what a restarted node kept is new to us.
+            // Numbers begin again where the process does; what a restarted node kept is new to us. Those of changes of the
+            // cluster go on.
             if boot.is_some() {
-                last = 0;
+                from.event = 0;
             }
         }
         sleep(AGAIN_AFTER).await;
     }
+}
+
+/// An event in words: of a change of the cluster also who made it, and what undoes it.
+pub(crate) fn shown(event: &v1::Event) -> String {
+    let text = match &event.audit {
+        None if event.undo.is_empty() => event.message.clone(),
+        None => format!("{}  (undo: {})", event.message, event.undo),
+        Some(audit) => {
+            let undo = if event.undo.is_empty() { "nothing" } else { &event.undo };
+            format!("{}  (by {}; undo: {undo})", event.message, audit.by)
+        }
+    };
+    printable(text.as_bytes())
 }
 
 fn event_item(event: &v1::Event, client: &Client) -> Item {
@@ -103,18 +165,25 @@ fn event_item(event: &v1::Event, client: &Client) -> Item {
     let time = rfc3339(event.time_us);
     let message = printable(event.message.as_bytes());
     let undo = (!event.undo.is_empty()).then(|| event.undo.clone());
-    let shown = undo.as_ref().map_or_else(|| message.clone(), |undo| format!("{message}  (undo: {undo})"));
+    let shown = shown(event);
+    let mut json = json!({
+        "schema": 1,
+        "time": time,
+        "node": node,
+        "sequence": event.sequence,
+        "severity": severity,
+        "kind": event.kind,
+        "message": event.message,
+        "undo": undo,
+        "audit": event.audit.is_some(),
+    });
+    if let Some(audit) = &event.audit {
+        json["node"] = Value::Null;
+        json["by"] = json!(audit.by);
+        json["command"] = json!((!audit.command.is_empty()).then_some(&audit.command));
+    }
     Item {
-        json: json!({
-            "schema": 1,
-            "time": time,
-            "node": node,
-            "sequence": event.sequence,
-            "severity": severity,
-            "kind": event.kind,
-            "message": event.message,
-            "undo": undo,
-        }),
+        json,
         raw: format!("{time} {node} {message}\n").into_bytes(),
         human: Human::Row {
             header: &["TIME", "LEVEL", "NODE", "KIND", "EVENT"],

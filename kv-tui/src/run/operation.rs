@@ -6,6 +6,7 @@ use std::time::Duration;
 use kv_core::types::NodeId;
 use kv_proto::client::Client;
 use kv_proto::describe::{Description, MemberView};
+use kv_proto::limits::BY_BYTES_MAX;
 use kv_proto::v1;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -15,6 +16,7 @@ use super::report::{Report, seconds, whole};
 use super::retry;
 use crate::command::{OpCommand, WatchArgs};
 use crate::error::{Class, CommandError};
+use crate::output::bytes::printable;
 use crate::output::time::{now_us, rfc3339, short, size};
 use crate::output::{Human, Item, Sink};
 
@@ -47,13 +49,52 @@ pub(super) async fn execute(command: &OpCommand, client: &Client, sink: &mut dyn
         }
     };
     let picture = Picture::take(client, false).await?;
-    sink.item(item(&changed, &picture))
+    sink.item(steered(&changed, &picture, false))
 }
 
-/// Who asks, for the record: the user of this machine.
+/// Why no process is started for a new node while an operation is under way.
+pub(crate) fn in_the_way(running: &v1::Operation) -> String {
+    let v1::Operation { id, command, .. } = running;
+    let command = printable(command.as_bytes());
+    format!(
+        "operation {id} ({command}) is under way, and there is one at a time; op watch {id} follows it; no node was started"
+    )
+}
+
+/// An operation that was begun or steered just now: what has become of it, and what can be done next.
+pub(crate) fn steered(operation: &v1::Operation, picture: &Picture, begun: bool) -> Item {
+    let v1::Operation { id, command, moved, moves, .. } = operation;
+    let far = format!("{moved} of {moves} replicas moved");
+    let what = format!("operation {id} ({})", printable(command.as_bytes()));
+    let text = match operation.state() {
+        v1::OperationState::Running if begun => {
+            format!("begun: {what}, {moves} replicas move; op watch {id} follows it, op cancel {id} ends it")
+        }
+        v1::OperationState::Running => format!("running: {what}, {far}; op watch {id} follows it"),
+        v1::OperationState::Paused => format!("paused: {what}, {far}; op resume {id} goes on"),
+        v1::OperationState::Cancelled => format!("cancelled: {what}: {}", printable(operation.outcome.as_bytes())),
+        v1::OperationState::Done | v1::OperationState::Unspecified => format!("done: {what}, {far}"),
+    };
+    Item { human: Human::Text(text), ..item(operation, picture) }
+}
+
+/// Who asks, for the record: the user and the machine, as user@host.
 pub(crate) fn asker() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
-    user.chars().filter(|letter| !letter.is_control()).take(32).collect()
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let user = set("USER").or_else(|| set("LOGNAME")).or_else(|| set("USERNAME"));
+    let user = user.unwrap_or_else(|| format!("uid{}", rustix::process::getuid().as_raw()));
+    let told =
+        ["/proc/sys/kernel/hostname", "/etc/hostname"].iter().find_map(|file| std::fs::read_to_string(file).ok());
+    let host = told.or_else(|| set("HOSTNAME")).unwrap_or_default();
+    // Half of the room for each: the nodes refuse longer texts.
+    let part = |text: &str| {
+        let plain: String = text.chars().filter(|letter| !letter.is_control() && !letter.is_whitespace()).collect();
+        plain[..plain.floor_char_boundary((BY_BYTES_MAX - 1) / 2)].to_owned()
+    };
+    match part(&host) {
+        host if host.is_empty() => part(&user),
+        host => format!("{}@{host}", part(&user)),
+    }
 }
 
 async fn list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
@@ -144,8 +185,14 @@ pub fn progress(operation: &v1::Operation) -> f64 {
     if operation.moves == 0 {
         return if operation.state() == v1::OperationState::Done { 1.0 } else { 0.0 };
     }
+    part(operation.moved, operation.moves)
+}
+
+/// The part of the moves that is carried out.
+#[must_use]
+pub fn part(moved: u64, moves: u64) -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
-    let part = operation.moved.min(operation.moves) as f64 / operation.moves as f64;
+    let part = moved.min(moves) as f64 / moves.max(1) as f64;
     part
 }
 
@@ -281,6 +328,7 @@ fn watch_row(report: &Report) -> Item {
     let mut json = plain.json;
     let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
     let eta = progress.eta();
+    json["moved"] = json!(progress.moved());
     json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
     json["rate"] = json!(whole(progress.rate()));
     json["eta_seconds"] = json!(eta.map(|(left, _)| left.as_secs_f64().ceil()));
@@ -291,7 +339,7 @@ fn watch_row(report: &Report) -> Item {
         moment.get(11..19).unwrap_or(NONE).to_owned(),
         operation.id.to_string(),
         state_word(operation.state()).to_owned(),
-        format!("{}/{}", operation.moved, operation.moves),
+        format!("{}/{}", progress.moved(), operation.moves),
         format!("{:.1}", progress.share() * 100.0),
         keys.to_string(),
         size(bytes),

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use kv_core::topology::Transfer;
 use kv_proto::v1;
 
 /// The part of a move that copying makes; verification and the cut-over make the rest.
@@ -54,6 +53,33 @@ impl MoveState {
     }
 }
 
+/// Why a move makes no progress.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// It does, or nobody said.
+    #[default]
+    None,
+    /// Copying is paused.
+    Paused,
+    /// The limit on copying holds it back.
+    Limited,
+    /// Its receiver does not tell anything any more.
+    ReceiverAway,
+    /// Something else, in the words of its receiver.
+    Other(String),
+}
+
+impl Wait {
+    fn of(transfer: &v1::Transfer) -> Self {
+        match transfer.wait() {
+            v1::TransferWait::Paused => Self::Paused,
+            v1::TransferWait::Limited => Self::Limited,
+            _ if transfer.waiting_for.is_empty() => Self::None,
+            _ => Self::Other(transfer.waiting_for.clone()),
+        }
+    }
+}
+
 /// One replica that moves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
@@ -71,8 +97,8 @@ pub struct Step {
     pub total: (u64, u64),
     /// How often it was begun.
     pub tries: u32,
-    /// Why it does not get on; empty: it does, or nobody said.
-    pub waiting_for: String,
+    /// Why it makes no progress.
+    pub wait: Wait,
     /// The old owners that prove the copy complete; empty: no proof yet.
     pub covered_by: Vec<u64>,
     /// Bytes a second, smoothed; 0: nothing arrives.
@@ -88,6 +114,18 @@ impl Step {
         match self.state {
             MoveState::Moved | MoveState::Covered | MoveState::Verifying | MoveState::Undone => 0,
             _ => self.total.1.saturating_sub(self.copied.1),
+        }
+    }
+
+    /// Why it makes no progress, in words; empty: it does, or nobody said.
+    #[must_use]
+    pub fn waiting_for(&self) -> &str {
+        match &self.wait {
+            Wait::None => "",
+            Wait::Paused => "paused",
+            Wait::Limited => "the limit of bytes per second",
+            Wait::ReceiverAway => "its receiver is not in reach",
+            Wait::Other(reason) => reason,
         }
     }
 
@@ -231,7 +269,7 @@ impl Progress {
                 copied: (0, 0),
                 total: size(step.partition),
                 tries: 0,
-                waiting_for: String::new(),
+                wait: Wait::None,
                 covered_by: Vec::new(),
                 rate: 0.0,
                 told_bytes: 0,
@@ -251,19 +289,27 @@ impl Progress {
                 kept.reach(COVERED);
                 if kept.state != MoveState::Moved {
                     kept.state = MoveState::Covered;
-                    kept.waiting_for.clear();
+                    kept.wait = Wait::None;
                 }
             }
             if step.moved {
                 kept.state = MoveState::Moved;
-                kept.waiting_for.clear();
+                kept.wait = Wait::None;
                 kept.reach(1.0);
             }
         }
-        if self.operation.state() == v1::OperationState::Cancelled {
-            for step in self.steps.values_mut().filter(|step| step.state != MoveState::Moved) {
-                step.state = MoveState::Undone;
-                step.waiting_for.clear();
+        // What has ended says so of each of its moves, whether their details have come or not.
+        let end = match self.operation.state() {
+            v1::OperationState::Cancelled => Some(MoveState::Undone),
+            v1::OperationState::Done => Some(MoveState::Moved),
+            _ => None,
+        };
+        for step in self.steps.values_mut().filter(|step| step.state != MoveState::Moved) {
+            let Some(end) = end else { break };
+            step.state = end;
+            step.wait = Wait::None;
+            if end == MoveState::Moved {
+                step.reach(1.0);
             }
         }
         self.judge();
@@ -291,13 +337,13 @@ impl Progress {
             if *to == snapshot.node && !matches!(step.state, MoveState::Moved | MoveState::Covered | MoveState::Undone)
             {
                 step.state = MoveState::Waiting;
-                step.waiting_for.clear();
+                step.wait = Wait::None;
             }
             if *to == snapshot.node && step.state != MoveState::Waiting {
                 step.rate = 0.0;
             }
         }
-        if snapshot.transfers.iter().any(|transfer| transfer.waiting_for == Transfer::LIMITED) {
+        if snapshot.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Limited) {
             self.limited_us.insert(snapshot.node, snapshot.taken_us);
         }
         for transfer in &snapshot.transfers {
@@ -322,7 +368,7 @@ impl Progress {
                 step.total = (transfer.keys_total, transfer.bytes_total);
             }
             step.total = (step.total.0.max(step.copied.0), step.total.1.max(step.copied.1));
-            step.waiting_for.clone_from(&transfer.waiting_for);
+            step.wait = Wait::of(transfer);
             let (state, share) = match transfer.phase() {
                 v1::TransferPhase::Unspecified | v1::TransferPhase::Waiting => (MoveState::Waiting, 0.0),
                 v1::TransferPhase::Copying => (MoveState::Copying, COPIED * part(step.copied.1, step.total.1)),
@@ -360,7 +406,7 @@ impl Progress {
             if *to == receiver && matches!(step.state, MoveState::Copying | MoveState::Verifying | MoveState::Stalled) {
                 step.state = MoveState::Stalled;
                 step.rate = 0.0;
-                "its receiver is not in reach".clone_into(&mut step.waiting_for);
+                step.wait = Wait::ReceiverAway;
             }
         }
     }
@@ -373,12 +419,12 @@ impl Progress {
             self.steps.values().map(|step| step.share).sum::<f64>() / self.steps.len() as f64
         };
         if self.operation.state() == v1::OperationState::Cancelled {
-            self.share = part(self.operation.moved, self.operation.moves);
+            self.share = part(self.moved(), self.operation.moves);
             return;
         }
         let done = self.operation.state() == v1::OperationState::Done;
         // Before the end there is something left, whatever rounding says.
-        let most = if done || self.operation.moved >= self.operation.moves.max(1) { 1.0 } else { 0.999 };
+        let most = if done || self.moved() >= self.operation.moves.max(1) { 1.0 } else { 0.999 };
         let share = if done { 1.0 } else { share.min(most) };
         self.share = self.share.max(share);
     }
@@ -389,11 +435,12 @@ impl Progress {
         self.share
     }
 
-    /// Replicas that are cut over, as the moves show them: what is agreed on may be a moment ahead of these.
+    /// Replicas that are cut over, as the moves show them: what is agreed on may be a moment ahead of these. Every place that
+    /// tells of this operation tells this figure.
     #[must_use]
     pub fn moved(&self) -> u64 {
         let known = u64::try_from(self.count(MoveState::Moved)).unwrap_or(u64::MAX);
-        if self.is_active() && !self.steps.is_empty() { known } else { self.operation.moved }
+        if self.steps.is_empty() { self.operation.moved } else { known }
     }
 
     /// Keys and bytes copied so far, and those of the whole; 0: not known. The first never pass the second.
@@ -444,7 +491,7 @@ impl Progress {
         // Only a source that is read as fast as it gives says how long it needs: others wait for their turn, or a limit. Under
         // a limit, too, there is a moment at which each is asked, so what held the receiver back lately counts.
         let read = |node: u64| {
-            let reads = |step: &Step| step.state == MoveState::Copying && step.waiting_for.is_empty();
+            let reads = |step: &Step| step.state == MoveState::Copying && step.wait == Wait::None;
             self.steps.iter().any(|((_, to), step)| step.source == node && reads(step) && !self.is_limited(*to))
         };
         let by_source = sources
@@ -526,234 +573,4 @@ fn part(done: u64, all: u64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MOVES: u64 = 6;
-
-    fn operation(moved: u64, state: v1::OperationState) -> v1::Operation {
-        let details = (0..MOVES).map(|at| v1::OperationMove {
-            partition: u32::try_from(at).expect("few"),
-            from: 1,
-            to: 4,
-            source: 1 + at % 2,
-            moved: at < moved,
-            receipt: (at < moved).then(v1::Receipt::default),
-        });
-        v1::Operation {
-            id: 7,
-            moves: MOVES,
-            moved,
-            state: state.into(),
-            details: details.collect(),
-            ..Default::default()
-        }
-    }
-
-    fn snapshot(second: u64, transfers: Vec<v1::Transfer>) -> v1::NodeSnapshot {
-        v1::NodeSnapshot { node: 4, taken_us: second * 1_000_000, transfers, ..Default::default() }
-    }
-
-    fn copying(partition: u32, bytes: u64, bytes_total: u64) -> v1::Transfer {
-        let phase = v1::TransferPhase::Copying.into();
-        v1::Transfer { partition, source: 1, phase, bytes, bytes_total, tries: 1, ..Default::default() }
-    }
-
-    #[test]
-    fn a_steady_transfer_has_its_rate_and_its_end() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (10, 100_000));
-        for second in 0..=10 {
-            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
-        }
-        let link = &progress.links[&(1, 4)];
-        assert!((link.rate() - 1000.0).abs() < 1.0 && link.ticks == 10, "{link:?}");
-        let (left, slowest) = progress.eta().expect("an end");
-        assert_eq!((left.as_secs(), slowest), (90, 4));
-        // Nothing more arrives: the marks stand still at once, and soon no end is promised.
-        for second in 11..=30 {
-            progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
-        }
-        assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
-    }
-
-    #[test]
-    fn under_a_limit_the_end_is_that_of_the_receiver() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        progress.tell_operation(&operation(4, v1::OperationState::Running), |_| (10, 100_000));
-        // Two sources take turns at 1,000 bytes a second together, and the one that gave less has as much left.
-        let told = |second: u64, waiting: [&str; 2]| {
-            let mut transfers = vec![copying(4, 900 * second, 100_000), copying(5, 100 * second, 100_000)];
-            transfers[1].source = 2;
-            for (transfer, waiting_for) in transfers.iter_mut().zip(waiting) {
-                waiting_for.clone_into(&mut transfer.waiting_for);
-            }
-            snapshot(second, transfers)
-        };
-        for second in 0..=9 {
-            progress.tell_snapshot(&told(second, [Transfer::LIMITED; 2]));
-        }
-        progress.tell_snapshot(&told(10, [""; 2]));
-        assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((190, 4)));
-        // Without a limit the slow source decides.
-        for second in 11..=20 {
-            progress.tell_snapshot(&told(second, [""; 2]));
-        }
-        assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((980, 2)));
-    }
-
-    #[test]
-    fn nothing_arrives_at_a_receiver_that_is_down() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        progress.tell_operation(&operation(0, v1::OperationState::Running), |_| (10, 100_000));
-        for second in 0..=5 {
-            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
-        }
-        let other = |second: u64| v1::NodeSnapshot {
-            node: 1,
-            taken_us: second * 1_000_000,
-            peers: vec![v1::PeerOpinion { node: 4, state: v1::MemberState::Down.into(), ..Default::default() }],
-            ..Default::default()
-        };
-        // Others may lose sight of it while it gets on.
-        for second in 6..=9 {
-            progress.tell_snapshot(&other(second));
-            progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
-        }
-        assert!(progress.rate() > 999.0 && progress.count(MoveState::Copying) == 1, "{progress:?}");
-        let share = progress.share();
-        for second in 10..=15 {
-            progress.tell_snapshot(&other(second));
-        }
-        let step = &progress.steps[&(5, 4)];
-        assert_eq!((step.state, step.waiting_for.as_str()), (MoveState::Stalled, "its receiver is not in reach"));
-        assert_eq!((progress.rate(), step.rate, progress.eta()), (0.0, 0.0, None));
-        // It comes back and goes on.
-        for second in 16..=20 {
-            progress.tell_snapshot(&snapshot(second, vec![copying(5, 9000 + 1000 * (second - 15), 100_000)]));
-        }
-        assert!(progress.rate() > 0.0 && progress.share() >= share, "{progress:?}");
-        assert_eq!(progress.count(MoveState::Stalled), 0);
-    }
-
-    #[test]
-    fn what_comes_between_two_looks_is_counted() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        let told = |moved: u64| {
-            let mut told = operation(moved, v1::OperationState::Running);
-            for step in &mut told.details {
-                step.source = 1;
-                step.receipt = step.moved.then(|| v1::Receipt { bytes: 500, ..Default::default() });
-            }
-            told
-        };
-        for second in 0..=5 {
-            progress.tell_operation(&told(second), |_| (0, 500));
-            progress.tell_operation(&told(second), |_| (0, 500));
-            progress.tell_snapshot(&snapshot(second, Vec::new()));
-        }
-        let link = &progress.links[&(1, 4)];
-        assert!((link.rate() - 500.0).abs() < 1.0 && link.ticks == 5 && link.bytes == 2500, "{link:?}");
-        assert_eq!(progress.eta().map(|(left, _)| left.as_secs()), Some(1));
-    }
-
-    #[test]
-    fn the_end_is_the_last_cut_over() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (0, 0));
-        let covered = v1::Transfer { phase: v1::TransferPhase::Covered.into(), ..copying(5, 5, 5) };
-        progress.tell_snapshot(&snapshot(1, vec![covered]));
-        assert!(progress.share() < 1.0, "{}", progress.share());
-        progress.tell_operation(&operation(6, v1::OperationState::Done), |_| (0, 0));
-        assert!((progress.share() - 1.0).abs() < f64::EPSILON);
-        assert_eq!(progress.count(MoveState::Moved), 6);
-        // A node that was away tells an older state.
-        progress.tell_operation(&operation(2, v1::OperationState::Running), |_| (0, 0));
-        assert_eq!((progress.operation.state(), progress.count(MoveState::Moved)), (v1::OperationState::Done, 6));
-    }
-
-    #[test]
-    fn what_a_cancel_undid_does_not_count() {
-        let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-        let told = |state: v1::OperationState| {
-            let mut told = operation(2, state);
-            let receipts = told.details.iter_mut().filter(|step| step.moved);
-            receipts.for_each(|step| step.receipt = Some(v1::Receipt { keys: 5, bytes: 50, ..Default::default() }));
-            v1::Operation { keys_planned: 60, bytes_planned: 600, ..told }
-        };
-        progress.tell_operation(&told(v1::OperationState::Running), |_| (10, 100));
-        progress.tell_snapshot(&snapshot(1, vec![copying(5, 50, 100)]));
-        assert!(progress.share() > 2.0 / 6.0 && progress.copied().0.1 == 150, "{progress:?}");
-        // Once the operation is known to be cancelled, only what was moved is left of it.
-        progress.tell_operation(&told(v1::OperationState::Cancelled), |_| (10, 100));
-        assert!((progress.share() - 2.0 / 6.0).abs() < f64::EPSILON, "{progress:?}");
-        assert_eq!((progress.copied(), progress.count(MoveState::Undone)), (((10, 100), (60, 600)), 4));
-    }
-
-    fn any_transfer() -> impl Strategy<Value = v1::Transfer> {
-        (0..8_u32, 0..5_u64, 0..5_i32, any::<(u64, u64)>(), any::<(u32, bool)>()).prop_map(
-            |(partition, source, phase, (bytes, bytes_total), (tries, stalled))| v1::Transfer {
-                partition,
-                source,
-                phase,
-                bytes,
-                bytes_total,
-                keys: bytes / 2,
-                keys_total: bytes_total / 2,
-                tries,
-                stalled,
-                ..Default::default()
-            },
-        )
-    }
-
-    #[derive(Clone, Debug)]
-    enum Told {
-        Operation(u64, u64, i32),
-        Snapshot(u64, u64, Vec<v1::Transfer>),
-    }
-
-    fn any_told() -> impl Strategy<Value = Told> {
-        prop_oneof![
-            (6..8_u64, 0..=MOVES, 0..5_i32).prop_map(|(id, moved, state)| Told::Operation(id, moved, state)),
-            (3..5_u64, 0..100_u64, prop::collection::vec(any_transfer(), 0..8))
-                .prop_map(|(node, second, transfers)| Told::Snapshot(node, second, transfers)),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn progress_never_goes_back_nor_past_the_whole(told in prop::collection::vec(any_told(), 0..60)) {
-            let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-            let mut before = 0.0;
-            for told in told {
-                match told {
-                    Told::Operation(id, moved, state) => {
-                        let mut told = operation(moved, v1::OperationState::Running);
-                        (told.id, told.state) = (id, state);
-                        progress.tell_operation(&told, |partition| (u64::from(partition), 100));
-                    }
-                    Told::Snapshot(node, second, transfers) => {
-                        progress.tell_snapshot(&v1::NodeSnapshot { node, ..snapshot(second, transfers) });
-                    }
-                }
-                let share = progress.share();
-                if progress.operation.state() == v1::OperationState::Cancelled {
-                    let moved = part(progress.operation.moved, MOVES);
-                    prop_assert!((share - moved).abs() < f64::EPSILON, "{share} of which {moved} was moved");
-                } else {
-                    prop_assert!((before..=1.0).contains(&share), "{before} then {share}");
-                    before = share;
-                }
-                let (done, all) = progress.copied();
-                prop_assert!(done.0 <= all.0 && done.1 <= all.1);
-                prop_assert!(progress.rate() >= 0.0);
-                for step in progress.steps.values() {
-                    prop_assert!((0.0..=1.0).contains(&step.share) && step.copied.1 <= step.total.1);
-                }
-            }
-        }
-    }
-}
+mod tests;

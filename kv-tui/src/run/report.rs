@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::operation::{NONE, item, state_word, throttle_json, waiting_for};
 use super::picture::Picture;
 use super::preview;
-use super::progress::{Flow, MoveId, MoveState, Progress, Step};
+use super::progress::{Flow, MoveId, MoveState, Progress, Step, Wait};
 use crate::error::{Class, CommandError};
 use crate::output::time::{now_us, rfc3339, short, size};
 
@@ -114,9 +114,9 @@ impl Report {
             format!("operation {}: {} ({})", operation.id, operation.command, state_word(operation.state())),
             format!(
                 "moved     {} of {} replicas ({:.1} %), the minimum is {}; {} receipts",
-                operation.moved,
+                progress.moved(),
                 operation.moves,
-                super::operation::progress(operation) * 100.0,
+                super::operation::part(progress.moved(), operation.moves) * 100.0,
                 operation.moves_minimum,
                 operation.receipts
             ),
@@ -179,7 +179,11 @@ impl Report {
     }
 
     fn move_line(&self, (partition, to): MoveId, step: &Step, detail: Option<&v1::OperationMove>) -> String {
-        let mut text = format!("{partition:>6}  {} → {}  ", self.name(step.from), self.name(to));
+        let source = if step.source > 0 { step.source } else { step.from };
+        let mut text = format!("{partition:>6}  {} → {}  ", self.name(source), self.name(to));
+        if step.from > 0 && step.from != source {
+            text.push_str(&format!("in the place of {}, ", self.name(step.from)));
+        }
         match detail.and_then(|detail| detail.receipt.as_ref()) {
             Some(receipt) => {
                 let sources: Vec<String> = receipt.sources.iter().map(|source| self.name(source.node)).collect();
@@ -219,6 +223,8 @@ impl Report {
         let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
         let eta = progress.eta();
         let count = |state: MoveState| progress.count(state);
+        // The figure that the moves below show, too.
+        json["moved"] = json!(progress.moved());
         json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
         json["share"] = json!(rounded(progress.share()));
         json["rate"] = json!(whole(progress.rate()));
@@ -288,8 +294,8 @@ async fn ask(
 /// Why a move does not get on; empty: it does, or has ended.
 #[must_use]
 pub(crate) fn reason(progress: &Progress, throttle: Option<&v1::ThrottleSetting>, step: &Step) -> String {
-    if !step.waiting_for.is_empty() {
-        return step.waiting_for.clone();
+    if step.wait != Wait::None {
+        return step.waiting_for().to_owned();
     }
     match (step.state, progress.operation.state()) {
         (MoveState::Waiting, v1::OperationState::Paused) => "the operation is paused".to_owned(),

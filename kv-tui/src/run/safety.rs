@@ -163,6 +163,7 @@ impl Safety {
     pub fn short_line(&self) -> String {
         match (self.copies, self.short) {
             (None, _) => String::new(),
+            (Some(copies), 0) if self.failures == 0 => format!("copies: {copies} at least, no node may fail"),
             (Some(copies), 0) => format!("copies: {copies} at least, {} may fail", self.failures),
             (Some(_), short) => format!("{short} partitions lack owners"),
         }

@@ -27,20 +27,42 @@ pub(super) async fn execute(command: &Command, client: &Client, sink: &mut dyn S
         return Err(CommandError::usage("this command does not change the topology"));
     };
     if let Command::Node(NodeCommand::Add(args)) = command {
-        let (picture, node) = added(args, client, sink).await?;
-        return run(&picture, preview::addition(args, node), topology, client, sink).await;
+        let Added { picture, node, fresh } = added(args, client, sink).await?;
+        let done = run(&picture, preview::addition(args, node), topology, client, sink).await;
+        return match (done, fresh) {
+            // Whether it began is not known: what may own partitions soon stays.
+            (Err(error), Some(name)) if error.class != Class::Unavailable => {
+                let after = nodes::take_away(&name).await.told(&name);
+                Err(CommandError { message: format!("{}; {after}", error.message), ..error })
+            }
+            (Err(error), Some(name)) => {
+                let message = format!("{}; {name} stays, and is a spare unless the operation has begun", error.message);
+                Err(CommandError { message, ..error })
+            }
+            (done, _) => done,
+        };
     }
     let (picture, changes) = Picture::with(client, |picture| preview::changes(command, picture)).await?;
     run(&picture, changes, topology, client, sink).await
 }
 
+/// The node that is to be added.
+struct Added {
+    picture: Picture,
+    node: NodeId,
+    /// Its name, if it is a process that was started just for that.
+    fresh: Option<String>,
+}
+
 /// The node that is to be added: a spare, or a process of the local cluster that becomes one.
-async fn added(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(Picture, NodeId), CommandError> {
+async fn added(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<Added, CommandError> {
     let Some(node) = &args.node else { return new_spare(args, client, sink).await };
     match spare(node, client).await {
         Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => new_spare(args, client, sink).await,
-        Err(error) if error.class == Class::NotFound => coming(node, error, client).await,
-        found => found,
+        Err(error) if error.class == Class::NotFound => {
+            coming(node, error, client).await.map(|(picture, node)| Added { picture, node, fresh: None })
+        }
+        found => found.map(|(picture, node)| Added { picture, node, fresh: None }),
     }
 }
 
@@ -127,7 +149,7 @@ async fn run(
         operation::follow(Some(operation.id), operation::FOLLOW_EVERY, client, sink).await?;
         return gone(&changes, client, sink).await;
     }
-    sink.item(operation::item(&operation, picture))
+    sink.item(operation::steered(&operation, picture, true))
 }
 
 /// The limit on copying that is in force.
@@ -219,7 +241,7 @@ async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<Node
 }
 
 /// Starts a node process of the local cluster, a new one or one that was removed, and waits until it is a spare.
-async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<(Picture, NodeId), CommandError> {
+async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<Added, CommandError> {
     let picture = Picture::take(client, false).await?;
     let members = &picture.description.members;
     let addresses: Vec<String> = members.iter().map(|member| member.address.clone()).collect();
@@ -228,6 +250,10 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
         return Err(CommandError::usage(
             "a new process has no plan before it runs; add it as it is, or start a node with --join and name it",
         ));
+    }
+    // A plan is refused then, and nobody could take the node away again.
+    if let Some(running) = picture.operation().filter(|operation| operation.ended_us == 0) {
+        return Err(CommandError::new(Class::Conflict, operation::in_the_way(running)));
     }
     let taken: Vec<String> = members.iter().map(|member| member.member.name.clone()).collect();
     let started = match &args.node {
@@ -241,11 +267,12 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
         if let Some(member) = picture.description.member(&started.name)
             && picture.snapshot(member.id).is_some()
         {
-            let id = member.id;
-            return Ok((picture, id));
+            let node = member.id;
+            return Ok(Added { picture, node, fresh: Some(started.name) });
         }
         if Instant::now() >= deadline {
-            let message = format!("{} runs but is no member yet; see its log, then: node add {0}", started.name);
+            let after = nodes::take_away(&started.name).await.told(&started.name);
+            let message = format!("{} runs but is no member yet; {after}", started.name);
             return Err(CommandError::new(Class::Unavailable, message));
         }
         sleep(operation::FOLLOW_EVERY).await;

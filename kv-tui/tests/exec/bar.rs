@@ -130,6 +130,7 @@ fn a_line_gives_the_same_in_the_bar_and_in_exec() {
         "node add n9 --dry-run",
         "node weight n1 2 --dry-run",
         "copies 2 --dry-run",
+        "rebalance --dry-run",
         "op ls",
         "op show 9",
         "op throttle 16MiB/s",

@@ -390,8 +390,14 @@ impl ClusterService for Node {
                 kind: "peer-down".to_owned(),
                 message: "a peer\u{1b}[31m is down".to_owned(),
                 undo: String::new(),
+                audit: None,
             }));
         }
+        // Every node tells the same.
+        let after = request.get_ref().audit_after.unwrap_or(u64::MAX);
+        items.extend(
+            audit_trail().into_iter().filter(|event| event.sequence > after).map(v1::watch_response::Item::Event),
+        );
         let items: Vec<_> = items.into_iter().map(|item| Ok(v1::WatchResponse { item: Some(item) })).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(items))))
     }
@@ -541,4 +547,22 @@ impl ClusterService for Node {
         }
         Ok(Response::new(v1::DropKeyspaceResponse {}))
     }
+}
+
+/// Changes of the cluster that every node knows.
+fn audit_trail() -> Vec<v1::Event> {
+    let change = |sequence, kind: &str, message: &str, by: &str, command: &str, undo: &str| v1::Event {
+        sequence,
+        time_us: 1_000_000 * sequence,
+        severity: v1::Severity::Info.into(),
+        kind: kind.to_owned(),
+        message: message.to_owned(),
+        undo: undo.to_owned(),
+        audit: Some(v1::Audit { by: by.to_owned(), command: command.to_owned() }),
+        ..v1::Event::default()
+    };
+    vec![
+        change(1, "operation-begun", "n4 is being added", "ann@desk", "node add n4", "node remove n4"),
+        change(2, "keyspace-dropped", "keyspace old dropped", "bob@desk", "keyspace drop old", ""),
+    ]
 }

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kv_core::topology::Transfer;
 use kv_proto::v1;
 use kv_tui::dashboard::model::Model;
 use kv_tui::dashboard::msg::{Ask, Feed, Msg};
@@ -140,7 +139,7 @@ impl Limited {
     }
 
     fn learn(&mut self, told: &v1::NodeSnapshot) {
-        let holds_back = |transfer: &v1::Transfer| transfer.waiting_for == Transfer::LIMITED;
+        let holds_back = |transfer: &v1::Transfer| transfer.wait() == v1::TransferWait::Limited;
         if told.taken_us < self.at_us + Self::BURST_US / 10 || !told.transfers.iter().any(holds_back) {
             return;
         }
@@ -200,7 +199,7 @@ fn progress_never_goes_back_over_a_pause_a_killed_receiver_and_a_cancel() {
     });
     local.exec(&["op", "pause", "1"]).ok();
     live.until("it stands still", |progress, told| {
-        let paused = told.transfers.iter().any(|transfer| transfer.waiting_for == "paused");
+        let paused = told.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Paused);
         (paused && progress.rate() <= 0.0 && progress.eta().is_none()).then_some(())
     });
     local.exec(&["op", "resume", "1"]).ok();

@@ -183,11 +183,10 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound` if there is none, `Unavailable` if the control plane has no majority.
-    pub async fn drop_keyspace(&self, name: &str) -> Result<(), RequestError> {
-        let name = name.to_owned();
+    pub async fn drop_keyspace(&self, request: v1::DropKeyspaceRequest) -> Result<(), RequestError> {
         // Not repeated when its outcome is unknown: somebody may have created a new one of this name meanwhile.
         self.anywhere(self.options().timeout, false, |node, deadline| {
-            let request = v1::DropKeyspaceRequest { name: name.clone() };
+            let request = request.clone();
             async move { calls::within(&node, deadline, calls::cluster(node.channel()).drop_keyspace(request)).await }
         })
         .await?;

@@ -207,7 +207,8 @@ async fn what_is_not_safe_is_not_repeated() {
     }
 
     // Another keyspace of the name may have been created meanwhile.
-    assert_eq!(client.drop_keyspace("users").await.map_err(|error| error.kind), Err(Kind::Unknown));
+    let users = v1::DropKeyspaceRequest { name: "users".to_owned(), ..Default::default() };
+    assert_eq!(client.drop_keyspace(users).await.map_err(|error| error.kind), Err(Kind::Unknown));
     assert_eq!(cluster.sum(|node| &node.drops), 1);
 }
 

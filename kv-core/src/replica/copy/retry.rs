@@ -25,7 +25,11 @@ impl Node {
         }
         if let Some((id, _)) = copy.exchange {
             let exchange = self.exchanges.get(&id)?;
-            return if exchange.is_held_back() { None } else { exchange.waiting_for(self.now.mono) };
+            return if exchange.is_held_back() {
+                None
+            } else {
+                exchange.waiting_for(self.now.mono).map(|wait| wait.to_string())
+            };
         }
         // One that has asked nobody yet waits for its turn, unless nobody can be asked.
         let entry = self.entry(partition)?;

@@ -22,10 +22,10 @@ use crate::node::{Effect, Node, ReadId};
 use crate::replica::throttle::Booking;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey, Stored};
+use crate::topology::Wait;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 
 pub(crate) use pace::Turns;
-use pace::{LIMITED, PAUSED};
 pub(crate) use serve::Serving;
 use walk::{Known, Next, Own, Walk};
 
@@ -39,6 +39,9 @@ const FEW_LEAVES: usize = 16;
 /// How long they wait for that, and how often they look at most.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const LOOKS_MAX: u32 = 3;
+
+/// What an exchange waits for that needs a record of its own node that is damaged.
+const OWN_DAMAGED: &str = "a damaged record of this node's own is being replaced";
 
 /// After this long without getting on, an exchange says what it waits for.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
@@ -68,7 +71,7 @@ pub(crate) struct Exchange {
     /// When it last got on.
     moved_at: Monotonic,
     /// Why it does not ask, if it does not.
-    waits: Option<String>,
+    waits: Option<Wait>,
     /// Whether it has waited for the limit on bytes, and may ask now.
     is_its_turn: bool,
     /// What the question under way may bring, where there is a limit.
@@ -106,7 +109,7 @@ impl Exchange {
     }
 
     /// Why it does not get on, in words.
-    pub(crate) fn waiting_for(&self, now: Monotonic) -> Option<String> {
+    pub(crate) fn waiting_for(&self, now: Monotonic) -> Option<Wait> {
         if self.waits.is_some() {
             return self.waits.clone();
         }
@@ -118,12 +121,12 @@ impl Exchange {
             Some(_) => format!("{} has not answered", self.peer),
             None => "this node's disk has not finished".to_owned(),
         };
-        Some(format!("{what} for {:.1} s", idle.as_secs_f64()))
+        Some(Wait::Other(format!("{what} for {:.1} s", idle.as_secs_f64())))
     }
 
     /// Whether it waits for leave to ask, which another source would wait for, too.
     pub(crate) fn is_held_back(&self) -> bool {
-        self.waits.as_deref().is_some_and(|waits| waits == PAUSED || waits == LIMITED)
+        matches!(self.waits, Some(Wait::Paused | Wait::Limited))
     }
 
     fn pulls(&self) -> bool {
@@ -224,7 +227,7 @@ impl Node {
         let paused = self.transfers.paused;
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
         if paused && exchange.is_pausable() {
-            exchange.waits = Some(PAUSED.to_owned());
+            exchange.waits = Some(Wait::Paused);
             return;
         }
         exchange.waits = None;
@@ -317,7 +320,7 @@ impl Node {
         match refusal {
             // It will know more, or have more room, before long.
             Refusal::Behind { .. } | Refusal::Busy(_) => {
-                exchange.waits = Some(why);
+                exchange.waits = Some(Wait::Other(why));
                 self.arm(at, Timer::Exchange(id));
             }
             Refusal::Stale { .. } | Refusal::NotSynced | Refusal::NotOwner => {
@@ -406,7 +409,7 @@ impl Node {
         exchange.moved_at = now;
         if exchange.spoiled {
             // A record of this node's own is damaged and being mended.
-            exchange.waits = Some("a damaged record of this node's own is being replaced".to_owned());
+            exchange.waits = Some(Wait::Other(OWN_DAMAGED.to_owned()));
             self.arm(retry_at, Timer::Exchange(id));
             return;
         }
@@ -554,7 +557,7 @@ impl Node {
         let step = std::mem::replace(&mut exchange.step, Step::Tree { unless: None });
         let Step::OwnPage(mut walk) = step else { return };
         if damaged {
-            exchange.waits = Some("a damaged record of this node's own is being replaced".to_owned());
+            exchange.waits = Some(Wait::Other(OWN_DAMAGED.to_owned()));
             exchange.step = Step::Walk(walk);
             self.arm(retry_at, Timer::Exchange(id));
             return;

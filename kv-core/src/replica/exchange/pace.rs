@@ -10,13 +10,7 @@ use crate::message::{Errand, Question};
 use crate::node::Node;
 use crate::node::timers::{Timer, TimerKey};
 use crate::replica::throttle::Booking;
-use crate::topology::Transfer;
-
-/// What an exchange waits for while copying is paused.
-pub(super) const PAUSED: &str = "paused";
-
-/// What it waits for while there is a limit that it has reached.
-pub(super) const LIMITED: &str = Transfer::LIMITED;
+use crate::topology::Wait;
 
 /// The exchanges that wait for the limit, the longest first.
 #[derive(Debug, Default)]
@@ -65,7 +59,7 @@ impl Node {
         }
         let is_its_turn = std::mem::take(&mut exchange.is_its_turn);
         if !is_its_turn && (self.throttle.wait(now).is_some() || !self.turns.queue.is_empty()) {
-            exchange.waits = Some(LIMITED.to_owned());
+            exchange.waits = Some(Wait::Limited);
             if !self.turns.queue.contains(&id) {
                 self.turns.queue.push_back(id);
             }

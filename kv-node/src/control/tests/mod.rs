@@ -1,5 +1,6 @@
 //! Tests that need the inside: the state machine, and a disk that crashes.
 
+mod audit;
 mod forming;
 mod operations;
 pub(crate) mod sim;

@@ -15,17 +15,17 @@ use crate::control::drive::{Reports, TransferReport, next_step};
 use crate::control::operation::{Asked, Estimate, OperationId, OperationState};
 use crate::control::state::ClusterState;
 
-fn asked(at: u64) -> Asked {
+pub(super) fn asked(at: u64) -> Asked {
     Asked { by: "ann".to_owned(), at: WallTime(at) }
 }
 
 /// A node in the zone of all others.
-fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
+pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
     Arrival { zone: "z".to_owned(), ..super::state::arrival(number, store, boot) }
 }
 
 /// A cluster of `owners` members and `spares`, with eight partitions.
-fn cluster(owners: u8, spares: u8) -> ClusterState {
+pub(super) fn cluster(owners: u8, spares: u8) -> ClusterState {
     let mut state = ClusterState::default();
     let founding = Founding { expect: u32::from(owners), copies: 3, partitions: 8 };
     let found = Command::Found { founding, config: ClusterConfig::default(), founder: arrival(1, 1, 1) };
@@ -41,7 +41,7 @@ fn cluster(owners: u8, spares: u8) -> ClusterState {
     state
 }
 
-fn layout(state: &ClusterState) -> &Layout {
+pub(super) fn layout(state: &ClusterState) -> &Layout {
     state.layout.as_deref().unwrap()
 }
 
@@ -49,7 +49,7 @@ fn planned(state: &ClusterState, changes: &[Change]) -> Plan {
     plan(layout(state), changes).unwrap()
 }
 
-fn begin(state: &ClusterState, changes: &[Change]) -> Command {
+pub(super) fn begin(state: &ClusterState, changes: &[Change]) -> Command {
     Command::Apply { plan: planned(state, changes), estimate: Estimate { keys: 80, bytes: 8000 }, asked: asked(1) }
 }
 
@@ -81,7 +81,7 @@ fn advance(state: &ClusterState, id: u64, receipts: Vec<Receipt>, at: u64) -> Co
 }
 
 /// Carries the operation under way to its end.
-fn finish(state: &mut ClusterState, from: u128) {
+pub(super) fn finish(state: &mut ClusterState, from: u128) {
     for step in 0..1000 {
         let Some(active) = state.active_operation() else { return };
         let command = advance(state, active.id.0, receipts(state, &[]), 2);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kv_core::config::ClusterConfig;
 use kv_core::ring::{FirstLayout, first_layout};
 use kv_core::topology::{Change, plan};
-use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
+use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
 use proptest::prelude::*;
 
@@ -34,7 +34,11 @@ fn found(expect: u32) -> Command {
 
 fn create(name: &str) -> Command {
     let spec = KeyspaceSpec { name: name.to_owned(), r: 1, w: 1, conflict: Conflict::Lww };
-    Command::CreateKeyspace { spec }
+    Command::CreateKeyspace { spec, asked: Asked::default() }
+}
+
+pub(super) fn drop_keyspace(name: &str) -> Command {
+    Command::DropKeyspace { name: name.to_owned(), asked: Asked::default() }
 }
 
 /// The command that forms a cluster in this state.
@@ -52,7 +56,7 @@ pub(super) fn form(state: &ClusterState) -> Command {
 }
 
 pub(super) fn apply(state: &mut ClusterState, id: u128, command: Command) -> Outcome {
-    state.apply(Proposal { id: CommandId(id), command })
+    state.apply(Proposal { id: CommandId(id), at: WallTime(7), command })
 }
 
 #[track_caller]
@@ -88,7 +92,7 @@ fn a_repeated_command_is_applied_once() {
 fn the_memory_of_commands_is_bounded() {
     let mut state = formed();
     for id in 100..100 + 2 * ClusterState::RECENT_MAX as u128 {
-        refused(&mut state, id, Command::DropKeyspace { name: "none".to_owned() });
+        refused(&mut state, id, drop_keyspace("none"));
     }
     assert_eq!(state.recent.len(), ClusterState::RECENT_MAX);
     assert_eq!(state.revision, formed().revision, "a refused command is no change");
@@ -189,7 +193,7 @@ fn the_encoding_of_commands_is_stable() {
         Command::Admit(arrival(1, 1, 1)),
         form(&state),
         create("a"),
-        Command::DropKeyspace { name: "a".to_owned() },
+        drop_keyspace("a"),
         Command::Apply { plan, estimate: Estimate::default(), asked: asked.clone() },
         Command::Advance { operation, epoch: Epoch(2), receipts: Vec::new(), asked: asked.clone() },
         Command::Pause { operation, asked: asked.clone() },
@@ -251,7 +255,7 @@ proptest! {
                 Choice::Form if state.members.is_empty() => continue,
                 Choice::Form => form(&state),
                 Choice::Create(name) => create(&format!("ks{name}")),
-                Choice::Drop(name) => Command::DropKeyspace { name: format!("ks{name}") },
+                Choice::Drop(name) => drop_keyspace(&format!("ks{name}")),
                 Choice::Repeat(at) => {
                     if let Some((proposal, outcome)) = proposals.get(at) {
                         let before = state.clone();
@@ -262,7 +266,7 @@ proptest! {
                 }
             };
             let before = state.clone();
-            let proposal = Proposal { id: CommandId(id as u128 + 1), command };
+            let proposal = Proposal { id: CommandId(id as u128 + 1), at: WallTime(7), command };
             let outcome = state.apply(proposal.clone());
             prop_assert_eq!(&replica.apply(proposal.clone()), &outcome);
             // A node that starts from a snapshot in between holds the same.

@@ -62,8 +62,17 @@ pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
             let result = new_node(addresses, zone.as_deref(), weight, &taken).map_err(|error| error.message);
             Some(Feed::Started { generation, result })
         }
+        Ask::TakeAway { name } => Some(Feed::TakenAway(match runtime() {
+            Ok(runtime) => runtime.block_on(nodes::take_away(&name)).told(&name),
+            Err(error) => nodes::TakenAway::Stays(error.message).told(&name),
+        })),
         _ => None,
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| CommandError::failed(format!("no runtime: {error}")))
 }
 
 /// Files of one name, told apart by numbers.
@@ -77,9 +86,7 @@ fn new_node(
     taken: &[String],
 ) -> Result<String, CommandError> {
     nodes::check_local(addresses)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| CommandError::failed(format!("no runtime: {error}")))?;
-    Ok(runtime.block_on(nodes::add(zone, weight, taken))?.name)
+    Ok(runtime()?.block_on(nodes::add(zone, weight, taken))?.name)
 }
 
 /// Writes a file that is not there yet, or holds the same already; beside one of the same name it gets a number.

@@ -246,6 +246,7 @@ impl Fake {
                 kind: "serving".to_owned(),
                 message: format!("{} serves its partitions", member.member.name),
                 undo: String::new(),
+                audit: None,
             })
         });
         [Feed::Description(self.description())].into_iter().chain(events).collect()
@@ -277,6 +278,7 @@ impl Fake {
             Ask::NewNode { generation, .. } => {
                 vec![Feed::Started { generation, result: Err("no processes here".to_owned()) }]
             }
+            Ask::TakeAway { name } => vec![Feed::TakenAway(format!("{name} was taken away again"))],
             Ask::Save { name, .. } => vec![Feed::Told(format!("written to {name}"))],
             Ask::Export { id } => vec![Feed::Told(format!("written to operation-{id}.json"))],
             Ask::Run { line, .. } => {

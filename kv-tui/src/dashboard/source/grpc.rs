@@ -204,8 +204,13 @@ async fn watch(client: Client, node: NodeId, feed: mpsc::Sender<Feed>) {
     let interval_ms = u32::try_from(INTERVAL.as_millis()).unwrap_or(1000);
     let mut pause = BACKOFF.0;
     loop {
-        let request =
-            v1::WatchRequest { interval_ms, partitions: true, events_after: Some(0), ..v1::WatchRequest::default() };
+        let request = v1::WatchRequest {
+            interval_ms,
+            partitions: true,
+            events_after: Some(0),
+            audit_after: Some(0),
+            ..v1::WatchRequest::default()
+        };
         let error = match client.watch(node, request).await {
             Err(error) => error.message,
             Ok(mut stream) => loop {
@@ -280,7 +285,9 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
                 }
             });
         }
-        Ask::NewNode { .. } | Ask::Save { .. } => beside(ask, commands.source.addresses.clone(), feed),
+        Ask::NewNode { .. } | Ask::TakeAway { .. } | Ask::Save { .. } => {
+            beside(ask, commands.source.addresses.clone(), feed)
+        }
         Ask::Run { line, confirmed } => commands.run(line, confirmed, feed),
         Ask::Cancel => commands.running = None,
     }
@@ -325,7 +332,7 @@ async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut
         Ask::Inspect { generation, key, .. } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
         Ask::Plan { generation, .. } => Feed::Planned { generation, result: Err(error.to_owned()) },
         Ask::Export { id } => Feed::Told(format!("operation {id} is not written: {error}")),
-        Ask::NewNode { .. } | Ask::Save { .. } => {
+        Ask::NewNode { .. } | Ask::TakeAway { .. } | Ask::Save { .. } => {
             return beside(ask, commands.source.addresses.clone(), feed.clone());
         }
         // A command connects by itself and says what it finds.

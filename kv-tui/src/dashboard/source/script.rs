@@ -177,6 +177,7 @@ impl Script {
                     bytes_total: BYTES,
                     tries: u32::from(part > 0) + u32::from(stalled),
                     waiting_for: waiting_for.to_owned(),
+                    wait: if waiting_for.is_empty() { 0 } else { v1::TransferWait::Other.into() },
                     stalled,
                     ..v1::Transfer::default()
                 }

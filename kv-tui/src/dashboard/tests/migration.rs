@@ -11,6 +11,14 @@ fn migrating(width: u16, height: u16, seconds: u64) -> Session {
     session
 }
 
+/// A member's account at a second.
+fn account(session: &Session, node: NodeId, second: u64) -> v1::NodeSnapshot {
+    match session.fake.snapshot(node, second) {
+        Feed::Snapshot(_, snapshot) => *snapshot,
+        other => panic!("no account but {other:?}"),
+    }
+}
+
 fn share(session: &Session) -> f64 {
     let cluster = session.model.cluster.as_ref().expect("a cluster");
     cluster.operations.progress.as_ref().map_or(0.0, |progress| progress.share())
@@ -54,6 +62,89 @@ fn progress_goes_from_nothing_to_the_whole() {
     let progress = cluster.operations.progress.as_ref().expect("progress");
     assert_eq!(progress.count(MoveState::Moved), 192);
     assert_eq!(cluster.shares[&NodeId(4)].partitions, 192);
+}
+
+/// All numbers before a word in a text: `12/192 moves` has 12 before `/192 moves`.
+fn before(text: &str, word: &str) -> Vec<u64> {
+    let digits = |part: &str| {
+        let rest = part.trim_end_matches(|c: char| c.is_ascii_digit() || c == ',');
+        part[rest.len()..].replace(',', "").parse().ok()
+    };
+    text.match_indices(word).filter_map(|(at, _)| digits(text[..at].trim_end())).collect()
+}
+
+#[test]
+fn every_place_tells_the_same_of_an_operation_in_each_frame() {
+    let mut session = migrating(140, 40, 0);
+    let seconds = session.fake.script().expect("a script").seconds();
+    for second in 1..=seconds + 3 {
+        // Accounts come one after the other, and each may be what a frame shows last.
+        session.second += 1;
+        session.tell(Msg::Clock(START_US + session.second * 1_000_000));
+        for feed in session.fake.second(session.second) {
+            session.tell(Msg::Feed(feed));
+            let Some(cluster) = &session.model.cluster else { continue };
+            let Some(progress) = &cluster.operations.progress else { continue };
+            let text = session.text();
+            let mut moved = before(&text, "/192 moves");
+            moved.extend(before(&text, " moved"));
+            moved.retain(|_| !progress.steps.is_empty());
+            assert!(moved.iter().all(|count| *count == progress.moved()), "second {second}: {moved:?}\n{text}");
+            let ((keys, _), _) = progress.copied();
+            // The header tells the whole beside it while the operation runs.
+            let mut told = before(&text, " keys, ");
+            told.extend(before(&text, " keys   ").into_iter().filter(|_| !progress.is_active()));
+            assert!(told.iter().all(|told| *told == keys), "second {second}: {told:?} of {keys}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_source_is_named_when_it_has_changed_and_marked_when_it_is_gone() {
+    let mut session = migrating(120, 36, 12);
+    session.keys("/copying\n");
+    let row = |session: &Session| {
+        let text = session.text();
+        let row = text.lines().find(|line| line.contains("→ n4") && line.contains("▶ copying")).expect("a row");
+        row.to_owned()
+    };
+    let cluster = session.model.cluster.as_ref().expect("a cluster");
+    let (id, step) = cluster.moves_of(&session.model.moves)[0];
+    let other = (1..=3).find(|node| *node != step.source).expect("another node");
+    assert!(row(&session).contains(&format!("n{} → n4", step.source)), "{}", row(&session));
+    let node = NodeId(4);
+    let mut snapshot = account(&session, node, 12);
+    let told = snapshot.transfers.iter_mut().filter(|transfer| transfer.partition == id.0);
+    told.for_each(|transfer| transfer.source = other);
+    snapshot.taken_us += 1;
+    session.tell(Msg::Feed(Feed::Snapshot(node, Box::new(snapshot))));
+    assert!(row(&session).contains(&format!("n{other} → n4")), "{}", row(&session));
+    session.tell(Msg::Feed(Feed::Lost(NodeId(other), "connection refused".to_owned())));
+    assert!(row(&session).contains(&format!("✗n{other} → n4")), "{}", row(&session));
+    assert!(session.text().contains("which does not serve now"), "{}", session.text());
+}
+
+#[test]
+fn failed_requests_since_it_began_only_grow() {
+    let mut session = migrating(120, 36, 12);
+    let since = |session: &Session| session.model.cluster.as_ref().expect("a cluster").operations.failures_since();
+    let base = since(&session);
+    let tell = |session: &mut Session, boot: u32, failures: u64| {
+        let mut snapshot = account(session, NodeId(1), 12);
+        snapshot.boot = boot;
+        let counters = v1::Counters { failures, ..snapshot.counters.unwrap_or_default() };
+        snapshot.counters = Some(counters);
+        session.tell(Msg::Feed(Feed::Snapshot(NodeId(1), Box::new(snapshot))));
+        since(session) - base
+    };
+    let known = account(&session, NodeId(1), 12);
+    let (boot, failures) = (known.boot, known.counters.unwrap_or_default().failures);
+    assert_eq!(tell(&mut session, boot, failures + 5), 5);
+    assert_eq!(tell(&mut session, boot, failures + 3), 5, "an account that comes late takes nothing back");
+    assert_eq!(tell(&mut session, boot + 1, 2), 7, "a process that has ended has failed what it has failed");
+    assert_eq!(tell(&mut session, boot, failures + 9), 7);
+    session.tell(Msg::Feed(Feed::Lost(NodeId(1), "connection refused".to_owned())));
+    assert_eq!(since(&session) - base, 7, "nor does a node that is away");
 }
 
 #[test]

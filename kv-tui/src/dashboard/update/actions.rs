@@ -64,6 +64,10 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
             };
             model.pane = Pane::Main;
         }
+        Action::Audit => {
+            model.audit = !model.audit;
+            model.events.selected = None;
+        }
         Action::AddNode => return change(model, plan::add),
         Action::RemoveNode => return change(model, plan::remove),
         Action::ReplaceNode => return change(model, plan::replace),
@@ -207,6 +211,10 @@ fn back(model: &mut Model) -> Vec<Effect> {
         "the operation goes on; nothing waits for it any more".clone_into(&mut model.notice);
         return Vec::new();
     }
+    if model.audit && model.screen == Screen::Events {
+        model.audit = false;
+        return Vec::new();
+    }
     if filter_of(model).is_some_and(|filter| !filter.is_empty()) {
         return set_filter(model, String::new());
     }
@@ -286,7 +294,7 @@ fn copy(model: &mut Model) -> Vec<Effect> {
         (Screen::Overview | Screen::Nodes, Pane::Main, _) => model.selected().map(|member| member.address.clone()),
         (Screen::Nodes, Pane::Side, _) => selected_partition(model).map(|partition| partition.to_string()),
         (Screen::Overview, Pane::Side, _) | (Screen::Events, _, _) => model.shown().and_then(|cluster| {
-            let events = cluster.listed(&model.events);
+            let events = cluster.listed(&model.events, model.audit);
             let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
             events.get(model.events.row_in(&ids)).map(|event| printable(event.message.as_bytes()))
         }),
@@ -337,9 +345,9 @@ pub(super) fn step(model: &mut Model, rows: isize) -> Vec<Effect> {
             model.partitions.step(&ids, rows);
         }
         (Screen::Overview, Pane::Side) | (Screen::Events, _) => {
-            let ids: Vec<EventId> = model
-                .shown()
-                .map_or_else(Vec::new, |cluster| cluster.listed(&model.events).into_iter().map(event_id).collect());
+            let ids: Vec<EventId> = model.shown().map_or_else(Vec::new, |cluster| {
+                cluster.listed(&model.events, model.audit).into_iter().map(event_id).collect()
+            });
             model.events.step(&ids, rows);
             // At the first row the list goes on to follow what happens.
             if model.events.row == 0 {

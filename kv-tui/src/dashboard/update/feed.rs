@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{plan, steer};
+use super::{fresh, plan, steer};
 use crate::command::unescape;
 use crate::dashboard::cluster::{Cluster, News};
 use crate::dashboard::keymap::Screen;
@@ -73,7 +73,8 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             steer::on_news(model);
         }
         Feed::Planned { generation, result } => plan::on_planned(model, generation, result),
-        Feed::Started { generation, result } => plan::on_started(model, generation, result),
+        Feed::Started { generation, result } => return plan::on_started(model, generation, result),
+        Feed::TakenAway(told) => return fresh::taken_away(model, told),
         Feed::Told(text) => model.notice = text,
         // Answers to questions that nobody asks any more.
         Feed::Keys { .. } | Feed::Completions { .. } | Feed::Inspected { .. } | Feed::Snapshot(..) => {}
@@ -86,7 +87,11 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
                 }
             }
         }
-        Feed::Ended { code, error } => return on_ended(model, code, error),
+        Feed::Ended { code, error } => {
+            let mut effects = on_ended(model, code, error);
+            effects.extend(fresh::ended(model, code));
+            return effects;
+        }
     }
     Vec::new()
 }
@@ -102,10 +107,10 @@ fn on_ended(model: &mut Model, code: u8, error: String) -> Vec<Effect> {
         model.followed = None;
     }
     if output.quiet && code == 0 {
-        // One line says what was done; a table is for more room than there is here.
-        model.notice = match (output.lines.len(), output.lines.back()) {
-            (1, Some(line)) => line.trim().to_owned(),
-            _ => format!("done: {}", output.line),
+        // The command's last word says what is done, or has only begun.
+        model.notice = match output.lines.back() {
+            Some(line) => line.trim().to_owned(),
+            None => format!("done: {}", output.line),
         };
         model.output = None;
         return Vec::new();

@@ -1,20 +1,18 @@
 //! The plan dialog: a change is asked for, its plan looked at, and exactly that plan started.
 
 use super::actions::rows_of;
-use super::go;
 use super::typing::start_quietly;
+use super::{fresh, go};
 use crate::command::Line;
 use crate::dashboard::dialog::{Confirm, Dialog};
 use crate::dashboard::keymap::{Key, Screen, latin};
-use crate::dashboard::model::Model;
+use crate::dashboard::model::{Fresh, Model};
 use crate::dashboard::msg::{Ask, Effect};
 use crate::dashboard::planning::{Kind, Page, Planning, Review, Stage};
 use crate::error::CommandError;
+use crate::run::operation::in_the_way;
 use crate::run::{limits, preview};
 use kv_proto::v1;
-
-/// The most lines that can be scrolled by.
-pub(super) const LINES_MAX: usize = 10_000;
 
 /// Asks which node is to be added: the selected one if it is a spare, else any spare.
 pub(super) fn add(model: &mut Model) {
@@ -56,18 +54,22 @@ pub(super) fn submit(model: &mut Model, mut planning: Box<Planning>) -> Vec<Effe
     model.plans += 1;
     planning.generation = model.plans;
     planning.error.clear();
+    let mut effects =
+        if planning.kind == Kind::Add { fresh::keep_only(model, planning.value("node")) } else { Vec::new() };
     let asked = if planning.is_new_node() { new_node(model, &planning) } else { question(model, &planning) };
-    let effects = match asked {
+    match asked {
         Ok((stage, ask)) => {
+            if stage == Stage::Starting {
+                model.fresh = Some(Fresh::Starting(planning.generation));
+            }
             planning.stage = stage;
-            vec![Effect::Ask(ask)]
+            effects.push(Effect::Ask(ask));
         }
         Err(error) => {
             planning.stage = Stage::Form;
             planning.error = error.message;
-            Vec::new()
         }
-    };
+    }
     model.dialog = Some(Dialog::Plan(planning));
     effects
 }
@@ -84,6 +86,13 @@ fn question(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandE
 }
 
 fn new_node(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandError> {
+    if model.fresh.is_some() {
+        let message = "a node that was started before is still being started or taken away; try again in a moment";
+        return Err(CommandError::failed(message));
+    }
+    if let Some(running) = model.cluster.as_ref().and_then(|cluster| cluster.operations.active()) {
+        return Err(CommandError::failed(in_the_way(running)));
+    }
     let text = |name: &str| Some(planning.value(name).to_owned()).filter(|text| !text.is_empty());
     let weight = text("weight").map(|text| text.parse::<f64>().map_err(|_ignored| text)).transpose();
     let weight =
@@ -131,16 +140,17 @@ fn review(model: &Model, planning: &Planning, plan: v1::PlanResponse) -> Result<
     let throttle = cluster.operations.throttle.as_ref();
     let bytes_per_second = settings.map_or(0, |settings| limits::assumed(&settings, throttle));
     let waits = planning.waits;
-    Ok(Review { plan, page: Page::Plan, bytes_per_second, confirm, waits, typing: false, top: 0 })
+    // The field has the focus: a name that is typed never means anything else.
+    let typing = plan.refusals.is_empty();
+    Ok(Review { plan, page: Page::Plan, bytes_per_second, confirm, waits, typing, top: 0 })
 }
 
-pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<String, String>) {
+pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<String, String>) -> Vec<Effect> {
+    let name = result.as_deref().ok();
     let Some(mut planning) = waiting(model, generation) else {
-        if let Ok(name) = result {
-            model.notice = format!("{name} was started, and is a spare; nothing has moved");
-        }
-        return;
+        return fresh::started(model, generation, name, false);
     };
+    let effects = fresh::started(model, generation, name, true);
     match result {
         Ok(name) => {
             // The process has its zone and its weight already.
@@ -159,6 +169,7 @@ pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<Stri
         }
     }
     model.dialog = Some(Dialog::Plan(planning));
+    effects
 }
 
 /// Something new is known of the cluster: a node that was waited for may be there.
@@ -178,15 +189,11 @@ pub(super) fn on_news(model: &mut Model) -> Vec<Effect> {
 pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key) -> Vec<Effect> {
     let epoch = model.epoch();
     if key == Key::Ctrl('c') {
-        "nothing was changed".clone_into(&mut model.notice);
-        return Vec::new();
+        return fresh::give_up(model);
     }
     match &mut planning.stage {
         Stage::Form => match key {
-            Key::Esc => {
-                "nothing was changed".clone_into(&mut model.notice);
-                return Vec::new();
-            }
+            Key::Esc => return fresh::give_up(model),
             Key::Enter => return submit(model, planning),
             key => planning.edit(key),
         },
@@ -196,10 +203,7 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
             }
         }
         Stage::Review(review) => match key {
-            Key::Esc => {
-                "nothing was changed".clone_into(&mut model.notice);
-                return Vec::new();
-            }
+            Key::Esc => return fresh::give_up(model),
             Key::Enter if review.is_void(epoch) => return submit(model, planning),
             Key::Enter => {
                 if let Some(refusal) = review.plan.refusals.first() {
@@ -212,8 +216,11 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
                 }
             }
             Key::Tab | Key::BackTab => review.typing = !review.typing,
-            key if review.typing => {
-                review.confirm.typed.edit(key);
+            key if review.types(epoch) => {
+                if !review.confirm.typed.edit(key) {
+                    // Keys that mean nothing to a field move in the plan.
+                    review.scroll(rows_of(model, model.keymap.action(model.screen, key)));
+                }
             }
             key => {
                 let plain = if let Key::Char(c) = key { Key::Char(latin(c)) } else { key };
@@ -233,13 +240,7 @@ pub(super) fn in_dialog(model: &mut Model, mut planning: Box<Planning>, key: Key
                     Key::Char('o') => turn(review, Page::Sources),
                     Key::Char('w') => turn(review, Page::Why),
                     Key::Char('b') => planning.stage = Stage::Form,
-                    _ if rows != 0 => review.top = review.top.saturating_add_signed(rows).min(LINES_MAX),
-                    // Whatever means nothing else begins the word.
-                    Key::Char(_) => {
-                        review.typing = true;
-                        review.confirm.typed.edit(key);
-                    }
-                    _ => {}
+                    _ => review.scroll(rows),
                 }
             }
         },
@@ -266,6 +267,7 @@ fn begin(model: &mut Model, planning: Box<Planning>) -> Vec<Effect> {
         return effects;
     }
     model.followed = followed;
+    fresh::begins(model);
     effects.extend(go(model, Screen::Migration));
     effects
 }

@@ -4,6 +4,7 @@ use super::actions::{act, chosen, open, step};
 use super::{go, on_key};
 use crate::dashboard::cluster::{EventId, event_id};
 use crate::dashboard::dialog::Dialog;
+use crate::dashboard::keymap::Key;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::mouse::{Mouse, MouseKind, Target};
 use crate::dashboard::msg::Effect;
@@ -34,7 +35,7 @@ pub(super) fn on_mouse(model: &mut Model, mouse: Mouse) -> Vec<Effect> {
         }
         Some(Dialog::Plan(planning)) => {
             if let Stage::Review(review) = &mut planning.stage {
-                review.top = review.top.saturating_add_signed(rows).min(super::plan::LINES_MAX);
+                review.scroll(rows);
             }
         }
         Some(Dialog::Confirm(_)) => {}
@@ -58,14 +59,23 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
     }
     if let Some(Dialog::Plan(planning)) = &mut model.dialog {
         match target {
-            Some(Target::Field(field)) => planning.focus = field,
-            Some(Target::Press(key)) => {
-                // A button is no letter of the word.
-                if let Stage::Review(review) = &mut planning.stage {
-                    review.typing = false;
+            Some(Target::Field(field)) => match &mut planning.stage {
+                Stage::Review(review) => review.typing = true,
+                _ => planning.focus = field,
+            },
+            Some(Target::Press(key @ Key::Char(_))) => {
+                // A button is no letter of the word; the field keeps the focus.
+                let Stage::Review(review) = &mut planning.stage else { return on_key(model, key) };
+                let typing = std::mem::replace(&mut review.typing, false);
+                let effects = on_key(model, key);
+                if let Some(Dialog::Plan(planning)) = &mut model.dialog
+                    && let Stage::Review(review) = &mut planning.stage
+                {
+                    review.typing = typing;
                 }
-                return on_key(model, key);
+                return effects;
             }
+            Some(Target::Press(key)) => return on_key(model, key),
             _ => {}
         }
         return Vec::new();
@@ -98,9 +108,9 @@ fn click(model: &mut Model, target: Option<Target>, pane: Option<Pane>) -> Vec<E
             return open(model);
         }
         Some(Target::Event(id)) => {
-            let ids: Vec<EventId> = model
-                .shown()
-                .map_or_else(Vec::new, |cluster| cluster.listed(&model.events).into_iter().map(event_id).collect());
+            let ids: Vec<EventId> = model.shown().map_or_else(Vec::new, |cluster| {
+                cluster.listed(&model.events, model.audit).into_iter().map(event_id).collect()
+            });
             let row = ids.iter().position(|known| *known == id).unwrap_or(0);
             model.events.select(&ids, row);
         }

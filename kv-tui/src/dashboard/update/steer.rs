@@ -31,8 +31,10 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         model.bar = Some(Bar::with(&format!("op throttle {limit}")));
         return Vec::new();
     }
-    let active = model.cluster.as_ref().and_then(|cluster| cluster.operations.active()).map(|operation| {
-        let left = operation.moves.saturating_sub(operation.moved);
+    let operations = model.cluster.as_ref().map(|cluster| &cluster.operations);
+    let active = operations.and_then(|operations| operations.active().map(|operation| (operations, operation)));
+    let active = active.map(|(operations, operation)| {
+        let left = operation.moves.saturating_sub(operations.figures(operation).moved);
         (operation.id, operation.state(), operation.command.clone(), left)
     });
     let Some((id, state, command, left)) = active else {
@@ -111,7 +113,8 @@ pub(super) fn on_news(model: &mut Model) {
     if operation.ended_us == 0 || leaving.is_some() {
         return;
     }
-    let (id, command, moved) = (operation.id, &operation.command, operation.moved);
+    let (id, command) = (operation.id, &operation.command);
+    let moved = model.cluster.as_ref().map_or(operation.moved, |cluster| cluster.operations.figures(operation).moved);
     let text = match operation.state() {
         OperationState::Cancelled => {
             format!("operation {id} ({command}) was cancelled: {}", operation.outcome)

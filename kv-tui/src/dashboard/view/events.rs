@@ -9,6 +9,7 @@ use super::canvas::{Canvas, clock};
 use super::{Room, filter_note, pane, plain, split};
 use crate::dashboard::cluster::{Cluster, EventId, event_id};
 use crate::dashboard::columns::EventOrder;
+use crate::dashboard::level::Level;
 use crate::dashboard::list::top_of;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::mouse::Target;
@@ -29,7 +30,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     let detail = if area.height > 16 { DETAIL } else { DETAIL - 2 };
     let (list, below) = split(area, area.height.saturating_sub(detail));
     panel(canvas, model, cluster, list, room, Pane::Main);
-    let events = cluster.listed(&model.events);
+    let events = cluster.listed(&model.events, model.audit);
     let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
     let Some(event) = events.get(model.events.row_in(&ids)) else { return };
     let time = rfc3339(event.time_us);
@@ -37,7 +38,12 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     let kind = printable(event.kind.as_bytes());
     let inner = canvas.panel(below, plain(&title, &kind, room));
     let mut lines = canvas.wrapped(&printable(event.message.as_bytes()), inner.width);
-    if !event.undo.is_empty() {
+    if let Some(audit) = &event.audit {
+        let command = if audit.command.is_empty() { String::new() } else { format!("   command: {}", audit.command) };
+        let undo = if event.undo.is_empty() { "nothing" } else { &event.undo };
+        let by = printable(format!("by {}{command}   undo: {undo}", audit.by).as_bytes());
+        lines.extend(canvas.wrapped(&by, inner.width));
+    } else if !event.undo.is_empty() {
         lines.extend(canvas.wrapped(&format!("undo:  {}", printable(event.undo.as_bytes())), inner.width));
     }
     for (y, line) in (0..inner.height).zip(&lines) {
@@ -47,18 +53,20 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
 
 /// The list of events, with headings where it is the main part of the screen.
 pub(super) fn panel(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room, place: Pane) {
-    let events = cluster.listed(&model.events);
-    let filter = filter_note(&model.events.filter, events.len(), cluster.events.len());
+    let events = cluster.listed(&model.events, model.audit);
+    let all = cluster.events.iter().filter(|event| !model.audit || event.audit.is_some()).count();
+    let filter = filter_note(&model.events.filter, events.len(), all);
     let order = match (model.events.sort, model.events.reverse) {
         (EventOrder::Time, false) => "newest first",
         (EventOrder::Time, true) => "oldest first",
         (EventOrder::Level, _) => "by level",
         (EventOrder::Node, _) => "by node",
     };
-    let kept = if filter.is_empty() { format!("{} kept", cluster.events.len()) } else { filter };
+    let kept = if filter.is_empty() { format!("{all} kept") } else { filter };
     let note = format!("{kept}, {order}, UTC");
     let main = place == Pane::Main;
-    let shown = if main { plain("Events", &note, room) } else { pane(model, place, "Events", &note, room) };
+    let title = if model.audit { "Audit: who changed the cluster" } else { "Events" };
+    let shown = if main { plain(title, &note, room) } else { pane(model, place, title, &note, room) };
     let mut inner = canvas.panel(area, shown);
     if main {
         for (title, x, width, order) in [
@@ -76,7 +84,11 @@ pub(super) fn panel(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
     let ids: Vec<EventId> = events.iter().map(|event| event_id(event)).collect();
     let (cursor, rows) = (model.events.row_in(&ids), usize::from(inner.height));
     if events.is_empty() {
-        let text = if model.events.filter.is_empty() { "nothing yet" } else { "no event passes the filter" };
+        let text = match (model.events.filter.is_empty(), model.audit) {
+            (false, _) => "no event passes the filter",
+            (true, true) => "no change of the cluster is known yet",
+            (true, false) => "nothing yet",
+        };
         canvas.text(inner, TIME, 0, text, Role::Dim);
     }
     let marked = main || model.pane == place;
@@ -90,14 +102,20 @@ pub(super) fn panel(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
 }
 
 fn row(canvas: &mut Canvas<'_>, cluster: &Cluster, event: &v1::Event, area: Rect, y: u16) {
-    let (word, role) = match event.severity() {
-        Severity::Unspecified | Severity::Info => ("INFO", Role::Dim),
-        Severity::Warning => ("WARN", Role::Warn),
-        Severity::Error => ("ERROR", Role::Bad),
+    let (word, role) = match (event.severity(), Level::from(event.severity()).role()) {
+        (Severity::Unspecified | Severity::Info, _) if event.audit.is_some() => ("AUDIT", Role::Title),
+        (Severity::Unspecified | Severity::Info, role) => ("INFO", role),
+        (Severity::Warning, role) => ("WARN", role),
+        (Severity::Error, role) => ("ERROR", role),
     };
     canvas.text(area, TIME, y, &clock(event.time_us), Role::Dim);
     canvas.text(area, LEVEL, y, word, role);
-    let node = if event.node == 0 { "-".to_owned() } else { cluster.name_of(NodeId(event.node)) };
+    // Who changed the cluster stands where others have their node.
+    let node = match &event.audit {
+        Some(audit) => audit.by.clone(),
+        None if event.node == 0 => "-".to_owned(),
+        None => cluster.name_of(NodeId(event.node)),
+    };
     let node = canvas.fitted(&printable(node.as_bytes()), MESSAGE - NODE - 1);
     canvas.text(area, NODE, y, &node, Role::Text);
     let message = printable(event.message.as_bytes());

@@ -6,6 +6,7 @@ use ratatui::layout::Rect;
 use super::canvas::Canvas;
 use super::{Room, plain};
 use crate::dashboard::cluster::Cluster;
+use crate::dashboard::level::Level;
 use crate::dashboard::model::Model;
 use crate::dashboard::progress::{Flow, Link, MoveState, Progress};
 use crate::dashboard::theme::{Role, Theme};
@@ -38,14 +39,15 @@ pub(super) fn links(
     let none = Link::default();
     for (y, ((from, to), flow)) in (0..inner.height).step_by(usize::from(rows)).zip(order.iter().take(fitting)) {
         let link = progress.links.get(&(*from, *to)).unwrap_or(&none);
-        let x = draw_end(canvas, cluster, *from, inner, 0, y);
+        let away = flow.moved < flow.moves && !cluster.picture.serves(NodeId(*from)) && progress.is_active();
+        let x = draw_end(canvas, cluster, *from, away, inner, 0, y);
         let rate = format!("{:>11}/s ", size(whole(flow.rate)));
         let end = canvas.width(&rate) + 12;
         let width = inner.width.saturating_sub(x + end).max(4);
         let role = if flow.stalled { Role::Warn } else { Role::Text };
         let line = canvas.text(inner, x, y, &marked(canvas, link, width), role);
         let line = canvas.text(inner, line + 1, y, &rate, Role::Text);
-        draw_end(canvas, cluster, *to, inner, line, y);
+        draw_end(canvas, cluster, *to, false, inner, line, y);
         if rows > 1 {
             let text = about(canvas, flow);
             let text = canvas.fitted(&text, inner.width.saturating_sub(3));
@@ -61,8 +63,13 @@ pub(super) fn links(
     }
 }
 
-fn draw_end(canvas: &mut Canvas<'_>, cluster: &Cluster, node: u64, area: Rect, x: u16, y: u16) -> u16 {
+/// Draws a node at one end of a line; `away`: it does not serve, and is marked.
+fn draw_end(canvas: &mut Canvas<'_>, cluster: &Cluster, node: u64, away: bool, area: Rect, x: u16, y: u16) -> u16 {
     let index = cluster.index(NodeId(node));
+    if away {
+        let name = canvas.fitted(&printable(cluster.name_of(NodeId(node)).as_bytes()), 8);
+        return canvas.text(area, x, y, &format!("{} {name} ", canvas.symbol('✗')), Role::Bad);
+    }
     let letter = index.map_or('?', Theme::letter);
     let name = canvas.fitted(&printable(cluster.name_of(NodeId(node)).as_bytes()), 8);
     canvas.text(area, x, y, &format!("{letter} {name} "), index.map_or(Role::Dim, Role::Node))
@@ -116,8 +123,8 @@ pub(super) fn map(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, are
                     (index.map_or('?', Theme::letter), index.map_or(Role::Text, Role::Node))
                 }
                 Some((MoveState::Waiting, _)) => (will, Role::Text),
-                Some((MoveState::Stalled, _)) => (stalled, Role::Warn),
-                Some((MoveState::Undone, _)) => (undone, Role::Bad),
+                Some((state @ MoveState::Stalled, _)) => (stalled, Level::from(*state).role()),
+                Some((state @ MoveState::Undone, _)) => (undone, Level::from(*state).role()),
                 Some((MoveState::Copying | MoveState::Verifying | MoveState::Covered, _)) => (busy, Role::Focus),
             };
             let role = if cursor == Some(partition) { Role::Selected } else { role };

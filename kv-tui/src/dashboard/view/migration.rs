@@ -6,9 +6,10 @@ use kv_proto::v1;
 use ratatui::layout::Rect;
 
 use super::canvas::{Canvas, clock, grouped, known, latency};
-use super::{Room, columns, flow, help, moves, plain, split};
+use super::{Room, columns, flow, help, moves, plain, safety, split};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::keymap::Action;
+use crate::dashboard::level::Level;
 use crate::dashboard::model::{MigrationView, Model, Pane};
 use crate::dashboard::progress::Progress;
 use crate::dashboard::theme::Role;
@@ -88,7 +89,10 @@ fn draw_empty(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: R
         (":node replace, :node weight, :node zone and :copies change the cluster, too.".to_owned(), Role::Text),
         ("Each shows its plan first; nothing moves before you have confirmed it.".to_owned(), Role::Text),
         (String::new(), Role::Text),
-        (cluster.safety().line(), Role::Text),
+        match safety(canvas, cluster, &cluster.safety().line()) {
+            (text, Role::Good) => (text, Role::Text),
+            dangerous => dangerous,
+        },
     ];
     let mut y = 1;
     for (text, role) in texts {
@@ -109,12 +113,13 @@ fn summary(
 ) -> Vec<Line> {
     let operation = &progress.operation;
     let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
-    let (symbol, role) = match operation.state() {
-        v1::OperationState::Running => ('▶', Role::Good),
-        v1::OperationState::Paused => ('◆', Role::Warn),
-        v1::OperationState::Done => ('✓', Role::Good),
-        v1::OperationState::Cancelled => ('✗', Role::Bad),
-        v1::OperationState::Unspecified => ('○', Role::Dim),
+    let role = Level::from(operation.state()).role();
+    let symbol = match operation.state() {
+        v1::OperationState::Running => '▶',
+        v1::OperationState::Paused => '◆',
+        v1::OperationState::Done => '✓',
+        v1::OperationState::Cancelled => '✗',
+        v1::OperationState::Unspecified => '○',
     };
     let word = state_word(operation.state()).to_uppercase();
     let cells = usize::from(width / 4).min(32);
@@ -146,16 +151,17 @@ fn summary(
         lines.push(fact("speed", speed, Role::Text));
         lines.push(fact("time", time, Role::Text));
     }
-    let safety = cluster.safety();
-    let safe = if safety.is_short() { Role::Bad } else { Role::Good };
+    let may_fail = cluster.safety();
     if room == Room::Small {
-        lines.push(fact("safety", safety.short_line(), safe));
+        let (text, role) = safety(canvas, cluster, &may_fail.short_line());
+        lines.push(fact("safety", text, role));
     } else {
         let first = known(Some(operation.first_cut_over_us).filter(|us| *us > 0), clock);
         let phases = report::phases(progress, canvas.symbol('→'));
         lines.push(fact("phases", format!("{phases} (first {first})"), Role::Text));
         lines.push(fact("clients", effect(cluster), Role::Text));
-        lines.push(fact("safety", safety.line(), safe));
+        let (text, role) = safety(canvas, cluster, &may_fail.line());
+        lines.push(fact("safety", text, role));
     }
     let waits = waiting_for(operation, &cluster.picture).join("; ");
     if !waits.is_empty() {
@@ -179,6 +185,6 @@ fn effect(cluster: &Cluster) -> String {
     let worst = cluster.picture.snapshots().filter_map(|told| told.usage).map(|usage| usage.latency_p99_us).max();
     let before = known(cluster.operations.p99_before_us, latency);
     let now = known(worst.filter(|us| *us > 0), latency);
-    let failed = cluster.operations.failures_since(&cluster.picture);
+    let failed = cluster.operations.failures_since();
     format!("p99 {before} before, {now} now   {} requests failed since it began", grouped(failed))
 }

@@ -22,8 +22,10 @@ mod table;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 
+use super::cluster::Cluster;
 use super::dialog::Dialog;
 use super::keymap::{Binding, Screen};
+use super::level::Level;
 use super::model::{Link, Model, Pane};
 use super::mouse::{Target, Targets};
 use super::theme::Role;
@@ -155,13 +157,14 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
         return;
     };
     let description = &cluster.picture.description;
-    let (symbol, role) = match cluster.health().word {
-        Word::Healthy => ('●', Role::Good),
-        Word::Settling => ('◆', Role::Good),
-        Word::Uneven => ('◆', Role::Warn),
-        Word::Degraded => ('▲', Role::Warn),
-        Word::Unavailable => ('✗', Role::Bad),
-        Word::Forming => ('○', Role::Warn),
+    let health = cluster.health().word;
+    let role = Level::from(health).role();
+    let symbol = match health {
+        Word::Healthy => '●',
+        Word::Settling | Word::Uneven => '◆',
+        Word::Degraded => '▲',
+        Word::Unavailable => '✗',
+        Word::Forming => '○',
     };
     let up = description.members.iter().filter(|member| cluster.picture.serves(member.id)).count();
     let mut facts = match description.forming {
@@ -181,7 +184,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     let (word, role, facts) = if room == Room::Small && link_role != Role::Good {
         (link, link_role, " ".to_owned())
     } else {
-        (format!("{} {}", canvas.symbol(symbol), cluster.health().word.text().to_uppercase()), role, facts)
+        (format!("{} {}", canvas.symbol(symbol), health.text().to_uppercase()), role, facts)
     };
     let width = canvas.width(&word) + canvas.width(&facts);
     let x = area.width.saturating_sub(width);
@@ -189,6 +192,13 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     canvas.text(area, 1, 0, &title, Role::Title);
     let x = canvas.text(area, x, 0, &word, role);
     canvas.text(area, x, 0, &facts, Role::Text);
+}
+
+/// What may fail, marked where it is dangerous, and how it is drawn.
+fn safety(canvas: &Canvas<'_>, cluster: &Cluster, line: &str) -> (String, Role) {
+    let level = Level::from(cluster.safety());
+    let mark = level.mark().map_or_else(String::new, |mark| format!("{} ", canvas.symbol(mark)));
+    (format!("{mark}{line}"), level.role())
 }
 
 fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
@@ -203,8 +213,8 @@ fn draw_tabs(canvas: &mut Canvas<'_>, model: &Model, area: Rect) {
     let end = area.width.saturating_sub(canvas.width(&text) + 1).max(x + 1);
     canvas.text(area, end, 0, &text, role);
     if let Some(cluster) = model.shown() {
-        let text = cluster.safety().short_line();
-        let role = if cluster.safety().is_short() { Role::Bad } else { Role::Dim };
+        let (text, role) = safety(canvas, cluster, &cluster.safety().short_line());
+        let role = if role == Role::Good { Role::Dim } else { role };
         if x + canvas.width(&text) + 4 <= end {
             canvas.right(area, end - 2, 0, &text, role);
         }
@@ -285,7 +295,7 @@ fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<P
         return None;
     }
     if let Some(Dialog::Plan(planning)) = &model.dialog {
-        canvas.text(area, 1, 0, plan::hint(planning), Role::Dim);
+        canvas.text(area, 1, 0, plan::hint(planning, model.epoch()), Role::Dim);
         return None;
     }
     let mut hints: Vec<&Binding> =

@@ -10,6 +10,7 @@ use super::canvas::{Canvas, clock, grouped};
 use super::{Room, filter_note, pane, split};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::columns::MoveOrder;
+use crate::dashboard::level::Level;
 use crate::dashboard::list::top_of;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::mouse::Target;
@@ -22,13 +23,14 @@ use crate::run::report::{self, seconds, whole};
 
 /// The symbol and the role of a state.
 fn look(state: MoveState) -> (char, Role) {
-    match state {
-        MoveState::Stalled => ('▲', Role::Warn),
-        MoveState::Copying | MoveState::Verifying => ('▶', Role::Good),
-        MoveState::Covered | MoveState::Moved => ('✓', Role::Good),
-        MoveState::Waiting => ('·', Role::Dim),
-        MoveState::Undone => ('✗', Role::Bad),
-    }
+    let symbol = match state {
+        MoveState::Stalled => '▲',
+        MoveState::Copying | MoveState::Verifying => '▶',
+        MoveState::Covered | MoveState::Moved => '✓',
+        MoveState::Waiting => '·',
+        MoveState::Undone => '✗',
+    };
+    (symbol, Level::from(state).role())
 }
 
 /// Draws the moves and, below them, what there is to say of the selected one.
@@ -72,16 +74,26 @@ pub(super) fn table(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
     }
     if let Some((id, step)) = moves.get(cursor) {
         let text = canvas.fitted(&about(cluster, progress, *id, step), below.width);
-        let role = if step.state == MoveState::Stalled { Role::Warn } else { Role::Dim };
+        let role = match Level::from(step.state) {
+            Level::Good | Level::Quiet => Role::Dim,
+            level => level.role(),
+        };
         canvas.text(below, 0, 0, &text, role);
     }
+}
+
+/// Whether a move that is not done yet would be read from a node that does not serve.
+fn is_away(cluster: &Cluster, step: &Step) -> bool {
+    let open = !matches!(step.state, MoveState::Covered | MoveState::Moved | MoveState::Undone);
+    open && step.source > 0 && !cluster.picture.serves(NodeId(step.source))
 }
 
 /// What there is to say of a move.
 fn about(cluster: &Cluster, progress: &Progress, (partition, to): MoveId, step: &Step) -> String {
     let name = |node: u64| cluster.name_of(NodeId(node));
     let place = if step.from == 0 { "a new copy".to_owned() } else { format!("the place of {}", name(step.from)) };
-    let mut text = format!("partition {partition}: {} gets {place}, read from {}", name(to), name(step.source));
+    let away = if is_away(cluster, step) { ", which does not serve now" } else { "" };
+    let mut text = format!("partition {partition}: {} gets {place}, read from {}{away}", name(to), name(step.source));
     if !step.covered_by.is_empty() {
         let sources: Vec<String> = step.covered_by.iter().map(|node| name(*node)).collect();
         text.push_str(&format!("; proven complete against {}", sources.join(" and ")));
@@ -92,6 +104,9 @@ fn about(cluster: &Cluster, progress: &Progress, (partition, to): MoveId, step: 
     }
     printable(text.as_bytes())
 }
+
+/// The cell that says from where to where a move goes.
+const ENDS: usize = 1;
 
 /// Where the columns end, from the width; what has no room is left out.
 struct Columns {
@@ -161,15 +176,19 @@ impl Columns {
             node => printable(cluster.name_of(NodeId(node)).as_bytes()),
         };
         let (symbol, role) = look(step.state);
-        let state = if step.waiting_for.is_empty() {
+        // From whom it is read, which may be another node than the one whose place is taken.
+        let away = is_away(cluster, step);
+        let mark = if away { canvas.symbol('✗').to_string() } else { String::new() };
+        let ends = canvas.fitted(&format!("{mark}{} {} {}", name(step.source), canvas.symbol('→'), name(id.1)), 12);
+        let state = if step.waiting_for().is_empty() {
             format!("{} {}", canvas.symbol(symbol), step.state.word())
         } else {
-            format!("{} {}: {}", canvas.symbol(symbol), step.state.word(), printable(step.waiting_for.as_bytes()))
+            format!("{} {}: {}", canvas.symbol(symbol), step.state.word(), printable(step.waiting_for().as_bytes()))
         };
         let eta = Progress::step_eta(step).map_or_else(|| "-".to_owned(), seconds);
         let texts = [
             id.0.to_string(),
-            canvas.fitted(&format!("{} {} {}", name(step.from), canvas.symbol('→'), name(id.1)), 12),
+            ends,
             format!("{} {:>3.0}%", canvas.meter(step.share, self.meter), (step.share * 100.0).floor()),
             format!("{}/{}", grouped(step.copied.0), grouped(step.total.0)),
             if step.rate >= 1.0 { format!("{}/s", size(whole(step.rate))) } else { "-".to_owned() },
@@ -186,7 +205,12 @@ impl Columns {
                 canvas.right(area, x + width, y, &text, Role::Text);
             } else {
                 let text = canvas.fitted(&text, area.width.saturating_sub(x + 1));
-                canvas.text(area, x + 1, y, &text, if at == last { role } else { Role::Text });
+                let role = match at {
+                    _ if at == last => role,
+                    ENDS if away => Role::Bad,
+                    _ => Role::Text,
+                };
+                canvas.text(area, x + 1, y, &text, role);
             }
             x += width + 1;
         }
@@ -208,23 +232,22 @@ pub(super) fn finished(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster
             canvas.text(inner, 0, y, &canvas.symbol('▸').to_string(), Role::Title);
         }
         let role = match operation.state() {
-            v1::OperationState::Done => Role::Good,
-            v1::OperationState::Cancelled => Role::Bad,
-            v1::OperationState::Paused => Role::Warn,
-            _ => Role::Text,
+            v1::OperationState::Running => Role::Text,
+            state => Level::from(state).role(),
         };
         canvas.right(inner, 6, y, &operation.id.to_string(), Role::Text);
         canvas.text(inner, 8, y, state_word(operation.state()), role);
         let end = if operation.ended_us > 0 { operation.ended_us } else { model.now_us };
         let took = short(Duration::from_secs(end.saturating_sub(operation.begun_us) / 1_000_000));
+        let figures = cluster.operations.figures(operation);
         let mut text = format!(
             "{}  {}  {}/{} moves, {} keys, {}, {took}",
             clock(operation.begun_us),
             operation.command,
-            operation.moved,
-            operation.moves,
-            grouped(operation.keys_moved),
-            size(operation.bytes_moved),
+            grouped(figures.moved),
+            grouped(operation.moves),
+            grouped(figures.keys),
+            size(figures.bytes),
         );
         if !operation.undo.is_empty() && operation.ended_us > 0 {
             text.push_str(&format!("   undo: {}", operation.undo));

@@ -9,6 +9,7 @@ use ratatui::layout::Rect;
 use super::canvas::{Canvas, grouped, known, latency};
 use super::{Room, columns, pane, partitions, plain, split, table};
 use crate::dashboard::cluster::{Cluster, FRESH_US, round_trip_ms};
+use crate::dashboard::level::Level;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
@@ -192,9 +193,8 @@ fn draw_opinions(canvas: &mut Canvas<'_>, cluster: &Cluster, node: NodeId, area:
 }
 
 fn opinion_role(peer: &v1::PeerOpinion) -> Role {
-    match peer.state() {
-        v1::MemberState::Down => Role::Bad,
-        v1::MemberState::Suspect => Role::Warn,
-        _ => Role::Text,
+    match Level::from(peer.state()) {
+        Level::Good | Level::Quiet => Role::Text,
+        level => level.role(),
     }
 }

@@ -5,12 +5,16 @@ use ratatui::layout::Rect;
 
 use super::canvas::Canvas;
 use super::grid::{self, Grid};
-use super::{Room, chart, columns, events, filter_note, pane, plain, ring, split, table};
+use super::{Room, chart, columns, events, filter_note, pane, plain, ring, safety, split, table};
+use crate::command::Line;
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::columns::Column;
+use crate::dashboard::keymap::Action;
+use crate::dashboard::level::Level;
 use crate::dashboard::model::{Map, Model, Pane};
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
+use crate::run::health::Word;
 use crate::run::report;
 
 /// Columns of the ring where it stands beside the table.
@@ -23,11 +27,37 @@ const RING_HEIGHT: u16 = 22;
 const CHART_MIN: u16 = 6;
 
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
+    let area = draw_reason(canvas, model, cluster, area);
     if room == Room::Wide {
         draw_wide(canvas, model, cluster, area);
     } else {
         draw_narrow(canvas, model, cluster, area, room);
     }
+}
+
+/// Why the cluster is not healthy and what helps, as `status` says, in the first row; what is left of the area. How far an
+/// operation is stands elsewhere.
+fn draw_reason(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect) -> Rect {
+    let health = cluster.health();
+    let reason = health.reasons.iter().find(|reason| !reason.remedy.is_empty());
+    let Some(reason) = reason.filter(|_| cluster.operations.active().is_none() && health.word != Word::Healthy) else {
+        return area;
+    };
+    let (row, rest) = split(area, 1);
+    let is_command = Line::parse_line(reason.remedy.as_bytes()).is_ok_and(|line| line.is_some());
+    let helps = if is_command && !model.read_only {
+        format!("   helps: {}{}", model.keymap.key_of(Action::Command), reason.remedy)
+    } else {
+        format!("   helps: {}", reason.remedy)
+    };
+    let helps = canvas.fitted(&printable(helps.as_bytes()), row.width / 2);
+    let level = Level::from(health.word);
+    let mark = level.mark().map_or_else(String::new, |mark| format!("{} ", canvas.symbol(mark)));
+    let what = printable(format!("{mark}{}", reason.what).as_bytes());
+    let what = canvas.fitted(&what, row.width.saturating_sub(canvas.width(&helps) + 2));
+    let x = canvas.text(row, 1, 0, &what, level.role());
+    canvas.text(row, x, 0, &helps, Role::Title);
+    rest
 }
 
 /// The ring and what belongs to it at the left, the exact figures at the right, events at the bottom.
@@ -87,9 +117,8 @@ fn draw_narrow(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: 
 
 /// What may fail now, and how far the operation under way is.
 fn draw_state(canvas: &mut Canvas<'_>, cluster: &Cluster, area: Rect) {
-    let safety = cluster.safety();
-    let role = if safety.is_short() { Role::Bad } else { Role::Good };
-    let end = canvas.text(area, 1, 0, &safety.short_line(), role);
+    let (safe, role) = safety(canvas, cluster, &cluster.safety().short_line());
+    let end = canvas.text(area, 1, 0, &safe, role);
     let Some(progress) = cluster.operations.progress.as_ref().filter(|progress| progress.is_active()) else { return };
     let paused = progress.operation.state() == OperationState::Paused;
     let left = match progress.eta() {

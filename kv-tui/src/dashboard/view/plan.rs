@@ -33,11 +33,11 @@ const MAP_PARTITIONS_MAX: usize = 4096;
 pub(super) type Line = Vec<(String, Role)>;
 
 /// What the last row of the screen says.
-pub(super) fn hint(planning: &Planning) -> &'static str {
+pub(super) fn hint(planning: &Planning, epoch: Option<u64>) -> &'static str {
     match &planning.stage {
         Stage::Form => "Tab next  Shift-Tab back  Enter shows the plan  Esc cancel",
         Stage::Starting | Stage::Joining(_) | Stage::Asked => "Esc back to the fields",
-        Stage::Review(review) if review.typing => "Enter starts when the word is typed  Tab plan  Esc cancel",
+        Stage::Review(review) if review.types(epoch) => "Enter starts it  Tab keys  Up/Down scroll  Esc cancel",
         Stage::Review(_) => "j/k scroll  o sources  w why these moves  y copy  E export  b back  Tab type  Esc cancel",
     }
 }
@@ -112,7 +112,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, planning: &Planning, 
         &notes,
         Rect { y: inner.y + fields + 2, height: inner.height.saturating_sub(fields + 4), ..inner },
     );
-    draw_buttons(canvas, inner, &[(Key::Esc, "Cancel", Role::Text), (Key::Enter, "Show the plan", Role::Title)]);
+    let buttons = [(Key::Esc, "Cancel", Role::Text), (Key::Enter, "Show the plan", Role::Title)];
+    draw_buttons(canvas, inner, &buttons, planning.stage == Stage::Form);
     cursor
 }
 
@@ -149,6 +150,7 @@ fn draw_review(
     let y = inner.height.saturating_sub(2);
     let field = Rect { y: inner.y + y, height: 1, ..inner };
     let epoch = model.epoch();
+    let typing = review.types(epoch);
     let mut buttons = vec![(Key::Esc, "Cancel", Role::Text), (Key::Char('b'), "Back", Role::Text)];
     let mut cursor = None;
     if review.is_void(epoch) {
@@ -163,7 +165,8 @@ fn draw_review(
         let prompt = format!("Type {} to unlock Start: ", review.confirm.word);
         let start = canvas.text(field, 0, 0, &prompt, Role::Warn);
         let position = draw_typed(canvas, &review.confirm.typed, field, start);
-        cursor = review.typing.then_some(position);
+        cursor = typing.then_some(position);
+        canvas.target(field, 0, 0, inner.width, Target::Field(0));
         let note = format!("void if epoch {} changes", review.plan.parent_epoch);
         if start + canvas.width(&review.confirm.typed.text) + canvas.width(&note) + 2 < inner.width {
             canvas.right(field, inner.width, 0, &note, Role::Dim);
@@ -176,7 +179,10 @@ fn draw_review(
     buttons.insert(3, (Key::Char('w'), "Why", marked(Page::Why)));
     buttons.insert(4, (Key::Char('E'), "Export JSON", Role::Text));
     buttons.insert(5, (Key::Char('y'), "Copy command", Role::Text));
-    draw_buttons(canvas, inner, &buttons);
+    if typing {
+        buttons.insert(2, (Key::Tab, "Keys", Role::Text));
+    }
+    draw_buttons(canvas, inner, &buttons, typing);
     cursor
 }
 
@@ -189,16 +195,25 @@ fn draw_lines(canvas: &mut Canvas<'_>, lines: &[Line], area: Rect) {
     }
 }
 
-/// Keys that can be clicked, in the last row.
-fn draw_buttons(canvas: &mut Canvas<'_>, area: Rect, buttons: &[(Key, &str, Role)]) {
+/// What can be clicked, in the last row. While a field takes the letters, they name no button.
+fn draw_buttons(canvas: &mut Canvas<'_>, area: Rect, buttons: &[(Key, &str, Role)], typing: bool) {
     let Some(y) = area.height.checked_sub(1) else { return };
-    let whole = |(key, what, _): &(Key, &str, Role)| format!("[{} {what}]", key.name());
+    let whole = |(key, what, _): &(Key, &str, Role)| match key {
+        Key::Char(_) if typing => format!("[{what}]"),
+        key => format!("[{} {what}]", key.name()),
+    };
     let all: u16 = buttons.iter().map(|button| canvas.width(&whole(button)) + 2).sum();
     // Where there is no room only the last one, which does it, says what it is.
     let short = all > area.width + 2;
-    let text = |button: &(Key, &str, Role)| {
-        if short && button.0 != Key::Enter { format!("[{}]", button.0.name()) } else { whole(button) }
+    let text = |button: &(Key, &str, Role)| match button.0 {
+        Key::Enter => whole(button),
+        Key::Tab if short => whole(button),
+        key if short => format!("[{}]", key.name()),
+        _ => whole(button),
     };
+    // Letters alone would say nothing while they are typed.
+    let named = |button: &&(Key, &str, Role)| !(short && typing && matches!(button.0, Key::Char(_)));
+    let buttons: Vec<&(Key, &str, Role)> = buttons.iter().filter(named).collect();
     let all: u16 = buttons.iter().map(|button| canvas.width(&text(button)) + 2).sum();
     let mut x = area.width.saturating_sub(all.saturating_sub(2));
     for button in buttons {

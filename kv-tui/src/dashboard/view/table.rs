@@ -8,6 +8,7 @@ use ratatui::layout::Rect;
 use super::canvas::{Canvas, grouped, known, latency, rate};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::columns::Column;
+use crate::dashboard::level::Level;
 use crate::dashboard::list::top_of;
 use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
@@ -118,17 +119,17 @@ pub(super) fn rows(cluster: &Cluster, model: &Model, totals: bool) -> u16 {
 pub(super) fn state(cluster: &Cluster, member: &MemberView) -> (char, String, Role) {
     let snapshot = cluster.picture.snapshot(member.id);
     if snapshot.is_some_and(|snapshot| !snapshot.poisoned.is_empty()) {
-        return ('✗', "STOPPED".to_owned(), Role::Bad);
+        return ('✗', "STOPPED".to_owned(), Level::Danger.role());
     }
     let state = cluster.picture.state(member);
-    let (symbol, role) = match state {
-        MemberState::Up => ('●', Role::Good),
-        MemberState::Spare | MemberState::Unspecified => ('○', Role::Dim),
-        MemberState::Joining | MemberState::Leaving => ('◆', Role::Warn),
-        MemberState::Suspect => ('▲', Role::Warn),
-        MemberState::Down => ('✗', Role::Bad),
+    let symbol = match state {
+        MemberState::Up => '●',
+        MemberState::Spare | MemberState::Unspecified => '○',
+        MemberState::Joining | MemberState::Leaving => '◆',
+        MemberState::Suspect => '▲',
+        MemberState::Down => '✗',
     };
-    (symbol, state_word(state).to_uppercase(), role)
+    (symbol, state_word(state).to_uppercase(), Level::from(state).role())
 }
 
 #[allow(

@@ -121,7 +121,7 @@ fn a_restart_finds_vote_entries_and_purge() {
 #[test]
 fn messages_to_followers_are_bounded() {
     use crate::control::{Arrival, Command, CommandId, Proposal};
-    use kv_core::types::{Incarnation, StoreId};
+    use kv_core::types::{Incarnation, StoreId, WallTime};
     run(async {
         let (_dir, mut log, _) = OnDisk.build().await.unwrap();
         let long = |index: u64| {
@@ -134,7 +134,8 @@ fn messages_to_followers_are_bounded() {
                 version: String::new(),
                 replaces: Vec::new(),
             };
-            let proposal = Proposal { id: CommandId(index.into()), command: Command::Admit(arrival) };
+            let proposal =
+                Proposal { id: CommandId(index.into()), at: WallTime(index), command: Command::Admit(arrival) };
             openraft::Entry { log_id: log_id(1, 7, index), payload: openraft::EntryPayload::Normal(proposal) }
         };
         log.blocking_append((0..10).map(long).collect::<Vec<_>>()).await.unwrap();
