@@ -70,8 +70,12 @@ pub struct NodeConfig {
     pub hint_bytes_max: u64,
     /// How long a request may take if it does not say.
     pub deadline: Duration,
-    /// How long a read waits for the replicas that it asked first before it asks the others.
+    /// How long a read waits for the replicas that it asked first before it asks the others, and a forwarded request for
+    /// its coordinator before another owner gets it, too.
     pub hedge_after: Duration,
+    /// How long a peer may say nothing at all, although it was asked something, until requests go on without it and ask it
+    /// last. It is asked to show itself after half of that. Three times its shortest round trip, if that is longer.
+    pub stall_after: Duration,
     /// How long a replication waits for a confirmation before it is sent again; doubled each time, up to 16 times this.
     pub retry_after: Duration,
     /// Hints and lag marks delivered at once.
@@ -111,6 +115,7 @@ impl NodeConfig {
             hint_bytes_max: 1024 * 1024 * 1024,
             deadline: Duration::from_secs(5),
             hedge_after: Duration::from_millis(50),
+            stall_after: Duration::from_millis(100),
             retry_after: Duration::from_millis(500),
             handoffs_max: 64,
             handoff_every: Duration::from_secs(1),

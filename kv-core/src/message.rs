@@ -18,7 +18,10 @@ use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestI
 use crate::version::{Hlc, Record};
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
+
+/// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
+pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
 
 /// How many replicas a request waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +110,14 @@ pub enum Request {
         /// The key.
         key: Bytes,
     },
+}
+
+impl Request {
+    /// Whether it writes something.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        matches!(self, Self::Key(KeyRequest { operation: Operation::Write { .. }, .. }))
+    }
 }
 
 /// One value as a client sees it.
@@ -203,6 +214,9 @@ pub enum Refusal {
     /// The replica does not own the partition.
     #[error("the replica does not own the partition")]
     NotOwner,
+    /// The request was under way for so long that its sender may have gone on without this node.
+    #[error("the request came too late")]
+    Late,
     /// The replica cannot take more.
     #[error("{0}")]
     Busy(RequestError),
@@ -314,6 +328,10 @@ pub enum Message {
         /// The epoch of its layout.
         epoch: Epoch,
     },
+    /// Asks a node that has been silent to show itself.
+    Ping,
+    /// The answer to `Ping`.
+    Pong,
 }
 
 /// In which role a node is addressed.
@@ -410,6 +428,16 @@ impl Message {
                 Some(Self::ExchangeResult { call: *call, result: Err(refusal) })
             }
             _ => None,
+        }
+    }
+
+    /// The message was under way, or waited to be read, for so long. A forwarded request has that much less time left, and
+    /// a write that comes too late is not carried out: its sender may have sent it to another node, and its client may
+    /// have written something else since.
+    pub fn waited(&mut self, time: Duration) {
+        if let Self::Forward { request, deadline, .. } = self {
+            let is_late = request.is_write() && time >= FORWARD_AGE_MAX;
+            *deadline = if is_late { Duration::ZERO } else { deadline.saturating_sub(time) };
         }
     }
 

@@ -4,6 +4,7 @@ mod adopt;
 pub(crate) mod keys;
 pub(crate) mod meta;
 pub(crate) mod peers;
+mod stall;
 pub(crate) mod timers;
 pub(crate) mod weight;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config::{ClusterConfig, Keyspace, NodeConfig};
-use crate::coordinator::Requests;
+use crate::coordinator::{HedgeBudget, Requests};
 use crate::error::{Kind, RequestError, StorageError};
 use crate::event::Event;
 use crate::map::{Map, map};
@@ -67,6 +68,16 @@ pub enum Input {
         node: NodeId,
         /// Its store and boot.
         incarnation: Incarnation,
+    },
+    /// Something has come from a peer that is not for the core, such as a heartbeat.
+    Heard {
+        /// The peer.
+        from: NodeId,
+    },
+    /// The failure detector has heard nothing of a peer for longer than usual. Its session stays open.
+    PeerSilent {
+        /// The peer.
+        node: NodeId,
     },
     /// The failure detector gives a peer up. Its session is closed.
     PeerDown {
@@ -255,6 +266,7 @@ pub struct Node {
     pub(crate) reads: Map<ReadId, ReadFor>,
 
     pub(crate) ops: Requests,
+    pub(crate) hedges: HedgeBudget,
     pub(crate) replications: BTreeMap<ReplicationId, Replication>,
     pub(crate) slice_jobs: BTreeMap<ReadId, SliceJob>,
     pub(crate) copies: BTreeMap<PartitionId, Copy>,
@@ -359,6 +371,7 @@ impl Node {
             slots: map(seed),
             reads: map(seed),
             ops: Requests::default(),
+            hedges: HedgeBudget::default(),
             replications: BTreeMap::new(),
             slice_jobs: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -455,6 +468,12 @@ impl Node {
         self.copied_bytes
     }
 
+    /// Forwarded requests that were sent to another owner as well since the loop began.
+    #[must_use]
+    pub fn hedged(&self) -> u64 {
+        self.hedges.spent
+    }
+
     /// The layout on which the node acts.
     #[must_use]
     pub fn layout(&self) -> Option<&Arc<Layout>> {
@@ -480,6 +499,8 @@ impl Node {
             Input::Message { from, message } => self.message(from, message),
             Input::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
             Input::PeerDown { node } => self.peer_down(node),
+            Input::Heard { from } => self.note_heard(from),
+            Input::PeerSilent { node } => self.peer_silent(node),
             Input::ReadDone { read, result } => self.read_done(read, result),
             Input::SliceDone { read, result } => self.slice_done(read, result),
             Input::LeavesDone { read, result } => self.leaves_done(read, result),
@@ -499,6 +520,7 @@ impl Node {
             Timer::Deadline(op) => self.deadline_passed(op),
             Timer::Hedge(op) => self.hedge(op),
             Timer::Retry(replication) => self.retry(replication),
+            Timer::Watch(node) => self.watch_peer(node),
             Timer::Handoff => self.handoff_pass(),
             Timer::Sweep => self.sweep_pass(),
             Timer::Copy(partition) => self.copy_step(partition),
@@ -528,10 +550,10 @@ impl Node {
         self.out.push(Effect::Event(Event::Poisoned { reason }));
     }
 
-    /// Timers that what is under way may have set: whatever waits has one, a read two.
+    /// Timers that what is under way may have set: whatever waits has one, a request two, and each peer may be watched.
     fn timers_max(&self) -> usize {
         let partitions = self.layout.as_ref().map_or(0, |layout| layout.partitions.len());
-        8 + partitions + 2 * self.ops.len() + self.replications.len() + self.exchanges.len()
+        8 + partitions + self.peers.len() + 2 * self.ops.len() + self.replications.len() + self.exchanges.len()
     }
 
     /// Sets a timer of which there is one at most; the earliest moment counts.

@@ -41,6 +41,10 @@ pub enum Rule {
     CoverageOfEachSource,
     /// Owners compare their copies when a member may have died amid a write to them.
     CompareAfterCrash,
+    /// Requests go on without a peer that has stalled.
+    MoveOnFromStalled,
+    /// A forwarded request that is not answered for a while goes to another owner, too.
+    HedgeForwards,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
 }

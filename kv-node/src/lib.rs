@@ -15,6 +15,7 @@
 pub mod budget;
 pub mod clock;
 pub mod control;
+mod delay;
 pub mod descriptors;
 pub mod engine;
 pub mod events;

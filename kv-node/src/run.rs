@@ -577,8 +577,10 @@ async fn follow_liveness(shared: Arc<Shared>, links: Links) {
         for transition in transitions {
             let name = shared.state().name_of(transition.peer);
             let condition = transition.to.condition;
-            if condition == Condition::Down {
-                links.close(transition.peer);
+            match condition {
+                Condition::Down => links.close(transition.peer),
+                Condition::Suspect => links.silent(transition.peer).await,
+                Condition::Up => {}
             }
             let severity = if condition == Condition::Up { Severity::Info } else { Severity::Warning };
             let because =

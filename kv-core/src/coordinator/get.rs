@@ -138,9 +138,11 @@ impl Node {
     }
 
     /// Some replica is slow: ask those that were not asked.
-    pub(crate) fn hedge(&mut self, op: OpId) {
+    pub(super) fn hedge_get(&mut self, op: OpId) {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
-        get.hedge = None;
+        if let Some(timer) = get.hedge.take() {
+            self.timers.cancel(timer);
+        }
         let more = std::mem::take(&mut get.candidates);
         get.waiting.extend(&more);
         let key = get.key.clone();

@@ -25,6 +25,11 @@ struct View {
     record: Option<Result<Option<Record>, RequestError>>,
 }
 
+/// What is said of a replica that does not answer at present.
+pub(super) fn stalled() -> RequestError {
+    RequestError::unavailable("the node is connected but does not answer at present")
+}
+
 impl InspectOp {
     /// What is known so far. Stand-ins are listed only if they hold something.
     pub(super) fn response(&self) -> Response {
@@ -56,13 +61,17 @@ impl Node {
         let views = asked
             .iter()
             .map(|&(node, role)| {
-                let record = if self.reachable(node) { None } else { down() };
+                let record = match (self.reachable(node), self.is_stalled(node)) {
+                    (false, _) => down(),
+                    (true, true) => Some(Err(stalled())),
+                    (true, false) => None,
+                };
                 View { node, owner: role == Role::Owner, record }
             })
             .collect();
         let op = self.open_op(origin, deadline, OpState::Inspect(InspectOp { views }));
         for (node, role) in asked {
-            if self.reachable(node) {
+            if self.reachable(node) && !self.is_stalled(node) {
                 self.ask_read(op, node, role, &key, false);
             }
         }

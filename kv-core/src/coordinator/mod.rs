@@ -19,6 +19,7 @@ use crate::node::timers::{Timer, TimerKey};
 use crate::node::{Effect, Node, Tag, weight};
 use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
+pub(crate) use forward::HedgeBudget;
 use get::GetOp;
 use inspect::InspectOp;
 pub(crate) use requests::Requests;
@@ -98,6 +99,8 @@ impl Node {
     /// A peer forwards its client's request: it is coordinated here or refused, never passed on.
     pub(crate) fn forwarded_request(&mut self, node: NodeId, call: CallId, request: Request, left: Duration) {
         let refusal = match self.admit(&request) {
+            // Whoever waited for it has been told something else.
+            Ok(()) if left.is_zero() => Some(Refusal::Late),
             Err(error) if error.kind == Kind::Exhausted => Some(Refusal::Busy(error)),
             // The node that forwards it knows the keyspace: either it is younger than what this node knows, or it was
             // dropped and the other one does not know that yet. Neither is for the client to hear.
@@ -225,7 +228,18 @@ impl Node {
     pub(crate) fn finish(&mut self, op: OpId, outcome: Outcome) {
         let Some(Op { origin, timer, state, .. }) = self.ops.remove(&op) else { return };
         self.timers.cancel(timer);
-        if let OpState::Get(GetOp { hedge: Some(hedge), .. }) = state {
+        let hedge = match state {
+            OpState::Get(GetOp { hedge, .. }) => hedge,
+            OpState::Forward(forward) => {
+                // Others may have it as well, and nobody waits for them any more.
+                for &node in forward.asked() {
+                    self.give_up_asking(node, Purpose::Forward(op));
+                }
+                forward.hedge
+            }
+            OpState::Write(_) | OpState::Scan(_) | OpState::Inspect(_) => None,
+        };
+        if let Some(hedge) = hedge {
             self.timers.cancel(hedge);
         }
         self.answer(origin, outcome);
@@ -241,12 +255,6 @@ impl Node {
 
     /// A request ran out of time.
     pub(crate) fn deadline_passed(&mut self, op: OpId) {
-        let Some(found) = self.ops.get(&op) else { return };
-        if let OpState::Forward(forward) = &found.state
-            && let Some(node) = forward.asked()
-        {
-            self.give_up_asking(node, Purpose::Forward(op));
-        }
         let Some(found) = self.ops.get(&op) else { return };
         let error = if found.may_take_effect() {
             RequestError::new(
@@ -303,6 +311,24 @@ impl Node {
                 };
                 self.inspect_answered(op, from, Ok(record));
             }
+            _ => {}
+        }
+    }
+
+    /// A request has waited for a while for those that it asked.
+    pub(crate) fn hedge(&mut self, op: OpId) {
+        match self.ops.get(&op).map(|op| &op.state) {
+            Some(OpState::Get(_)) => self.hedge_get(op),
+            Some(OpState::Forward(_)) => self.hedge_forward(op),
+            _ => {}
+        }
+    }
+
+    /// A replica or stand-in that a read waits for has stalled.
+    pub(crate) fn read_stalled(&mut self, op: OpId, from: NodeId) {
+        match self.ops.get(&op).map(|op| &op.state) {
+            Some(OpState::Get(_)) => self.hedge_get(op),
+            Some(OpState::Inspect(_)) => self.inspect_answered(op, from, Err(inspect::stalled())),
             _ => {}
         }
     }

@@ -115,12 +115,13 @@ impl Node {
         if node == self.config.node { self.holds(partition) } else { self.is_up(node) }
     }
 
-    /// The owners of `partition` that can be asked, this node first, then by preference, those that enter last.
+    /// The owners of `partition` that can be asked, this node first, then by preference, those that enter last; but behind
+    /// all others those that have stalled.
     pub(super) fn owners_up(&self, partition: PartitionId) -> Vec<NodeId> {
         let me = self.config.node;
         let mut nodes: Vec<NodeId> = self.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
         nodes.retain(|&node| self.is_owner_up(partition, node));
-        nodes.sort_by_key(|&node| node != me);
+        nodes.sort_by_key(|&node| (node != me, self.is_stalled(node)));
         nodes
     }
 
@@ -134,7 +135,7 @@ impl Node {
         up
     }
 
-    /// Stand-ins for `partition` that can be asked, nearest first. A node that coordinates without being an owner comes
+    /// Stand-ins for `partition` that can be asked, nearest first, those that have stalled last. A node that coordinates without being an owner comes
     /// first, wherever it stands on the ring.
     pub(crate) fn stand_ins_up(&self, partition: PartitionId, wanted: usize) -> Vec<NodeId> {
         if wanted == 0 {
@@ -145,6 +146,7 @@ impl Node {
         let me = self.config.node;
         let mut nodes = layout.fallbacks(partition, layout.members.len());
         nodes.retain(|&node| node != me && self.is_up(node));
+        nodes.sort_by_key(|&node| self.is_stalled(node));
         if !layout.entry(partition).is_none_or(|entry| entry.owns(me)) {
             nodes.insert(0, me);
         }

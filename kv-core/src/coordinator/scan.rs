@@ -66,34 +66,10 @@ impl Node {
         self.forget_calls(|purpose| purpose == Purpose::Slice(op));
         self.slice_jobs.retain(|_, job| job.requester != Requester::Op(op));
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get(&op) else { return };
-        let Some(layout) = self.layout.clone() else { return };
-        let Some(keyspace) = self.keyspace(scan.request.keyspace) else { return };
-        let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
-        for partition in layout.partition_ids().filter(|&partition| self.config.partitions.contains(partition)) {
-            let Some(entry) = layout.entry(partition) else { continue };
-            let needs = self.by_rule(Needs::of_read(scan.request.consistency, keyspace));
-            let mut owners = self.owners_up(partition);
-            owners.retain(|node| !scan.avoid.contains(node));
-            // Nodes that are asked anyway come first, so that few are asked in all. Of a migrating partition some old
-            // owner always answers: what only new owners hold is merged with what the old ones do.
-            owners.sort_by_key(|node| (entry.enters(*node), !asked.contains_key(node)));
-            let has = |owner: &Owner| owners.contains(&owner.node);
-            if !needs.are_met(entry, has, 0) {
-                let reached = needs.progress(entry, has, 0);
-                let mut message = format!("{partition}: only {reached} replicas that this scan needs can be reached");
-                for failure in &scan.failures {
-                    message.push_str("; ");
-                    message.push_str(failure);
-                }
-                let kind = if scan.is_busy { Kind::Exhausted } else { Kind::Unavailable };
-                self.finish(op, Err(RequestError::new(kind, message)));
-                return;
-            }
-            let owners = owners.into_iter().map(|node| (node, Role::Owner)).collect();
-            for (node, _) in needs.choose(entry, owners).0 {
-                asked.entry(node).or_default().push((partition, entry.changed));
-            }
-        }
+        let asked = match self.scan_owners(scan) {
+            Ok(asked) => asked,
+            Err(error) => return self.finish(op, Err(error)),
+        };
         let request = scan.request.clone();
         self.ops.forget_answers(op);
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
@@ -121,6 +97,50 @@ impl Node {
                 let call = self.next_call();
                 self.ask(node, call, Purpose::Slice(op), Message::Slice { call, slice });
             }
+        }
+    }
+
+    /// Which nodes a scan asks for which partitions.
+    fn scan_owners(&self, scan: &ScanOp) -> Result<BTreeMap<NodeId, Vec<(PartitionId, Epoch)>>, RequestError> {
+        let layout = self.layout.clone().ok_or_else(|| RequestError::unavailable("the node has no layout yet"))?;
+        let keyspace = self
+            .keyspace(scan.request.keyspace)
+            .ok_or_else(|| RequestError::new(Kind::NotFound, "the keyspace was dropped meanwhile"))?;
+        let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
+        for partition in layout.partition_ids().filter(|&partition| self.config.partitions.contains(partition)) {
+            let Some(entry) = layout.entry(partition) else { continue };
+            let needs = self.by_rule(Needs::of_read(scan.request.consistency, keyspace));
+            let mut owners = self.owners_up(partition);
+            owners.retain(|node| !scan.avoid.contains(node));
+            // Nodes that have stalled come last. Nodes that are asked anyway come first, so that few are asked in all. Of a
+            // migrating partition some old owner always answers: what only new owners hold is merged with what the old ones
+            // do.
+            owners.sort_by_key(|node| (self.is_stalled(*node), entry.enters(*node), !asked.contains_key(node)));
+            let has = |owner: &Owner| owners.contains(&owner.node);
+            if !needs.are_met(entry, has, 0) {
+                let reached = needs.progress(entry, has, 0);
+                let mut message = format!("{partition}: only {reached} replicas that this scan needs can be reached");
+                for failure in &scan.failures {
+                    message.push_str("; ");
+                    message.push_str(failure);
+                }
+                let kind = if scan.is_busy { Kind::Exhausted } else { Kind::Unavailable };
+                return Err(RequestError::new(kind, message));
+            }
+            let owners = owners.into_iter().map(|node| (node, Role::Owner)).collect();
+            for (node, _) in needs.choose(entry, owners).0 {
+                asked.entry(node).or_default().push((partition, entry.changed));
+            }
+        }
+        Ok(asked)
+    }
+
+    /// A node that a scan waits for has stalled: the scan begins again without it, if the others are enough.
+    pub(crate) fn scan_stalled(&mut self, op: OpId, from: NodeId) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get(&op) else { return };
+        let needed = || self.scan_owners(scan).is_ok_and(|asked| asked.contains_key(&from));
+        if scan.waiting.contains(&from) && !needed() {
+            self.restart_scan(op);
         }
     }
 

@@ -47,6 +47,7 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
         any_entry().prop_map(|newer| Refusal::Stale { newer }),
         any::<u64>().prop_map(|epoch| Refusal::Behind { epoch: Epoch(epoch) }),
         Just(Refusal::NotSynced),
+        Just(Refusal::Late),
         Just(Refusal::NotOwner),
         Just(Refusal::Busy(RequestError::exhausted("full"))),
         Just(Refusal::Failed(RequestError::new(Kind::Corrupt, "damaged"))),
@@ -187,6 +188,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
+        Just(Message::Ping),
+        Just(Message::Pong),
     ]
 }
 

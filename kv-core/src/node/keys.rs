@@ -546,7 +546,7 @@ pub(crate) fn refusal_error(refusal: &Refusal) -> crate::error::RequestError {
     use crate::error::{Kind, RequestError};
     match refusal {
         Refusal::Stale { .. } => RequestError::new(Kind::StaleEpoch, refusal.to_string()),
-        Refusal::Behind { .. } | Refusal::NotSynced | Refusal::NotOwner => {
+        Refusal::Behind { .. } | Refusal::NotSynced | Refusal::NotOwner | Refusal::Late => {
             RequestError::unavailable(refusal.to_string())
         }
         Refusal::Busy(error) | Refusal::Failed(error) => error.clone(),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::Node;
+use super::stall::Silence;
 use crate::coordinator::OpId;
 use crate::event::Event;
 use crate::message::{CallId, Message, Refusal, Role};
@@ -28,6 +29,8 @@ pub(crate) struct Peer {
     pub(crate) early: Option<Early>,
     /// The stores that the peer has shown, durable before it counts as up (rule D2).
     pub(crate) seen: Option<Seen>,
+    /// How long it has said nothing.
+    pub(crate) silence: Silence,
     /// Questions without an answer.
     pub(crate) calls: Calls,
     /// Forwards of this session that were taken or refused.
@@ -149,6 +152,7 @@ impl Node {
     /// Asks `to` something; the answer, or the failure of the session, goes to `purpose`.
     pub(crate) fn ask(&mut self, to: NodeId, call: CallId, purpose: Purpose, message: Message) {
         self.peers.entry(to).or_default().calls.ask(call, purpose, &message);
+        self.note_asked(to);
         self.send(to, message);
     }
 
@@ -206,6 +210,7 @@ impl Node {
         peer.up = true;
         peer.sessions += 1;
         peer.forwards = ForwardsSeen::default();
+        peer.silence = Silence::default();
         (peer.waits_for_layout, peer.caught_up) = (false, Epoch(0));
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.arm(self.now.mono, Timer::Handoff);
@@ -222,13 +227,14 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.early = None;
         let was_up = std::mem::take(&mut peer.up);
+        peer.silence = Silence::default();
         if was_up {
             self.out.push(Effect::Event(Event::PeerDown { node }));
         }
         // Everything asked of the peer fails now. Taking the calls first keeps what they start from being failed, too.
         for (call, purpose) in self.peers.entry(node).or_default().calls.take_all() {
             match purpose {
-                Purpose::Forward(op) => self.forward_failed(op, None),
+                Purpose::Forward(op) => self.forward_failed(op, node, None),
                 Purpose::Read(op, role) => self.read_failed(op, node, role, None),
                 Purpose::Slice(op) => self.scan_failed(op, node, None),
                 Purpose::Replicate(replication) => self.replication_failed(replication, node, call),
@@ -279,7 +285,11 @@ impl Node {
             }
             return;
         }
+        self.note_heard(from);
         match message {
+            Message::Ping => self.send(from, Message::Pong),
+            // That it came is all that it says.
+            Message::Pong => {}
             Message::Forward { call, request, deadline } => {
                 if self.peers.entry(from).or_default().forwards.is_first(call) {
                     self.forwarded_request(from, call, request, deadline);
@@ -288,8 +298,8 @@ impl Node {
             Message::Forwarded { call, outcome } => {
                 if let Some(Purpose::Forward(op)) = self.answered(from, call) {
                     match outcome {
-                        Ok(outcome) => self.finish(op, outcome),
-                        Err(refusal) => self.forward_failed(op, Some(refusal)),
+                        Ok(outcome) => self.forward_answered(op, from, outcome),
+                        Err(refusal) => self.forward_failed(op, from, Some(refusal)),
                     }
                 }
             }

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 
 use crate::coordinator::OpId;
 use crate::replica::{ExchangeId, ReplicationId};
-use crate::types::{Monotonic, PartitionId};
+use crate::types::{Monotonic, NodeId, PartitionId};
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// A request runs out of time.
     Deadline(OpId),
-    /// A read asks the replicas that it has not asked yet.
+    /// A read asks the replicas that it has not asked yet, a forwarded request another owner.
     Hedge(OpId),
     /// A replication is sent again.
     Retry(ReplicationId),
+    /// A peer of which something was asked may be silent.
+    Watch(NodeId),
     /// Hints and lag marks are looked for.
     Handoff,
     /// Expired records are looked for.

@@ -139,6 +139,16 @@ impl Calls {
         std::mem::take(&mut self.open).into_iter().map(|(call, (purpose, _))| (call, purpose)).collect()
     }
 
+    /// Whether the peer has answered everything that somebody waits for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Who waits for answers.
+    pub(crate) fn purposes(&self) -> impl Iterator<Item = &Purpose> {
+        self.open.values().map(|(purpose, _)| purpose)
+    }
+
     /// Bytes of records that the peer has been sent and has not answered.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes

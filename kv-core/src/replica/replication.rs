@@ -153,7 +153,15 @@ impl Node {
                 }
             }
         }
-        self.send_waiting(id);
+        // To a node that has stalled the record is on its way; one more behind it would only fill the queue.
+        let stalled = self.stalled_targets(id);
+        self.send_to(id, |target| target.call.is_none() || !stalled.contains(&target.node));
+        self.schedule(id);
+    }
+
+    fn stalled_targets(&self, id: ReplicationId) -> Vec<NodeId> {
+        let targets = self.replications.get(&id).into_iter().flat_map(|replication| &replication.targets);
+        targets.map(|target| target.node).filter(|&node| self.is_stalled(node)).collect()
     }
 
     /// The layout has changed: the record goes to the owners of now.
@@ -219,7 +227,7 @@ impl Node {
             // It says when it knows the layout; this node's own next one sends the record again; the next attempt finds
             // the replica less busy.
             Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => return,
-            Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Failed(_)) => {
+            Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::Failed(_)) => {
                 target.state = Delivery::GivenUp;
                 self.stand_in_instead(id);
             }
@@ -252,7 +260,7 @@ impl Node {
             self.stand_ins_up(partition, usize::MAX).into_iter().find(|&node| node != me && !asked.contains(&node));
         if let (Some(node), Some(replication)) = (next, self.replications.get_mut(&id)) {
             replication.targets.push(Target::new(node, Role::StandIn));
-            self.send_waiting(id);
+            self.send_to(id, |target| target.node == node);
         }
     }
 

@@ -151,6 +151,15 @@ impl Record {
         found
     }
 
+    /// How many client operations the siblings stand for: one that was coordinated twice has a sibling for each dot. Merging
+    /// keeps both, since dropping one where the other is held would not be associative: a record that has seen the one and
+    /// not the other would bring it back.
+    #[must_use]
+    pub fn operations(&self) -> usize {
+        let is_first = |at: usize| !self.siblings[..at].iter().any(|other| other.request == self.siblings[at].request);
+        (0..self.siblings.len()).filter(|&at| is_first(at)).count()
+    }
+
     /// The latest timestamp among the siblings.
     #[must_use]
     pub fn latest(&self) -> Hlc {

@@ -172,9 +172,14 @@ impl World {
         let layout = self.layouts.len() - 1;
         for (ask, machine) in asks {
             self.ask(Asker::Audit, ask, machine, layout);
-            // One after the other: a node with tight limits takes only a few requests at once.
+            // One after the other: a node with tight limits takes only a few requests at once. A forward that was hedged is
+            // answered while another owner is still busy with it.
             let end = self.time + 2000 * MS;
-            while !self.pending.is_empty() && self.failure.is_none() && self.time < end {
+            let is_busy = |world: &Self| {
+                let cores = world.machines.iter().filter_map(|machine| machine.core.as_ref());
+                !world.pending.is_empty() || cores.into_iter().any(|core| core.status().requests > 0)
+            };
+            while is_busy(self) && self.failure.is_none() && self.time < end {
                 self.run_until(self.time + MS);
             }
         }

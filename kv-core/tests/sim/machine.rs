@@ -47,6 +47,8 @@ pub(crate) struct Machine {
     pub(crate) hears_up_to: Option<Epoch>,
     /// Whether this run of the node knows all keyspaces. Those beside the first are created as the run begins.
     pub(crate) knows_keyspaces: bool,
+    /// Its process does nothing until then.
+    pub(crate) frozen_until: Time,
     /// It was destroyed and declared dead.
     pub(crate) dead: bool,
     /// Whether a store of it was lost or replaced by an older copy.
@@ -70,6 +72,7 @@ impl Machine {
             slow_until: 0,
             hears_up_to: None,
             knows_keyspaces: false,
+            frozen_until: 0,
             dead: false,
             ever_lost: false,
         }
@@ -79,6 +82,9 @@ impl Machine {
 impl World {
     /// A node learns of all keyspaces, unless it knows them.
     pub(crate) fn tell_keyspaces(&mut self, index: usize) {
+        if let Some(thaws) = self.thaws(index) {
+            return self.at(thaws, Event::TellKeyspaces { machine: index });
+        }
         if self.machines[index].core.is_some() && !std::mem::replace(&mut self.machines[index].knows_keyspaces, true) {
             note!(self, "{} learns of the keyspaces", node_id(index));
             self.step(index, Input::Keyspaces(self.keyspaces.clone()));
@@ -105,6 +111,7 @@ impl World {
         machine.clock.booted = time;
         machine.clock.mono_start = mono_start;
         machine.wake = None;
+        machine.frozen_until = 0;
         let (reader, stats) = machine.disk.recovery();
         match Node::recover(config, self.settings.cluster.clone(), machine.incarnation, &reader, stats) {
             Ok(mut core) => {
@@ -211,12 +218,18 @@ impl World {
         if self.failure.is_some() {
             return;
         }
+        if let Some(thaws) = self.thaws(index) {
+            let life = self.machines[index].life;
+            return self.at(thaws, Event::Input { machine: index, life, input });
+        }
         let machine = &mut self.machines[index];
         let now = machine.clock.now(self.time);
         let Some(core) = machine.core.as_mut() else { return };
         self.acted_before = core.layout().cloned();
         let mut effects = std::mem::take(&mut self.effects);
+        let hedged = core.hedged();
         core.step(now, input, &mut effects);
+        self.report.add(Count::Hedges, core.hedged() - hedged);
         self.wall_max = self.wall_max.max(now.wall);
         // The history learns what is written before it judges what is sent or answered.
         for effect in &effects {

@@ -26,6 +26,7 @@ mod report;
 mod runner;
 mod scripts;
 mod settings;
+mod stalls;
 mod trace;
 mod workload;
 mod world;

@@ -19,6 +19,7 @@ use kv_core::storage::Space;
 use kv_core::topology::TransferSettings;
 
 use crate::check;
+use crate::clock::Time;
 use crate::history::{Answer, KeyId, OpId};
 use crate::report::Count;
 use crate::settings::{MS, Mutation, node_id};
@@ -43,6 +44,8 @@ pub(crate) enum Fault {
     CutOneWay { from: usize, to: usize },
     /// The end of the three above.
     Mend { from: usize, to: usize },
+    /// A process is stopped for a while and goes on.
+    Freeze { machine: usize, duration: Time },
     /// A failure detector errs.
     Suspect { machine: usize, peer: usize },
     /// A disk is replaced by an empty one.
@@ -152,6 +155,14 @@ impl World {
                 self.at(at, Event::Fault(fault));
             }
         }
+        if aside.chance(300) {
+            for _ in 0..aside.between(1, 4) {
+                let at = aside.below(self.settings.trouble_ends);
+                let most = *aside.pick(&[30, 300, 1200]);
+                let (machine, duration) = (aside.index(machines), aside.between(1, most) * MS);
+                self.at(at, Event::Fault(Fault::Freeze { machine, duration }));
+            }
+        }
         for machine in &mut self.machines {
             machine.clock.drift = i64::try_from(self.dice.below(2000)).unwrap_or(0) - 1000;
         }
@@ -190,6 +201,7 @@ impl World {
                 }
             }
             Fault::Mend { from, to } => self.mend(from, to),
+            Fault::Freeze { machine, duration } => self.freeze(machine, duration),
             Fault::Suspect { machine, peer } => {
                 if machine != peer {
                     self.suspect(machine, peer);

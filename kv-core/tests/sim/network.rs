@@ -4,6 +4,8 @@
 //! moments. Within a session frames are delayed, lost, repeated and reordered; frames of a closed session are discarded.
 //! A path can be cut in one direction. The failure detector of an end closes the session after a silence.
 
+use std::time::Duration;
+
 use kv_core::handshake;
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
@@ -100,14 +102,20 @@ impl World {
             let slow = if self.dice.chance(settings.late) { 10 } else { 1 };
             let delay = 50 + self.dice.below(settings.delay * slow);
             let at = (self.time + delay).max(self.network.sessions[id].open_at[side]);
-            self.at(at, Event::Frame { session: id, side, number, bytes: bytes.clone() });
+            let sent = self.time;
+            self.at(at, Event::Frame { session: id, side, number, sent, bytes: bytes.clone() });
         }
     }
 
     /// A frame arrives.
-    pub(crate) fn frame(&mut self, id: SessionId, side: usize, number: u64, bytes: &[u8]) {
+    pub(crate) fn frame(&mut self, id: SessionId, side: usize, (number, sent): (u64, Time), bytes: Vec<u8>) {
+        let to = self.network.sessions[id].machines[side];
+        if let Some(thaws) = self.thaws(to) {
+            // It waits until the process goes on and reads it.
+            return self.at(thaws, Event::Frame { session: id, side, number, sent, bytes });
+        }
         let session = &mut self.network.sessions[id];
-        let (to, from) = (session.machines[side], session.machines[1 - side]);
+        let from = session.machines[1 - side];
         if session.ends[side] != End::Open {
             self.report.add(Count::StaleFrames, 1);
             return;
@@ -116,8 +124,10 @@ impl World {
             self.report.add(Count::Reorders, 1);
         }
         session.received[side] = session.received[side].max(number);
-        match Message::decode(bytes) {
-            Ok(message) => {
+        match Message::decode(&bytes) {
+            Ok(mut message) => {
+                // The shell knows from the clocks of both ends how long a frame was on its way.
+                message.waited(Duration::from_micros(self.time - sent));
                 note!(self, "{} -> {}: {}", node_id(from), node_id(to), brief(&message));
                 self.step(to, Input::Message { from: node_id(from), message });
             }
@@ -128,7 +138,9 @@ impl World {
     /// Two machines try to talk, unless they do.
     pub(crate) fn connect(&mut self, one: usize, other: usize) {
         let (one, other) = (one.min(other), one.max(other));
-        if one == other || !self.is_running(one) || !self.is_running(other) || self.network.is_cut(one, other) {
+        let asleep = self.thaws(one).or(self.thaws(other)).is_some();
+        if one == other || !self.is_running(one) || !self.is_running(other) || self.network.is_cut(one, other) || asleep
+        {
             // Whatever ends this state tries again.
             return;
         }
@@ -236,7 +248,8 @@ impl World {
 
     /// How long a failure detector waits.
     fn silence(&mut self) -> Time {
-        self.dice.between(50, 200) * MS
+        let (least, most) = self.settings.silence;
+        self.dice.between(least, most)
     }
 
     fn reconnect(&mut self, one: usize, other: usize) {
@@ -255,10 +268,41 @@ impl World {
 
     /// A failure detector has heard nothing since a path was cut.
     pub(crate) fn silent(&mut self, id: SessionId, from: usize, to: usize) {
-        if self.network.cut[from][to] {
+        if self.network.cut[from][to] || self.thaws(from).is_some() {
             let side = usize::from(self.network.sessions[id].machines[1] == to);
             self.close_end(id, side);
         }
+    }
+
+    /// Stops a process for a while: it does nothing, its connections stay open, and what comes waits for it. The failure
+    /// detectors of the others give it up if that takes long.
+    pub(crate) fn freeze(&mut self, machine: usize, duration: Time) {
+        if !self.is_running(machine) || self.thaws(machine).is_some() {
+            return;
+        }
+        self.report.add(Count::Freezes, 1);
+        note!(self, "{} is frozen for {} ms", node_id(machine), duration / MS);
+        self.machines[machine].frozen_until = self.time + duration;
+        self.at(self.time + duration, Event::Thaw { machine });
+        for peer in 0..self.machines.len() {
+            if let Some(session) = self.network.session_between(machine, peer) {
+                let delay = self.silence();
+                self.at(self.time + delay, Event::Silence { session, from: machine, to: peer });
+            }
+        }
+    }
+
+    /// A process goes on.
+    pub(crate) fn thaw(&mut self, machine: usize) {
+        for peer in (0..self.machines.len()).filter(|peer| *peer != machine) {
+            self.reconnect(machine, peer);
+        }
+    }
+
+    /// When a frozen process goes on.
+    pub(crate) fn thaws(&self, machine: usize) -> Option<Time> {
+        let until = self.machines[machine].frozen_until;
+        (until > self.time).then_some(until)
     }
 
     /// Mends the path from one machine to another.

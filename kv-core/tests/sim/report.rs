@@ -45,6 +45,10 @@ counts! {
     OneWayPartitions => "one-way partitions",
     /// Sessions that a node gave up.
     SessionsLost => "sessions lost",
+    /// Processes that were stopped for a while.
+    Freezes => "freezes",
+    /// Forwarded requests that went to another owner as well.
+    Hedges => "hedged forwards",
     /// Disks that were replaced by empty ones.
     Wipes => "wipes",
     /// Disks that were replaced by an older copy.

@@ -82,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) trouble_ends: Time,
     pub(crate) network: NetworkSettings,
     pub(crate) faults: Faults,
+    /// For how long at least and at most a failure detector hears nothing before it gives a peer up.
+    pub(crate) silence: (Time, Time),
     /// The usual duration of a sync is up to this.
     pub(crate) sync: Time,
     /// Reads, of 1,000, that take a while.
@@ -147,6 +149,7 @@ impl Settings {
             trouble_ends: dice.between(800, 2500) * MS,
             network,
             faults,
+            silence: (50 * MS, 200 * MS),
             sync: *dice.pick(&[200, 2 * MS, 10 * MS]),
             slow_reads: *dice.pick(&[0, 100, 700]),
             mutation: None,
@@ -207,7 +210,7 @@ fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
 }
 
 fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
-    NodeConfig {
+    let config = NodeConfig {
         hot_bytes_max: if tight { 2000 } else { 1 << 20 },
         requests_max: if tight { 2 } else { 1000 },
         key_waiters_max: if tight { 4 } else { 100 },
@@ -228,7 +231,8 @@ fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
         refills_max: dice.index(4) + 1,
         repair_every: Duration::from_millis(*dice.pick(&[0, 0, 1500, 0])),
         ..NodeConfig::new(NodeId(0))
-    }
+    };
+    NodeConfig { stall_after: config.hedge_after * 2, ..config }
 }
 
 fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {

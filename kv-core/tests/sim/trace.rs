@@ -79,6 +79,8 @@ pub(crate) fn brief(message: &Message) -> String {
         }
         Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
+        Message::Ping => "ping".to_owned(),
+        Message::Pong => "pong".to_owned(),
         Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
     }
 }

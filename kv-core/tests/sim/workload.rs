@@ -269,8 +269,12 @@ impl World {
 
     /// A request reaches its node, or finds nobody there.
     pub(crate) fn request_arrives(&mut self, tag: Tag) {
+        let Some(index) = self.pending.get(&tag).map(|pending| pending.machine) else { return };
+        if let Some(thaws) = self.thaws(index) {
+            // It waits until the process goes on and reads it.
+            return self.at(thaws, Event::Request { tag });
+        }
         let Some(pending) = self.pending.get_mut(&tag) else { return };
-        let index = pending.machine;
         let machine = &self.machines[index];
         let Some(request) = pending.request.take() else { return };
         if machine.core.is_none() || machine.quarantined {
@@ -298,6 +302,11 @@ impl World {
         if let Some(pending) = self.pending.get(&tag)
             && !pending.answered
         {
+            // A frozen process answers when it goes on.
+            let thawed = self.machines[pending.machine].frozen_until + ANSWER_BOUND;
+            if thawed > self.time {
+                return self.at(thawed, Event::Overdue { tag });
+            }
             self.fail(format!("request #{} has no answer {} ms after its deadline", tag.0, ANSWER_BOUND / MS));
         }
     }

@@ -32,7 +32,7 @@ use crate::workload::{Client, Pending};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A frame arrives at an end of a session.
-    Frame { session: SessionId, side: usize, number: u64, bytes: Vec<u8> },
+    Frame { session: SessionId, side: usize, number: u64, sent: Time, bytes: Vec<u8> },
     /// An end learns that its session has begun.
     SessionOpens { session: SessionId, side: usize },
     /// An end learns that its session is over.
@@ -59,6 +59,8 @@ pub(crate) enum Event {
     Overdue { tag: Tag },
     /// An answer reaches its client.
     Answer { tag: Tag, outcome: Outcome },
+    /// A machine that was frozen goes on.
+    Thaw { machine: usize },
     /// A fault strikes.
     Fault(Fault),
     /// The control plane goes on with its operation.
@@ -254,7 +256,7 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Frame { session, side, number, bytes } => self.frame(session, side, number, &bytes),
+            Event::Frame { session, side, number, sent, bytes } => self.frame(session, side, (number, sent), bytes),
             Event::SessionOpens { session, side } => self.session_opens(session, side),
             Event::SessionCloses { session, side } => self.close_end(session, side),
             Event::Connect { one, other } => self.connect(one, other),
@@ -281,6 +283,7 @@ impl World {
             Event::Request { tag } => self.request_arrives(tag),
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
+            Event::Thaw { machine } => self.thaw(machine),
             Event::Fault(fault) => self.strike(fault),
             Event::ControlTick => self.control_tick(),
             Event::Receipt(receipt) => self.receipt_arrives(receipt),

@@ -68,7 +68,7 @@ async fn ask_and_never_read(address: String) {
     for id in 0.. {
         let get = v1::GetRequest { key: Bytes::from_static(b"greedy/0"), ..v1::GetRequest::default() };
         let operation = v1::BatchOperation { id, operation: Some(v1::batch_operation::Operation::Get(get)) };
-        if sender.send(v1::BatchRequest { operations: vec![operation] }).await.is_err() {
+        if sender.send(v1::BatchRequest { operations: vec![operation], sent_us: 0 }).await.is_err() {
             return;
         }
     }

@@ -31,6 +31,8 @@ pub struct Counters {
     pub failures: u64,
     /// Requests passed on to an owner.
     pub forwards: u64,
+    /// Of these, requests that another owner had already and did not answer.
+    pub hedges: u64,
     /// Replicas repaired by reads.
     pub read_repairs: u64,
     /// Hints and lag marks delivered.

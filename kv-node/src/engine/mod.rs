@@ -18,7 +18,7 @@ use kv_core::node::{RepairFigures, Status};
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
-use kv_core::types::{Incarnation, NodeId, PartitionId, StoreId};
+use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, StoreId};
 use kv_core::version::Record;
 use kv_proto::reply::BatchKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -134,17 +134,54 @@ fn bytes_of_request(request: &Request) -> usize {
 /// What the loop is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Request { request: Request, timeout: Option<Duration>, reply: ReplyTo },
+    Request {
+        request: Request,
+        timeout: Option<Duration>,
+        reply: ReplyTo,
+    },
     Requests(Vec<(Request, Option<Duration>, ReplyTo)>),
-    Messages { from: NodeId, session: u64, messages: Vec<Message> },
-    PeerUp { node: NodeId, session: u64, incarnation: Incarnation, outbox: Outbox },
-    PeerDown { node: NodeId, session: u64 },
+    /// `sent`: when they were sent, by this node's clock.
+    Messages {
+        from: NodeId,
+        session: u64,
+        sent: Monotonic,
+        messages: Vec<Message>,
+    },
+    /// Something else has come from a peer.
+    Heard {
+        node: NodeId,
+        session: u64,
+    },
+    /// A peer has been silent for longer than usual.
+    PeerSilent {
+        node: NodeId,
+    },
+    PeerUp {
+        node: NodeId,
+        session: u64,
+        incarnation: Incarnation,
+        outbox: Outbox,
+    },
+    PeerDown {
+        node: NodeId,
+        session: u64,
+    },
     Layout(Arc<Layout>),
     Keyspaces(Vec<Keyspace>),
     Transfers(TransferSettings),
-    Repair { partitions: Vec<PartitionId>, reply: oneshot::Sender<Repair> },
-    Retry { partitions: Vec<PartitionId>, reply: oneshot::Sender<Vec<PartitionId>> },
-    Seen { node: NodeId, store: Option<StoreId>, reply: oneshot::Sender<Option<Incarnation>> },
+    Repair {
+        partitions: Vec<PartitionId>,
+        reply: oneshot::Sender<Repair>,
+    },
+    Retry {
+        partitions: Vec<PartitionId>,
+        reply: oneshot::Sender<Vec<PartitionId>>,
+    },
+    Seen {
+        node: NodeId,
+        store: Option<StoreId>,
+        reply: oneshot::Sender<Option<Incarnation>>,
+    },
     Report(oneshot::Sender<Report>),
     Ping(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
@@ -280,9 +317,16 @@ impl Engine {
         }
     }
 
-    /// Hands over messages of a peer; `bytes` is what they had in their encoding.
-    pub(crate) async fn messages(&self, from: NodeId, session: u64, messages: Vec<Message>, bytes: usize) {
-        let command = Command::Messages { from, session, messages };
+    /// Hands over messages of a peer; `bytes` is what they had in their encoding, `sent` when that was by this node's clock.
+    pub(crate) async fn messages(
+        &self,
+        from: NodeId,
+        session: u64,
+        messages: Vec<Message>,
+        bytes: usize,
+        sent: Monotonic,
+    ) {
+        let command = Command::Messages { from, session, sent, messages };
         drop(self.queue(command, &self.from_peers, bytes).await);
     }
 

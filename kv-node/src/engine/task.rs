@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kv_core::error::{RequestError, StorageError};
 use kv_core::event::Event;
-use kv_core::message::{Message, Outcome, Request};
+use kv_core::message::{FORWARD_AGE_MAX, Message, Outcome, Request};
 use kv_core::node::{Effect, Effects, Input, Node, Tag};
 use kv_core::storage::{Committer, Reader};
 use kv_core::types::{Monotonic, NodeId, PartitionId};
@@ -31,12 +31,18 @@ const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Records and slices that were read and wait for the loop.
 const READS_AHEAD: usize = 16;
+/// How often the loop turns at least, so that it notices when it stood still.
+const TURN_EVERY: Duration = Duration::from_millis(50);
+
+/// A loop that has not turned for this long stood still: the process was stopped. What it then reads may have been sent
+/// long ago, and by senders that have gone on without this node.
+const STANDSTILL: Duration = Duration::from_millis(500);
+
+/// How long after that writes are refused, until what was sent meanwhile has been read.
+const DISTRUST: Duration = Duration::from_millis(50);
 
 /// How long a stop waits for requests in flight.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How far away a timer without a purpose is set.
-const NEVER: Duration = Duration::from_secs(3600);
 
 struct Waiting {
     reply: ReplyTo,
@@ -62,6 +68,10 @@ struct Loop {
     tags: u64,
     sessions: BTreeMap<NodeId, Session>,
     wake: Option<Monotonic>,
+    /// When the loop turned last.
+    turned: Monotonic,
+    /// It stood still, and refuses writes until then.
+    distrusts_until: Monotonic,
     counters: Counters,
     requests: Requests,
     latencies: Latencies,
@@ -98,6 +108,8 @@ pub(super) fn start<R: Reader, C: Committer>(
         tags: 0,
         sessions: BTreeMap::new(),
         wake: Some(now),
+        turned: now,
+        distrusts_until: now,
         counters: Counters::default(),
         requests: Requests::default(),
         latencies,
@@ -123,7 +135,8 @@ impl Loop {
         let mut fetched = Vec::with_capacity(READS_AHEAD);
         loop {
             let now = self.clock.now().mono;
-            let patience = self.wake.map_or(NEVER, |wake| wake.since(now));
+            let patience = self.wake.map_or(TURN_EVERY, |wake| wake.since(now).min(TURN_EVERY));
+            self.turned = now;
             let open = self.storage.pending_bytes() < PENDING_BYTES_MAX && self.stopping.is_none();
             tokio::select! {
                 biased;
@@ -132,6 +145,7 @@ impl Loop {
                 count = commands.recv_many(&mut taken, TURN_COMMANDS_MAX), if open => if count == 0 { break },
                 () = tokio::time::sleep(patience) => {}
             }
+            self.notice_standstill();
             let mut ended = false;
             for done in ready.drain(..).chain(fetched.drain(..)) {
                 ended |= self.done(done);
@@ -161,6 +175,17 @@ impl Loop {
         }
         if let Some((reply, _)) = stopping {
             unheard(reply.send(()));
+        }
+    }
+
+    fn notice_standstill(&mut self) {
+        let now = self.clock.now().mono;
+        if now.since(self.turned) >= STANDSTILL {
+            self.distrusts_until = now.plus(DISTRUST);
+            tracing::warn!(
+                for_ms = now.since(self.turned).as_millis(),
+                "the process stood still; writes that were sent meanwhile are refused"
+            );
         }
     }
 
@@ -200,14 +225,24 @@ impl Loop {
                     self.request(request, timeout, reply);
                 }
             }
-            Command::Messages { from, session, messages } => {
+            Command::Messages { from, session, sent, messages } => {
                 // Frames of a closed session are discarded.
                 if self.sessions.get(&from).is_some_and(|current| current.number == session) {
-                    for message in messages {
+                    let now = self.clock.now().mono;
+                    let least = if now < self.distrusts_until { FORWARD_AGE_MAX } else { Duration::ZERO };
+                    let age = now.since(sent).max(least);
+                    for mut message in messages {
+                        message.waited(age);
                         self.step(Input::Message { from, message });
                     }
                 }
             }
+            Command::Heard { node, session } => {
+                if self.sessions.get(&node).is_some_and(|current| current.number == session) {
+                    self.step(Input::Heard { from: node });
+                }
+            }
+            Command::PeerSilent { node } => self.step(Input::PeerSilent { node }),
             Command::PeerUp { node, session, incarnation, outbox } => {
                 let current = self.sessions.get(&node);
                 if current.is_some_and(|current| current.number >= session) {
@@ -272,9 +307,13 @@ impl Loop {
     }
 
     fn request(&mut self, request: Request, timeout: Option<Duration>, reply: ReplyTo) {
+        let started = self.clock.now().mono;
+        if started < self.distrusts_until && request.is_write() {
+            let why = "the node stood still and may have been given up; nothing was done, ask again";
+            return reply.send(Err(RequestError::unavailable(why)));
+        }
         self.tags += 1;
         let tag = Tag(self.tags);
-        let started = self.clock.now().mono;
         let deadline = timeout.map(|timeout| started.plus(timeout));
         let mode = self.requests.mode_of(&request);
         self.waiting.insert(tag, Waiting { reply, kind: RequestKind::of(&request), mode, started });
@@ -359,7 +398,8 @@ impl Loop {
     fn report(&mut self) -> Report {
         let hot = self.node.hot_stats();
         let copied_bytes = self.node.copied_bytes();
-        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, copied_bytes, ..self.counters };
+        let hedges = self.node.hedged();
+        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, copied_bytes, hedges, ..self.counters };
         Report {
             status: self.node.status(),
             counters,

@@ -128,7 +128,8 @@ impl Links {
     ) -> Result<(), SessionError> {
         while let Some(frame) = incoming.message().await? {
             let messages = decode(&frame.messages)?;
-            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages)).await;
+            let (bytes, now) = (bytes_of(&frame.messages), self.0.clock.now().mono);
+            self.0.engine.messages(node, session, messages, bytes, now).await;
         }
         Err(SessionError::Closed)
     }

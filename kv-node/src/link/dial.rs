@@ -20,6 +20,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// An attempt that took this long and reached the peer had a session.
+const USED_FOR: Duration = Duration::from_millis(200);
+
 /// The addresses of all members.
 pub type Members = BTreeMap<NodeId, String>;
 
@@ -53,7 +56,8 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
     let mut told = String::new();
     loop {
         let began = links.0.clock.now().mono;
-        if let Err(error) = dial(&links, node, &address).await {
+        let mut met = false;
+        if let Err(error) = dial(&links, node, &address, &mut met).await {
             // The same failure every second would fill the log.
             let error = error.to_string();
             if error != told {
@@ -62,12 +66,15 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
             }
         }
         let lasted = links.0.clock.now().mono.since(began);
-        pause = if lasted > PAUSE_MAX { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        // A link that comes and goes is used while it is there. One that ends at once for a reason of its own is not.
+        let was_used = met && lasted >= USED_FOR;
+        pause = if was_used { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         tokio::time::sleep(pause).await;
     }
 }
 
-async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionError> {
+/// Opens a session and runs it to its end; `met`: the peer has answered.
+async fn dial(links: &Links, node: NodeId, address: &str, met: &mut bool) -> Result<(), SessionError> {
     links.check_running()?;
     let mut client = connect(address).await?;
     let mine = links.hello(links.0.engine.seen(node, None).await);
@@ -77,6 +84,7 @@ async fn dial(links: &Links, node: NodeId, address: &str) -> Result<(), SessionE
         return Err(SessionError::Closed);
     }
     let mut incoming = client.exchange(outgoing).await?.into_inner();
+    *met = true;
     links.opened(node, address, mine, &mut incoming, &sender).await
 }
 

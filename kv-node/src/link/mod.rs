@@ -24,7 +24,7 @@ pub use session::{Frames, accept};
 
 use crate::clock::Clock;
 use crate::control::SharedLiveness;
-use crate::engine::Engine;
+use crate::engine::{Command, Engine};
 
 /// What a node is among its peers.
 #[derive(Clone, Debug)]
@@ -145,6 +145,11 @@ impl Links {
     /// Refuses a session of a node that has stopped.
     fn check_running(&self) -> Result<(), Ending> {
         self.0.stopped.get().map_or(Ok(()), |reason| Err(Ending::Stopped(reason.clone())))
+    }
+
+    /// Tells the engine that a peer has been silent for longer than usual.
+    pub async fn silent(&self, node: NodeId) {
+        self.0.engine.tell(Command::PeerSilent { node }).await;
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<NodeId, Open>> {

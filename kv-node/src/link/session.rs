@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::handshake::{HandshakeError, check};
-use kv_core::message::{Hello, Message};
-use kv_core::types::NodeId;
+use kv_core::message::{FORWARD_AGE_MAX, Hello, Message};
+use kv_core::types::{Monotonic, NodeId};
 use kv_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 
 use super::outbox::{Outgoing, outbox};
 use super::{Links, Open};
+use crate::delay::Delays;
 use crate::engine::Command;
 
 /// How long the other end may take to say hello.
@@ -225,20 +226,25 @@ impl Links {
         echo: &Echo,
         round_trip_us: &AtomicU64,
     ) -> Result<(), SessionError> {
+        let (mut delays, mut late) = (Delays::default(), Standstill::default());
         while let Some(frame) = incoming.message().await? {
             self.heard(node);
+            let read = self.0.clock.now().mono;
+            let delay = late.of(delays.of(frame.sent_us, read), read);
             if let Some(heartbeat) = frame.heartbeat {
-                let now = self.0.clock.now().mono.0;
+                let now = read.0;
                 echo.received(heartbeat.sent_us, now);
                 if heartbeat.echo_us > 0 {
                     round_trip_us.store(now.saturating_sub(heartbeat.echo_us).max(1), Ordering::Relaxed);
                 }
             }
             if frame.messages.is_empty() {
+                self.0.engine.tell(Command::Heard { node, session }).await;
                 continue;
             }
             let messages = decode(&frame.messages)?;
-            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages)).await;
+            let sent = Monotonic(read.0.saturating_sub(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)));
+            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages), sent).await;
         }
         Err(SessionError::Closed)
     }
@@ -262,6 +268,7 @@ impl Links {
                         Some(v1::Heartbeat { sent_us: now.max(1), echo_us: echo.of(now), layout_epoch: 0 });
                 }
             }
+            frame.sent_us = self.0.clock.now().mono.0.max(1);
             // A stream that takes nothing must not keep the overflow from being seen.
             let taken = tokio::select! {
                 taken = frames.push(frame) => taken,
@@ -276,6 +283,24 @@ impl Links {
 
 pub(super) fn bytes_of(messages: &[Bytes]) -> usize {
     messages.iter().map(Bytes::len).sum()
+}
+
+/// Whether frames are late because the link, or a process, stood still. Under load frames wait as well, but then they are
+/// read all the time, and what they bring is wanted.
+#[derive(Debug, Default)]
+struct Standstill {
+    read: Option<Monotonic>,
+    late: bool,
+}
+
+impl Standstill {
+    /// A frame that took so long is read: for how long it stood still on its way.
+    fn of(&mut self, delay: Duration, now: Monotonic) -> Duration {
+        let before = self.read.replace(now);
+        let paused = before.is_some_and(|before| now.since(before) >= FORWARD_AGE_MAX);
+        self.late = delay >= FORWARD_AGE_MAX && (self.late || paused);
+        if self.late { delay } else { Duration::ZERO }
+    }
 }
 
 /// The messages of a frame.

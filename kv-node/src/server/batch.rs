@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 use super::Shared;
 use super::connections::Received;
 use crate::budget::{Budget, Share};
+use crate::delay::Delays;
 use crate::engine::{ReplyTo, StreamResult};
 
 /// Operations of one stream that may be in flight or have a result that waits. A client that sends more is not read until
@@ -93,7 +94,16 @@ async fn run(
     let (results, finished) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(STREAM_OPERATIONS_MAX));
     let sender = tokio::spawn(send(finished, Arc::clone(&room), responses.clone()));
-    let stream = Operations { shared, incoming, received, room, waiting: Budget::new(STREAM_BYTES_MAX), results };
+    let stream = Operations {
+        shared,
+        incoming,
+        received,
+        room,
+        waiting: Budget::new(STREAM_BYTES_MAX),
+        results,
+        responses: responses.clone(),
+        delays: Delays::default(),
+    };
     let end = tokio::select! {
         end = stream.read() => end,
         // The client has gone: nobody waits for results.
@@ -115,6 +125,8 @@ struct Operations {
     room: Arc<Semaphore>,
     waiting: Arc<Budget>,
     results: mpsc::UnboundedSender<StreamResult>,
+    responses: mpsc::Sender<Outgoing>,
+    delays: Delays,
 }
 
 impl Operations {
@@ -127,7 +139,12 @@ impl Operations {
                 message = self.incoming.message() => message?,
                 () = super::stopped(&mut stopping) => return Err(Status::unavailable("the node is stopping")),
             };
-            let Some(BatchRequest { operations }) = message else { return Ok(()) };
+            let Some(BatchRequest { operations, sent_us }) = message else { return Ok(()) };
+            let delay = self.delays.of(sent_us, self.shared.clock.now().mono);
+            if operations.is_empty() {
+                // The client asks whether the node is there. Without room there are results on their way that say so.
+                drop(self.responses.try_send(Ok((BatchResponse::default(), Held::default()))));
+            }
             if let Some(received) = &self.received {
                 received.taken();
             }
@@ -139,12 +156,12 @@ impl Operations {
                 ))));
             }
             for part in operations.chunks(FRAME_OPERATIONS_MAX) {
-                self.begin(part).await;
+                self.begin(part, delay).await;
             }
         }
     }
 
-    async fn begin(&mut self, operations: &[BatchOperation]) {
+    async fn begin(&mut self, operations: &[BatchOperation], delay: Duration) {
         let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
         // Nobody closes it. The places come back with the results.
         if let Ok(permit) = self.room.acquire_many(count).await {
@@ -160,7 +177,15 @@ impl Operations {
             let (results, waiting) = (self.results.clone(), Arc::clone(&self.waiting));
             let reply = ReplyTo::Stream { id: operation.id, kind, results, waiting };
             match (&serving, edge.operation(operation)) {
-                (Ok(_), Ok(incoming)) => requests.push((incoming.request, incoming.timeout, reply)),
+                // Its client has stopped waiting, and may have written something else since.
+                (Ok(_), Ok(incoming)) if incoming.timeout.is_some_and(|timeout| timeout <= delay) => {
+                    let why = "the request came after its time was up; nothing was done";
+                    reply.send(Err(RequestError::unavailable(why)));
+                }
+                (Ok(_), Ok(incoming)) => {
+                    let timeout = incoming.timeout.map(|timeout| timeout - delay);
+                    requests.push((incoming.request, timeout, reply));
+                }
                 (Ok(_), Err(error)) if error.kind == Kind::NotFound => unknown.push((operation.clone(), error, reply)),
                 (Ok(_), Err(error)) => reply.send(Err(error)),
                 (Err(error), _) => reply.send(Err(error.clone())),

@@ -145,6 +145,7 @@ pub(super) async fn take_with_requests(
                     scans: counters.scans,
                     failures: counters.failures,
                     forwards: counters.forwards,
+                    hedges: counters.hedges,
                     read_repairs: counters.read_repairs,
                     handoffs: counters.handoffs,
                     hot_hits: counters.hot_hits,

@@ -186,6 +186,7 @@ async fn bad_requests_get_codes_and_name_the_limit() {
             operation(2, v1::batch_operation::Operation::Put(put(b"good", vec![1], ""))),
             BatchOperation { id: 3, operation: None },
         ],
+        sent_us: 0,
     };
     let mut stream = direct.batch(tokio_stream::iter([batch])).await.unwrap().into_inner();
     let mut results = Vec::new();

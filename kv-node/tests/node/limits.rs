@@ -82,7 +82,7 @@ async fn never_read(address: &str) -> (usize, Box<dyn Send>) {
         };
         let operations = (0..512).map(get).collect();
         // Some seconds without room: the node reads no further. If it is only slow, less is asked of it.
-        match tokio::time::timeout(Duration::from_secs(3), sender.send(BatchRequest { operations })).await {
+        match tokio::time::timeout(Duration::from_secs(3), sender.send(BatchRequest { operations, sent_us: 0 })).await {
             Ok(Ok(())) => sent += 1,
             _ => break,
         }
@@ -137,7 +137,7 @@ async fn a_client_that_takes_no_results_costs_little_and_harms_nobody() {
 async fn stream_with(node: &Node, last: BatchRequest) -> (Vec<v1::BatchResult>, Option<tonic::Status>) {
     let mut client = direct(&node.address).await;
     let good = BatchOperation { id: 0, operation: Some(Operation::Put(put_request("good".to_owned(), 1))) };
-    let messages = [BatchRequest { operations: vec![good] }, last];
+    let messages = [BatchRequest { operations: vec![good], sent_us: 0 }, last];
     let mut stream = client.batch(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let mut results = Vec::new();
     loop {
@@ -156,7 +156,7 @@ async fn a_message_of_too_many_operations_is_refused_by_name() {
         id,
         operation: Some(Operation::Get(v1::GetRequest { key: "good".into(), ..v1::GetRequest::default() })),
     };
-    let operations = |count: usize| BatchRequest { operations: (1..=count as u64).map(get).collect() };
+    let operations = |count: usize| BatchRequest { operations: (1..=count as u64).map(get).collect(), sent_us: 0 };
     let (results, end) = stream_with(&world.nodes[0], operations(BATCH_OPERATIONS_MAX)).await;
     assert_eq!((results.len(), end.is_none()), (BATCH_OPERATIONS_MAX + 1, true), "as many as are allowed are served");
     let (results, end) = stream_with(&world.nodes[0], operations(BATCH_OPERATIONS_MAX + 1)).await;
@@ -170,7 +170,7 @@ async fn a_message_over_the_limit_ends_the_stream_with_an_error() {
     let (world, client) = World::cluster(1).await;
     let put_large =
         BatchOperation { id: 1, operation: Some(Operation::Put(put_request("k".to_owned(), MESSAGE_BYTES_MAX))) };
-    let (results, end) = stream_with(&world.nodes[0], BatchRequest { operations: vec![put_large] }).await;
+    let (results, end) = stream_with(&world.nodes[0], BatchRequest { operations: vec![put_large], sent_us: 0 }).await;
     let end = end.expect("an error, not the end");
     assert_eq!(results.len(), 1, "what came before is answered");
     assert!(end.message().contains(&format!("limit is: {MESSAGE_BYTES_MAX}")), "{end}");
@@ -201,7 +201,7 @@ async fn soak_of_all_bounds_stays_below_the_line() {
         }
         let outcomes = put_all(&node.address, &format!("round-{round}"), 128, MIB).await;
         assert!(outcomes.keys().all(|outcome| ["ok", "ResourceExhausted"].contains(&outcome.as_str())), "{outcomes:?}");
-        let many = BatchRequest { operations: vec![BatchOperation::default(); BATCH_OPERATIONS_MAX + 1] };
+        let many = BatchRequest { operations: vec![BatchOperation::default(); BATCH_OPERATIONS_MAX + 1], sent_us: 0 };
         assert!(stream_with(node, many).await.1.is_some());
         let mut stalled = Vec::new();
         while let Some(held) = greedy.join_next().await {

@@ -18,6 +18,7 @@ mod plan;
 mod rebalance;
 mod repair;
 mod retry;
+mod stalls;
 mod transfer;
 mod used;
 mod world;

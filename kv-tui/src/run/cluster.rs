@@ -246,6 +246,7 @@ fn counters_json(counters: &v1::Counters) -> Value {
         "scans": counters.scans,
         "failures": counters.failures,
         "forwards": counters.forwards,
+        "hedges": counters.hedges,
         "read_repairs": counters.read_repairs,
         "handoffs": counters.handoffs,
         "hot_hits": counters.hot_hits,

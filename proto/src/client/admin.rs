@@ -321,7 +321,9 @@ impl Client {
             }
             let attempt =
                 if repeatable { deadline.min(Instant::now() + self.options().attempt_timeout) } else { deadline };
-            match call(Arc::clone(&node), attempt).await {
+            let answer = call(Arc::clone(&node), attempt);
+            let answer = if repeatable { calls::unless_stalled(&node, answer).await } else { answer.await };
+            match answer {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => {
                     if failure.transport {

@@ -96,6 +96,21 @@ pub(super) async fn within<T>(
     }
 }
 
+/// Waits for a call unless its node stops answering: then somebody else is to be asked.
+pub(super) async fn unless_stalled<T>(
+    node: &Node,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        answer = call => answer,
+        () = node.stalls() => {
+            let message = format!("{}: the node does not answer at present, the outcome is unknown", node.address());
+            Err(Failure { error: RequestError::new(Kind::Unknown, message), transport: true })
+        }
+    }
+}
+
 /// One operation as a call of its own.
 pub(super) async fn unary(node: &Node, operation: Operation, deadline: Instant) -> Result<Outcome, Failure> {
     let mut client = key_value(node.channel());
@@ -114,7 +129,13 @@ pub(super) async fn describe(
     options: &Options,
 ) -> Result<Description, RequestError> {
     let known_epoch = known.map_or(0, |layout| layout.epoch.0);
-    let answer = ask(node, known_epoch, newest, options).await?;
+    let asked = async {
+        let answer = ask(node, known_epoch, newest, options).await;
+        answer.map_err(|error| Failure { error, transport: true })
+    };
+    // Who knows nothing yet asks all nodes at once, and has nobody else to ask.
+    let answer = if known.is_some() { unless_stalled(node, asked).await } else { asked.await };
+    let answer = answer.map_err(|failure| failure.error)?;
     match Description::from_wire(answer, known) {
         // Not a change of what is known: perhaps another cluster has the address now.
         Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, newest, options).await?, None),

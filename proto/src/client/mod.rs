@@ -9,6 +9,7 @@ mod admin;
 mod calls;
 mod options;
 mod pool;
+mod pulse;
 mod retry;
 mod scan;
 mod session;
@@ -61,6 +62,7 @@ struct Counters {
     attempts: AtomicU64,
     retries: AtomicU64,
     failovers: AtomicU64,
+    moved: AtomicU64,
     refreshes: AtomicU64,
 }
 
@@ -73,6 +75,8 @@ pub struct ClientFigures {
     pub retries: u64,
     /// Attempts at a node other than the first owner.
     pub failovers: u64,
+    /// Operations sent to another node as well because the one that had them stopped answering.
+    pub moved: u64,
     /// Times that the layout was asked for.
     pub refreshes: u64,
 }
@@ -194,6 +198,7 @@ impl Client {
             attempts: counters.attempts.load(Ordering::Relaxed),
             retries: counters.retries.load(Ordering::Relaxed),
             failovers: counters.failovers.load(Ordering::Relaxed),
+            moved: counters.moved.load(Ordering::Relaxed),
             refreshes: counters.refreshes.load(Ordering::Relaxed),
         }
     }

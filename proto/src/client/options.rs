@@ -16,6 +16,12 @@ pub struct Options {
     pub timeout: Duration,
     /// How long one attempt may take before another node is asked.
     pub attempt_timeout: Duration,
+    /// How long a node from which something is awaited may say nothing at all, until what waits for it is sent to another
+    /// node as well, under the same identity, and new operations go elsewhere: its process has stopped, or the link to it
+    /// is cut. A node that is only slow is asked to show itself, and does, so that overload moves nothing. What must not be
+    /// repeated (`retry`) goes on waiting. On long ways and for large messages it is longer by itself; raise it on links
+    /// that carry less than 8 MiB a second.
+    pub stall_after: Duration,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
     /// Operations in flight to one node; further ones wait.
@@ -29,6 +35,7 @@ impl Default for Options {
             retry: Retry::SameId,
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(2),
+            stall_after: Duration::from_millis(150),
             connect_timeout: Duration::from_secs(1),
             in_flight_max: 1024,
         }

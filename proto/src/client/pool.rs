@@ -29,6 +29,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Pool {
     connect_timeout: Duration,
     in_flight_max: usize,
+    stall_after: Duration,
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
 }
 
@@ -37,6 +38,7 @@ impl Pool {
         Self {
             connect_timeout: options.connect_timeout,
             in_flight_max: options.in_flight_max.max(1),
+            stall_after: options.stall_after,
             nodes: Mutex::default(),
         }
     }
@@ -61,6 +63,7 @@ impl Pool {
             address: address.to_owned(),
             channel: endpoint.connect_lazy(),
             in_flight_max: self.in_flight_max,
+            stall_after: self.stall_after,
             session: Mutex::default(),
             suspect_until: Mutex::default(),
         });
@@ -80,6 +83,7 @@ pub(super) struct Node {
     address: String,
     channel: Channel,
     in_flight_max: usize,
+    stall_after: Duration,
     session: Mutex<Option<Arc<Session>>>,
     suspect_until: Mutex<Option<Instant>>,
 }
@@ -105,7 +109,8 @@ impl Node {
         match &*session {
             Some(session) if !session.is_closed() => Arc::clone(session),
             _ => {
-                let opened = Arc::new(Session::open(self.channel(), &self.address, self.in_flight_max));
+                let opened =
+                    Arc::new(Session::open(self.channel(), &self.address, self.in_flight_max, self.stall_after));
                 *session = Some(Arc::clone(&opened));
                 opened
             }
@@ -124,6 +129,24 @@ impl Node {
 
     pub(super) fn is_suspect(&self) -> bool {
         let until = *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        until.is_some_and(|until| Instant::now() < until) || self.is_stalled()
+    }
+
+    /// Whether the node is connected and does not answer at present.
+    fn is_stalled(&self) -> bool {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        session.as_ref().is_some_and(|session| session.is_stalled())
+    }
+
+    /// Waits until the node stops answering. A node that has done so already is nobody's second choice: what is asked of
+    /// it all the same waits for it.
+    pub(super) async fn stalls(&self) {
+        // Most answers come before this is worth anything.
+        tokio::time::sleep(self.stall_after / 3).await;
+        let session = self.session();
+        if session.is_stalled() {
+            std::future::pending::<()>().await;
+        }
+        session.stalls().await;
     }
 }

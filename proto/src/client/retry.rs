@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::Response;
+use kv_core::message::{Outcome, Response};
 use kv_core::types::{Epoch, RequestId};
 use tokio::time::{Instant, sleep_until};
 
 use super::options::{How, Retry, Transport, Write};
 use super::pool::Node;
+use super::session::{Late, Reply};
 use super::view::Route;
 use super::{Client, calls, level_of, mismatch, timeout_to_wire};
 use crate::v1;
@@ -87,6 +89,15 @@ impl Progress {
         }
     }
 
+    /// An attempt has ended for which nobody has waited alone.
+    fn late_failed(&mut self, operation: &KeyOperation<'_>, failure: calls::Failure) {
+        let calls::Failure { error, transport } = failure;
+        if !operation.is_read() && matches!(error.kind, Kind::Unknown | Kind::Poisoned) {
+            self.unknown.get_or_insert_with(|| error.clone());
+        }
+        self.failed(error, !transport);
+    }
+
     fn end(self, error: RequestError) -> RequestError {
         match self.unknown {
             Some(unknown) if error.kind != Kind::Unknown => {
@@ -108,6 +119,36 @@ impl Progress {
     }
 }
 
+/// How an attempt ended.
+enum Attempted {
+    Done(Response),
+    /// Its node has stopped answering, and another one may be asked meanwhile.
+    Stalled(Late),
+}
+
+/// An attempt at a node that has stopped answering.
+struct LateAttempt {
+    node: Arc<Node>,
+    ended: Late,
+}
+
+/// Waits for the first of them that ends, and takes it out. Without any it waits for ever.
+async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome, calls::Failure>) {
+    let (at, ended) = {
+        let mut waits: Vec<_> = late.iter_mut().map(|attempt| Box::pin(attempt.ended.ended())).collect();
+        std::future::poll_fn(move |context| {
+            for (at, wait) in waits.iter_mut().enumerate() {
+                if let Poll::Ready(ended) = wait.as_mut().poll(context) {
+                    return Poll::Ready((at, ended));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    };
+    (late.swap_remove(at).node, ended)
+}
+
 impl Client {
     pub(super) async fn on_key(
         &self,
@@ -118,8 +159,21 @@ impl Client {
         let timeout = how.timeout.unwrap_or(self.options().timeout);
         let deadline = Instant::now() + timeout;
         let mut progress = Progress::default();
+        let mut late: Vec<LateAttempt> = Vec::new();
         loop {
             let view = self.view();
+            if !late.is_empty() && view.healthy_route(key, &progress.tried).is_none() {
+                // Everybody who answers has been asked: asking those again that do not would only add to their work.
+                let (node, ended) = first_ended(&mut late).await;
+                match self.judge(operation, &node, ended) {
+                    Ok(response) => return Ok(response),
+                    Err(failure) => progress.late_failed(operation, failure),
+                }
+                if Instant::now() >= deadline {
+                    return Err(progress.give_up(timeout));
+                }
+                continue;
+            }
             let Some(route) = view.route(key, &progress.tried) else {
                 progress.tried.clear();
                 let pause = PAUSE_FIRST.saturating_mul(1 << progress.rounds.min(10)).min(PAUSE_LONGEST);
@@ -131,8 +185,31 @@ impl Client {
                 sleep_until(until).await;
                 continue;
             };
-            let failure = match self.attempt(how, key, operation, &route, deadline, &mut progress).await {
-                Ok(response) => return Ok(response),
+            self.count_attempt(&mut progress, &route);
+            let attempted = {
+                let attempt = self.attempt(how, key, operation, &route, deadline);
+                tokio::pin!(attempt);
+                loop {
+                    tokio::select! {
+                        biased;
+                        attempted = &mut attempt => break attempted,
+                        (node, ended) = first_ended(&mut late), if !late.is_empty() => {
+                            match self.judge(operation, &node, ended) {
+                                Ok(response) => return Ok(response),
+                                Err(failure) => progress.late_failed(operation, failure),
+                            }
+                        }
+                    }
+                }
+            };
+            let failure = match attempted {
+                Ok(Attempted::Done(response)) => return Ok(response),
+                Ok(Attempted::Stalled(ended)) => {
+                    self.counters().moved.fetch_add(1, Ordering::Relaxed);
+                    progress.tried.push(Arc::clone(&route.node));
+                    late.push(LateAttempt { node: route.node, ended });
+                    continue;
+                }
                 Err(failure) => failure,
             };
             let error = failure.error;
@@ -163,6 +240,14 @@ impl Client {
         }
     }
 
+    fn count_attempt(&self, progress: &mut Progress, route: &Route) {
+        let counters = self.counters();
+        counters.attempts.fetch_add(1, Ordering::Relaxed);
+        counters.retries.fetch_add(u64::from(progress.attempts > 0), Ordering::Relaxed);
+        counters.failovers.fetch_add(u64::from(!route.first), Ordering::Relaxed);
+        progress.attempts += 1;
+    }
+
     async fn attempt(
         &self,
         how: &How,
@@ -170,24 +255,46 @@ impl Client {
         operation: &KeyOperation<'_>,
         route: &Route,
         deadline: Instant,
-        progress: &mut Progress,
-    ) -> Result<Response, calls::Failure> {
-        let counters = self.counters();
-        counters.attempts.fetch_add(1, Ordering::Relaxed);
-        counters.retries.fetch_add(u64::from(progress.attempts > 0), Ordering::Relaxed);
-        counters.failovers.fetch_add(u64::from(!route.first), Ordering::Relaxed);
-        progress.attempts += 1;
-
+    ) -> Result<Attempted, calls::Failure> {
         let now = Instant::now();
         let until = deadline.min(now + self.options().attempt_timeout);
         let wire = operation.to_wire(how, key, route.epoch, until - now);
-        let outcome = match self.options().transport {
-            Transport::Batch => route.node.session().call(wire, until).await,
+        let repeatable = self.may_repeat(operation, Kind::Unknown);
+        let ended = match self.options().transport {
+            Transport::Batch => match route.node.session().call(wire, until).await {
+                Ok(Reply::Ended(outcome)) => Ok(outcome),
+                Ok(Reply::Stalled(mut late)) => {
+                    if self.may_repeat(operation, Kind::Unavailable)
+                        && let Some(failure) = late.withdraw_unsent()
+                    {
+                        return Err(failure);
+                    }
+                    if repeatable {
+                        return Ok(Attempted::Stalled(late));
+                    }
+                    late.ended().await
+                }
+                Err(failure) => Err(failure),
+            },
+            Transport::Unary if repeatable => {
+                calls::unless_stalled(&route.node, calls::unary(&route.node, wire, until)).await
+            }
             Transport::Unary => calls::unary(&route.node, wire, until).await,
         };
-        match outcome {
+        self.judge(operation, &route.node, ended).map(Attempted::Done)
+    }
+
+    /// What the end of an attempt means, for the operation and for its node.
+    #[allow(clippy::unused_self, reason = "it belongs to the steps of an operation")]
+    fn judge(
+        &self,
+        operation: &KeyOperation<'_>,
+        node: &Node,
+        ended: Result<Outcome, calls::Failure>,
+    ) -> Result<Response, calls::Failure> {
+        match ended {
             Ok(outcome) => {
-                route.node.trust();
+                node.trust();
                 let outcome = outcome.and_then(|response| {
                     if operation.is_read() == matches!(response, Response::Got { .. }) {
                         Ok(response)
@@ -199,7 +306,7 @@ impl Client {
             }
             Err(failure) => {
                 if failure.transport {
-                    route.node.suspect();
+                    node.suspect();
                 }
                 Err(failure)
             }

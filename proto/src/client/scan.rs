@@ -118,7 +118,8 @@ impl Scan {
             self.request.limit = self.left.unwrap_or(0);
             let mut client = calls::key_value(node.channel());
             let until = deadline.min(Instant::now() + self.client.options().attempt_timeout);
-            match calls::within(&node, until, client.scan(self.request.clone())).await {
+            let opened = calls::within(&node, until, client.scan(self.request.clone()));
+            match calls::unless_stalled(&node, opened).await {
                 Ok(stream) => self.open = Some((node, stream)),
                 Err(failure) => {
                     if failure.transport {
@@ -130,7 +131,8 @@ impl Scan {
             }
         }
         let Some((node, stream)) = &mut self.open else { return Ok(None) };
-        match timeout_at(deadline, stream.message()).await {
+        let message = async { Ok(timeout_at(deadline, stream.message()).await) };
+        match calls::unless_stalled(node, message).await? {
             Ok(Ok(Some(page))) => {
                 let node = Arc::clone(node);
                 self.accept(page).map(Some).map_err(|error| calls::Failure {

@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::Outcome;
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
 
 use super::calls::{Failure, describe_status, key_value};
+use super::pulse::{Look, Pulse};
 use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, OPERATION_BYTES_MAX};
 use crate::reply::outcome_of;
 use crate::v1;
@@ -32,34 +34,81 @@ struct Shared {
     /// One for each operation in flight, which bounds `State::waiting`.
     permits: Semaphore,
     state: Mutex<State>,
+    /// Whether the node is connected and does not answer at present.
+    stalled: watch::Sender<bool>,
+    /// Something is awaited, or the stream has ended.
+    awaited: Notify,
+    opened: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     last_id: u64,
+    pulse: Pulse,
+    /// Calls beside the stream for which the node is watched.
+    watchers: usize,
     waiting: HashMap<u64, Waiting>,
     /// Why the stream has ended.
     closed: Option<String>,
 }
 
+/// What is said of an operation.
+#[derive(Debug)]
+enum Notice {
+    Ended(Result<Outcome, Failure>),
+    /// The node has stopped answering. Should it go on, the answer comes by this way.
+    Stalled(oneshot::Receiver<Notice>),
+}
+
+/// How far an operation got.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// It has ended.
+    Ended(Outcome),
+    /// Its node has stopped answering.
+    Stalled(Late),
+}
+
+/// An operation whose node has stopped answering. Dropping it gives the operation up.
+#[derive(Debug)]
+pub(super) struct Late {
+    shared: Arc<Shared>,
+    id: u64,
+    answer: oneshot::Receiver<Notice>,
+    deadline: Instant,
+}
+
+/// Names what only asks the node to show itself.
+const PROBE: u64 = 0;
+
 #[derive(Debug)]
 struct Waiting {
-    answer: oneshot::Sender<Result<Outcome, Failure>>,
+    answer: oneshot::Sender<Notice>,
     /// Whether the operation may have left this process.
     sent: bool,
 }
 
 impl Session {
     /// Opens the stream; the connection is made in the background.
-    pub(super) fn open(channel: Channel, address: &str, in_flight_max: usize) -> Self {
+    pub(super) fn open(channel: Channel, address: &str, in_flight_max: usize, stall_after: Duration) -> Self {
         let (queue, queued) = mpsc::channel(in_flight_max);
         let shared = Arc::new(Shared {
             address: address.to_owned(),
             permits: Semaphore::new(in_flight_max),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                last_id: PROBE,
+                pulse: Pulse::new(stall_after),
+                watchers: 0,
+                waiting: HashMap::new(),
+                closed: None,
+            }),
+            stalled: watch::Sender::new(false),
+            awaited: Notify::new(),
+            opened: Instant::now(),
         });
-        let frames = Frames { queued, shared: Arc::clone(&shared), first: None };
+        let frames = Frames { queued, shared: Arc::clone(&shared), first: None, probe: false };
         tokio::spawn(read(channel, frames, Arc::clone(&shared)));
+        tokio::spawn(watch_pulse(Arc::clone(&shared), queue.downgrade()));
         Self { queue, shared }
     }
 
@@ -67,8 +116,20 @@ impl Session {
         self.shared.lock().closed.is_some()
     }
 
+    /// Whether the node is connected and does not answer at present.
+    pub(super) fn is_stalled(&self) -> bool {
+        *self.shared.stalled.borrow()
+    }
+
+    /// Watches the node until it stops answering.
+    pub(super) async fn stalls(&self) {
+        let _watcher = self.shared.watch();
+        let mut stalled = self.shared.stalled.subscribe();
+        drop(stalled.wait_for(|stalled| *stalled).await);
+    }
+
     /// Has one operation done. Dropping the future gives the operation up; it may still be carried out.
-    pub(super) async fn call(&self, operation: Operation, deadline: Instant) -> Result<Outcome, Failure> {
+    pub(super) async fn call(&self, operation: Operation, deadline: Instant) -> Result<Reply, Failure> {
         let bytes = operation.encoded_len();
         if bytes > OPERATION_BYTES_MAX {
             // It would end the stream, and with it the operations of everybody else.
@@ -81,7 +142,19 @@ impl Session {
             let place = self.queue.reserve().await.ok()?;
             Some((permit, place))
         };
-        let (_permit, place) = match timeout_at(deadline, room).await {
+        // Whoever waits for room at a node that stops answering has done nothing yet, and need not wait with the others.
+        let stalls = async {
+            if self.is_stalled() {
+                std::future::pending::<()>().await;
+            }
+            self.stalls().await;
+        };
+        let room = tokio::select! {
+            biased;
+            room = timeout_at(deadline, room) => room,
+            () = stalls => return Err(self.shared.timed_out(false)),
+        };
+        let (permit, place) = match room {
             Ok(Some(room)) => room,
             Ok(None) => return Err(self.shared.ended()),
             Err(_) => return Err(self.shared.timed_out(false)),
@@ -91,9 +164,15 @@ impl Session {
         let mut entry = Entry { shared: &self.shared, id: Some(id) };
         place.send(v1::BatchOperation { id, operation: Some(operation) });
         match timeout_at(deadline, answered).await {
-            Ok(Ok(outcome)) => {
+            Ok(Ok(Notice::Ended(outcome))) => {
                 entry.id = None;
-                outcome
+                outcome.map(Reply::Ended)
+            }
+            Ok(Ok(Notice::Stalled(answer))) => {
+                // What keeps the place of the operation gives it back.
+                entry.id = None;
+                permit.forget();
+                Ok(Reply::Stalled(Late { shared: Arc::clone(&self.shared), id, answer, deadline }))
             }
             Ok(Err(_)) => Err(self.shared.ended()),
             Err(_) => {
@@ -101,6 +180,47 @@ impl Session {
                 Err(self.shared.timed_out(sent))
             }
         }
+    }
+}
+
+impl Late {
+    /// Gives the operation up if it has not left this process. Then nothing was done.
+    pub(super) fn withdraw_unsent(&mut self) -> Option<Failure> {
+        let mut state = self.shared.lock();
+        if state.waiting.get(&self.id).is_none_or(|waiting| waiting.sent) {
+            return None;
+        }
+        state.waiting.remove(&self.id);
+        drop(state);
+        Some(self.shared.timed_out(false))
+    }
+
+    /// Waits for the end of the operation.
+    pub(super) async fn ended(&mut self) -> Result<Outcome, Failure> {
+        loop {
+            match timeout_at(self.deadline, &mut self.answer).await {
+                Ok(Ok(Notice::Ended(outcome))) => return outcome,
+                Ok(Ok(Notice::Stalled(answer))) => self.answer = answer,
+                Ok(Err(_)) => return Err(self.shared.ended()),
+                Err(_) => return Err(self.shared.timed_out(true)),
+            }
+        }
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.shared.lock().waiting.remove(&self.id);
+        self.shared.permits.add_permits(1);
+    }
+}
+
+/// A call beside the stream that waits for the node.
+struct Watcher<'a>(&'a Shared);
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        self.0.lock().watchers -= 1;
     }
 }
 
@@ -123,7 +243,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, answer: oneshot::Sender<Result<Outcome, Failure>>) -> Result<u64, Failure> {
+    fn watch(&self) -> Watcher<'_> {
+        let mut state = self.lock();
+        state.watchers += 1;
+        let is_first = state.pulse.asked(Instant::now());
+        drop(state);
+        if is_first {
+            self.awaited.notify_one();
+        }
+        Watcher(self)
+    }
+
+    fn enter(&self, answer: oneshot::Sender<Notice>) -> Result<u64, Failure> {
         let mut state = self.lock();
         if state.closed.is_some() {
             drop(state);
@@ -132,7 +263,39 @@ impl Shared {
         state.last_id += 1;
         let id = state.last_id;
         state.waiting.insert(id, Waiting { answer, sent: false });
+        let is_first = state.pulse.asked(Instant::now());
+        drop(state);
+        if is_first {
+            self.awaited.notify_one();
+        }
         Ok(id)
+    }
+
+    fn look(&self) -> Look {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            return Look::Idle;
+        }
+        let awaits = state.awaits();
+        let look = state.pulse.look(Instant::now(), awaits);
+        if look == Look::Stalled {
+            // With the lock held, so that what comes now takes it back.
+            self.stalled.send_replace(true);
+        }
+        look
+    }
+
+    /// The node has stopped answering: whoever waits learns it, and may go on waiting.
+    fn stall(&self) {
+        let tell = |waiting: &mut Waiting| {
+            let (answer, rest) = oneshot::channel();
+            (std::mem::replace(&mut waiting.answer, answer), rest)
+        };
+        let told: Vec<_> = self.lock().waiting.values_mut().map(tell).collect();
+        for (answer, rest) in told {
+            // Whoever has stopped waiting need not know.
+            drop(answer.send(Notice::Stalled(rest)));
+        }
     }
 
     /// Gives the results to those who wait. A result that nobody waits for was given up.
@@ -144,10 +307,16 @@ impl Shared {
                 answers.push((waiting.answer, result));
             }
         }
+        let awaits = state.awaits();
+        state.pulse.heard(Instant::now(), awaits);
+        if *self.stalled.borrow() {
+            self.stalled.send_replace(false);
+            self.awaited.notify_one();
+        }
         drop(state);
         for (answer, result) in answers {
             // Whoever has stopped waiting does not need it.
-            drop(answer.send(Ok(outcome_of(result))));
+            drop(answer.send(Notice::Ended(Ok(outcome_of(result)))));
         }
     }
 
@@ -156,9 +325,11 @@ impl Shared {
         state.closed = Some(reason.to_owned());
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        self.stalled.send_replace(false);
+        self.awaited.notify_one();
         for waiting in waiting.into_values() {
             let failure = self.broken(waiting.sent, reason);
-            drop(waiting.answer.send(Err(failure)));
+            drop(waiting.answer.send(Notice::Ended(Err(failure))));
         }
     }
 
@@ -179,6 +350,39 @@ impl Shared {
             (Kind::Unavailable, "the connection did not take the request in time, nothing was done")
         };
         Failure { error: RequestError::new(kind, format!("{}: {what}", self.address)), transport: true }
+    }
+}
+
+impl State {
+    fn awaits(&self) -> bool {
+        self.watchers > 0 || !self.waiting.is_empty()
+    }
+}
+
+/// Watches the node while something is awaited from it, until the stream ends.
+async fn watch_pulse(shared: Arc<Shared>, queue: mpsc::WeakSender<v1::BatchOperation>) {
+    loop {
+        shared.awaited.notified().await;
+        loop {
+            if shared.lock().closed.is_some() {
+                return;
+            }
+            match shared.look() {
+                Look::Idle => break,
+                Look::Again(at) => sleep_until(at).await,
+                Look::Probe(at) => {
+                    let Some(queue) = queue.upgrade() else { return };
+                    // A full queue is one that the connection does not take.
+                    drop(queue.try_send(v1::BatchOperation { id: PROBE, operation: None }));
+                    drop(queue);
+                    sleep_until(at).await;
+                }
+                Look::Stalled => {
+                    shared.stall();
+                    break;
+                }
+            }
+        }
     }
 }
 
@@ -205,12 +409,25 @@ struct Frames {
     queued: mpsc::Receiver<v1::BatchOperation>,
     shared: Arc<Shared>,
     first: Option<v1::BatchOperation>,
+    /// Whether the node is to be asked to show itself.
+    probe: bool,
+}
+
+impl Frames {
+    /// A message; one without operations asks the node to show itself.
+    fn message(&self, operations: Vec<v1::BatchOperation>) -> v1::BatchRequest {
+        let sent_us = u64::try_from(self.shared.opened.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        v1::BatchRequest { operations, sent_us }
+    }
 }
 
 impl Stream for Frames {
     type Item = v1::BatchRequest;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.first.is_none() && std::mem::take(&mut self.probe) {
+            return Poll::Ready(Some(self.message(Vec::new())));
+        }
         let Some(first) = self.first.take() else {
             let Some(first) = ready!(self.queued.poll_recv(context)) else { return Poll::Ready(None) };
             self.first = Some(first);
@@ -224,6 +441,7 @@ impl Stream for Frames {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         while let Some(operation) = next.take() {
+            self.probe |= operation.id == PROBE;
             // What was given up while it was queued is not sent at all.
             if let Some(waiting) = state.waiting.get_mut(&operation.id) {
                 waiting.sent = true;
@@ -234,11 +452,12 @@ impl Stream for Frames {
                 next = self.queued.try_recv().ok();
             }
         }
+        state.pulse.sent(bytes);
         drop(state);
         if operations.is_empty() {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Poll::Ready(Some(v1::BatchRequest { operations }))
+        Poll::Ready(Some(self.message(operations)))
     }
 }

@@ -87,6 +87,11 @@ impl View {
         Some(Route { epoch, node, first })
     }
 
+    /// The same, among healthy nodes only.
+    pub(super) fn healthy_route(&self, key: &[u8], tried: &[Arc<Node>]) -> Option<Route> {
+        self.route(key, tried).filter(|route| !route.node.is_suspect())
+    }
+
     /// All nodes, healthy ones first.
     pub(super) fn any_node(&self) -> Vec<Arc<Node>> {
         let mut found: Vec<Arc<Node>> = Vec::new();

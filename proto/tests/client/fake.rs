@@ -174,6 +174,21 @@ impl Cluster {
         }
     }
 
+    /// Stops a node as a debugger would: its connections stay, and nothing is answered until the guard is dropped.
+    pub(crate) fn freeze(&self, index: usize) -> Frozen {
+        let frozen = Arc::new(AtomicBool::new(true));
+        let (held, (stopped, stops)) = (Arc::clone(&frozen), std::sync::mpsc::channel());
+        // The runtime has this one thread.
+        self.runtimes[index].as_ref().expect("still runs").spawn(async move {
+            stopped.send(()).expect("the test waits");
+            while held.load(Ordering::Relaxed) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        stops.recv().expect("the thread stops");
+        Frozen(frozen)
+    }
+
     /// The first owner of `key`, from 0.
     pub(crate) fn first_owner(&self, key: &[u8]) -> usize {
         let layout = layout(1);
@@ -183,6 +198,15 @@ impl Cluster {
 
     pub(crate) fn sum(&self, figure: fn(&Fake) -> &AtomicU64) -> u64 {
         self.nodes.iter().map(|node| figure(node).load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A node that is stopped.
+pub(crate) struct Frozen(Arc<AtomicBool>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The client against servers that die, stall, refuse, forget and talk nonsense.
 
 mod fake;
+mod stalls;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,8 +31,8 @@ fn brisk() -> Options {
 
 /// Nothing is asked again for being late: what is counted must not depend on how busy the machine is.
 fn unhurried() -> Options {
-    let (timeout, attempt_timeout, connect_timeout) = (PATIENCE, PATIENCE, PATIENCE);
-    Options { timeout, attempt_timeout, connect_timeout, ..Options::default() }
+    let (timeout, attempt_timeout, connect_timeout, stall_after) = (PATIENCE, PATIENCE, PATIENCE, PATIENCE);
+    Options { timeout, attempt_timeout, connect_timeout, stall_after, ..Options::default() }
 }
 
 async fn put(client: &Client, index: usize) -> Result<(), kv_core::error::RequestError> {
@@ -198,7 +199,7 @@ async fn what_is_not_safe_is_not_repeated() {
         assert_eq!(cluster.world.writes.lock().expect("lock").len(), 1);
     }
 
-    let client = cluster.client(Options::default()).await;
+    let client = cluster.client(unhurried()).await;
     for kind in [Kind::Invalid, Kind::NotFound, Kind::Corrupt] {
         let before = cluster.sum(|node| &node.operations);
         cluster.nodes[first].script.lock().expect("lock").push_back(Act::Refuse(kind));

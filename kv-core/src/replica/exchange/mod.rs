@@ -327,7 +327,7 @@ impl Node {
                 self.repair_refused(id);
                 self.exchange_failed(id, why);
             }
-            Refusal::Failed(_) => self.exchange_failed(id, why),
+            Refusal::Failed(_) | Refusal::Late => self.exchange_failed(id, why),
         }
     }
 
