@@ -54,7 +54,9 @@ fn init<W>(filter: EnvFilter, format: LogFormat, writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    // What cannot be logged, because nobody reads standard error any more or a disk is full, must not end the node: the
+    // layer would complain with a panic.
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).log_internal_errors(false);
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),

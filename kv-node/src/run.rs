@@ -101,8 +101,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Settings(SettingsError::Flags(error))) => {
             // Help and version are errors of this kind, too, with an exit code of their own.
-            drop(error.print());
-            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            match error.print() {
+                // A reader that has gone away, such as head, has seen enough.
+                Err(failed) if !error.use_stderr() && failed.kind() != std::io::ErrorKind::BrokenPipe => {
+                    drop(writeln!(std::io::stderr(), "kv-node: cannot write the output: {failed}"));
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
+            }
         }
         Err(error) => {
             tracing::error!(%error, "the node stops");

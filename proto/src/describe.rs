@@ -53,6 +53,8 @@ pub struct Description {
     pub leader: Option<NodeId>,
     /// The members that vote in the control plane.
     pub voters: Vec<NodeId>,
+    /// How the node that answered stands while it has no layout, in words.
+    pub waiting: String,
 }
 
 impl Description {
@@ -85,6 +87,7 @@ impl Description {
             build: wire.build,
             leader: (wire.leader > 0).then_some(NodeId(wire.leader)),
             voters: wire.voters.into_iter().map(NodeId).collect(),
+            waiting: wire.waiting,
         })
     }
 

@@ -62,6 +62,10 @@ impl Cluster for Service {
             build: crate::BUILD.to_owned(),
             leader: status.leader.map_or(0, |leader| leader.0),
             voters: status.voters.iter().map(|voter| voter.0).collect(),
+            waiting: match state.layout {
+                Some(_) => String::new(),
+                None => shared.control.standing().borrow().to_string(),
+            },
         }))
     }
 

@@ -69,13 +69,9 @@ impl Health {
     pub fn of(picture: &Picture) -> Self {
         let mut health = Self { word: Word::Healthy, reasons: Vec::new(), ready: true, idle: true };
         if picture.description.layout.is_none() {
-            let (present, expected) = picture.description.forming.unwrap_or_default();
             health.ready = false;
-            health.because(
-                Word::Forming,
-                format!("{present} of {expected} members have reported"),
-                "start the other nodes with --join",
-            );
+            let (what, remedy) = picture.why_no_layout();
+            health.because(Word::Forming, what, remedy);
             return health;
         }
         health.look_at_members(picture);
@@ -318,6 +314,7 @@ pub(super) mod tests {
                 build: String::new(),
                 leader: None,
                 voters: Vec::new(),
+                waiting: String::new(),
             }),
             reports: (1..=3).map(report).collect(),
         }
@@ -439,6 +436,14 @@ pub(super) mod tests {
                 description.forming = Some((2, 3));
             },
             "forming idle: 2 of 3 members have reported",
+        );
+        check(
+            |picture| {
+                let description = Arc::make_mut(&mut picture.description);
+                description.layout = None;
+                description.waiting = "joining: 127.0.0.1:1: connection refused".to_owned();
+            },
+            "forming idle: n1 belongs to no cluster yet: joining: 127.0.0.1:1: connection refused",
         );
     }
 

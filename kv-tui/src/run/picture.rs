@@ -58,6 +58,20 @@ impl Picture {
         Ok(Self { description, reports })
     }
 
+    /// Why the node that was asked has no layout, and what to do.
+    pub(crate) fn why_no_layout(&self) -> (String, &'static str) {
+        let description = &self.description;
+        if let Some((present, expected)) = description.forming {
+            return (format!("{present} of {expected} members have reported"), "start the other nodes with --join");
+        }
+        let stands = if description.waiting.is_empty() { "it does not say why" } else { &description.waiting };
+        let node = if description.node_name.is_empty() { "the node" } else { &description.node_name };
+        (
+            format!("{node} belongs to no cluster yet: {stands}"),
+            "check the addresses of its --join and the nodes there, or ask another node",
+        )
+    }
+
     /// The figures of a member; `None` if it does not tell them.
     #[must_use]
     pub fn snapshot(&self, node: NodeId) -> Option<&v1::NodeSnapshot> {

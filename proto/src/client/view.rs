@@ -155,6 +155,7 @@ mod tests {
             build: String::new(),
             leader: None,
             voters: Vec::new(),
+            waiting: String::new(),
         };
         let pool = Pool::new(&Options::default());
         let view = View::new(description, &pool, Vec::new());

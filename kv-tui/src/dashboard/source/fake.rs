@@ -86,6 +86,7 @@ impl Fake {
             build: "0.1.0".to_owned(),
             leader: Some(NodeId(1)),
             voters: vec![NodeId(1), NodeId(2), NodeId(3)],
+            waiting: String::new(),
         });
         let keys = ["cart:1001", "cart:강남점", "cart:👩‍👩‍👧", "cart:\u{1b}[31m", "naïve", "user:42"]
             .map(|key| Bytes::from_static(key.as_bytes()));
