@@ -5,6 +5,7 @@ pub mod command;
 pub mod dashboard;
 pub mod error;
 pub mod exec;
+mod files;
 mod info;
 mod local;
 pub mod output;
@@ -26,7 +27,7 @@ use dashboard::config::{Config, Context};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 pub use local::NODE_MODE;
-use output::{Format, Printer, Sink};
+use output::{Format, Printer, Sink, closed, print};
 use paths::Paths;
 
 /// The pause before a waiting command tries to connect again.
@@ -38,8 +39,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // The parser knows whether this is help, which goes to standard output, or an error.
-            drop(error.print());
-            return ExitCode::from(if error.use_stderr() { Class::Usage.exit_code() } else { 0 });
+            let printed = error.print();
+            return match printed.map_err(|error| closed(&error)) {
+                _ if error.use_stderr() => ExitCode::from(Class::Usage.exit_code()),
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error, Format::Table),
+            };
         }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -48,7 +53,9 @@ pub fn main() -> ExitCode {
             return fail(&CommandError::failed(format!("no runtime: {error}")), Format::Table);
         }
     };
-    runtime.block_on(run_program(cli))
+    let code = runtime.block_on(run_program(cli));
+    files::remove_incomplete();
+    code
 }
 
 async fn run_program(cli: Cli) -> ExitCode {
@@ -88,8 +95,10 @@ async fn run_program(cli: Cli) -> ExitCode {
             info::info(output).map_or_else(|error| fail(&error, output), |()| ExitCode::SUCCESS)
         }
         Some(Program::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "kv-tui", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            // The generator panics where it cannot write.
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kv-tui", &mut text);
+            print(&text).map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
         }
     }
 }
@@ -245,8 +254,7 @@ async fn run_words(words: &[OsString], reach: &Reach, options: Options, settings
     let line = match exec::parse(words, settings) {
         Ok(line) => line,
         Err(error) if error.help => {
-            exec::help(&error);
-            return ExitCode::SUCCESS;
+            return exec::help(&error).map_or_else(|error| fail(&error, settings.format), |()| ExitCode::SUCCESS);
         }
         Err(error) => return fail(&error, settings.format),
     };

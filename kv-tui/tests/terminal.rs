@@ -410,6 +410,22 @@ fn a_storm_of_sizes_leaves_no_stale_cells() {
 }
 
 #[test]
+fn a_paste_without_its_end_does_not_take_the_keys() {
+    let mut screen = Screen::play("idle");
+    screen.wait_for("settled");
+    screen.press(b":\x1b[200~status");
+    screen.wait_to_see(":status");
+    screen.press(b"x");
+    screen.wait_to_see(":statusx");
+    screen.press(b"\x1b[200~yy");
+    screen.press(b"\x1b");
+    screen.wait_to_see(":statusxyy");
+    screen.press(b"\x03");
+    screen.press(b"q");
+    screen.check_left();
+}
+
+#[test]
 fn it_stops_and_comes_back() {
     let mut screen = Screen::play("idle");
     screen.wait_for("settled");

@@ -2,6 +2,7 @@
 
 mod line;
 mod operation;
+mod suggest;
 mod topology;
 mod values;
 
@@ -14,13 +15,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::error::{Class, CommandError};
 use crate::output::Format;
 use crate::output::bytes::printable;
-pub use line::{LineError, split};
+pub use line::{LineError, Scanner, Word, for_shell, quoted, split, words};
 pub use operation::{OpArgs, OpCommand, RetryArgs, ShowArgs, ThrottleArgs, WatchArgs};
+pub use suggest::did_you_mean;
 pub use topology::{AddArgs, CopiesArgs, RebalanceArgs, RemoveArgs, ReplaceArgs, Topology, WeightArgs, ZoneArgs};
 pub(crate) use values::duration;
 pub use values::is_standard;
 pub use values::{Text, unescape};
-use values::{context, percent, size, text};
+use values::{context, keyspace, name, percent, size, text};
 
 /// One line of the command language.
 #[derive(Clone, Debug, Parser)]
@@ -87,7 +89,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct In {
     /// The keyspace.
-    #[arg(short = 'k', long, default_value = "default")]
+    #[arg(short = 'k', long, default_value = "default", value_parser = keyspace)]
     pub keyspace: String,
 }
 
@@ -275,6 +277,7 @@ pub enum NodeCommand {
     /// Show one node.
     Show {
         /// Its name or number.
+        #[arg(value_parser = name)]
         node: String,
     },
     /// Let a spare own partitions.
@@ -303,6 +306,7 @@ pub enum NodeCommand {
 #[derive(Clone, Debug, Args)]
 pub struct ProcessArgs {
     /// The name of a node of the local cluster.
+    #[arg(value_parser = name)]
     pub node: String,
 }
 
@@ -342,6 +346,7 @@ pub enum KeyspaceCommand {
     /// Drop a keyspace with all its keys (--yes).
     Drop {
         /// Its name.
+        #[arg(value_parser = name)]
         name: String,
     },
 }
@@ -426,6 +431,9 @@ pub struct BenchArgs {
     /// Bytes of each value, at least 32.
     #[arg(long, value_parser = size, default_value = "100")]
     pub value_size: u64,
+    /// The share of operations that may fail; with more the exit code is 5.
+    #[arg(long, value_name = "SHARE", value_parser = percent, default_value = "1%")]
+    pub allow_failures: f64,
     /// A call for each operation instead of batches.
     #[arg(long)]
     pub unary: bool,
@@ -451,6 +459,46 @@ impl Command {
             _ => return None,
         };
         Some((process, &args.node))
+    }
+
+    /// The keyspace that it is about, if it is about one that must exist.
+    #[must_use]
+    pub fn keyspace(&self) -> Option<&str> {
+        let within = match self {
+            Self::Put(args) => &args.within,
+            Self::Get(args) => &args.within,
+            Self::Del(args) => &args.within,
+            Self::Scan(args) => &args.within,
+            Self::Count(within) => within,
+            Self::Import(args) => &args.within,
+            Self::Export(args) => &args.within,
+            Self::Where(args) => &args.within,
+            Self::Bench(args) => &args.within,
+            Self::Keyspace(KeyspaceCommand::Drop { name }) => return Some(name),
+            _ => return None,
+        };
+        Some(&within.keyspace)
+    }
+
+    /// Whether it reads standard input.
+    #[must_use]
+    pub fn reads_standard_input(&self) -> bool {
+        match self {
+            Self::Put(args) => args.value_file.as_deref().is_some_and(is_standard),
+            Self::Import(args) => is_standard(&args.file),
+            _ => false,
+        }
+    }
+
+    /// Whether what it prints tells of what goes on, line by line until it ends.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        match self {
+            Self::Import(_) | Self::Wait(_) | Self::Bench(_) | Self::Op(OpCommand::Watch(_)) => true,
+            Self::Events(args) => args.follow,
+            Self::Repair(args) => args.wait,
+            _ => self.topology().is_some_and(|topology| topology.wait),
+        }
     }
 
     /// Whether it changes the cluster; such commands are refused where only reading is allowed.
@@ -531,7 +579,15 @@ impl Line {
     /// A usage error.
     pub fn parse_line(line: &[u8]) -> Result<Option<Self>, CommandError> {
         let words = split(line).map_err(|error| CommandError::usage(error.to_string()))?;
-        if words.is_empty() { Ok(None) } else { Self::parse_words(words).map(Some) }
+        if words.is_empty() {
+            return Ok(None);
+        }
+        Self::parse_words(words).map(Some).map_err(|mut error| {
+            if !error.help {
+                error.message.push_str(line::hint(line));
+            }
+            error
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use kv_core::topology::PlanHash;
 
-use super::values::rate;
+use super::values::{name, rate};
 use super::{Command, NodeCommand};
 
 /// What all commands that change the topology take.
@@ -27,9 +27,10 @@ pub struct Topology {
 #[derive(Clone, Debug, Args)]
 pub struct AddArgs {
     /// The name, number or address of a spare; without it a new node process of the local cluster.
+    #[arg(value_parser = name)]
     pub node: Option<String>,
     /// Its failure domain, if it is to be another one.
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub zone: Option<String>,
     /// Its weight, if it is to be another one.
     #[arg(long, value_name = "W")]
@@ -43,6 +44,7 @@ pub struct AddArgs {
 #[derive(Clone, Debug, Args)]
 pub struct RemoveArgs {
     /// Its name, number or address.
+    #[arg(value_parser = name)]
     pub node: String,
     /// It will not come back: its copies are made anew from the others, and it leaves the cluster for good.
     #[arg(long)]
@@ -56,8 +58,10 @@ pub struct RemoveArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ReplaceArgs {
     /// The name, number or address of the node that gives its places away.
+    #[arg(value_parser = name)]
     pub old: String,
     /// That of the spare that takes them.
+    #[arg(value_parser = name)]
     pub new: String,
     /// What to do with the plan.
     #[command(flatten)]
@@ -68,6 +72,7 @@ pub struct ReplaceArgs {
 #[derive(Clone, Debug, Args)]
 pub struct WeightArgs {
     /// Its name, number or address.
+    #[arg(value_parser = name)]
     pub node: String,
     /// Its capacity relative to the other nodes.
     pub weight: f64,
@@ -80,8 +85,10 @@ pub struct WeightArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ZoneArgs {
     /// Its name, number or address.
+    #[arg(value_parser = name)]
     pub node: String,
     /// Its failure domain.
+    #[arg(value_parser = name)]
     pub zone: String,
     /// What to do with the plan.
     #[command(flatten)]

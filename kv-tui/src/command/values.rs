@@ -53,8 +53,25 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
+/// Reads the name of a keyspace that an option gives.
+pub(super) fn keyspace(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("it is empty; leave the option out for the keyspace default".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Reads a name, or what else a word gives that must say something.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
 /// Reads a context or cursor as it was printed.
 pub(super) fn context(text: &str) -> Result<Bytes, String> {
+    if text.is_empty() {
+        return Err("it is empty; give it as a command prints it, or leave the option out".to_owned());
+    }
     URL_SAFE_NO_PAD
         .decode(text)
         .map(Bytes::from)

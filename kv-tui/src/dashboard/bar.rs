@@ -5,11 +5,10 @@ use clap::CommandFactory;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::keymap::Key;
-use crate::command::{Line, split, unescape};
-use crate::output::bytes::printable;
+use crate::command::{Line, Scanner, Word, quoted, unescape, words};
 
 /// Bytes that a line may have.
-const LINE_BYTES_MAX: usize = 64 * 1024;
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// The names that completion offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +57,7 @@ impl Bar {
         true
     }
 
-    /// Puts text at the cursor. Line ends and other control characters become spaces.
+    /// Puts text at the cursor, if the line has room for it. Line ends and other control characters become spaces.
     pub fn insert(&mut self, text: &str) {
         if self.text.len() + text.len() > LINE_BYTES_MAX {
             return;
@@ -69,6 +68,31 @@ impl Bar {
         self.recalled = None;
         // What was typed may join the character before or behind it.
         self.cursor = self.boundary(self.cursor);
+    }
+
+    /// Puts text that was pasted into a command; `false` if the line would become too long. It means what it would mean
+    /// in a script: between quotes a control character becomes its escape, elsewhere it separates words.
+    pub fn paste(&mut self, text: &str) -> bool {
+        if text.len() > LINE_BYTES_MAX {
+            return false;
+        }
+        let mut scanner = Scanner::default();
+        // A line that cannot be meant has no quotes that would count.
+        let mut counts = scanner.push(&self.text.as_bytes()[..self.cursor]).is_ok();
+        let mut pasted = String::new();
+        for c in text.trim_end_matches(['\r', '\n']).chars() {
+            let from = pasted.len();
+            if c.is_control() && counts && scanner.is_quoted() {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().for_each(|byte| pasted.push_str(&format!("\\x{byte:02x}")));
+            } else {
+                pasted.push(if c.is_control() { ' ' } else { c });
+            }
+            counts = counts && scanner.push(&pasted.as_bytes()[from..]).is_ok();
+        }
+        let fits = self.text.len() + pasted.len() <= LINE_BYTES_MAX;
+        self.insert(&pasted);
+        fits
     }
 
     /// Goes back in the history to the line before that starts with what was typed.
@@ -94,48 +118,67 @@ impl Bar {
     pub fn complete(&mut self, names: &Names) {
         let candidates = self.candidates(names);
         let Some(first) = candidates.first() else { return };
+        let start = self.typed().1.start;
+        let typed = &self.text[start..self.cursor];
         let common = candidates.iter().skip(1).fold(first.as_str(), |common, candidate| {
             let same = common.char_indices().zip(candidate.chars()).find(|((_, a), b)| a != b);
             &common[..same.map_or(common.len().min(candidate.len()), |((at, _), _)| at)]
         });
-        let typed = self.cursor - self.word_start();
-        if common.len() >= typed {
-            let rest = common[typed..].to_owned();
-            self.insert(&rest);
+        // A name that needs quotes takes the place of what was typed without them.
+        if common.starts_with(typed) || candidates.len() == 1 {
+            let common = common.to_owned();
+            self.cut(start, self.cursor);
+            self.insert(&common);
             if candidates.len() == 1 && self.cursor == self.text.len() {
                 self.insert(" ");
             }
         }
     }
 
+    /// The words in front of the one at the cursor, and that one.
+    fn typed(&self) -> (Vec<String>, Word) {
+        let empty = Word { start: self.cursor, end: self.cursor, ..Word::default() };
+        let mut words = words(&self.text.as_bytes()[..self.cursor]).unwrap_or_default();
+        let word = words.pop_if(|word| word.end == self.cursor).unwrap_or(empty);
+        (plain(&words), word)
+    }
+
     /// The words that may stand at the cursor.
     #[must_use]
     pub fn candidates(&self, names: &Names) -> Vec<String> {
-        let typed = &self.text[self.word_start()..self.cursor];
-        let words: Vec<&str> = self.text[..self.word_start()].split_whitespace().collect();
+        let (words, word) = self.typed();
+        let typed = &self.text[word.start..self.cursor];
         let (command, rest) = command_of(&words);
-        let mut found: Vec<String> = Vec::new();
+        let mut found: Vec<Bytes> = Vec::new();
+        let mut offer = |name: &str| found.push(Bytes::copy_from_slice(name.as_bytes()));
         let option = words.last().and_then(|word| command.get_arguments().find(|arg| is_option(arg, word)));
         if let Some(option) = option.filter(|option| option.get_action().takes_values()) {
             if option.get_id() == "keyspace" {
-                found.extend(names.keyspaces.iter().cloned());
+                names.keyspaces.iter().for_each(|name| offer(name));
             }
-            found.extend(option.get_possible_values().iter().map(|value| value.get_name().to_owned()));
+            option.get_possible_values().iter().for_each(|value| offer(value.get_name()));
         } else if typed.starts_with('-') {
-            found.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")));
+            let options = command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}"));
+            let mut options: Vec<String> = options.filter(|option| option.starts_with(typed)).collect();
+            options.sort();
+            options.dedup();
+            return options;
         } else {
-            found.extend(command.get_subcommands().map(|command| command.get_name().to_owned()));
+            command.get_subcommands().for_each(|command| offer(command.get_name()));
             if let Some(place) = command.get_positionals().nth(rest) {
-                found.extend(place.get_possible_values().iter().map(|value| value.get_name().to_owned()));
+                place.get_possible_values().iter().for_each(|value| offer(value.get_name()));
                 match place.get_id().as_str() {
-                    "node" | "old" | "new" => found.extend(names.nodes.iter().cloned()),
-                    "name" if command.get_name() == "drop" => found.extend(names.keyspaces.iter().cloned()),
-                    "key" | "prefix" => found.extend(names.keys.iter().map(|key| quoted(key))),
+                    "node" | "old" | "new" => names.nodes.iter().for_each(|name| offer(name)),
+                    "name" if command.get_name() == "drop" => names.keyspaces.iter().for_each(|name| offer(name)),
+                    "key" | "prefix" => found.extend(names.keys.iter().cloned()),
                     _ => {}
                 }
             }
         }
-        found.retain(|word| word.starts_with(typed));
+        let meant = unescape(&word.bytes);
+        let written = found.iter().map(|name| (name, quoted(name)));
+        let fitting = written.filter(|(name, text)| text.starts_with(typed) || name.starts_with(&meant));
+        let mut found: Vec<String> = fitting.map(|(_, text)| text).collect();
         found.sort();
         found.dedup();
         found
@@ -144,31 +187,32 @@ impl Bar {
     /// The keyspace and the beginning of the key being typed; `None` where no key stands.
     #[must_use]
     pub fn key_place(&self) -> Option<(String, Bytes)> {
-        let start = self.word_start();
-        let typed = &self.text[start..self.cursor];
-        let words: Vec<&str> = self.text[..start].split_whitespace().collect();
-        let (command, rest) = command_of(&words);
+        let (before, word) = self.typed();
+        let (command, rest) = command_of(&before);
         let place = command.get_positionals().nth(rest)?;
-        let follows_option = words
+        let follows_option = before
             .last()
             .and_then(|word| command.get_arguments().find(|arg| is_option(arg, word)))
             .is_some_and(|option| option.get_action().takes_values());
-        if follows_option || typed.starts_with('-') || !matches!(place.get_id().as_str(), "key" | "prefix") {
+        if follows_option || word.bytes.starts_with(b"-") || !matches!(place.get_id().as_str(), "key" | "prefix") {
             return None;
         }
-        let all: Vec<&str> = self.text.split_whitespace().collect();
-        let named = all.iter().position(|word| matches!(*word, "-k" | "--keyspace")).and_then(|at| all.get(at + 1));
-        let keyspace = named.map_or("default", |name| *name).to_owned();
-        // A word with an open quote is completed by its owner.
-        let word = split(typed.as_bytes()).ok()?.pop().unwrap_or_default();
-        Some((keyspace, Bytes::from(unescape(word.as_encoded_bytes()))))
+        Some((self.keyspace(), Bytes::from(unescape(&word.bytes))))
+    }
+
+    /// The keyspace that the line names, wherever it does so.
+    fn keyspace(&self) -> String {
+        let all = plain(&words(self.text.as_bytes()).unwrap_or_default());
+        let apart = all.iter().position(|word| matches!(word.as_str(), "-k" | "--keyspace"));
+        let apart = apart.and_then(|at| all.get(at + 1));
+        let joined = || all.iter().find_map(|word| word.strip_prefix("--keyspace=").map(str::to_owned));
+        apart.cloned().or_else(joined).unwrap_or_else(|| "default".to_owned())
     }
 
     /// The usage of the command being typed, and what it does.
     #[must_use]
     pub fn usage(&self) -> (String, String) {
-        let words: Vec<&str> = self.text.split_whitespace().collect();
-        let (mut command, _) = command_of(&words);
+        let (mut command, _) = command_of(&plain(&words(self.text.as_bytes()).unwrap_or_default()));
         if command.get_name() == "kv" {
             let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
             return ("COMMAND".to_owned(), names.join(" "));
@@ -198,34 +242,19 @@ impl Bar {
         self.text[self.cursor..].graphemes(true).next().map_or(self.cursor, |next| self.cursor + next.len())
     }
 
-    fn word_start(&self) -> usize {
-        let typed = &self.text[..self.cursor];
-        typed.trim_end_matches(|c: char| !c.is_whitespace()).len()
-    }
-
     /// Where the word that is cut begins: also over the spaces behind it.
     fn cut_start(&self) -> usize {
         self.text[..self.cursor].trim_end().trim_end_matches(|c: char| !c.is_whitespace()).len()
     }
 }
 
-/// A key as it is typed in a line.
-#[must_use]
-pub fn quoted(key: &[u8]) -> String {
-    let text = printable(key);
-    let plain = |c: char| !c.is_whitespace() && !matches!(c, '\'' | '"' | '#' | '\\');
-    // An escape such as \x00 stays as it is outside quotes, and so does what needs none.
-    if !text.is_empty() && !text.starts_with('-') && text.replace("\\x", "x").chars().all(plain) {
-        text
-    } else if text.contains('\'') {
-        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-    } else {
-        format!("'{text}'")
-    }
+/// What words say.
+fn plain(words: &[Word]) -> Vec<String> {
+    words.iter().map(|word| String::from_utf8_lossy(&word.bytes).into_owned()).collect()
 }
 
 /// The command that the words name, and how many of its values stand behind its name.
-fn command_of(words: &[&str]) -> (clap::Command, usize) {
+fn command_of(words: &[String]) -> (clap::Command, usize) {
     let mut command = Line::command();
     command.build();
     let (mut values, mut words) = (0, words.iter());
@@ -302,15 +331,24 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_quoted_so_that_they_are_read_back() {
-        for key in
-            [&b"cart:1"[..], b"a b", b"it's", b"it's \"so\"", b"#1", b"a\\b", b"\x00\xff", b"-k", "강남점".as_bytes()]
-        {
-            let line = format!("get {}", quoted(key));
-            let words = split(line.as_bytes()).expect("splits");
-            assert_eq!(words.len(), 2, "{line}");
-            assert_eq!(unescape(words[1].as_encoded_bytes()), key, "{line}");
-        }
+    fn what_is_pasted_means_what_it_means_in_a_script() {
+        let pasted = |before: &str, text: &str| {
+            let mut bar = Bar::with(before);
+            assert!(bar.paste(text));
+            bar.text
+        };
+        assert_eq!(pasted("", "put k v\n"), "put k v");
+        assert_eq!(pasted("put ", "k\tv"), "put k v");
+        let line = pasted("put t ", "'{\n\t\"a\": 1\n}'\r\n");
+        assert_eq!(line, r#"put t '{\x0a\x09"a": 1\x0a}'"#);
+        let Ok(Some(Line { command: crate::command::Command::Put(put), .. })) = Line::parse_line(line.as_bytes())
+        else {
+            panic!("{line}");
+        };
+        assert_eq!(put.value.expect("a value").0, "{\n\t\"a\": 1\n}");
+        assert_eq!(pasted("put t 'a", "\nb'"), r"put t 'a\x0ab'");
+        let mut bar = Bar::default();
+        assert!(!bar.paste(&"x".repeat(LINE_BYTES_MAX + 1)) && bar.text.is_empty());
     }
 
     #[test]
@@ -318,6 +356,8 @@ mod tests {
         let place = |text: &str| Bar::with(text).key_place().map(|(keyspace, key)| (keyspace, key.to_vec()));
         assert_eq!(place("get ca"), Some(("default".to_owned(), b"ca".to_vec())));
         assert_eq!(place("get -k users c\\x00"), Some(("users".to_owned(), b"c\x00".to_vec())));
+        assert_eq!(place("get 'a b"), Some(("default".to_owned(), b"a b".to_vec())));
+        assert_eq!(place("get --keyspace=users k"), Some(("users".to_owned(), b"k".to_vec())));
         assert_eq!(place("get k -k us"), None);
         assert_eq!(place("put k v"), None);
         assert_eq!(place("node show n"), None);
@@ -332,11 +372,15 @@ mod tests {
         check_completion("get k -k ", &["users"]);
         check_completion("get k -c ", &["all", "one", "quorum"]);
         check_completion("wait ", &["healthy", "idle", "ready"]);
-        check_completion("get ca", &["cart:1"]);
+        check_completion("get ca", &["'cart 2'", "cart:1"]);
+        check_completion("get 'cart 2", &["'cart 2'"]);
         check_completion("scan ", &["'cart 2'", "cart:1"]);
         check_completion("-o json no", &["node"]);
-        check_completion("get -c one ca", &["cart:1"]);
+        check_completion("get -c one cart:", &["cart:1"]);
         check_completion("scan --ke", &["--keys-only", "--keyspace"]);
+        let mut bar = Bar::with("get \"cart ");
+        bar.complete(&Names { keys: vec![Bytes::from_static(b"cart 2")], ..Names::default() });
+        assert_eq!(bar.text, "get 'cart 2' ");
         let mut bar = Bar::with("stat");
         bar.complete(&Names::default());
         assert_eq!(bar.text, "status ");

@@ -8,6 +8,7 @@ pub mod columns;
 pub mod config;
 pub mod dialog;
 pub mod history;
+pub mod input;
 pub mod kept;
 pub mod keymap;
 pub mod level;

@@ -235,8 +235,10 @@ pub struct Output {
     pub code: Option<u8>,
     /// Why it failed.
     pub error: String,
-    /// Lines scrolled up from the end.
-    pub up: usize,
+    /// The first row shown; `None`: that of its head, or of its end if it follows what goes on.
+    pub first_row: Option<usize>,
+    /// It tells what goes on, of which the newest is worth most.
+    pub follows: bool,
     /// It is only shown if it fails; otherwise its last line becomes the message to the person.
     pub quiet: bool,
 }

@@ -3,10 +3,10 @@
 
 use kv_proto::v1;
 
-use super::bar::{Bar, quoted};
+use super::bar::Bar;
 use super::dialog::Confirm;
 use super::keymap::Key;
-use crate::command::{Command, NodeCommand, Topology};
+use crate::command::{Command, NodeCommand, Topology, for_shell, quoted};
 
 /// What is to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,7 @@ impl Review {
     #[must_use]
     pub fn command(&self) -> String {
         let wait = if self.waits { " --wait" } else { "" };
-        format!("kv-tui exec {}{wait} --yes", self.confirm.line)
+        format!("kv-tui exec {}{wait} --yes", for_shell(&self.confirm.line))
     }
 }
 

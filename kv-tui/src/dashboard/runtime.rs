@@ -106,6 +106,7 @@ impl Runtime {
         else {
             return Ok(());
         };
+        let mut resized = signal(SignalKind::window_change())?;
         let mut suspend = signal(SignalKind::from_raw(Signal::TSTP.as_raw()))?;
         let mut resume = signal(SignalKind::from_raw(Signal::CONT.as_raw()))?;
         let mut tick = interval(TICK);
@@ -136,6 +137,10 @@ impl Runtime {
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
                 _ = hangup.recv() => return Ok(()),
+                _ = resized.recv() => {
+                    let (width, height) = terminal::size()?;
+                    self.tell(vec![Msg::Resize(width, height)])?;
+                },
                 _ = suspend.recv() => self.suspend()?,
                 _ = resume.recv() => self.retake()?,
             }
@@ -162,8 +167,7 @@ impl Runtime {
             Event::Key(key) => Key::from_event(&key).map(Msg::Key),
             Event::Mouse(mouse) => Mouse::from_event(&mouse).map(Msg::Mouse),
             Event::Paste(text) => Some(Msg::Paste(text)),
-            Event::Resize(..) => terminal::size().ok().map(|(width, height)| Msg::Resize(width, height)),
-            Event::FocusGained | Event::FocusLost => None,
+            Event::Resize(..) | Event::FocusGained | Event::FocusLost => None,
         };
         msg.map_or(Ok(()), |msg| self.tell(vec![msg]))
     }

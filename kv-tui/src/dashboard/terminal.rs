@@ -22,7 +22,12 @@ use crossterm::terminal::{
 use ratatui::backend::{Backend, CrosstermBackend};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Position;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use tokio::sync::mpsc::{self, UnboundedSender};
+
+use super::input::Decoder;
+use crate::files::remove_incomplete;
 
 /// Whether the terminal is ours now. Whoever turns it off gives it back.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -96,6 +101,7 @@ pub fn guard_panics() {
                 // Where standard error is closed there is nobody to tell.
                 drop(writeln!(io::stderr(), "{text}"));
             }
+            remove_incomplete();
             process::exit(PANICKED);
         }
         report(what);
@@ -111,23 +117,55 @@ pub fn size() -> io::Result<(u16, u16)> {
     Ok((size.ws_col, size.ws_row))
 }
 
-/// What is typed and done with the mouse, read on a thread of its own: on a terminal that has gone away the reader
-/// turns round and round, and whoever looks whether it is still there must not be the one that does.
+/// What is typed and done with the mouse, read on a thread of its own. It ends when the terminal goes away.
 ///
 /// # Errors
 /// If the system gives no thread.
 pub fn events() -> io::Result<mpsc::Receiver<io::Result<Event>>> {
     let (tell, told) = mpsc::channel(EVENTS_MAX);
     thread::Builder::new().name("keys".to_owned()).spawn(move || {
+        let mut decoder = Decoder::default();
+        let mut bytes = [0; READ_BYTES];
         loop {
-            let event = crossterm::event::read();
-            let failed = event.is_err();
-            if tell.blocking_send(event).is_err() || failed {
-                return;
+            let events = match read(&mut bytes, decoder.patience()) {
+                Ok(None) => decoder.pause(),
+                Ok(Some(0)) => return,
+                Ok(Some(count)) => decoder.take(bytes.get(..count).unwrap_or_default()),
+                Err(error) => {
+                    // Nobody may listen any more.
+                    tell.blocking_send(Err(error)).unwrap_or(());
+                    return;
+                }
+            };
+            for event in events {
+                if tell.blocking_send(Ok(event)).is_err() {
+                    return;
+                }
             }
         }
     })?;
     Ok(told)
+}
+
+/// Bytes that are read from the terminal at once.
+const READ_BYTES: usize = 4096;
+
+/// Reads what the terminal sends: how many bytes, 0 where it has gone away, or `None` if none came in time.
+fn read(bytes: &mut [u8], patience: Option<Duration>) -> io::Result<Option<usize>> {
+    let input = io::stdin();
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    // Waiting for a level, not for an edge, loses no key that comes together with a signal.
+    let mut waits = [PollFd::new(&input, PollFlags::IN)];
+    let came = retry_on_intr(|| poll(&mut waits, timeout.as_ref()))?;
+    if came == 0 {
+        return Ok(None);
+    }
+    match retry_on_intr(|| rustix::io::read(&input, &mut *bytes)) {
+        Ok(count) => Ok(Some(count)),
+        // A terminal that was hung up.
+        Err(Errno::IO) => Ok(Some(0)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Events of the terminal that wait.

@@ -20,6 +20,7 @@ use super::update::update;
 use super::view::draw;
 
 mod migration;
+mod output;
 mod plan;
 
 /// A dashboard on the fake source.

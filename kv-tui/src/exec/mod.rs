@@ -8,8 +8,9 @@ use kv_proto::client::Client;
 
 use crate::command::{Line, is_standard};
 use crate::error::CommandError;
-use crate::output::{CLOSED, Format, Printer};
+use crate::output::{CLOSED, Format, Printer, Sink, print};
 use crate::run::execute;
+use crate::run::stream::{check_script, read_line};
 
 /// How to execute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub async fn on_process(line: &Line, addresses: &[String], settings: Settings) -
 /// Executes the lines of a script on the standard streams. The exit code is that of the first failure.
 pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: Settings) -> ExitCode {
     let path = file.to_string_lossy().into_owned();
-    let source: Box<dyn BufRead> = if is_standard(file) {
+    let mut source: Box<dyn BufRead> = if is_standard(file) {
         Box::new(io::stdin().lock())
     } else {
         match std::fs::File::open(file) {
@@ -64,23 +65,31 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
             Err(error) => return fail(&CommandError::file("read", &path, &error), settings.format),
         }
     };
+    if let Err(error) = check_script(&mut *source, &path) {
+        return fail(&CommandError::file("read", &path, &error), settings.format);
+    }
     let mut printer = Printer::new(settings.format, io::stdout().lock(), io::stderr());
     let mut first = None;
-    for (index, line) in source.split(b'\n').enumerate() {
-        let (done, format) = match line {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read = read_line(&mut *source, &mut line);
+        let unreadable = read.is_err();
+        let (done, format) = match read {
+            Ok(false) => break,
             Err(error) => (Err(CommandError::file("read", &path, &error)), settings.format),
-            Ok(line) => match Line::parse_line(&line) {
+            Ok(true) => match Line::parse_line(&line) {
                 Ok(None) => continue,
-                Err(error) if error.help => {
-                    help(&error);
-                    continue;
-                }
+                Err(error) if error.help => (printer.flush().and_then(|()| help(&error)), settings.format),
                 Err(error) => (Err(error), settings.format),
                 Ok(Some(mut line)) => {
                     line.yes |= settings.yes;
                     let format = line.output.unwrap_or(settings.format);
                     printer.set_format(format);
                     let done = match line.check_read_only(settings.read_only) {
+                        Ok(()) if is_standard(file) && line.command.reads_standard_input() => {
+                            Err(CommandError::usage("standard input is the script; name a file instead of -"))
+                        }
                         Ok(()) => execute(&line, client, &mut printer).await,
                         Err(error) => Err(error),
                     };
@@ -90,12 +99,12 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
         };
         if let Err(mut error) = done {
             let closed = error.message == CLOSED;
-            error.message = format!("{path}: line {}: {}", index + 1, error.message);
+            error.message = format!("{path}: line {number}: {}", error.message);
             if !closed {
                 tell(&error, format);
             }
             first.get_or_insert(error);
-            if closed || !keep_going {
+            if closed || unreadable || !keep_going {
                 break;
             }
         }
@@ -104,9 +113,11 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
 }
 
 /// Prints the help that was asked for.
-pub fn help(error: &CommandError) {
-    // A reader that has gone away does not want it.
-    drop(writeln!(io::stdout(), "{}", error.message));
+///
+/// # Errors
+/// If it cannot be written.
+pub fn help(error: &CommandError) -> Result<(), CommandError> {
+    print(format!("{}\n", error.message).as_bytes())
 }
 
 /// Tells an error on standard error, and gives its exit code.

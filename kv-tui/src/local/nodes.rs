@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of, free_addresses};
 use super::{launch, named_folder, node_item, wait_for_end};
 use crate::cli::Place;
-use crate::command::Process;
+use crate::command::{Process, did_you_mean};
 use crate::error::{Class, CommandError};
 use crate::output::{Format, Sink};
 use crate::run::operation::asker;
@@ -51,19 +51,20 @@ fn open() -> Result<(Folder, State), CommandError> {
     Ok((folder, state))
 }
 
+fn no_node(state: &State, name: &str) -> CommandError {
+    let names: Vec<&str> = state.nodes.iter().map(|node| node.name.as_str()).collect();
+    let meant = did_you_mean(name, names.iter().copied());
+    let message = format!("the local cluster has no node {name:?}{meant}; its nodes are: {}", names.join(", "));
+    CommandError::new(Class::NotFound, message)
+}
+
 /// Does something to the process of the node called `name`.
 ///
 /// # Errors
 /// If there is no such node, or it cannot be done.
 pub(crate) async fn act(action: Process, name: &str, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let (folder, mut state) = open()?;
-    let index = state.index_of(name).ok_or_else(|| {
-        let names: Vec<&str> = state.nodes.iter().map(|node| node.name.as_str()).collect();
-        CommandError::new(
-            Class::NotFound,
-            format!("the local cluster has no node {name:?}; its nodes are: {}", names.join(", ")),
-        )
-    })?;
+    let index = state.index_of(name).ok_or_else(|| no_node(&state, name))?;
     let process = state.nodes[index].process.clone().filter(super::Identity::is_running);
     match (action, process) {
         (Process::Start, None) => start(&folder, &mut state, index).await?,
@@ -160,9 +161,7 @@ pub(crate) fn is_removed(name: &str) -> Result<bool, CommandError> {
 /// If there is no such node, or the process does not start or serve.
 pub(crate) async fn bring_back(name: &str, zone: Option<&str>, weight: Option<f64>) -> Result<Started, CommandError> {
     let (folder, mut state) = open()?;
-    let index = state.index_of(name).ok_or_else(|| {
-        CommandError::new(Class::NotFound, format!("the local cluster has no node {name:?}; `local status` lists them"))
-    })?;
+    let index = state.index_of(name).ok_or_else(|| no_node(&state, name))?;
     if zone.is_some() || weight.is_some() {
         state.nodes[index].flags = flags(zone, weight);
     }

@@ -128,10 +128,20 @@ impl<W: Write, E: Write> Sink for Printer<W, E> {
     }
 }
 
+/// Prints a text that is no result of a command, such as help.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn print(text: &[u8]) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text).and_then(|()| out.flush()).map_err(|error| closed(&error))
+}
+
 /// The message of a reader that has gone away, such as `head`; not worth printing.
 pub const CLOSED: &str = "standard output is closed";
 
-fn closed(error: &io::Error) -> CommandError {
+/// An output that cannot be written.
+pub(crate) fn closed(error: &io::Error) -> CommandError {
     if error.kind() == io::ErrorKind::BrokenPipe {
         CommandError::failed(CLOSED)
     } else {

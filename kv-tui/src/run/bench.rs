@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::bench_load::{Known, VALUE_MIN, Verdict, Xorshift, key, value, verdict};
+use super::bench_load::{Known, VALUE_MIN, Verdict, Xorshift, key, prefix, value, verdict};
 use super::how;
 use crate::command::BenchArgs;
 use crate::error::{Class, CommandError};
@@ -92,7 +92,7 @@ pub(super) async fn bench(args: &BenchArgs, client: &Client, sink: &mut dyn Sink
         total.add(done.map_err(|error| CommandError::failed(format!("a client ended: {error}")))??)?;
     }
     let verified = verify(&client, &run, &mut total).await;
-    report(args, &total, verified, cpu, client.figures().retries, sink)
+    report(args, &run, &total, verified, cpu, client.figures().retries, sink)
 }
 
 async fn work(client: Client, run: Arc<Run>, worker: u64, clients: u64, mine: u64) -> Result<Outcome, CommandError> {
@@ -108,7 +108,7 @@ async fn work(client: Client, run: Arc<Run>, worker: u64, clients: u64, mine: u6
         let index = worker + nth * clients;
         let Some(known) = usize::try_from(nth).ok().and_then(|nth| known.get_mut(nth)) else { break };
         let measured = started >= run.measure_from;
-        let key = key(index);
+        let key = key(run.id, index);
         let is_read = choices.share() < run.reads;
         let failure = if is_read {
             match client.get(&run.how, &key).await {
@@ -238,14 +238,20 @@ async fn verify(client: &Client, run: &Run, total: &mut Outcome) -> u64 {
     let sample: Vec<(u64, Known)> = total.keys.iter().take(SAMPLE).copied().collect();
     let mut reading = JoinSet::new();
     for (index, known) in sample {
-        let (client, how) = (client.clone(), run.how.clone());
-        reading.spawn(async move { (index, known, client.get(&how, &key(index)).await) });
+        let (client, how, key) = (client.clone(), run.how.clone(), key(run.id, index));
+        reading.spawn(async move { (index, known, client.get(&how, &key).await) });
     }
     let mut verified = 0;
     while let Some(done) = reading.join_next().await {
-        if let Ok((index, known, Ok(got))) = done {
-            verified += 1;
-            total.judge(verdict(run.id, index, known, got.values.iter().map(|version| &version.value[..])));
+        match done {
+            Ok((index, known, Ok(got))) => {
+                verified += 1;
+                total.judge(verdict(run.id, index, known, got.values.iter().map(|version| &version.value[..])));
+            }
+            Ok((_, _, Err(error))) => {
+                total.first_error.get_or_insert(error);
+            }
+            Err(_) => {}
         }
     }
     verified
@@ -253,6 +259,7 @@ async fn verify(client: &Client, run: &Run, total: &mut Outcome) -> u64 {
 
 fn report(
     args: &BenchArgs,
+    run: &Run,
     total: &Outcome,
     verified: u64,
     cpu: Duration,
@@ -274,6 +281,7 @@ fn report(
             "seconds": args.seconds,
             "clients": args.clients,
             "keys": args.keys,
+            "prefix": prefix(run.id),
             "value_size": args.value_size,
             "operations": done,
             "failures": failures,
@@ -309,20 +317,67 @@ fn report(
             })?;
         }
         sink.flush()?;
-        sink.note(&format!("{verified} of {sampled} keys verified: {} lost, {} wrong", total.lost, total.wrong));
+        sink.note(&format!(
+            "{verified} of {sampled} keys verified: {} lost, {} wrong; the keys of this run begin with {} and stay",
+            total.lost,
+            total.wrong,
+            prefix(run.id)
+        ));
     }
-    if total.lost + total.wrong > 0 {
-        return Err(CommandError::failed(format!(
-            "{} reads missed an acknowledged write and {} returned what was never written",
-            total.lost, total.wrong
-        )));
-    }
-    match &total.first_error {
-        Some(error) if done == 0 => {
-            Err(CommandError::new(Class::Unavailable, format!("no operation succeeded: {error}")))
+    let counts =
+        Counts { done, failures, sampled, verified, bad: total.lost + total.wrong, allowed: args.allow_failures };
+    counts.judge(total)
+}
+
+/// What decides whether a run was good.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    done: u64,
+    failures: u64,
+    sampled: u64,
+    verified: u64,
+    bad: u64,
+    /// The share of operations that may fail.
+    allowed: f64,
+}
+
+impl Counts {
+    fn judge(self, total: &Outcome) -> Result<(), CommandError> {
+        let Self { done, failures, sampled, verified, bad, allowed } = self;
+        if bad > 0 {
+            return Err(CommandError::failed(format!(
+                "{} reads missed an acknowledged write and {} returned what was never written",
+                total.lost, total.wrong
+            )));
         }
-        _ => Ok(()),
+        let why =
+            total.first_error.as_ref().map_or_else(|| "nothing was answered in time".to_owned(), ToString::to_string);
+        let unavailable = |message: String| Err(CommandError::new(Class::Unavailable, format!("{message}: {why}")));
+        if done == 0 {
+            return unavailable("no operation succeeded".to_owned());
+        }
+        let percent = |share: f64| format!("{:.1}%", share * 100.0);
+        let remedy = format!("{} may; --allow-failures sets it", percent(allowed));
+        let failed = share(failures, done + failures);
+        if failed > allowed {
+            return unavailable(format!(
+                "{failures} of {} operations failed, {} ({remedy})",
+                done + failures,
+                percent(failed)
+            ));
+        }
+        let unread = sampled.saturating_sub(verified);
+        if share(unread, sampled) > allowed {
+            return unavailable(format!("{unread} of {sampled} sampled keys could not be read back ({remedy})"));
+        }
+        Ok(())
     }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "a share for people")]
+    let share = part as f64 / whole.max(1) as f64;
+    share
 }
 
 fn rate(count: u64, seconds: f64) -> f64 {

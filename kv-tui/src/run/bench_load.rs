@@ -8,9 +8,14 @@ const HEADER: usize = 24;
 /// The fewest bytes of a value.
 pub(super) const VALUE_MIN: u64 = 32;
 
+/// What the keys of a run begin with. No other run writes them, so what is missing is lost.
+pub(super) fn prefix(run: u64) -> String {
+    format!("bench:{:08x}:", run & 0xffff_ffff)
+}
+
 /// The key with this number.
-pub(super) fn key(index: u64) -> Bytes {
-    Bytes::from(format!("bench:{index:08x}"))
+pub(super) fn key(run: u64, index: u64) -> Bytes {
+    Bytes::from(format!("{}{index:08x}", prefix(run)))
 }
 
 /// The value that the `sequence`-th write of a key writes.

@@ -10,6 +10,7 @@ use super::health::Health;
 use super::operation::asker;
 use super::picture::{Picture, Share, state_word};
 use super::safety::{Safety, Verdict};
+use super::topology::no_node;
 use super::uneven;
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
@@ -187,12 +188,7 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
 
 pub(super) async fn node_show(node: &str, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let (picture, member) = Picture::with(client, |picture| {
-        let members = &picture.description.members;
-        picture.description.member(node).cloned().ok_or_else(|| {
-            let known: Vec<&str> = members.iter().map(|member| member.member.name.as_str()).take(20).collect();
-            let message = format!("no node {node:?}; the nodes are: {}", known.join(", "));
-            CommandError::new(Class::NotFound, message)
-        })
+        picture.description.member(node).cloned().ok_or_else(|| no_node(picture, node))
     })
     .await?;
     let share = picture.shares().get(&member.id).copied().unwrap_or_default();
@@ -409,6 +405,10 @@ pub(super) async fn keyspace_drop(
 }
 
 fn keyspace_id(picture: &Picture, name: &str) -> Result<KeyspaceId, CommandError> {
+    // A node outside of any cluster knows no keyspaces, and that is the better answer.
+    if picture.description.layout.is_none() {
+        return Err(forming(picture));
+    }
     let keyspaces = &picture.description.keyspaces;
     keyspaces.iter().find(|keyspace| keyspace.name == name).map(|keyspace| keyspace.id).ok_or_else(|| {
         let known: Vec<&str> = keyspaces.iter().map(|keyspace| keyspace.name.as_str()).take(20).collect();
@@ -420,9 +420,7 @@ fn keyspace_id(picture: &Picture, name: &str) -> Result<KeyspaceId, CommandError
 }
 
 fn forming(picture: &Picture) -> CommandError {
-    let (present, expected) = picture.description.forming.unwrap_or_default();
-    CommandError::new(
-        Class::Unavailable,
-        format!("the cluster is forming: {present} of {expected} members; start the other nodes with --join"),
-    )
+    let (what, remedy) = picture.why_no_layout();
+    let forming = if picture.description.forming.is_some() { "the cluster is forming: " } else { "" };
+    CommandError::new(Class::Unavailable, format!("{forming}{what}; {remedy}"))
 }

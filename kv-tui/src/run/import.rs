@@ -1,7 +1,7 @@
 //! import: NDJSON into a keyspace, many records in flight.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::how;
 use super::ndjson::{Kept, Record};
-use super::stream::open;
+use super::stream::{In, read_line};
 use crate::command::ImportArgs;
 use crate::error::CommandError;
 use crate::output::time::now_us;
@@ -24,16 +24,23 @@ use crate::output::{Human, Item, Sink};
 /// Records read ahead of those in flight.
 const READ_AHEAD: usize = 256;
 
-/// The longest line: a record of the largest key and two of the largest values as base64, with room to spare.
-const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
 /// How often progress is told on a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Problems that are told one by one.
 const TOLD_MAX: u64 = 10;
 
-type Line = (u64, Result<Record, String>);
+/// A line that was read, with its number, or what is wrong.
+type Line = (u64, Result<Record, Bad>);
+
+/// What is wrong with a file.
+#[derive(Debug)]
+enum Bad {
+    /// This line.
+    Line(String),
+    /// The file from this line on, of which nothing more can be read.
+    File(String),
+}
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -73,9 +80,14 @@ pub(super) async fn import(args: &ImportArgs, client: &Client, sink: &mut dyn Si
                     let (client, how) = (client.clone(), Arc::clone(&how));
                     writing.spawn(async move { (number, write(&client, &how, record).await) });
                 }
-                Some((number, Err(why))) => {
+                Some((number, Err(Bad::Line(why)))) => {
                     progress.lines = number;
                     progress.fail(CommandError::failed(format!("{path}: line {number} {why}")), sink);
+                }
+                Some((0, Err(Bad::File(why)))) => progress.fail(CommandError::failed(format!("{path}: {why}")), sink),
+                Some((number, Err(Bad::File(why)))) => {
+                    let message = format!("{path}: cannot be read behind line {number}: {why}");
+                    progress.fail(CommandError::failed(message), sink);
                 }
             },
             Some(done) = writing.join_next(), if !writing.is_empty() => match done {
@@ -196,22 +208,13 @@ async fn put(
 /// Reads and parses lines on a thread of their own, since files block. Dropping the receiver ends it.
 fn read_lines(file: &OsStr) -> Result<mpsc::Receiver<Line>, CommandError> {
     let path = file.to_string_lossy().into_owned();
-    let mut source = open(file).map_err(|error| CommandError::file("read", &path, &error))?;
+    let source = In::open(file).map_err(|error| CommandError::file("read", &path, &error))?;
     let (found, lines) = mpsc::channel(READ_AHEAD);
     let read = move || {
-        let mut line = Vec::new();
-        for number in 1.. {
-            line.clear();
-            let parsed = match read_line(&mut *source, &mut line) {
-                Ok(false) => return,
-                Ok(true) if line.iter().all(u8::is_ascii_whitespace) => continue,
-                Ok(true) => Record::parse(&line),
-                Err(error) => Err(format!("cannot be read: {error}")),
-            };
-            let broken = parsed.as_ref().is_err_and(|why| why.starts_with("cannot be read"));
-            if found.blocking_send((number, parsed)).is_err() || broken {
-                return;
-            }
+        let mut before = 0;
+        if let Err(error) = parse_lines(source, &mut before, &found) {
+            // The receiver may have been dropped.
+            drop(found.blocking_send((before, Err(Bad::File(error.to_string())))));
         }
     };
     std::thread::Builder::new()
@@ -221,14 +224,17 @@ fn read_lines(file: &OsStr) -> Result<mpsc::Receiver<Line>, CommandError> {
     Ok(lines)
 }
 
-/// Reads one line of bounded length; `false` at the end.
-fn read_line(source: &mut dyn BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
-    let mut bounded = std::io::Read::take(source, LINE_BYTES_MAX);
-    let read = bounded.read_until(b'\n', line)?;
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else if read as u64 == LINE_BYTES_MAX {
-        return Err(std::io::Error::other(format!("it is longer than {LINE_BYTES_MAX} bytes")));
+/// Parses lines until the end, or until nobody wants them; `before` is the number of the last whole one.
+fn parse_lines(source: In, before: &mut u64, found: &mpsc::Sender<Line>) -> std::io::Result<()> {
+    let mut source = source.lines()?;
+    let mut line = Vec::new();
+    while read_line(&mut *source, &mut line)? {
+        *before += 1;
+        let blank = line.iter().all(u8::is_ascii_whitespace);
+        if !blank && found.blocking_send((*before, Record::parse(&line).map_err(Bad::Line))).is_err() {
+            break;
+        }
+        line.clear();
     }
-    Ok(read > 0)
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! put, get, del, scan.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ pub(super) async fn put(args: &PutArgs, client: &Client, sink: &mut dyn Sink) ->
     }
     let value = match (&args.value, &args.value_file) {
         (Some(value), _) => value.0.clone(),
-        (None, Some(file)) => read_value(file)?,
+        (None, Some(file)) => read_value(file, client.description().limits.value_bytes_max)?,
         (None, None) => return Err(CommandError::usage("a value or --value-file is needed")),
     };
     let write = Write { context: args.context.clone(), ttl: args.ttl };
@@ -181,13 +182,24 @@ fn entry_item(key: &Bytes, values: &[Version], context: &Bytes, keys_only: bool)
     }
 }
 
-fn read_value(file: &std::ffi::OsStr) -> Result<Bytes, CommandError> {
+/// Reads a value of at most `bytes_max`, and no more of what may have no end.
+fn read_value(file: &OsStr, bytes_max: usize) -> Result<Bytes, CommandError> {
     let path = file.to_string_lossy();
+    let limit = (bytes_max as u64).saturating_add(1);
+    let mut value = Vec::new();
     let read = if is_standard(file) {
-        let mut value = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut value).map(|_| value)
+        std::io::stdin().lock().take(limit).read_to_end(&mut value)
     } else {
-        fs::read(file)
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut value))
     };
-    read.map(Bytes::from).map_err(|error| CommandError::file("read", &path, &error))
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            Err(CommandError::usage(format!("--value-file: {path} is a folder; name a file")))
+        }
+        Err(error) => Err(CommandError::file("read", &path, &error)),
+        Ok(_) if value.len() as u64 == limit => Err(CommandError::usage(format!(
+            "--value-file: {path} has more than {bytes_max} bytes, which is the most that a value may have"
+        ))),
+        Ok(_) => Ok(Bytes::from(value)),
+    }
 }

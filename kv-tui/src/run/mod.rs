@@ -20,7 +20,7 @@ mod repair;
 pub(crate) mod report;
 mod retry;
 pub mod safety;
-mod stream;
+pub(crate) mod stream;
 mod topology;
 mod uneven;
 pub(crate) mod wait;
@@ -28,8 +28,8 @@ pub(crate) mod wait;
 use kv_core::message::{Consistency, Level};
 use kv_proto::client::{Client, How};
 
-use crate::command::{self, Command, KeyspaceCommand, Line, NodeCommand};
-use crate::error::CommandError;
+use crate::command::{self, Command, KeyspaceCommand, Line, NodeCommand, did_you_mean};
+use crate::error::{Class, CommandError};
 use crate::local::nodes;
 use crate::output::Sink;
 
@@ -81,7 +81,19 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Bench(args) => bench::bench(args, client, sink).await,
     };
     let flushed = sink.flush();
-    done.and(flushed)
+    done.and(flushed).map_err(|error| with_suggestion(error, &line.command, client))
+}
+
+/// Says which keyspace was probably meant, where the one that was named does not exist.
+fn with_suggestion(mut error: CommandError, command: &Command, client: &Client) -> CommandError {
+    let description = client.description();
+    let known = || description.keyspaces.iter().map(|keyspace| keyspace.name.as_str());
+    let unknown =
+        command.keyspace().filter(|name| error.class == Class::NotFound && !known().any(|known| known == *name));
+    if let Some(name) = unknown {
+        error.message.push_str(&did_you_mean(name, known()));
+    }
+    error
 }
 
 /// Carries out a command on a process of the local cluster, which must be the one with nodes at `addresses`.

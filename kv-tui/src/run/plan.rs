@@ -9,6 +9,7 @@ use kv_proto::v1;
 use serde_json::{Value, json};
 
 use super::picture::Picture;
+use crate::command::for_shell;
 use crate::error::CommandError;
 use crate::output::table::Table;
 use crate::output::time::{short, size};
@@ -317,7 +318,7 @@ pub(super) fn summary(names: &Names<'_>, plan: &v1::PlanResponse, bytes_per_seco
         lines.push(format!("refused  {}: {}", refusal.reason, refusal.remedy));
     }
     if let Some(command) = names.whole(&plan.changes) {
-        lines.push(format!("to do it kv-tui exec {command} --plan {} --yes", plan.hash));
+        lines.push(format!("to do it kv-tui exec {} --plan {} --yes", for_shell(&command), plan.hash));
     }
     lines
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::picture::Picture;
 use super::{limits, operation, plan, preview};
-use crate::command::{AddArgs, Command, NodeCommand, Topology};
+use crate::command::{AddArgs, Command, NodeCommand, Topology, did_you_mean};
 use crate::error::{Class, CommandError};
 use crate::local::nodes;
 use crate::output::Sink;
@@ -83,6 +83,17 @@ async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(P
     }
 }
 
+/// Members that are named where one is not found.
+const NAMED_MAX: usize = 20;
+
+/// There is no such member; names those that there are.
+pub(super) fn no_node(picture: &Picture, node: &str) -> CommandError {
+    let names = || picture.description.members.iter().map(|member| member.member.name.as_str());
+    let known: Vec<&str> = names().take(NAMED_MAX).collect();
+    let meant = did_you_mean(node, names());
+    CommandError::new(Class::NotFound, format!("no node {node:?}{meant}; the nodes are: {}", known.join(", ")))
+}
+
 /// The member of this name, number or address.
 pub(super) fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
     let description = &picture.description;
@@ -92,12 +103,9 @@ pub(super) fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError
         check_address(node)?;
     }
     description.member(node).or_else(by_address).map(|member| member.id).ok_or_else(|| {
-        let known: Vec<&str> = description.members.iter().map(|member| member.member.name.as_str()).take(20).collect();
-        let message = format!(
-            "no node {node:?}; the nodes are: {}; a new one is started with --join first, and is then a spare",
-            known.join(", ")
-        );
-        CommandError::new(Class::NotFound, message)
+        let mut error = no_node(picture, node);
+        error.message.push_str("; a new one is started with --join first, and is then a spare");
+        error
     })
 }
 

@@ -51,6 +51,14 @@ pub(crate) struct World {
     pub(crate) full: Vec<Bytes>,
     /// How often the newest state is asked for until the third node is a member.
     pub(crate) joining: usize,
+    /// Other keys for which every write is refused.
+    pub(crate) refuses: Option<fn(&[u8]) -> bool>,
+    /// Pages of a scan before it fails.
+    pub(crate) pages_max: Option<usize>,
+    /// Scans are not answered.
+    pub(crate) scans_hang: bool,
+    /// Why the nodes have no layout, unless the cluster is forming.
+    pub(crate) waiting: String,
     addresses: Vec<String>,
     clock: u64,
 }
@@ -128,6 +136,10 @@ impl Cluster {
             busy: String::new(),
             full: Vec::new(),
             joining: 0,
+            refuses: None,
+            pages_max: None,
+            scans_hang: false,
+            waiting: String::new(),
             addresses: Vec::new(),
             clock: 0,
         }));
@@ -174,7 +186,7 @@ impl World {
             return Err(RequestError::unavailable("forming: 1 of 3 members"));
         }
         let (keyspace, key) = (request.keyspace, request.key);
-        let refused = self.full.contains(&key);
+        let refused = self.full.contains(&key) || self.refuses.is_some_and(|refuses| refuses(&key));
         self.clock += 1;
         let actor = Actor { store: StoreId(node.0), boot: 1, nonce: 0, instance: self.clock };
         let record = self.records.entry((keyspace, key.clone())).or_default();
@@ -295,6 +307,13 @@ impl KeyValue for Node {
         if pages.is_empty() {
             pages.push(Ok(v1::ScanResponse::default()));
         }
+        if let Some(most) = world.pages_max {
+            pages.truncate(most);
+            pages.push(Err(to_status(RequestError::new(Kind::Corrupt, "no more pages"))));
+        }
+        if world.scans_hang {
+            return Ok(Response::new(Box::pin(tokio_stream::pending())));
+        }
         Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
     }
 
@@ -340,7 +359,8 @@ impl ClusterService for Node {
                 .filter(|((id, _), _)| world.joining == 0 || **id != NodeId(3))
                 .map(|((id, member), address)| member_to_wire(*id, member, address, v1::MemberState::Up))
                 .collect(),
-            forming: layout.is_none().then_some(v1::Forming { present: 1, expected: 3 }),
+            forming: (layout.is_none() && world.waiting.is_empty()).then_some(v1::Forming { present: 1, expected: 3 }),
+            waiting: world.waiting.clone(),
             layout: layout.map(|layout| layout_to_wire(layout, Epoch(request.get_ref().known_epoch))),
             keyspaces: world.keyspaces.iter().map(Into::into).collect(),
             limits: Some((&ClusterConfig::default()).into()),

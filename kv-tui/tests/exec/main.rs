@@ -1,14 +1,17 @@
 //! The program as scripts see it: what it prints where, and how it exits.
 
 mod bar;
+mod bench;
 mod fake;
 mod late;
+mod pipes;
+mod transfer;
+mod words;
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use bytes::Bytes;
 use fake::Cluster;
 use kv_core::ring::{FirstLayout, first_layout};
 use kv_core::types::{KeyspaceId, NodeId};
@@ -224,136 +227,6 @@ fn scripts_stop_at_the_first_failure_unless_told_otherwise() {
 }
 
 #[test]
-fn imports_name_bad_lines_and_keep_what_was_imported() {
-    let cluster = Cluster::start();
-    let folder = tempfile::tempdir().expect("a folder");
-    let good: String = (0..500).map(|index| format!("{{\"key\":\"k{index}\",\"value\":\"v{index}\"}}\n")).collect();
-    let path =
-        file(folder.path(), "mixed.ndjson", &format!("{good}\n{{\"key\":\n{{\"key\":\"late\",\"value\":\"v\"}}\n"));
-
-    let stopped = cluster.json(&["import", &path]);
-    assert_eq!(stopped.code, 1);
-    let told = stopped.one();
-    assert_eq!((&told["imported"], &told["failed"], &told["lines"]), (&json!(500), &json!(1), &json!(502)));
-    assert!(stopped.errors.contains("line 502 is not JSON"), "{}", stopped.errors);
-    assert!(stopped.errors.contains("the 500 records imported before stay"), "{}", stopped.errors);
-    assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "500\n");
-
-    let all = cluster.json(&["import", "--keep-going", &path]);
-    assert_eq!((all.code, &all.one()["imported"], &all.one()["failed"]), (1, &json!(501), &json!(1)));
-    assert_eq!(cluster.exec(&["-o", "raw", "get", "late"]).text(), "v");
-
-    // A record that the cluster refuses is named by its line, too.
-    cluster.world().full.push(Bytes::from_static(b"k7"));
-    let refused = cluster.json(&["import", "--keep-going", &path]);
-    assert_eq!((refused.code, &refused.one()["failed"]), (1, &json!(2)));
-    assert!(refused.errors.contains("line 8: this key is refused"), "{}", refused.errors);
-
-    let piped = cluster.exec_with(&["-o", "raw", "import", "-", "-k", "default"], b"{\"key\":\"p\",\"value\":\"q\"}");
-    assert_eq!((piped.code, piped.text().as_str()), (0, "1\n"));
-    let broken = file(folder.path(), "broken.ndjson.gz", "no gzip");
-    let broken = cluster.exec(&["import", &broken]);
-    assert_eq!(broken.code, 1);
-    assert!(broken.errors.contains("line 1 cannot be read"), "{}", broken.errors);
-}
-
-#[test]
-fn an_interrupted_import_tells_what_it_did() {
-    let cluster = Cluster::start();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
-        .args(["exec", "--connect", &cluster.addresses, "--output", "json", "import", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut input = child.stdin.take().expect("piped");
-    for index in 0..10 {
-        writeln!(input, "{{\"key\":\"k{index}\",\"value\":\"v\"}}").expect("written");
-    }
-    input.flush().expect("written");
-    while cluster.world().records.len() < 10 {
-        std::thread::yield_now();
-    }
-    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
-    let ran = child.wait_with_output().expect("ends while its input is open");
-    drop(input);
-    assert_eq!(ran.status.code(), Some(1));
-    let told: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-    assert_eq!(told["imported"], json!(10));
-    let errors = String::from_utf8_lossy(&ran.stderr);
-    assert!(errors.contains("interrupted behind line 10"), "{errors}");
-}
-
-#[test]
-fn the_package_catalogue_is_imported_and_exported_whole() {
-    let cluster = Cluster::start();
-    let catalogue = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/packages.ndjson.gz");
-    let imported = cluster.json(&["import", catalogue]);
-    assert_eq!((imported.code, &imported.one()["imported"]), (0, &json!(20_000)), "{}", imported.errors);
-    assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "20000\n");
-
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("out.ndjson").display().to_string();
-    assert_eq!(cluster.exec(&["export", &path]).code, 0);
-    let sorted = |text: String| {
-        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        lines.sort_by_key(|line| line["key"].to_string());
-        lines
-    };
-    let mut original = String::new();
-    let file = std::fs::File::open(catalogue).expect("the catalogue");
-    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(file), &mut original).expect("text");
-    assert!(sorted(std::fs::read_to_string(&path).expect("exported")) == sorted(original), "a record differs");
-}
-
-#[test]
-fn an_export_is_imported_as_it_was() {
-    let cluster = Cluster::start();
-    let folder = tempfile::tempdir().expect("a folder");
-    let nothing = cluster.json(&["get", "both"]).one();
-    let context = nothing["context"].as_str().expect("a context");
-    for arguments in [
-        &["put", "plain", "v"][..],
-        &["put", "short", "v", "--ttl", "1h"],
-        &["put", r"\xfe", r"\xff"],
-        &["put", "both", "a", "--context", context],
-        &["put", "both", "b", "--context", context],
-        &["put", "gone", "v"],
-        &["del", "gone"],
-    ] {
-        assert_eq!(cluster.exec(arguments).code, 0);
-    }
-    for name in ["all.ndjson", "all.ndjson.gz", "all.ndjson.zst"] {
-        let path = folder.path().join(name).display().to_string();
-        let exported = cluster.json(&["export", &path]);
-        assert_eq!((exported.code, &exported.one()["exported"]), (0, &json!(4)), "{}", exported.errors);
-        let again = cluster.exec(&["export", &path]);
-        assert!(again.code == 1 && again.errors.contains("exists"), "{}", again.errors);
-
-        let other = Cluster::start();
-        let imported = other.json(&["import", &path]);
-        assert_eq!((imported.code, &imported.one()["imported"]), (0, &json!(4)), "{}", imported.errors);
-        let values = |cluster: &Cluster, key: &str| -> Vec<(Value, bool)> {
-            let got = cluster.json(&["get", key]).one();
-            let versions = got["versions"].as_array().expect("versions").clone();
-            let mut values: Vec<_> = versions
-                .into_iter()
-                .map(|version| (version["value"].clone(), version["expires"].is_string()))
-                .collect();
-            values.sort_by_key(|(value, _)| value.to_string());
-            values
-        };
-        for key in ["plain", "short", r"\xfe", "both", "gone"] {
-            assert_eq!(values(&other, key), values(&cluster, key), "{key} in {name}");
-        }
-    }
-    let lines = cluster.exec(&["export", "-", "pl"]);
-    assert_eq!(lines.text(), "{\"key\":\"plain\",\"value\":\"v\"}\n");
-}
-
-#[test]
 fn the_cluster_is_described() {
     let cluster = Cluster::start();
     assert_eq!(cluster.exec(&["put", "k", "v"]).code, 0);
@@ -439,32 +312,6 @@ fn keyspaces_are_created_and_dropped() {
     assert_eq!(cluster.exec(&["--yes", "keyspace", "drop", "users"]).code, 0);
     assert_eq!(cluster.exec(&["keyspace", "drop", "users", "--yes"]).code, 3);
     assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\n");
-}
-
-#[test]
-fn the_benchmark_verifies_what_it_wrote() {
-    let cluster = Cluster::start();
-    for transport in [&[][..], &["--unary"]] {
-        let mut arguments = vec!["bench", "--seconds", "1", "--warm-up", "100ms", "--clients", "8", "--keys", "200"];
-        arguments.extend(transport);
-        let ran = cluster.json(&arguments);
-        assert_eq!(ran.code, 0, "{}", ran.errors);
-        let told = ran.one();
-        let (reads, writes) = (&told["reads"]["operations"], &told["writes"]["operations"]);
-        assert_eq!(
-            reads.as_u64().zip(writes.as_u64()).map(|(reads, writes)| reads + writes),
-            told["operations"].as_u64()
-        );
-        assert_eq!((&told["failures"], &told["lost"], &told["wrong"]), (&json!(0), &json!(0), &json!(0)));
-        assert!(told["verified"].as_u64().is_some_and(|verified| verified > 0), "{told}");
-        assert_eq!(told["verified"], told["sampled"]);
-    }
-    // A key whose writes are refused shows as failures, not as lost.
-    cluster.world().full.push(Bytes::from_static(b"bench:00000000"));
-    let ran = cluster.json(&["bench", "--seconds", "1", "--warm-up", "1ms", "--keys", "1", "--reads", "0%"]);
-    assert_eq!(ran.code, 5);
-    assert!(ran.errors.contains("no operation succeeded: this key is refused"), "{}", ran.errors);
-    assert_eq!(ran.one()["failures_by_kind"]["corrupt"], ran.one()["failures"]);
 }
 
 #[test]

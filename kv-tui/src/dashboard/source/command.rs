@@ -9,6 +9,7 @@ use super::grpc::Grpc;
 use crate::command::{Command, Line, is_standard};
 use crate::dashboard::msg::{Ask, Feed};
 use crate::error::CommandError;
+use crate::files::NewFile;
 use crate::local::nodes;
 use crate::output::bytes::harmless;
 use crate::output::{Format, Printer};
@@ -95,11 +96,12 @@ fn save(name: &str, text: &str) -> io::Result<std::path::PathBuf> {
     let (stem, ending) = name.rsplit_once('.').unwrap_or((name, "txt"));
     let mut path = folder.join(name);
     for number in 2..=SAME_NAME_MAX {
-        match std::fs::File::create_new(&path) {
-            Ok(mut file) => {
-                file.write_all(text.as_bytes())?;
-                return Ok(path);
-            }
+        let written = NewFile::create(&path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.finish()
+        });
+        match written {
+            Ok(()) => return Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -117,13 +119,8 @@ fn save(name: &str, text: &str) -> io::Result<std::path::PathBuf> {
 /// `Refused` for a change in read-only mode, `Usage` for a standard stream, which belongs to the screen.
 pub fn check(line: &Line, read_only: bool) -> Result<(), CommandError> {
     line.check_read_only(read_only)?;
-    let standard = match &line.command {
-        Command::Put(args) => args.value_file.as_deref().is_some_and(is_standard),
-        Command::Import(args) => is_standard(&args.file),
-        Command::Export(args) => is_standard(&args.file),
-        _ => false,
-    };
-    if standard {
+    let writes = matches!(&line.command, Command::Export(args) if is_standard(&args.file));
+    if writes || line.command.reads_standard_input() {
         return Err(CommandError::usage("the terminal belongs to the dashboard; name a file instead of -"));
     }
     Ok(())

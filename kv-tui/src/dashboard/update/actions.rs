@@ -7,7 +7,8 @@ use super::plan;
 use super::steer;
 use super::typing::{filter_of, open_filter, set_filter, start};
 use super::{go, key_of};
-use crate::dashboard::bar::{Bar, quoted};
+use crate::command::quoted;
+use crate::dashboard::bar::Bar;
 use crate::dashboard::cluster::{EventId, event_id};
 use crate::dashboard::dialog::{Choice, Confirm, Dialog};
 use crate::dashboard::keymap::{Action, Key, Screen};
@@ -15,6 +16,7 @@ use crate::dashboard::list::Order;
 use crate::dashboard::model::{Map, MigrationView, Model, Pane, ZOOMS};
 use crate::dashboard::msg::{Ask, Effect};
 use crate::dashboard::progress::MoveId;
+use crate::dashboard::view::output_place;
 use crate::output::bytes::printable;
 
 /// Rows below the cursor at which the next page of keys is fetched.
@@ -324,8 +326,11 @@ fn page(model: &Model) -> isize {
 
 /// Moves what has the attention by rows.
 pub(super) fn step(model: &mut Model, rows: isize) -> Vec<Effect> {
-    if let Some(output) = &mut model.output {
-        output.up = output.up.saturating_add_signed(-rows).min(output.lines.len().saturating_sub(1));
+    let place = output_place(model);
+    if let (Some(output), Some(place)) = (&mut model.output, place) {
+        let row = place.first.saturating_add_signed(rows).min(place.last());
+        // At the end of what goes on, its end is followed again.
+        output.first_row = Some(row).filter(|row| !output.follows || *row < place.last());
         return Vec::new();
     }
     match (model.screen, model.pane) {

@@ -1,7 +1,7 @@
 //! The line being typed: a command, or a filter.
 
 use crate::command::Line;
-use crate::dashboard::bar::{Bar, Names};
+use crate::dashboard::bar::{Bar, LINE_BYTES_MAX, Names};
 use crate::dashboard::dialog::{Confirm, Dialog};
 use crate::dashboard::keymap::{Key, Screen};
 use crate::dashboard::model::{HISTORY_MAX, Model, Output, Pane};
@@ -16,9 +16,16 @@ pub(super) fn paste(model: &mut Model, text: &str) -> Vec<Effect> {
         confirm.typed.insert(text);
     } else if let Some(Dialog::Plan(planning)) = &mut model.dialog {
         planning.paste(text);
-    } else if let Some(bar) = model.bar.as_mut().or(model.filter.as_mut()) {
-        bar.insert(text);
+    } else if let Some(bar) = &mut model.bar {
+        if !bar.paste(text) {
+            model.notice = format!(
+                "what was pasted is not taken: a line has at most {} KiB; put KEY --value-file FILE takes longer values",
+                LINE_BYTES_MAX / 1024
+            );
+        }
         return want_keys(model);
+    } else if let Some(filter) = &mut model.filter {
+        filter.insert(text);
     }
     Vec::new()
 }
@@ -68,7 +75,8 @@ pub fn names(model: &Model) -> Names {
 
 /// Keeps a line in the history and runs it, unless it destroys something that must be confirmed first.
 pub(super) fn run(model: &mut Model, line: &str) -> Vec<Effect> {
-    let line = line.trim();
+    // Only what separates words: other spaces may be the end of a value.
+    let line = line.trim_matches([' ', '\t']);
     match line {
         "" => return Vec::new(),
         "q" | "quit" | "exit" => return vec![Effect::Quit],
@@ -109,7 +117,8 @@ pub(super) fn start(model: &mut Model, line: String, confirmed: bool) -> Vec<Eff
         "a command is still running; Esc ends it".clone_into(&mut model.notice);
         return Vec::new();
     }
-    model.output = Some(Output { line: line.clone(), ..Output::default() });
+    let follows = Line::parse_line(line.as_bytes()).ok().flatten().is_some_and(|line| line.command.follows());
+    model.output = Some(Output { line: line.clone(), follows, ..Output::default() });
     vec![Effect::Ask(Ask::Run { line, confirmed })]
 }
 

@@ -11,6 +11,7 @@ mod keys;
 mod migration;
 mod moves;
 mod nodes;
+mod output;
 mod overlay;
 mod overview;
 mod partitions;
@@ -34,6 +35,7 @@ use crate::run::health::Word;
 use crate::run::report;
 use canvas::{Canvas, Panel};
 pub(super) use inspector::inspected_lines;
+pub(super) use output::place as output_place;
 
 /// Below this size there is only a message.
 pub const SIZE_MIN: (u16, u16) = (60, 16);
@@ -83,6 +85,12 @@ pub(super) fn shows_ring(size: (u16, u16)) -> bool {
     Room::of(size) == Some(Room::Wide)
 }
 
+/// What the header, the tabs and the footer leave.
+fn body_of(area: Rect, room: Room) -> Rect {
+    let above = 1 + u16::from(room != Room::Small);
+    Rect { y: area.y + above, height: area.height.saturating_sub(above + 1), ..area }
+}
+
 /// Draws the model.
 #[must_use]
 pub fn draw(model: &Model) -> Frame {
@@ -101,7 +109,7 @@ pub fn draw(model: &Model) -> Frame {
     if tabs > 0 {
         draw_tabs(&mut canvas, model, Rect { y: 1, height: 1, ..area });
     }
-    let body = Rect { y: 1 + tabs, height: area.height - 2 - tabs, ..area };
+    let body = body_of(area, room);
     match model.shown() {
         None => draw_absent(&mut canvas, model, body),
         Some(cluster) => match model.screen {
@@ -114,7 +122,7 @@ pub fn draw(model: &Model) -> Frame {
     }
     let quiet = |output: &&super::model::Output| !(output.quiet && output.code.is_none());
     if let Some(output) = model.output.as_ref().filter(quiet) {
-        overlay::output(&mut canvas, output, body, room);
+        output::draw(&mut canvas, output, body, room);
     }
     let asked = model.dialog.as_ref().and_then(|dialog| overlay::dialog(&mut canvas, model, dialog, body));
     let cursor = draw_footer(&mut canvas, model, area).or(asked);

@@ -2,15 +2,15 @@
 
 use ratatui::layout::{Position, Rect};
 
-use super::Room;
 use super::canvas::{Canvas, Panel};
+use crate::command::for_shell;
 use crate::dashboard::bar::Bar;
 use crate::dashboard::dialog::{Choice, Confirm, Dialog};
 use crate::dashboard::list::top_of;
-use crate::dashboard::model::{Model, Output};
+use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::Role;
-use crate::output::bytes::{harmless, printable};
+use crate::output::bytes::printable;
 
 /// A frame in the middle of an area, emptied; what is left inside.
 pub(super) fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title: &str, note: &str) -> Rect {
@@ -83,48 +83,13 @@ fn confirm(canvas: &mut Canvas<'_>, asked: &Confirm, area: Rect) -> Position {
     for (y, line) in (0..rows).zip(&what) {
         canvas.text(inner, 0, y, line, Role::Text);
     }
-    let same = canvas.fitted(&format!("same as   kv-tui exec --yes {}", asked.line), inner.width);
+    let same = canvas.fitted(&format!("same as   kv-tui exec --yes {}", for_shell(&asked.line)), inner.width);
     canvas.text(inner, 0, rows + 1, &same, Role::Dim);
     let prompt = format!("Type {} to do it: ", asked.word);
     let y = rows + 3;
     let field = Rect { y: inner.y + y, height: 1, ..inner };
     let start = canvas.text(field, 0, 0, &prompt, Role::Warn);
     draw_typed(canvas, &asked.typed, field, start)
-}
-
-/// What a command printed, in the lower part of the screen.
-pub(super) fn output(canvas: &mut Canvas<'_>, output: &Output, area: Rect, room: Room) {
-    let error: Vec<String> = output
-        .error
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .flat_map(|line| canvas.wrapped(&harmless(line.as_bytes()), area.width.saturating_sub(4)))
-        .collect();
-    let told = output.lines.len() + if output.error.is_empty() { 0 } else { error.len() };
-    let height = u16::try_from(told.saturating_add(2)).unwrap_or(u16::MAX).clamp(3, (area.height * 2 / 3).max(3));
-    let height = height.min(area.height);
-    let area = Rect { y: area.y + area.height - height, height, ..area };
-    canvas.clear(area);
-    let fitting = usize::from(height).saturating_sub(if room.is_framed() { 2 } else { 1 });
-    let hidden = if told > fitting { "j/k scroll, " } else { "" };
-    let note = match output.code {
-        None => "running; Esc ends it".to_owned(),
-        Some(0) => format!("{hidden}done; Esc closes"),
-        Some(code) => format!("{hidden}exit code {code}; Esc closes"),
-    };
-    let title = canvas.fitted(&format!(":{}", printable(output.line.as_bytes())), area.width.saturating_sub(44));
-    let inner = canvas.panel(area, Panel { title: &title, note: &note, framed: room.is_framed(), pane: None });
-    let mut lines: Vec<(&str, Role)> = output.lines.iter().map(|line| (line.as_str(), Role::Text)).collect();
-    if !output.error.is_empty() {
-        lines.extend(error.iter().map(|line| (line.as_str(), Role::Bad)));
-    }
-    let fitting = usize::from(inner.height);
-    let end = lines.len().saturating_sub(output.up).max(fitting.min(lines.len()));
-    let start = end.saturating_sub(fitting);
-    for (y, (line, role)) in (0_u16..).zip(&lines[start..end]) {
-        let line = canvas.fitted(line, inner.width);
-        canvas.text(inner, 0, y, &line, *role);
-    }
 }
 
 /// The command being typed, with what may come behind it, and the usage in the line above.
