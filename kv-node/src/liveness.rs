@@ -64,6 +64,10 @@ pub trait Liveness: Send {
     /// Something came from `peer`. Ignored if the peer is not watched.
     fn heard(&mut self, peer: NodeId, now: Monotonic);
 
+    /// Something came from `peer` outside of its session. It runs; whether it serves only its session shows, so one that is
+    /// broken stays so.
+    fn noticed(&mut self, peer: NodeId, now: Monotonic);
+
     /// The session with `peer` broke: it is suspect until it is heard again, and down after the usual time.
     fn lost(&mut self, peer: NodeId, now: Monotonic, reason: &str);
 
@@ -178,6 +182,12 @@ impl Liveness for Heartbeats {
         }
     }
 
+    fn noticed(&mut self, peer: NodeId, now: Monotonic) {
+        if self.peers.get(&peer).is_some_and(|known| known.broken.is_none()) {
+            self.heard(peer, now);
+        }
+    }
+
     fn lost(&mut self, peer: NodeId, now: Monotonic, reason: &str) {
         if let Some(known) = self.peers.get_mut(&peer) {
             let at = known.broken.as_ref().map_or(now, |broken| broken.at);
@@ -285,6 +295,18 @@ mod tests {
         detector.lost(N2, at(300), "connection refused");
         check(&detector, 301, "suspect since 200 ms: connection refused");
         check(&detector, 5100, "down since 5100 ms: connection refused");
+        detector.heard(N2, at(6000));
+        check(&detector, 6000, "up since 6000 ms: heard 0.0 s ago");
+    }
+
+    #[test]
+    fn a_peer_whose_session_is_broken_is_not_up_because_it_is_noticed_elsewhere() {
+        let mut detector = detector();
+        detector.noticed(N2, at(100));
+        check(&detector, 200, "up since 100 ms: heard 0.1 s ago");
+        detector.lost(N2, at(200), "its store has failed");
+        detector.noticed(N2, at(5000));
+        check(&detector, 5100, "down since 5100 ms: its store has failed");
         detector.heard(N2, at(6000));
         check(&detector, 6000, "up since 6000 ms: heard 0.0 s ago");
     }

@@ -85,7 +85,7 @@ impl Peers {
         }
         if let Some(node) = member {
             let now = (self.clock)();
-            self.liveness().heard(node, now);
+            self.liveness().noticed(node, now);
         }
         Ok(())
     }
