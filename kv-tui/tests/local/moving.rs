@@ -62,8 +62,11 @@ impl Live {
             let Some(progress) = self.progress() else { continue };
             let (share, (done, all)) = (progress.share(), progress.copied());
             if progress.operation.state() == v1::OperationState::Cancelled {
-                // What was copied and not cut over was given up: what is left of it is what was moved.
-                let v1::Operation { moved, moves, .. } = progress.operation;
+                // What was copied and not cut over was given up: what is left of it is what was moved. Every place tells what
+                // the moves tell, of which some may still be on their way.
+                let v1::Operation { moved: agreed, moves, .. } = progress.operation;
+                let moved = progress.moved();
+                assert!(moved <= agreed, "{moved} were moved of {agreed} that are agreed on");
                 #[allow(clippy::cast_precision_loss, reason = "some hundred moves")]
                 let kept = moved as f64 / moves as f64;
                 assert!((share - kept).abs() < f64::EPSILON, "{share} of which {moved} of {moves} were moved");
@@ -210,7 +213,8 @@ fn progress_never_goes_back_over_a_pause_a_killed_receiver_and_a_cancel() {
     live.until("it goes on again", |progress, told| (told.boot == 2 && progress.share() > at + 0.02).then_some(()));
     local.exec(&["--yes", "op", "cancel", "1"]).ok();
     live.until("it is cancelled", |progress, _| {
-        (progress.operation.state() == v1::OperationState::Cancelled && !progress.is_active()).then_some(())
+        let is_cancelled = progress.operation.state() == v1::OperationState::Cancelled && !progress.is_active();
+        (is_cancelled && progress.moved() == progress.operation.moved).then_some(())
     });
     assert!(live.share < 1.0, "{}", live.share);
 }
