@@ -134,7 +134,7 @@ mod tests {
         pulse.heard(start + ms(51), true);
         assert_eq!(
             pulse.look(start + ms(100), true),
-            Look::Again(start + ms(101 + 50)),
+            Look::Again(start + ms(51 + 51)),
             "3 times 51 ms is the limit now"
         );
         pulse.heard(start + ms(102), false);
