@@ -39,7 +39,7 @@ pub struct Flags {
     #[arg(long, env = "KV_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<String>,
 
-    /// Where others reach it, if that is not where it listens; needed with --listen 0.0.0.0 or [::].
+    /// Where others reach it, if that is not where it listens; needed where it listens on all addresses, as with 0.0.0.0.
     #[arg(long, env = "KV_ADVERTISE", value_name = "ADDR:PORT")]
     pub advertise: Option<String>,
 
