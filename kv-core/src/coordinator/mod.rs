@@ -324,7 +324,7 @@ impl Node {
         }
     }
 
-    /// A replica or stand-in that a read waits for has stalled.
+    /// A replica or fallback that a read waits for has stalled.
     pub(crate) fn read_stalled(&mut self, op: OpId, from: NodeId) {
         match self.ops.get(&op).map(|op| &op.state) {
             Some(OpState::Get(_)) => self.hedge_get(op),

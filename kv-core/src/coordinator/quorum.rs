@@ -135,7 +135,7 @@ impl Node {
         up
     }
 
-    /// Stand-ins for `partition` that can be asked, nearest first, those that have stalled last. A node that coordinates without being an owner comes
+    /// Fallbacks for `partition` that can be asked, nearest first, those that have stalled last. A node that coordinates without being an owner comes
     /// first, wherever it stands on the ring.
     pub(crate) fn stand_ins_up(&self, partition: PartitionId, wanted: usize) -> Vec<NodeId> {
         if wanted == 0 {

@@ -2,7 +2,7 @@
 //! partition by partition.
 //!
 //! [`plan`] is a pure function of a layout and a list of changes. Each node of the result holds its fair share of copies
-//! and of first places, rounded down or up, or is no further from it than it was before if the layout was uneven (`slack`
+//! and of primaries, rounded down or up, or is no further from it than it was before if the layout was uneven (`slack`
 //! says what a change must move). Among all such layouts the plan moves the fewest replicas; `Plan::minimum` is a lower
 //! bound found by separate code, equal to the number of moves wherever the plan is proven optimal.
 

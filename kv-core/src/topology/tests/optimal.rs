@@ -15,7 +15,7 @@ fn down(share: f64) -> u32 {
     (share + 1e-6).floor() as u32
 }
 
-/// The fewest and the most copies and first places of each node after changes: rounded fair shares, wider by what a node
+/// The fewest and the most copies and primaries of each node after changes: rounded fair shares, wider by what a node
 /// was away from its own before, unless they rebalance.
 fn limits(before: &Layout, after: &Layout, changes: &[Change]) -> Vec<[(u32, u32); 2]> {
     let held = held(before);
@@ -47,8 +47,8 @@ fn limits(before: &Layout, after: &Layout, changes: &[Change]) -> Vec<[(u32, u32
     fair_shares(&after.members, after.partition_count(), after.copies).into_iter().map(of).collect()
 }
 
-/// The fewest moves to any layout within limits on copies and on first places, by trying all of them: for every way to
-/// give out the copies and first places so far, the fewest moves.
+/// The fewest moves to any layout within limits on copies and on primaries, by trying all of them: for every way to
+/// give out the copies and primaries so far, the fewest moves.
 fn fewest_by_force(before: &Layout, after: &Layout, limits: &[[(u32, u32); 2]]) -> usize {
     let owning: Vec<(NodeId, &Member)> =
         after.members.iter().filter(|(_, member)| !member.spare).map(|(&node, member)| (node, member)).collect();

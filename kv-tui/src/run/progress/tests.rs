@@ -83,7 +83,7 @@ fn nothing_arrives_at_a_receiver_that_is_down() {
         peers: vec![v1::PeerOpinion { node: 4, state: v1::MemberState::Down.into(), ..Default::default() }],
         ..Default::default()
     };
-    // Others may lose sight of it while it gets on.
+    // Others may lose sight of it while it makes progress.
     for second in 6..=9 {
         progress.tell_snapshot(&other(second));
         progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
