@@ -5,7 +5,7 @@ use crate::error::{Kind, RequestError};
 use crate::message::{KeyRequest, Message, Operation, Refusal, Request, Role};
 use crate::node::peers::Purpose;
 use crate::node::{Node, weight};
-use crate::types::{Monotonic, NodeId};
+use crate::types::{KeyspaceId, Monotonic, NodeId};
 
 /// A request that waits for another node.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ pub(super) struct ForwardOp {
 }
 
 impl ForwardOp {
+    pub(super) fn keyspace(&self) -> KeyspaceId {
+        self.request.keyspace
+    }
+
     pub(super) fn may_take_effect(&self) -> bool {
         self.sent && matches!(self.request.operation, Operation::Write { .. })
     }

@@ -69,6 +69,17 @@ impl Op {
         self.answer_bytes
     }
 
+    /// The keyspace that it is about.
+    pub(crate) fn keyspace(&self) -> KeyspaceId {
+        match &self.state {
+            OpState::Forward(forward) => forward.keyspace(),
+            OpState::Get(get) => get.key.keyspace(),
+            OpState::Write(write) => write.key().keyspace(),
+            OpState::Scan(scan) => scan.keyspace(),
+            OpState::Inspect(inspect) => inspect.keyspace,
+        }
+    }
+
     /// Whether a write was started that may take effect although the client is told nothing good.
     pub(crate) fn may_take_effect(&self) -> bool {
         match &self.state {
@@ -225,8 +236,15 @@ impl Node {
     pub(crate) fn finish(&mut self, op: OpId, outcome: Outcome) {
         let Some(Op { origin, timer, state, .. }) = self.ops.remove(&op) else { return };
         self.timers.cancel(timer);
-        if let OpState::Get(GetOp { hedge: Some(hedge), .. }) = state {
-            self.timers.cancel(hedge);
+        match state {
+            OpState::Get(GetOp { hedge: Some(hedge), .. }) => self.timers.cancel(hedge),
+            OpState::Forward(forward) => {
+                // Nobody waits for the other node any more, whether the time is up or the keyspace was dropped.
+                if let Some(node) = forward.asked() {
+                    self.give_up_asking(node, Purpose::Forward(op));
+                }
+            }
+            _ => {}
         }
         self.answer(origin, outcome);
     }
@@ -241,12 +259,6 @@ impl Node {
 
     /// A request ran out of time.
     pub(crate) fn deadline_passed(&mut self, op: OpId) {
-        let Some(found) = self.ops.get(&op) else { return };
-        if let OpState::Forward(forward) = &found.state
-            && let Some(node) = forward.asked()
-        {
-            self.give_up_asking(node, Purpose::Forward(op));
-        }
         let Some(found) = self.ops.get(&op) else { return };
         let error = if found.may_take_effect() {
             RequestError::new(

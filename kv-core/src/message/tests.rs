@@ -187,6 +187,9 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
+        (0u32..9).prop_map(|next| Message::Keyspaces {
+            list: crate::config::KeyspaceList::new(KeyspaceId(next), [crate::config::Keyspace::initial()]),
+        }),
     ]
 }
 

@@ -209,6 +209,7 @@ impl Node {
         (peer.waits_for_layout, peer.caught_up) = (false, Epoch(0));
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.arm(self.now.mono, Timer::Handoff);
+        self.tell_keyspaces(node);
         self.plan_copies();
         self.arm_handovers();
         // Comparisons with it may be owed.
@@ -247,7 +248,7 @@ impl Node {
     }
 
     /// This node acts on another layout: whoever it refused for want of it may ask again at once.
-    pub(super) fn tell_caught_up(&mut self, epoch: Epoch) {
+    pub(crate) fn tell_caught_up(&mut self, epoch: Epoch) {
         let waits = |peer: &mut Peer| std::mem::take(&mut peer.waits_for_layout) && peer.up;
         let waiting: Vec<NodeId> =
             self.peers.iter_mut().filter_map(|(node, peer)| waits(peer).then_some(*node)).collect();
@@ -322,6 +323,7 @@ impl Node {
                 self.serve_exchange(from, call, (partition, epoch, errand), question);
             }
             Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
+            Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::ExchangeResult { call, result } => {
                 if let Some(Purpose::Exchange(exchange)) = self.answered(from, call) {
                     self.exchange_answered(exchange, call, result);

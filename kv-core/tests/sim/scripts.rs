@@ -41,6 +41,9 @@ fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.operations = 0;
     settings.node = kv_core::config::NodeConfig {
         hint_bytes_max: 1 << 20,
+        request_bytes_max: 1 << 20,
+        answer_bytes_max: 1 << 20,
+        peer_bytes_max: 1 << 20,
         requests_max: 1000,
         replications_max: 1000,
         key_waiters_max: 100,

@@ -79,6 +79,9 @@ pub(crate) fn brief(message: &Message) -> String {
         }
         Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
+        Message::Keyspaces { list } => {
+            format!("keyspaces {:?}", list.iter().map(|keyspace| keyspace.id.0).collect::<Vec<_>>())
+        }
         Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
     }
 }

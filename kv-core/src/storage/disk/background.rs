@@ -9,12 +9,17 @@
 //! just then. The next flush makes up for that, but there is none once commits wait for compactions: then the thread that
 //! commits compacts itself.
 
+use std::sync::atomic::Ordering;
+
 use fjall::AbstractTree;
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 
 use super::descriptors::Descriptors;
 use super::engine::{Shared, guarded};
 use crate::error::StorageError;
+
+/// A key that no store has: those of records and of metadata are longer.
+const NOTHING: &[u8] = &[u8::MAX];
 
 /// The name that fjall gives its threads.
 const THREAD: &str = "fjall:worker";
@@ -28,6 +33,25 @@ pub(super) fn compact_if_nobody_does(shared: &Shared) -> Result<(), StorageError
     let strategy = tree.config.compaction_strategy.clone();
     let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
     guarded(shared.path(), || Ok(tree.tree.compact(strategy, unseen)?))
+}
+
+/// Compacts the whole store on this thread, so that nothing is left of what was deleted.
+pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
+    let Shared { tree, database, .. } = shared;
+    lower_priority();
+    shared.reclaiming.store(true, Ordering::Release);
+    let compacted = guarded(shared.path(), || {
+        // The deletions may be in memory still.
+        tree.rotate_memtable_and_wait()?;
+        let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
+        tree.tree.major_compact(shared.table_bytes, unseen)?;
+        // fjall keeps the old tables until something was written after them and its next flush begins, which may take days
+        // in a quiet store. Deleting a key that nobody has is such a write.
+        tree.remove(NOTHING)?;
+        Ok(tree.rotate_memtable_and_wait()?)
+    });
+    shared.reclaiming.store(false, Ordering::Release);
+    compacted.map_err(|error| shared.explain(error))
 }
 
 /// Makes the filters.
