@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kv_core::config::NodeConfig;
+use kv_core::error::Kind;
 use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
 use kv_core::node::Node;
 use kv_core::types::RequestId;
@@ -30,6 +31,8 @@ pub(crate) struct Audit {
     scanned: Vec<Bytes>,
     /// Where its next page starts.
     next: Option<Bytes>,
+    /// Whether the last request was refused because there was no room.
+    is_refused: bool,
 }
 
 impl World {
@@ -171,17 +174,33 @@ impl World {
         note!(self, "audit: {} requests", asks.len());
         let layout = self.layouts.len() - 1;
         for (ask, machine) in asks {
-            self.ask(Asker::Audit, ask, machine, layout);
-            // One after the other: a node with tight limits takes only a few requests at once. A forward that was hedged is
-            // answered while another owner is still busy with it.
-            let end = self.time + 2000 * MS;
-            let is_busy = |world: &Self| {
-                let cores = world.machines.iter().filter_map(|machine| machine.core.as_ref());
-                !world.pending.is_empty() || cores.into_iter().any(|core| core.status().requests > 0)
-            };
-            while is_busy(self) && self.failure.is_none() && self.time < end {
-                self.run_until(self.time + MS);
+            // Where there is no room a client slows down and tries again: what is still under way, such as a forward that was
+            // hedged, ends, and then there is.
+            let end = self.time + SETTLE_MAX;
+            loop {
+                self.ask(Asker::Audit, ask.clone(), machine, layout);
+                self.await_audit();
+                if self.failure.is_some() || !std::mem::take(&mut self.audit.is_refused) {
+                    break;
+                }
+                if self.time > end {
+                    self.fail(format!("liveness: there is no room for {ask:?} although nothing else is asked"));
+                }
+                self.run_until(self.time + 20 * MS);
             }
+        }
+    }
+
+    /// One after the other: a node with tight limits takes only a few requests at once. A forward that was hedged is answered
+    /// while another owner is still busy with it.
+    fn await_audit(&mut self) {
+        let end = self.time + 2000 * MS;
+        let is_busy = |world: &Self| {
+            let cores = world.machines.iter().filter_map(|machine| machine.core.as_ref());
+            !world.pending.is_empty() || cores.into_iter().any(|core| core.status().requests > 0)
+        };
+        while is_busy(self) && self.failure.is_none() && self.time < end {
+            self.run_until(self.time + MS);
         }
     }
 
@@ -258,6 +277,7 @@ impl World {
     /// An answer to the audit arrives.
     pub(crate) fn audit_learns(&mut self, ask: &Ask, outcome: Outcome) {
         match (ask, outcome) {
+            (_, Err(error)) if error.kind == Kind::Exhausted => self.audit.is_refused = true,
             (_, Err(error)) => {
                 self.fail(format!("liveness: after everything has healed {ask:?} fails: {:?}: {error}", error.kind));
             }
