@@ -110,7 +110,10 @@ impl Links {
             outcome = self.receive_bulk(node, number, incoming) => outcome,
             outcome = transmit_bulk(&mut outgoing, frames) => outcome,
             // The session has ended if nobody can close it any more.
-            _ = told.wait_for(Option::is_some) => Err(SessionError::Closed),
+            ending = told.wait_for(Option::is_some) => {
+                let ending = ending.ok().and_then(|ending| ending.clone());
+                Err(ending.map_or(SessionError::Closed, SessionError::GivenUp))
+            }
         };
         outbox.detach_bulk(&id);
         if let Some(open) = self.open().get(&node).filter(|open| open.number == number) {
