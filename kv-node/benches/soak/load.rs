@@ -170,7 +170,8 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             round += 1;
             let index = usize::try_from(round.wrapping_mul(31) % KEYS as u64).unwrap_or(0);
-            let action = match round % 10 {
+            // Shifted by one with each pass over the keys, so that every key gets every action.
+            let action = match (round + round / KEYS as u64) % 10 {
                 0 => Action::Delete,
                 1..=5 => Action::Put,
                 _ => Action::Get,
