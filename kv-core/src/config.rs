@@ -1,5 +1,6 @@
 //! Settings. Those that all nodes must share and those of one node are two types, so that they cannot be confused.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -175,5 +176,108 @@ impl Keyspace {
     #[must_use]
     pub fn initial() -> Self {
         Self { id: KeyspaceId(0), name: "default".to_owned(), r: 2, w: 2, conflict: Conflict::Siblings }
+    }
+}
+
+/// The keyspaces on which the cluster has agreed. Lists of one cluster only ever get newer: a number is given out once, and
+/// a keyspace that was dropped never comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyspaceList {
+    /// The number of the next keyspace. A lower number that is not listed was dropped.
+    next: KeyspaceId,
+    keyspaces: BTreeMap<KeyspaceId, Keyspace>,
+}
+
+impl KeyspaceList {
+    /// A list. `next` is the number that the next keyspace will get.
+    #[must_use]
+    pub fn new(next: KeyspaceId, keyspaces: impl IntoIterator<Item = Keyspace>) -> Self {
+        let keyspaces: BTreeMap<KeyspaceId, Keyspace> = keyspaces.into_iter().map(|it| (it.id, it)).collect();
+        let above = keyspaces.last_key_value().map_or(0, |(id, _)| id.0.saturating_add(1));
+        Self { next: KeyspaceId(next.0.max(above)), keyspaces }
+    }
+
+    /// The list from the start.
+    #[must_use]
+    pub fn initial() -> Self {
+        Self::new(KeyspaceId(0), [Keyspace::initial()])
+    }
+
+    /// The keyspace of a number, if it exists.
+    #[must_use]
+    pub fn get(&self, id: KeyspaceId) -> Option<&Keyspace> {
+        self.keyspaces.get(&id)
+    }
+
+    /// The keyspaces that exist, ascending by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Keyspace> {
+        self.keyspaces.values()
+    }
+
+    /// Whether there was a keyspace of this number that exists no more. One that is younger than the list was not dropped.
+    #[must_use]
+    pub fn is_dropped(&self, id: KeyspaceId) -> bool {
+        id < self.next && !self.keyspaces.contains_key(&id)
+    }
+
+    /// How many keyspaces were dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        u64::from(self.next.0).saturating_sub(self.keyspaces.len() as u64)
+    }
+
+    /// The lowest number above `id` that was not dropped.
+    pub(crate) fn next_kept(&self, id: KeyspaceId) -> KeyspaceId {
+        let above = (std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded);
+        self.keyspaces.range(above).next().map_or(self.next, |(id, _)| *id)
+    }
+
+    /// Whether this list is newer than another one of the same cluster: each creation and each drop makes it so.
+    #[must_use]
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        self.changes() > other.changes()
+    }
+
+    /// How often it was changed: keyspaces that were ever created, and those that were dropped.
+    fn changes(&self) -> u64 {
+        u64::from(self.next.0) + self.dropped()
+    }
+
+    /// Whether a list that came from elsewhere says what lists may say.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.keyspaces.iter().all(|(id, keyspace)| *id == keyspace.id && *id < self.next)
+    }
+}
+
+impl Default for KeyspaceList {
+    fn default() -> Self {
+        Self::initial()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_only_get_newer_and_know_what_was_dropped() {
+        let keyspace = |id: u32| Keyspace { id: KeyspaceId(id), name: format!("k{id}"), ..Keyspace::initial() };
+        let first = KeyspaceList::initial();
+        let created = KeyspaceList::new(KeyspaceId(3), [keyspace(0), keyspace(1), keyspace(2)]);
+        let dropped = KeyspaceList::new(KeyspaceId(3), [keyspace(0), keyspace(2)]);
+        let again = KeyspaceList::new(KeyspaceId(4), [keyspace(0), keyspace(2), keyspace(3)]);
+        let lists = [&first, &created, &dropped, &again];
+        for (at, list) in lists.iter().enumerate() {
+            assert!(list.is_valid());
+            for (other_at, other) in lists.iter().enumerate() {
+                assert_eq!(list.is_newer_than(other), at > other_at, "{list:?} and {other:?}");
+            }
+        }
+        assert_eq!((created.dropped(), dropped.dropped()), (0, 1));
+        assert_eq!([0, 1, 2, 3].map(|id| dropped.is_dropped(KeyspaceId(id))), [false, true, false, false]);
+        assert_eq!([0, 1, 2].map(|id| dropped.next_kept(KeyspaceId(id)).0), [2, 2, 3]);
+        let forged = KeyspaceList { next: KeyspaceId(1), ..created };
+        assert!(!forged.is_valid());
     }
 }

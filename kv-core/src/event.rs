@@ -102,6 +102,13 @@ pub enum Event {
         /// How many.
         records: u64,
     },
+    /// What was stored of dropped keyspaces was removed.
+    KeyspacesRemoved {
+        /// Records, hints and missed-write markers.
+        records: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// A stored record cannot be read; it is treated as not held, and the other replicas refill it.
     Damaged {
         /// What the check says.
@@ -142,6 +149,9 @@ impl fmt::Display for Event {
                 write!(f, "a read repaired {replicas} replicas of {partition}")
             }
             Self::Swept { records } => write!(f, "{records} expired keys swept"),
+            Self::KeyspacesRemoved { records, bytes } => {
+                write!(f, "{records} records of dropped keyspaces removed, {bytes} bytes")
+            }
             Self::Damaged { reason } => write!(f, "damaged record: {reason}"),
             Self::Poisoned { reason } => write!(f, "the store failed, serving stopped: {reason}"),
         }

@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 
 pub use exchange::{Answer, DigestEntry, Errand, Keyed, LeafSet, Position, Question, Tree};
 
+use crate::config::KeyspaceList;
 use crate::error::RequestError;
 use crate::ring::Entry;
 use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId, WallTime};
 use crate::version::{Hlc, Record};
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -332,6 +333,11 @@ pub enum Message {
     Ping,
     /// The answer to `Ping`.
     Pong,
+    /// The keyspaces as the sender knows them, said at the beginning of a session and when it learns of a newer list.
+    Keyspaces {
+        /// They.
+        list: KeyspaceList,
+    },
 }
 
 /// In which role a node is addressed.
@@ -480,6 +486,7 @@ impl Message {
             Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
             Self::Exchange { question, .. } => question.is_valid(),
+            Self::Keyspaces { list } => list.is_valid(),
             Self::ExchangeResult { result: Ok(answer), .. } => answer.is_valid(),
             Self::Forwarded { outcome: Ok(Ok(Response::Inspected { replicas })), .. } => {
                 replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref()).all(Record::is_valid)

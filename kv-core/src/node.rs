@@ -13,27 +13,27 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::config::{ClusterConfig, Keyspace, NodeConfig};
+use crate::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use crate::coordinator::{HedgeBudget, Requests};
 use crate::error::{Kind, RequestError, StorageError};
 use crate::event::Event;
 use crate::map::{Map, map};
 use crate::message::{Message, Outcome, Request};
 use crate::replica::{
-    Copy, Exchange, ExchangeId, HandoffPass, Leftovers, Progress, Repairs, Replication, ReplicationId, Serving,
+    Copy, Exchange, ExchangeId, HandoffPass, Leftovers, Progress, Purge, Repairs, Replication, ReplicationId, Serving,
     SliceJob, Sweeper, Throttle, Turns,
 };
 use crate::ring::Layout;
 use crate::rule::Rules;
 use crate::storage::{Batch, HotStats, HotTier, PartitionStats, Reader, Slice, SliceRequest, Space, Stats, StorageKey};
 use crate::topology::{Receipt, TransferSettings};
-use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
+use crate::types::{Epoch, Incarnation, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
 use crate::version::Clock;
 use keys::{HeldQueue, ReadFor, Slot};
 use peers::Peer;
 use timers::{Timer, TimerKey, Timers};
 
-pub use crate::replica::RepairFigures;
+pub use crate::replica::{RepairFigures, left_of_dropped};
 
 /// The shell's name for a client request, returned with the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,8 +117,10 @@ pub enum Input {
     },
     /// The control plane has committed a layout. Older ones than the current are ignored.
     Layout(Arc<Layout>),
-    /// The control plane has committed the keyspaces.
-    Keyspaces(Vec<Keyspace>),
+    /// The control plane has committed the keyspaces. Older lists than the current one are ignored.
+    Keyspaces(KeyspaceList),
+    /// An `Effect::Reclaim` was carried out, as far as possible.
+    Reclaimed,
     /// How fast partitions may be copied from now on. Until the first, the defaults hold.
     Transfers(TransferSettings),
     /// An operator wants the copies of these partitions that wait for a source to begin anew.
@@ -174,6 +176,12 @@ pub enum Effect {
         /// The writes.
         batch: Batch,
     },
+    /// So many bytes of records were deleted at once: have the storage engine give their space back to the device, beside
+    /// the loop; answered by `Input::Reclaimed`.
+    Reclaim {
+        /// The bytes.
+        bytes: u64,
+    },
     /// Give `Input::Wake` at this moment. A later effect of this kind replaces an earlier one.
     WakeAt(Monotonic),
     /// Something worth telling an operator.
@@ -215,6 +223,10 @@ pub struct Status {
     pub repairing: usize,
     /// What became of comparisons asked for by hand.
     pub repairs: RepairFigures,
+    /// Partitions that may hold records of dropped keyspaces, which are being removed.
+    pub dropping: usize,
+    /// Whether the storage engine gives back the space of what was removed.
+    pub reclaiming: bool,
     /// Batches that are not durable.
     pub unsynced_batches: u64,
     /// Keys with work in progress.
@@ -243,7 +255,7 @@ pub struct Node {
     /// The newest layout given, durable or not.
     pub(crate) newest: Epoch,
     pub(crate) given: Option<Arc<Layout>>,
-    pub(crate) keyspaces: BTreeMap<KeyspaceId, Keyspace>,
+    pub(crate) keyspaces: KeyspaceList,
     /// The store, if it was there when the cluster was formed.
     pub(crate) original: Option<StoreId>,
     pub(crate) synced: BTreeMap<PartitionId, meta::Synced>,
@@ -286,6 +298,7 @@ pub struct Node {
     pub(crate) copied_bytes: u64,
     pub(crate) handoff: HandoffPass,
     pub(crate) sweeper: Sweeper,
+    pub(crate) purge: Purge,
 
     /// Entries in the hint and lag spaces, batches in flight included.
     pub(crate) hints: u64,
@@ -305,10 +318,12 @@ impl Node {
         reader: &impl Reader,
         stats: &Stats,
     ) -> Result<Self, StorageError> {
-        let mut keyspaces = vec![Keyspace::initial()];
-        if let Some(value) = reader.meta(meta::KEYSPACES)? {
-            keyspaces = meta::decode(meta::KEYSPACES, &value)?;
-        }
+        let keyspaces: KeyspaceList = match reader.meta(meta::KEYSPACES)? {
+            Some(value) => meta::decode(meta::KEYSPACES, &value)?,
+            None => KeyspaceList::initial(),
+        };
+        let unreclaimed = reader.meta(meta::UNRECLAIMED)?;
+        let unreclaimed = unreclaimed.map(|value| meta::decode(meta::UNRECLAIMED, &value)).transpose()?.unwrap_or(0);
         let layout: Option<Layout> =
             reader.meta(meta::LAYOUT)?.map(|value| meta::decode(meta::LAYOUT, &value)).transpose()?;
         let original = reader.meta(meta::ORIGINAL)?.map(|value| meta::decode(meta::ORIGINAL, &value)).transpose()?;
@@ -339,7 +354,7 @@ impl Node {
         let mut leftovers = Leftovers::default();
         let stored = stats.partitions().filter(|(_, stats)| stats.total(Space::Owned).records > 0);
         leftovers.stocked.extend(stored.map(|(partition, _)| partition).filter(|&id| config.partitions.contains(id)));
-        let seed = config.map_seed;
+        let (seed, serves) = (config.map_seed, config.partitions);
         let mut node = Self {
             hot: HotTier::new(config.hot_bytes_max, seed),
             hints: stats.total(Space::Hint).records,
@@ -356,7 +371,8 @@ impl Node {
             newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
             layout: layout.map(Arc::new),
             given: None,
-            keyspaces: keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect(),
+            purge: Purge::recover(&keyspaces, serves, stats, unreclaimed),
+            keyspaces,
             original,
             synced,
             peers,
@@ -392,6 +408,7 @@ impl Node {
         node.arm(Monotonic(0), Timer::Handoff);
         node.arm(Monotonic(0), Timer::Sweep);
         node.arm(Monotonic(0), Timer::Repair);
+        node.resume_purge();
         node.restart_copies(&|_| false);
         node.restart_repairs(&|_| true);
         node.plan_handovers();
@@ -438,6 +455,8 @@ impl Node {
             leaving: self.leaving(),
             repairing: self.repairing(),
             repairs: self.repair_figures(),
+            dropping: self.purge.partitions(),
+            reclaiming: self.purge.is_reclaiming(),
             unsynced_batches: self.seq.0 - self.durable.0,
             keys_busy: self.slots.len(),
             poisoned: self.poisoned.is_some(),
@@ -484,6 +503,9 @@ impl Node {
     #[cfg(feature = "mutation")]
     pub fn break_rule(&mut self, rule: crate::rule::Rule) {
         self.rules.break_rule(rule);
+        if rule == crate::rule::Rule::ResumePurge {
+            self.forget_purge();
+        }
         self.plan_copies();
     }
 
@@ -508,6 +530,7 @@ impl Node {
             Input::PersistFailed { error } => self.poison(&error),
             Input::Layout(layout) => self.layout_given(layout),
             Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
+            Input::Reclaimed => self.reclaimed(),
             Input::Transfers(settings) => self.transfers_given(settings),
             Input::Retry(partitions) => self.retry_copies(&partitions),
             Input::Repair(partitions) => self.repair_by_hand(&partitions),
@@ -523,6 +546,7 @@ impl Node {
             Timer::Watch(node) => self.watch_peer(node),
             Timer::Handoff => self.handoff_pass(),
             Timer::Sweep => self.sweep_pass(),
+            Timer::Purge => self.purge_step(),
             Timer::Copy(partition) => self.copy_step(partition),
             Timer::Exchange(exchange) => self.exchange_step(exchange),
             Timer::Turns => self.take_turns(),

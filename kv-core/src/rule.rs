@@ -47,6 +47,12 @@ pub enum Rule {
     HedgeForwards,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
+    /// K1: nothing of a dropped keyspace is taken any more.
+    RefuseDropped,
+    /// K1: a list of keyspaces takes the place of an older one only.
+    NewestKeyspaces,
+    /// K2: the removal of a dropped keyspace goes on after a restart.
+    ResumePurge,
 }
 
 /// Which rules hold.

@@ -73,7 +73,7 @@ impl Shell {
                         assert!(self.answers.insert(tag, outcome).is_none(), "answered twice");
                     }
                     Effect::Send { .. } => panic!("there is nobody to send to"),
-                    Effect::WakeAt(_) | Effect::Event(_) => {}
+                    Effect::WakeAt(_) | Effect::Event(_) | Effect::Reclaim { .. } => {}
                 }
             }
         }

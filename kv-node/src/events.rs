@@ -117,6 +117,7 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::HandedOff { .. } => (Severity::Info, "handed-off"),
             Core::ReadRepaired { .. } => (Severity::Info, "read-repaired"),
             Core::Swept { .. } => (Severity::Info, "swept"),
+            Core::KeyspacesRemoved { .. } => (Severity::Info, "keyspaces-removed"),
             Core::Damaged { .. } => (Severity::Error, "record-damaged"),
             Core::Poisoned { .. } => (Severity::Error, "store-failed"),
         };

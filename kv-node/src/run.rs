@@ -527,7 +527,7 @@ async fn hand_over(shared: &Shared, engine: &Engine, agreed: &ClusterState, memb
     if let Some(layout) = &agreed.layout {
         engine.tell(Command::Layout(Arc::clone(layout))).await;
     }
-    engine.tell(Command::Keyspaces(agreed.keyspaces.values().cloned().collect())).await;
+    engine.tell(Command::Keyspaces(agreed.keyspace_list())).await;
     // The engine is told first: it must know whatever a request names.
     let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
     *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);

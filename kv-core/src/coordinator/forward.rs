@@ -7,7 +7,7 @@ use crate::node::peers::Purpose;
 use crate::node::timers::{Timer, TimerKey};
 use crate::node::{Node, weight};
 use crate::rule::Rule;
-use crate::types::{Monotonic, NodeId, PartitionId};
+use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
 
 /// Forwards for which one hedge of a peer that is slow, but answers, is allowed.
 const FORWARDS_PER_HEDGE: u32 = 10;
@@ -65,6 +65,10 @@ impl ForwardOp {
     fn new(request: KeyRequest) -> Self {
         let (tried, waiting, lost, refusals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self { request, tried, waiting, lost, refusals, hedge: None }
+    }
+
+    pub(super) fn keyspace(&self) -> KeyspaceId {
+        self.request.keyspace
     }
 
     pub(super) fn may_take_effect(&self) -> bool {

@@ -340,7 +340,12 @@ impl Node {
         let me = self.config.node;
         let others =
             self.entry(key.partition()).map_or(0, |entry| entry.owners.iter().filter(|owner| owner.node != me).count());
-        if key.space() != Space::Owned || under_way || others == 0 || self.ops.len() >= self.config.requests_max {
+        if key.space() != Space::Owned
+            || self.is_dropped(key.keyspace())
+            || under_way
+            || others == 0
+            || self.ops.len() >= self.config.requests_max
+        {
             return;
         }
         let deadline = self.now.mono.plus(self.config.deadline);

@@ -13,6 +13,7 @@ use crate::version::Record;
 /// An inspection in flight.
 #[derive(Debug)]
 pub(super) struct InspectOp {
+    pub(super) keyspace: KeyspaceId,
     /// Everybody asked, owners first.
     views: Vec<View>,
 }
@@ -69,7 +70,7 @@ impl Node {
                 View { node, owner: role == Role::Owner, record }
             })
             .collect();
-        let op = self.open_op(origin, deadline, OpState::Inspect(InspectOp { views }));
+        let op = self.open_op(origin, deadline, OpState::Inspect(InspectOp { keyspace, views }));
         for (node, role) in asked {
             if self.reachable(node) && !self.is_stalled(node) {
                 self.ask_read(op, node, role, &key, false);

@@ -70,6 +70,17 @@ impl Op {
         self.answer_bytes
     }
 
+    /// The keyspace that it is about.
+    pub(crate) fn keyspace(&self) -> KeyspaceId {
+        match &self.state {
+            OpState::Forward(forward) => forward.keyspace(),
+            OpState::Get(get) => get.key.keyspace(),
+            OpState::Write(write) => write.key().keyspace(),
+            OpState::Scan(scan) => scan.keyspace(),
+            OpState::Inspect(inspect) => inspect.keyspace,
+        }
+    }
+
     /// Whether a write was started that may take effect although the client is told nothing good.
     pub(crate) fn may_take_effect(&self) -> bool {
         match &self.state {

@@ -15,7 +15,7 @@ use crate::node::peers::Purpose;
 use crate::node::{Node, weight};
 use crate::replica::Requester;
 use crate::ring::Owner;
-use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
+use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::version::{Conflict, ContextToken, Record};
 
 /// A page in flight.
@@ -32,6 +32,12 @@ pub(super) struct ScanOp {
     is_busy: bool,
     /// Counts how often the scan was started.
     attempt: u32,
+}
+
+impl ScanOp {
+    pub(super) fn keyspace(&self) -> KeyspaceId {
+        self.request.keyspace
+    }
 }
 
 impl Node {

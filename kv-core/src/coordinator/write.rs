@@ -133,7 +133,9 @@ impl Node {
         }
         let request = write.request.clone();
         let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
-        let Some(conflict) = self.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else { return };
+        let Some(conflict) = self.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else {
+            return self.finish(op, Err(self.dropped_error(request.keyspace)));
+        };
         let token = match context {
             Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
                 Ok(token) => Some(token),

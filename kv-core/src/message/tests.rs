@@ -190,6 +190,9 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
         Just(Message::Ping),
         Just(Message::Pong),
+        (0u32..9).prop_map(|next| Message::Keyspaces {
+            list: crate::config::KeyspaceList::new(KeyspaceId(next), [crate::config::Keyspace::initial()]),
+        }),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Layouts and keyspaces: durable first, then acted on (rules D1 and E1).
+//! Layouts: durable first, then acted on (rules D1 and E1).
 
 use std::sync::Arc;
 
@@ -51,27 +51,13 @@ impl Node {
         self.restart_copies(&changed);
         self.restart_repairs(&changed);
         self.plan_handovers();
+        self.plan_purge();
         self.tell_caught_up(epoch);
         self.arm(self.now.mono, super::Timer::Handoff);
     }
 
-    pub(super) fn keyspaces_given(&mut self, keyspaces: Vec<Keyspace>) {
-        let keyspaces = keyspaces.into_iter().map(|keyspace| (keyspace.id, keyspace)).collect();
-        if self.keyspaces == keyspaces {
-            return;
-        }
-        self.keyspaces = keyspaces;
-        let list: Vec<&Keyspace> = self.keyspaces.values().collect();
-        let value = meta::encode(&list);
-        self.persist_meta(bytes::Bytes::from_static(meta::KEYSPACES), value);
-        // Whoever was refused something on a keyspace that was not known here may ask again.
-        if let Some(epoch) = self.layout.as_ref().map(|layout| layout.epoch) {
-            self.tell_caught_up(epoch);
-        }
-    }
-
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {
-        self.keyspaces.get(&id)
+        self.keyspaces.get(id)
     }
 
     /// Whether this node owns `partition` (while it migrates: as an old or a new owner) and this loop serves it.

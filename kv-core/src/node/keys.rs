@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Effect, Node, ReadId, meta};
+use crate::config::KeyspaceList;
 use crate::coordinator::OpId;
 use crate::error::StorageError;
 use crate::event::Event;
@@ -60,6 +61,8 @@ pub(crate) enum ReadFor {
     Serving(ReadId),
     /// What is to be dropped of a partition that was left.
     Drop(PartitionId),
+    /// What a partition holds of a dropped keyspace.
+    Purge,
 }
 
 /// What the statistics of a partition are read for.
@@ -73,6 +76,8 @@ pub(crate) enum LeavesFor {
     Receipt(PartitionId),
     /// To know what is left of a partition.
     Residue(PartitionId),
+    /// To know what a partition holds of dropped keyspaces.
+    Purge(PartitionId),
 }
 
 /// What to do with a key as soon as its record is in memory.
@@ -174,6 +179,8 @@ pub(crate) enum Held {
     },
     Covered(Box<Receipt>),
     Dropped(PartitionId),
+    Keyspaces(Box<KeyspaceList>),
+    Purged,
     PeerUp {
         node: NodeId,
         incarnation: Incarnation,
@@ -194,6 +201,10 @@ pub(crate) struct HeldQueue(BTreeMap<Seq, Vec<Held>>);
 impl Node {
     /// Runs `task` on `key`: at once if its record is in memory, else when it has been read.
     pub(crate) fn with_key(&mut self, key: StorageKey, task: Task) {
+        if self.refuses_dropped(key.partition(), key.keyspace()) {
+            let refusal = Refusal::Failed(self.dropped_error(key.keyspace()));
+            return self.refuse_task(&key, task, &refusal);
+        }
         if let Some(slot) = self.slots.get_mut(&key) {
             if let State::Ready(stored) = &slot.state {
                 let stored = stored.clone();
@@ -286,7 +297,7 @@ impl Node {
 
     /// The other owners' copies of a damaged record are here: they take its place.
     pub(crate) fn mend_with(&mut self, key: &StorageKey, record: Record) {
-        if self.slots.contains_key(key) {
+        if self.slots.contains_key(key) || self.refuses_dropped(key.partition(), key.keyspace()) {
             return;
         }
         self.open(key, State::Ready(None), None);
@@ -405,23 +416,39 @@ impl Node {
                 self.batch.writes.push(Write::Record { key: key.clone(), value, before, after, damaged });
             }
         }
-        let bytes = |footprint: Option<Footprint>| footprint.map_or(0, |footprint| u64::from(footprint.bytes));
-        let (count, weight) = match key.space() {
-            Space::Owned => (None, None),
-            Space::Hint => (Some(&mut self.hints), Some(&mut self.hint_bytes)),
-            Space::Lag => (Some(&mut self.lagging), None),
-        };
-        if let Some(count) = count {
-            *count = (*count + u64::from(after.is_some())).saturating_sub(u64::from(before.is_some()));
-        }
-        if let Some(weight) = weight {
-            *weight = (*weight + bytes(after)).saturating_sub(bytes(before));
-        }
+        self.recount(key, before, after);
         self.hold(seq, Held::Settle(key.clone()));
         if key.space() != Space::Owned {
             self.arm_handoff();
         }
         seq
+    }
+
+    /// Keeps the numbers of hints and lag marks right when what stands at a key changes.
+    fn recount(&mut self, key: &StorageKey, before: Option<Footprint>, after: Option<Footprint>) {
+        let bytes = |footprint: Option<Footprint>| footprint.map_or(0, |footprint| u64::from(footprint.bytes));
+        let (count, weight) = match key.space() {
+            Space::Owned => return,
+            Space::Hint => (&mut self.hints, Some(&mut self.hint_bytes)),
+            Space::Lag => (&mut self.lagging, None),
+        };
+        *count = (*count + u64::from(after.is_some())).saturating_sub(u64::from(before.is_some()));
+        if let Some(weight) = weight {
+            *weight = (*weight + bytes(after)).saturating_sub(bytes(before));
+        }
+    }
+
+    /// Deletes what a slice has shown at a key that nobody writes or waits for any more. False: somebody waits for it.
+    pub(crate) fn delete_read(&mut self, key: StorageKey, value: &Bytes) -> bool {
+        if self.slots.contains_key(&key) {
+            return false;
+        }
+        self.hot.remove(&key);
+        let before = Footprint::of_entry(&key, value).ok();
+        self.recount(&key, before, None);
+        let damaged = before.is_none();
+        self.batch.writes.push(Write::Record { key, value: None, before, after: None, damaged });
+        true
     }
 
     pub(crate) fn persist_meta(&mut self, name: Bytes, value: Bytes) -> Seq {
@@ -510,6 +537,8 @@ impl Node {
             }
             Held::Covered(receipt) => self.receipt_durable(*receipt),
             Held::Dropped(partition) => self.drop_durable(partition),
+            Held::Keyspaces(list) => self.keyspaces_durable(*list),
+            Held::Purged => self.purge_durable(),
             Held::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
             Held::Adopt(layout) => self.adopt(layout),
             Held::Synced { partition, synced } => self.synced_durable(partition, synced),

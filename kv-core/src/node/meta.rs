@@ -9,8 +9,10 @@ use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 
 /// The layout on which the node acts.
 pub(super) const LAYOUT: &[u8] = b"layout";
-/// The keyspaces.
-pub(super) const KEYSPACES: &[u8] = b"keyspaces";
+/// The list of keyspaces.
+pub(super) const KEYSPACES: &[u8] = b"keyspace-list";
+/// Bytes of dropped keyspaces that were removed and whose space the storage engine may still keep.
+pub(super) const UNRECLAIMED: &[u8] = b"unreclaimed";
 /// The store, if it was there when the cluster was formed: it has had its partitions from the start.
 pub(super) const ORIGINAL: &[u8] = b"original";
 /// Prefix of the highest incarnation seen of each peer.
@@ -27,6 +29,14 @@ pub(crate) type Synced = (StoreId, Epoch);
 
 pub(super) fn peer(node: NodeId) -> Bytes {
     Bytes::from([PEER, &node.0.to_be_bytes()].concat())
+}
+
+pub(crate) fn keyspaces() -> Bytes {
+    Bytes::from_static(KEYSPACES)
+}
+
+pub(crate) fn unreclaimed() -> Bytes {
+    Bytes::from_static(UNRECLAIMED)
 }
 
 pub(crate) fn synced(partition: PartitionId) -> Bytes {

@@ -214,6 +214,7 @@ impl Node {
         (peer.waits_for_layout, peer.caught_up) = (false, Epoch(0));
         self.out.push(Effect::Event(Event::PeerUp { node, incarnation }));
         self.arm(self.now.mono, Timer::Handoff);
+        self.tell_keyspaces(node);
         self.plan_copies();
         self.arm_handovers();
         // Comparisons with it may be owed.
@@ -253,7 +254,7 @@ impl Node {
     }
 
     /// This node acts on another layout: whoever it refused for want of it may ask again at once.
-    pub(super) fn tell_caught_up(&mut self, epoch: Epoch) {
+    pub(crate) fn tell_caught_up(&mut self, epoch: Epoch) {
         let waits = |peer: &mut Peer| std::mem::take(&mut peer.waits_for_layout) && peer.up;
         let waiting: Vec<NodeId> =
             self.peers.iter_mut().filter_map(|(node, peer)| waits(peer).then_some(*node)).collect();
@@ -332,6 +333,7 @@ impl Node {
                 self.serve_exchange(from, call, (partition, epoch, errand), question);
             }
             Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
+            Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::ExchangeResult { call, result } => {
                 if let Some(Purpose::Exchange(exchange)) = self.answered(from, call) {
                     self.exchange_answered(exchange, call, result);
@@ -392,7 +394,12 @@ mod tests {
     }
 
     fn answers(effects: &[Effect]) -> usize {
-        effects.iter().filter(|effect| matches!(effect, Effect::Send { to: PEER, .. })).count()
+        let is_answer = |effect: &&Effect| match effect {
+            // The list of keyspaces is sent at the beginning of every session.
+            Effect::Send { to: PEER, message } => !matches!(message, Message::Keyspaces { .. }),
+            _ => false,
+        };
+        effects.iter().filter(is_answer).count()
     }
 
     #[test]

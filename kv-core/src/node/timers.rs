@@ -21,6 +21,8 @@ pub(crate) enum Timer {
     Handoff,
     /// Expired records are looked for.
     Sweep,
+    /// What is stored of dropped keyspaces is removed, a slice at a time.
+    Purge,
     /// A refill or copy looks for its next source.
     Copy(PartitionId),
     /// An exchange goes on, or asks again.

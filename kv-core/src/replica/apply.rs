@@ -66,7 +66,11 @@ impl Node {
         key: &Bytes,
         record: &Record,
     ) -> Result<(), Refusal> {
-        let Some(conflict) = self.keyspace(keyspace).map(|keyspace| keyspace.conflict) else {
+        if self.refuses_dropped(partition, keyspace) {
+            return Err(Refusal::Failed(self.dropped_error(keyspace)));
+        }
+        let dropped = self.is_dropped(keyspace).then_some(Conflict::Siblings);
+        let Some(conflict) = self.keyspace(keyspace).map(|keyspace| keyspace.conflict).or(dropped) else {
             // The keyspace is younger than what this node knows; it is sent again.
             return Err(Refusal::Behind { epoch: self.newest });
         };

@@ -23,7 +23,7 @@ use crate::node::timers::Timer;
 use crate::node::{Effect, Node, meta};
 use crate::ring::{Entry, Joint};
 use crate::rule::Rule;
-use crate::storage::{PartitionStats, Space};
+use crate::storage::PartitionStats;
 use crate::topology::{Receipt, SourceReceipt, Transfer, TransferPhase, TransferSettings, Wait};
 use crate::types::{Epoch, Monotonic, NodeId, PartitionId, StoreId};
 
@@ -334,7 +334,7 @@ impl Node {
             node: self.config.node,
             store: self.incarnation.store,
             sources: copy.progress.covered.clone(),
-            keys: own.total(Space::Owned).keys,
+            keys: self.kept(own).keys,
             bytes: copy.progress.bytes,
         };
         self.progress.remove(&partition);

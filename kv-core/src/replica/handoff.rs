@@ -82,6 +82,7 @@ impl Node {
             .iter()
             .map(|entry| entry.0.clone())
             .filter(|key| self.config.partitions.contains(key.partition()) && self.can_hand_off(key))
+            .filter(|key| !self.is_dropped(key.keyspace()))
             .collect();
         self.handoff.in_flight = mine.len();
         for key in mine {

@@ -272,6 +272,15 @@ impl Node {
         }
     }
 
+    /// Nobody has to hold the record any more.
+    pub(crate) fn give_up_replication(&mut self, id: ReplicationId) {
+        let Some(replication) = self.replications.get_mut(&id) else { return };
+        for target in replication.targets.iter_mut().filter(|target| target.state == Delivery::Waiting) {
+            target.state = Delivery::GivenUp;
+        }
+        self.end_replication(id);
+    }
+
     fn end_replication(&mut self, id: ReplicationId) {
         let Some(Replication { key, targets, goal, timer, .. }) = self.replications.remove(&id) else { return };
         if let Some(timer) = timer {

@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::exchange::{Exchange, ExchangeId};
+use bytes::Bytes;
+
 use crate::event::Event;
 use crate::message::Errand;
 use crate::node::keys::{Held, LeavesFor, ReadFor, Task};
@@ -148,7 +150,7 @@ impl Node {
 
     /// It is known what is left.
     pub(crate) fn residue_counted(&mut self, partition: PartitionId, stats: &PartitionStats) {
-        let total = stats.total(Space::Owned);
+        let total = self.kept(stats);
         let Some(left) = self.leftovers.left.get_mut(&partition).filter(|left| left.counting) else { return };
         left.counting = false;
         left.size = Some((total.records, total.bytes));
@@ -214,6 +216,7 @@ impl Node {
 
     /// A slice of what is to be dropped was read; `None`: it could not be.
     pub(crate) fn drop_read(&mut self, partition: PartitionId, slice: Option<Slice>) {
+        let keyspaces = &self.keyspaces;
         let Some(left) = self.leftovers.left.get_mut(&partition).filter(|left| left.reading) else { return };
         left.reading = false;
         let epoch = left.epoch;
@@ -231,10 +234,17 @@ impl Node {
             }
             return self.arm_handovers();
         }
-        left.dropping = slice.entries.len();
-        let bytes = slice.entries.iter().map(|(key, value)| (key.key().len() + value.len()) as u64).sum();
+        // What is left of dropped keyspaces goes by itself.
+        let entries: Vec<(StorageKey, Bytes)> =
+            slice.entries.into_iter().filter(|(key, _)| !keyspaces.is_dropped(key.keyspace())).collect();
+        if entries.is_empty() {
+            let at = self.now.mono.plus(self.config.handoff_every);
+            return self.arm(at, Timer::HandOver);
+        }
+        left.dropping = entries.len();
+        let bytes = entries.iter().map(|(key, value)| (key.key().len() + value.len()) as u64).sum();
         self.throttle.take(bytes, self.now.mono);
-        for (key, _) in slice.entries {
+        for (key, _) in entries {
             self.with_key(key, Task::Drop { epoch });
         }
     }

@@ -71,7 +71,7 @@ impl Node {
         let limit = (*limit).min(self.config.slice_entries_max);
         let entries_max = (2 * limit / count).max(PART_ENTRIES_MIN).min(limit.max(1));
         let bytes_max = (self.config.slice_bytes_max / count).max(PART_BYTES_MIN);
-        self.may_scan(partitions)?;
+        self.may_scan(partitions, *keyspace)?;
         let range = |&(partition, _): &(PartitionId, Epoch)| {
             let start = StorageKey::new(Space::Owned, partition, *keyspace, prefix);
             let from = match after {
@@ -85,7 +85,10 @@ impl Node {
     }
 
     /// Whether this node's copies of some partitions count at these epochs (invariant 6).
-    fn may_scan(&self, partitions: &[(PartitionId, Epoch)]) -> Result<(), Refusal> {
+    fn may_scan(&self, partitions: &[(PartitionId, Epoch)], keyspace: KeyspaceId) -> Result<(), Refusal> {
+        if self.is_dropped(keyspace) {
+            return Err(Refusal::Failed(self.dropped_error(keyspace)));
+        }
         for &(partition, epoch) in partitions {
             self.fence(partition, epoch)?;
             if !self.owns(partition) {
@@ -109,6 +112,7 @@ impl Node {
             Some(ReadFor::Exchange(exchange)) => self.own_page_read(exchange, result),
             Some(ReadFor::Serving(serving)) => self.serving_read(serving, result),
             Some(ReadFor::Drop(partition)) => self.drop_read(partition, result.ok()),
+            Some(ReadFor::Purge) => self.purge_read(result.ok()),
             Some(ReadFor::Slot(_) | ReadFor::Leaves(_)) | None => {}
         }
     }
@@ -138,7 +142,7 @@ impl Node {
         let Some(SliceJob { requester, query, parts }) = self.slice_jobs.remove(&id) else { return };
         let parts = parts.into_iter().flatten().collect();
         // A layout may have come while it was read, and what was left may have been dropped.
-        let answer = self.may_scan(&query.partitions);
+        let answer = self.may_scan(&query.partitions, query.keyspace);
         let answer = answer.and_then(|()| self.scan_answer(parts, query.limit, query.keys_only));
         self.slice_answer(requester, answer);
     }

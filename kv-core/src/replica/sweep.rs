@@ -70,6 +70,9 @@ impl Node {
         let Some((_, _, mut earliest)) = self.sweeper.turn.take() else { return };
         let slice = slice.unwrap_or_default();
         for (key, bytes) in &slice.entries {
+            if self.is_dropped(key.keyspace()) {
+                continue;
+            }
             let Ok(stored) = Stored::decode(bytes) else {
                 self.mend(key);
                 continue;

@@ -130,6 +130,16 @@ pub trait Reader: Clone + Send + 'static {
     /// # Errors
     /// If the medium fails.
     fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
+
+    /// Gives the space of deleted records back to the device, where the medium would keep it until later writes push it
+    /// out; `deleted` is how many bytes these were. It may take long; the other readers and the committer go on meanwhile.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn reclaim(&self, deleted: u64) -> Result<(), StorageError> {
+        let _ = deleted;
+        Ok(())
+    }
 }
 
 /// The writing half of an engine.

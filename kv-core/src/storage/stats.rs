@@ -96,7 +96,7 @@ impl Tally {
         self
     }
 
-    fn sum(mut self, other: &Self) -> Self {
+    pub(crate) fn sum(mut self, other: &Self) -> Self {
         self.keys += other.keys;
         self.bytes += other.bytes;
         self.records += other.records;

@@ -146,6 +146,9 @@ impl World {
                 && status.receiving == 0
                 && status.leaving == 0
                 && status.repairing == 0
+                && status.dropping == 0
+                && !status.reclaiming
+                && status.peer_bytes == 0
                 && status.unsynced_batches == 0
                 && status.keys_busy == 0
                 && !status.poisoned

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use kv_core::config::{Keyspace, KeyspaceList};
 use kv_core::node::Input;
 use kv_core::ring::{Entry, Layout, check as check_layout};
 use kv_core::topology::operation::{self, Target};
 use kv_core::topology::{Change, Receipt, TransferSettings, plan};
-use kv_core::types::{Epoch, NodeId, PartitionId, StoreId};
+use kv_core::types::{Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
 
 use crate::check;
 use crate::clock::Time;
@@ -252,6 +253,66 @@ impl World {
         for layout in newer.into_iter().skip(skip) {
             self.step(machine, Input::Layout(layout));
         }
+    }
+
+    /// The number of the list of keyspaces in force.
+    pub(crate) fn newest_keyspaces(&self) -> usize {
+        self.keyspace_lists.len() - 1
+    }
+
+    /// Gives a node a list of keyspaces. One that has restarted, or learns of several at once, may have a newer one already.
+    pub(crate) fn tell_keyspaces(&mut self, index: usize, list: usize) {
+        if let Some(thaws) = self.thaws(index) {
+            return self.at(thaws, Event::TellKeyspaces { machine: index, list });
+        }
+        let newest = self.newest_keyspaces();
+        let machine = &mut self.machines[index];
+        if machine.core.is_some() {
+            machine.knows_keyspaces |= list == newest;
+            machine.told_keyspaces = machine.told_keyspaces.max(list);
+            let list = self.keyspace_lists[list].clone();
+            self.step(index, Input::Keyspaces(list));
+        }
+    }
+
+    /// Commits a list of keyspaces and tells every node, sooner or later.
+    fn commit_keyspaces(&mut self) {
+        let list = KeyspaceList::new(KeyspaceId(self.next_keyspace), self.keyspaces.iter().cloned());
+        self.keyspace_lists.push(list);
+        self.machines.iter_mut().for_each(|machine| machine.knows_keyspaces = false);
+        let list = self.newest_keyspaces();
+        let mut aside = self.dice.aside();
+        for machine in self.living() {
+            let most = *aside.pick(&[1, 20, 100, 1000]);
+            let at = self.time + aside.below(most * MS);
+            self.at(at, Event::TellKeyspaces { machine, list });
+        }
+    }
+
+    /// A keyspace is created, with keys of its own.
+    pub(crate) fn create_keyspace(&mut self) {
+        let id = KeyspaceId(self.next_keyspace);
+        self.next_keyspace += 1;
+        self.count(Count::KeyspacesCreated);
+        let keyspace = Keyspace { id, name: format!("made-{}", id.0), ..Keyspace::initial() };
+        note!(self, "{id} is created");
+        self.keyspaces.push(keyspace.clone());
+        self.plan_keys(&keyspace);
+        self.commit_keyspaces();
+    }
+
+    /// A keyspace is dropped. Clients go on writing to it for a while.
+    pub(crate) fn drop_keyspace(&mut self) {
+        let candidates: Vec<KeyspaceId> = self.keyspaces.iter().map(|it| it.id).filter(|id| id.0 > 0).collect();
+        if candidates.is_empty() {
+            return;
+        }
+        let id = *self.dice.aside().pick(&candidates);
+        note!(self, "{id} is dropped");
+        self.count(Count::KeyspacesDropped);
+        self.keyspaces.retain(|keyspace| keyspace.id != id);
+        self.history.dropped.insert(id);
+        self.commit_keyspaces();
     }
 
     /// Other limits for copies, or a pause.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_core::config::KeyspaceList;
 use kv_core::error::StorageError;
 use kv_core::ring::Layout;
 use kv_core::storage::{Batch, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount};
@@ -15,6 +16,9 @@ use kv_core::types::{Incarnation, Seq, StoreId};
 use kv_core::version::Record;
 
 use crate::dice::Dice;
+
+/// Where a node keeps its list of keyspaces.
+pub(crate) const KEYSPACE_LIST: &[u8] = b"keyspace-list";
 
 /// A copy of a disk, as an operator might keep and restore.
 #[derive(Clone, Debug)]
@@ -90,6 +94,16 @@ impl Disk {
     /// The layout that a node finds when it starts.
     pub(crate) fn durable_layout(&self) -> Option<Layout> {
         self.durable.meta(b"layout").and_then(|value| postcard::from_bytes(&value).ok())
+    }
+
+    /// The list of keyspaces that a node finds when it starts.
+    pub(crate) fn durable_keyspaces(&self) -> Option<KeyspaceList> {
+        self.durable.meta(KEYSPACE_LIST).and_then(|value| postcard::from_bytes(&value).ok())
+    }
+
+    /// The list of keyspaces that the node wrote last.
+    pub(crate) fn visible_keyspaces(&self) -> Option<KeyspaceList> {
+        self.visible.meta(KEYSPACE_LIST).and_then(|value| postcard::from_bytes(&value).ok())
     }
 
     /// Opens the store: the boot counter is durable before anything else happens.

@@ -110,6 +110,8 @@ pub(crate) struct Answer<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) keys: Vec<Key>,
+    /// Keyspaces that were dropped: nothing is promised of their keys any more, but that they go.
+    pub(crate) dropped: BTreeSet<KeyspaceId>,
     by_name: BTreeMap<(KeyspaceId, Bytes), KeyId>,
     pub(crate) ops: Vec<WriteOp>,
     by_request: BTreeMap<RequestId, OpId>,
@@ -150,8 +152,15 @@ impl History {
         &self.keys[id.0]
     }
 
+    /// The keys of the keyspaces that exist.
     pub(crate) fn key_ids(&self) -> impl Iterator<Item = KeyId> + use<> {
-        (0..self.keys.len()).map(KeyId)
+        let kept: Vec<KeyId> = (0..self.keys.len()).map(KeyId).filter(|key| !self.is_dropped(*key)).collect();
+        kept.into_iter()
+    }
+
+    /// Whether the keyspace of a key was dropped.
+    pub(crate) fn is_dropped(&self, key: KeyId) -> bool {
+        self.dropped.contains(&self.key(key).keyspace)
     }
 
     pub(crate) fn key_named(&self, keyspace: KeyspaceId, bytes: &Bytes) -> Option<KeyId> {

@@ -15,7 +15,7 @@ use kv_core::version::ContextToken;
 
 use crate::check;
 use crate::clock::{MachineClock, Time};
-use crate::disk::{Disk, DiskCopy};
+use crate::disk::{Disk, DiskCopy, KEYSPACE_LIST};
 use crate::report::Count;
 use crate::settings::{MS, Mutation, node_id};
 use crate::trace::{brief_batch, note};
@@ -45,10 +45,12 @@ pub(crate) struct Machine {
     pub(crate) slow_until: Time,
     /// It hears of no layout behind this one.
     pub(crate) hears_up_to: Option<Epoch>,
-    /// Whether this run of the node knows all keyspaces. Those beside the first are created as the run begins.
+    /// Whether this run of the node knows all keyspaces that exist. Those beside the first are created as the run begins.
     pub(crate) knows_keyspaces: bool,
     /// Its process does nothing until then.
     pub(crate) frozen_until: Time,
+    /// The newest list of keyspaces that its control plane has. The node may have a newer one, from its peers.
+    pub(crate) told_keyspaces: usize,
     /// It was destroyed and declared dead.
     pub(crate) dead: bool,
     /// Whether a store of it was lost or replaced by an older copy.
@@ -73,6 +75,7 @@ impl Machine {
             hears_up_to: None,
             knows_keyspaces: false,
             frozen_until: 0,
+            told_keyspaces: 0,
             dead: false,
             ever_lost: false,
         }
@@ -80,17 +83,6 @@ impl Machine {
 }
 
 impl World {
-    /// A node learns of all keyspaces, unless it knows them.
-    pub(crate) fn tell_keyspaces(&mut self, index: usize) {
-        if let Some(thaws) = self.thaws(index) {
-            return self.at(thaws, Event::TellKeyspaces { machine: index });
-        }
-        if self.machines[index].core.is_some() && !std::mem::replace(&mut self.machines[index].knows_keyspaces, true) {
-            note!(self, "{} learns of the keyspaces", node_id(index));
-            self.step(index, Input::Keyspaces(self.keyspaces.clone()));
-        }
-    }
-
     /// Whether the process of a machine runs.
     pub(crate) fn is_running(&self, machine: usize) -> bool {
         self.machines[machine].core.is_some()
@@ -140,12 +132,14 @@ impl World {
         note!(self, "{} starts, store {}", node_id(index), self.machines[index].incarnation);
         // The control plane tells what it has committed, sometimes late; a node that knew a layout serves meanwhile.
         self.machines[index].knows_keyspaces = false;
+        let (told, newest) = (self.machines[index].told_keyspaces, self.newest_keyspaces());
+        self.tell_keyspaces(index, told);
         let mut aside = self.dice.aside();
         if aside.chance(300) {
             let late = aside.below(300 * MS);
-            self.at(time + late, Event::TellKeyspaces { machine: index });
+            self.at(time + late, Event::TellKeyspaces { machine: index, list: newest });
         } else {
-            self.tell_keyspaces(index);
+            self.tell_keyspaces(index, newest);
         }
         self.step(index, Input::Transfers(self.transfers));
         let late = if self.dice.chance(300) { self.dice.below(300 * MS) } else { 0 };
@@ -253,6 +247,11 @@ impl World {
 
     fn learn(&mut self, index: usize, batch: &Batch) -> Result<(), String> {
         for write in &batch.writes {
+            if let Write::Meta { name, value: Some(value) } = write
+                && name.as_ref() == KEYSPACE_LIST
+            {
+                check::dropped::list_is_newer(self, index, value)?;
+            }
             if let Write::Record { key, value: None, .. } = write
                 && key.space() == Space::Owned
             {
@@ -322,6 +321,10 @@ impl World {
                 }
                 self.sync(index);
             }
+            Effect::Reclaim { .. } => {
+                let at = self.read_ends();
+                self.at(at, Event::Input { machine: index, life, input: Input::Reclaimed });
+            }
             Effect::WakeAt(at) => {
                 self.machines[index].wake = Some(at);
                 let lateness = if self.dice.chance(100) { self.dice.below(2 * MS) } else { 0 };
@@ -390,6 +393,7 @@ impl World {
             NodeEvent::Compared { records, .. } => self.report.add(Count::Owed, *records),
             NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
             NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),
+            NodeEvent::KeyspacesRemoved { records, .. } => self.report.add(Count::Purged, *records),
             NodeEvent::Swept { records } => self.report.add(Count::Swept, *records),
             NodeEvent::Damaged { reason } => self.fail(format!("{}: {reason}", node_id(index))),
             _ => {}

@@ -185,3 +185,29 @@ fn cutting_over_without_receipts_is_caught() {
     // A partition whose new owners hold nothing may also stay closed.
     check_moves(Mutation::CutOverWithoutReceipts, &["invariant", "strict", "liveness"]);
 }
+
+/// Runs that drop keyspaces, with crashes in the midst of it.
+fn check_drops(mutation: Mutation, expected: &[&str]) {
+    check_adjusted(mutation, expected, |settings| {
+        settings.mutation = Some(mutation);
+        settings.faults.drops = 2;
+        settings.faults.creations = 2;
+        settings.faults.crashes += 4;
+    });
+}
+
+#[test]
+fn forgetting_a_removal_at_a_restart_is_caught() {
+    // A marker that is left keeps the node busy.
+    check_drops(Mutation::Core(Rule::ResumePurge), &["K1", "liveness"]);
+}
+
+#[test]
+fn taking_what_was_dropped_is_caught() {
+    check_drops(Mutation::Core(Rule::RefuseDropped), &["K1"]);
+}
+
+#[test]
+fn going_back_to_an_older_list_of_keyspaces_is_caught() {
+    check_drops(Mutation::Core(Rule::NewestKeyspaces), &["K1"]);
+}

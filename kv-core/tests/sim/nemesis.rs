@@ -72,6 +72,10 @@ pub(crate) enum Fault {
     Repair { machine: usize },
     /// An operator has all nodes begin copies anew that wait.
     Retry,
+    /// A keyspace is created.
+    CreateKeyspace,
+    /// A keyspace is dropped.
+    DropKeyspace,
 }
 
 impl World {
@@ -145,6 +149,13 @@ impl World {
         }
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = self.dice.aside();
+        let kinds = [(Fault::CreateKeyspace, faults.creations), (Fault::DropKeyspace, faults.drops)];
+        for (fault, count) in kinds {
+            for _ in 0..count {
+                let at = 20 * MS + aside.below(self.settings.trouble_ends);
+                self.at(at, Event::Fault(fault));
+            }
+        }
         if faults.operations > 0 && aside.chance(500) {
             for _ in 0..aside.between(1, 6) {
                 let at = aside.below(self.settings.trouble_ends);
@@ -234,6 +245,8 @@ impl World {
                 let partitions = self.layout().partition_ids().collect();
                 self.step(machine, Input::Repair(partitions));
             }
+            Fault::CreateKeyspace => self.create_keyspace(),
+            Fault::DropKeyspace => self.drop_keyspace(),
             Fault::Retry => self.living().into_iter().for_each(|machine| self.retry_copies(machine)),
         }
     }
@@ -447,6 +460,7 @@ impl World {
             }
             if self.is_running(machine) {
                 self.tell_layouts(machine);
+                self.tell_keyspaces(machine, self.newest_keyspaces());
                 self.at(self.time, Event::StoreReported { machine });
             } else {
                 let delay = self.dice.below(100 * MS);

@@ -77,6 +77,12 @@ counts! {
     CopiesRetried => "copies begun anew by hand",
     /// Records dropped after they were handed over.
     Dropped => "records dropped by nodes that left",
+    /// Keyspaces that were created while clients worked.
+    KeyspacesCreated => "keyspaces created",
+    /// Keyspaces that were dropped.
+    KeyspacesDropped => "keyspaces dropped",
+    /// Records of dropped keyspaces that were removed.
+    Purged => "records of dropped keyspaces removed",
     /// Records mended by comparing owners.
     Compared => "records mended by anti-entropy",
     /// Records mended by comparisons that were owed.

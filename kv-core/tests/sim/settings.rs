@@ -55,6 +55,9 @@ pub(crate) struct Faults {
     pub(crate) cancels: u64,
     pub(crate) transfers: u64,
     pub(crate) repairs: u64,
+    /// Keyspaces that are created and dropped.
+    pub(crate) creations: u64,
+    pub(crate) drops: u64,
     /// Of 1,000 times that a copy notes how far it is, those that are cut short by a crash.
     pub(crate) crashes_of_copies: u64,
 }
@@ -126,6 +129,9 @@ impl Settings {
             crashes_of_copies: *dice.pick(&[0, 0, 0, 20, 100]),
             ..faults
         };
+        // Drawn aside, so that they change nothing else of a run.
+        let mut aside = dice.aside();
+        let faults = Faults { creations: aside.below(3), drops: *aside.pick(&[0, 1, 1, 2]), ..faults };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {
             loss: *dice.pick(&[0, 0, 10, 50, 200]),

@@ -81,6 +81,9 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
         Message::Ping => "ping".to_owned(),
         Message::Pong => "pong".to_owned(),
+        Message::Keyspaces { list } => {
+            format!("keyspaces {:?}", list.iter().map(|keyspace| keyspace.id.0).collect::<Vec<_>>())
+        }
         Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_core::config::Keyspace as KeyspaceSettings;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
 use kv_core::node::{Input, Tag};
@@ -92,24 +93,24 @@ impl World {
     /// Makes the keys and the clients.
     pub(crate) fn plan_work(&mut self) {
         for keyspace in self.keyspaces.clone() {
-            for index in 0..self.settings.keys_per_keyspace {
-                let bytes = Bytes::from(format!("{}{index}", if index % 2 == 0 { "a" } else { "b/" }));
-                let partition = self.layouts[0].partition_of(&bytes);
-                let perishable = self.dice.chance(700);
-                self.history.add_key(Key {
-                    keyspace: keyspace.id,
-                    conflict: keyspace.conflict,
-                    bytes,
-                    partition,
-                    perishable,
-                });
-            }
+            self.plan_keys(&keyspace);
         }
         for client in 0..self.settings.clients {
             let left = self.settings.operations;
             self.clients.push(Client { sequence: 0, left, running: None, seen: BTreeMap::new(), layout: 0 });
             let at = 10 * MS + self.dice.below(30 * MS);
             self.at(at, Event::ClientWorks { client });
+        }
+    }
+
+    /// Makes the keys of a keyspace.
+    pub(crate) fn plan_keys(&mut self, keyspace: &KeyspaceSettings) {
+        for index in 0..self.settings.keys_per_keyspace {
+            let bytes = Bytes::from(format!("{}{index}", if index % 2 == 0 { "a" } else { "b/" }));
+            let partition = self.layouts[0].partition_of(&bytes);
+            let perishable = self.dice.chance(700);
+            let (keyspace, conflict) = (keyspace.id, keyspace.conflict);
+            self.history.add_key(Key { keyspace, conflict, bytes, partition, perishable });
         }
     }
 
@@ -291,7 +292,9 @@ impl World {
             deadline = Some(machine.clock.now(self.time).mono.plus(Duration::from_micros(patience)));
         }
         // The shell asks what is agreed on before it says that a keyspace does not exist.
-        self.tell_keyspaces(index);
+        if !self.machines[index].knows_keyspaces {
+            self.tell_keyspaces(index, self.newest_keyspaces());
+        }
         note!(self, "client -> {}: #{} {}", crate::settings::node_id(index), tag.0, trace::request(&request));
         self.at(self.time + patience + ANSWER_BOUND, Event::Overdue { tag });
         self.step(index, Input::Request { tag, request, deadline });
@@ -329,6 +332,14 @@ impl World {
     }
 
     fn judge_answer(&mut self, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
+        let keyspace = self.keyspace_of(&pending.ask);
+        if keyspace.is_some_and(|keyspace| self.history.dropped.contains(&keyspace)) {
+            return match outcome {
+                Err(error) if error.message.is_empty() => Err("an error without a message".to_owned()),
+                // A node that does not know of the drop yet answers as before.
+                _ => Ok(()),
+            };
+        }
         check::answers::error_is_allowed(&pending.ask, outcome, &self.settings)?;
         match (&pending.ask, outcome) {
             (Ask::Write(op), Ok(Response::Written { context, .. })) => {
@@ -345,6 +356,18 @@ impl World {
             }
             (_, Err(_)) => Ok(()),
             (ask, Ok(response)) => Err(format!("{ask:?} is answered with {response:?}")),
+        }
+    }
+
+    /// The keyspace that is asked about.
+    fn keyspace_of(&self, ask: &Ask) -> Option<KeyspaceId> {
+        match ask {
+            Ask::Write(op) => Some(self.history.key(self.history.op(*op).key).keyspace),
+            Ask::Read { key, .. } | Ask::Inspect { key } => Some(self.history.key(*key).keyspace),
+            Ask::Scan(scan) => Some(scan.keyspace),
+            Ask::Bad { request: Request::Key(request), .. } => Some(request.keyspace),
+            Ask::Bad { request: Request::Scan(request), .. } => Some(request.keyspace),
+            Ask::Bad { request: Request::Inspect { keyspace, .. }, .. } => Some(*keyspace),
         }
     }
 

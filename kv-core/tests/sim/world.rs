@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_core::config::Keyspace;
+use kv_core::config::{Keyspace, KeyspaceList};
 use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
 use kv_core::topology::{Receipt, TransferSettings};
-use kv_core::types::{Epoch, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
+use kv_core::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
 use kv_core::version::Context;
 
 use crate::audit::Audit;
@@ -72,7 +72,7 @@ pub(crate) enum Event {
     /// A node hears of new layouts.
     TellLayouts { machine: usize },
     /// A node hears of the keyspaces.
-    TellKeyspaces { machine: usize },
+    TellKeyspaces { machine: usize, list: usize },
 }
 
 /// An event and when it happens. Only time and number are compared.
@@ -131,6 +131,10 @@ pub(crate) struct World {
     /// Every layout that the control plane has committed; the last is in force.
     pub(crate) layouts: Vec<Arc<Layout>>,
     pub(crate) keyspaces: Vec<Keyspace>,
+    /// The number of the next one.
+    pub(crate) next_keyspace: u32,
+    /// Every list of keyspaces that the control plane has committed; the last is in force.
+    pub(crate) keyspace_lists: Vec<KeyspaceList>,
     /// The operation that runs.
     pub(crate) operation: Option<Running>,
     /// How fast nodes may copy.
@@ -179,6 +183,11 @@ impl World {
             clocks_before: None,
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
+            next_keyspace: u32::try_from(settings.keyspaces.len()).unwrap_or(u32::MAX),
+            keyspace_lists: vec![
+                KeyspaceList::initial(),
+                KeyspaceList::new(KeyspaceId(0), settings.keyspaces.iter().cloned()),
+            ],
             operation: None,
             transfers: TransferSettings::default(),
             clients: Vec::new(),
@@ -289,7 +298,7 @@ impl World {
             Event::Receipt(receipt) => self.receipt_arrives(receipt),
             Event::StoreReported { machine } => self.store_reported(machine),
             Event::TellLayouts { machine } => self.tell_layouts(machine),
-            Event::TellKeyspaces { machine } => self.tell_keyspaces(machine),
+            Event::TellKeyspaces { machine, list } => self.tell_keyspaces(machine, list),
         }
     }
 

@@ -9,5 +9,6 @@ mod disk;
 mod full;
 mod hot;
 mod model;
+mod reclaim;
 mod stats;
 mod support;

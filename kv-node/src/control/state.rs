@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, KeyspaceList};
 use kv_core::ring::Layout;
 use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId};
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,12 @@ impl ClusterState {
     #[must_use]
     pub fn member_named(&self, name: &str) -> Option<(NodeId, &MemberRecord)> {
         self.members.iter().find(|(_, member)| member.name == name).map(|(&node, member)| (node, member))
+    }
+
+    /// The keyspaces that exist, and how many there ever were.
+    #[must_use]
+    pub fn keyspace_list(&self) -> KeyspaceList {
+        KeyspaceList::new(KeyspaceId(self.next_keyspace), self.keyspaces.values().cloned())
     }
 
     /// The keyspace that is called `name`.

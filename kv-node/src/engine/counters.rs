@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use kv_core::config::Keyspace;
+use kv_core::config::KeyspaceList;
 use kv_core::error::Kind;
 use kv_core::message::{Operation, Outcome, Request};
 use kv_core::types::{KeyspaceId, Monotonic};
@@ -161,7 +161,7 @@ pub(super) struct Requests {
 
 impl Requests {
     /// The keyspaces that there are now.
-    pub(super) fn keyspaces(&mut self, keyspaces: &[Keyspace]) {
+    pub(super) fn keyspaces(&mut self, keyspaces: &KeyspaceList) {
         let mode = |conflict| match conflict {
             Conflict::Siblings => "siblings",
             Conflict::Lww => "lww",

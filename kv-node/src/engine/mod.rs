@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
 use kv_core::message::{KeyRequest, Message, Operation, Outcome, Request, Response, ScanEntry, Value};
@@ -167,7 +167,7 @@ pub(crate) enum Command {
         session: u64,
     },
     Layout(Arc<Layout>),
-    Keyspaces(Vec<Keyspace>),
+    Keyspaces(KeyspaceList),
     Transfers(TransferSettings),
     Repair {
         partitions: Vec<PartitionId>,

@@ -37,6 +37,7 @@ pub(super) enum Done {
         read: ReadId,
         stats: PartitionStats,
     },
+    Reclaimed(Result<(), StorageError>),
     /// The committing thread has ended; everything given to it is durable, unless it failed.
     Ended,
 }
@@ -61,6 +62,7 @@ enum Commit {
 pub(super) enum Job {
     Get { read: ReadId, key: StorageKey },
     Slice { read: ReadId, request: SliceRequest },
+    Reclaim { bytes: u64 },
 }
 
 /// Asks the committing thread for its statistics.
@@ -84,6 +86,7 @@ pub(super) struct Storage {
     commits: sync::Sender<Commit>,
     gets: sync::Sender<Job>,
     slices: sync::Sender<Job>,
+    reclaims: sync::Sender<Job>,
     /// Bytes given to the committing thread that are not durable.
     pending: std::collections::VecDeque<(Seq, usize)>,
     pending_bytes: usize,
@@ -111,7 +114,9 @@ impl Storage {
         // Slices are long: they have a thread of their own, so that no get waits behind one.
         let gets = reading("kv-read")?;
         let slices = reading("kv-slice")?;
-        Ok(Self { commits, gets, slices, pending: std::collections::VecDeque::new(), pending_bytes: 0, _done: done })
+        let reclaims = reading("kv-reclaim")?;
+        let pending = std::collections::VecDeque::new();
+        Ok(Self { commits, gets, slices, reclaims, pending, pending_bytes: 0, _done: done })
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -156,6 +161,10 @@ impl Storage {
 
     pub(super) fn slice(&self, read: ReadId, request: SliceRequest) {
         drop(self.slices.send(Job::Slice { read, request }));
+    }
+
+    pub(super) fn reclaim(&self, bytes: u64) {
+        drop(self.reclaims.send(Job::Reclaim { bytes }));
     }
 }
 
@@ -234,6 +243,7 @@ fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::Sen
         let message = match job {
             Job::Get { read, key } => Done::Read { read, result: reader.get(&key) },
             Job::Slice { read, request } => Done::Slice { read, result: reader.slice(&request) },
+            Job::Reclaim { bytes } => Done::Reclaimed(reader.reclaim(bytes)),
         };
         if done.blocking_send(message).is_err() {
             break;

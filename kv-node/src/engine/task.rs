@@ -212,6 +212,13 @@ impl Loop {
             Done::Read { read, result } => self.step(Input::ReadDone { read, result }),
             Done::Slice { read, result } => self.step(Input::SliceDone { read, result }),
             Done::Leaves { read, stats } => self.step(Input::LeavesDone { read, result: Ok(stats) }),
+            Done::Reclaimed(result) => {
+                if let Err(error) = result {
+                    // What is deleted stays deleted; later compactions give its space back.
+                    tracing::warn!("the space of deleted records could not be given back yet: {error}");
+                }
+                self.step(Input::Reclaimed);
+            }
             Done::Ended => return self.poisoned.borrow().is_none(),
         }
         false
@@ -342,6 +349,7 @@ impl Loop {
             Effect::Slice { read, request } => self.storage.slice(read, request),
             Effect::Leaves { read, partition } => self.storage.leaves(read, partition),
             Effect::Persist { seq, batch } => self.storage.persist(seq, batch),
+            Effect::Reclaim { bytes } => self.storage.reclaim(bytes),
             Effect::WakeAt(at) => self.wake = Some(at),
             Effect::Event(event) => {
                 match &event {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
-use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, StorageError};
 use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request, Response};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
@@ -74,7 +74,7 @@ async fn engine() -> (Engine, Switch, MemoryReader) {
         members: BTreeMap::from([(NodeId(1), member)]),
     });
     engine.tell(Command::Layout(Arc::new(layout.unwrap()))).await;
-    engine.tell(Command::Keyspaces(vec![Keyspace::initial()])).await;
+    engine.tell(Command::Keyspaces(KeyspaceList::initial())).await;
     while engine.report().await.is_none_or(|report| report.status.epoch == Epoch(0)) {
         tokio::task::yield_now().await;
     }

@@ -134,6 +134,8 @@ fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) 
     gauge("missed_writes", "Keys with a missed-write marker: some other owner is known to lack them", pending.lag);
     gauge("refills", "Partitions whose copy is being refilled", pending.refills);
     gauge("comparisons", "Comparisons with other owners that are pending", pending.comparisons);
+    gauge("dropped_records", "Records of dropped keyspaces that are still to be removed", pending.dropped);
+    gauge("reclaiming", "1 while the space of removed records is given back to the device", pending.reclaiming);
     let usage = snapshot.usage.unwrap_or_default();
     gauge("memory_bytes", "Resident memory of the process", usage.memory_bytes);
     gauge("disk_bytes", "Bytes of the data directory", usage.disk_bytes);

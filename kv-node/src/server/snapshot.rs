@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
+use kv_core::node::left_of_dropped;
 use kv_core::ring::Member;
 use kv_core::storage::{Space, Stats};
 use kv_core::topology::{Residue, Transfer, TransferPhase, Wait};
@@ -135,6 +136,9 @@ pub(super) async fn take_with_requests(
                         .map(|residue| residue.records)
                         .sum::<u64>()
                         .max(status.leaving as u64),
+                    // Partitions that were not looked at yet may hold anything.
+                    dropped: status.dropping as u64,
+                    reclaiming: status.reclaiming.into(),
                 });
                 requests = report.requests;
                 let counters = report.counters;
@@ -157,6 +161,9 @@ pub(super) async fn take_with_requests(
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;
                 if let Some(stats) = serving.engine.stats().await {
+                    if let Some(pending) = &mut snapshot.pending {
+                        pending.dropped = pending.dropped.max(left_of_dropped(&state.keyspace_list(), &stats).records);
+                    }
                     add_figures(&mut snapshot, &state, node, &stats, &status.unsynced, with_partitions);
                 }
             }

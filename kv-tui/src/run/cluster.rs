@@ -113,6 +113,8 @@ fn pending_json(pending: &v1::Pending) -> Value {
         "transfers": pending.transfers,
         "residue": pending.residue,
         "comparisons": pending.comparisons,
+        "dropped": pending.dropped,
+        "reclaiming": pending.reclaiming,
     })
 }
 

@@ -223,6 +223,8 @@ impl Health {
             (pending.transfers, "partitions being copied to new owners"),
             (pending.comparisons, "comparisons of copies that may differ"),
             (pending.residue, "records to be handed over by former owners"),
+            (pending.dropped, "records of dropped keyspaces to be removed"),
+            (pending.reclaiming, "nodes that give the space of removed records back"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();

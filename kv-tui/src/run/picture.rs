@@ -132,6 +132,8 @@ impl Picture {
             sum.transfers += pending.transfers;
             sum.residue += pending.residue;
             sum.comparisons += pending.comparisons;
+            sum.dropped += pending.dropped;
+            sum.reclaiming += pending.reclaiming;
         }
         sum
     }

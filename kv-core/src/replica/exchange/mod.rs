@@ -262,6 +262,7 @@ impl Node {
     /// The peer has answered, or refused.
     pub(crate) fn exchange_answered(&mut self, id: ExchangeId, call: CallId, result: Result<Answer, Refusal>) {
         let now = self.now.mono;
+        let keyspaces = &self.keyspaces;
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
         if exchange.asked.take_if(|asked| asked.0 == call).is_none() {
             return;
@@ -292,7 +293,9 @@ impl Node {
                 self.merge(id, records);
             }
             (Step::Walk(_), Answer::Records { records, .. }) => self.merge(id, records),
-            (Step::Walk(walk), Answer::Digests { entries, next }) => {
+            (Step::Walk(walk), Answer::Digests { mut entries, next }) => {
+                // The peer may not know yet that a keyspace was dropped.
+                entries.retain(|entry| !keyspaces.is_dropped(entry.keyspace));
                 if !walk.learn(entries, next) {
                     return self.exchange_misled(id);
                 }
@@ -360,7 +363,8 @@ impl Node {
     }
 
     /// Merges what was received.
-    fn merge(&mut self, id: ExchangeId, records: Vec<Keyed>) {
+    fn merge(&mut self, id: ExchangeId, mut records: Vec<Keyed>) {
+        records.retain(|(keyspace, ..)| !self.is_dropped(*keyspace));
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
         let (partition, round) = (exchange.partition, exchange.round);
         exchange.applying = records.len();
@@ -448,6 +452,7 @@ impl Node {
             (LeavesFor::Serving(id), Err(error)) => self.serving_unreadable(id, &error),
             (LeavesFor::Receipt(partition), Err(_)) => self.receipt_unreadable(partition),
             (LeavesFor::Residue(partition), Err(_)) => self.residue_unreadable(partition),
+            (LeavesFor::Purge(_), Err(_)) => self.purge_unreadable(),
         }
     }
 
@@ -458,17 +463,19 @@ impl Node {
             LeavesFor::Serving(id) => self.serve_tree(id, stats),
             LeavesFor::Receipt(partition) => self.write_receipt(partition, stats),
             LeavesFor::Residue(partition) => self.residue_counted(partition, stats),
+            LeavesFor::Purge(partition) => self.purge_counted(partition, stats),
         }
     }
 
     fn own_tree(&mut self, id: ExchangeId, own: &PartitionStats) {
+        let mine = self.kept(own).records;
         let Some(exchange) = self.exchanges.get_mut(&id) else { return };
         if matches!(exchange.step, Step::OwnRoot) {
             exchange.step = Step::Tree { unless: Some(own.root()) };
             return self.exchange_step(id);
         }
         let (Step::OwnTree, Some(tree)) = (&exchange.step, &exchange.tree) else { return };
-        let (mine, theirs) = (own.total(Space::Owned).records, tree.tally.records);
+        let theirs = tree.tally.records;
         let takes_all = matches!(exchange.errand, Errand::Refill | Errand::Copy)
             && !exchange.compare_only
             && mine.saturating_mul(BULK_BELOW) < theirs;
@@ -520,6 +527,7 @@ impl Node {
             || StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]),
             |after| storage_key(partition, after).successor(),
         );
+        let from = self.behind_dropped(from).min(until.clone());
         let entries_max = self.config.slice_entries_max;
         SliceRequest { from, until, entries_max, bytes_max }
     }
@@ -540,7 +548,10 @@ impl Node {
         let last = slice.more.then(|| slice.entries.last().map(|entry| position(&entry.0))).flatten();
         let mut own = Vec::new();
         let mut damaged = false;
-        for (key, bytes) in slice.entries.iter().filter(|entry| leaves.contains(&entry.0)) {
+        let kept = |key: &StorageKey| !self.keyspaces.is_dropped(key.keyspace());
+        let entries: Vec<&(StorageKey, bytes::Bytes)> =
+            slice.entries.iter().filter(|entry| leaves.contains(&entry.0) && kept(&entry.0)).collect();
+        for (key, bytes) in entries {
             match Stored::decode(bytes) {
                 Ok(Stored { record, .. }) => {
                     let digest = record.digest();

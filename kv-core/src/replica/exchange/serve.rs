@@ -85,7 +85,9 @@ impl Node {
                 }
                 self.serve_if_complete(id);
             }
-            Question::Offer { records } => {
+            Question::Offer { mut records } => {
+                // Nobody has to hold what belongs to a dropped keyspace.
+                records.retain(|(keyspace, ..)| !self.is_dropped(*keyspace));
                 let left = records.len();
                 self.serving.insert(id, serving(Kinds::Offer { left }));
                 for (keyspace, key, record) in records {
@@ -165,7 +167,7 @@ impl Node {
         if self.serving.get(&id).is_some_and(is_equal) {
             return self.answer_exchange(id, Ok(Answer::Equal));
         }
-        let tree = Tree { leaves: stats.leaves().to_vec(), root: stats.root(), tally: stats.total(Space::Owned) };
+        let tree = Tree { leaves: stats.leaves().to_vec(), root: stats.root(), tally: self.kept(stats) };
         self.answer_exchange(id, Ok(Answer::Leaves(tree)));
     }
 
@@ -189,6 +191,9 @@ impl Node {
         let mut records = Vec::new();
         let mut entries = Vec::new();
         for (key, bytes) in slice.entries.into_iter().filter(|entry| wanted(&entry.0)) {
+            if self.is_dropped(key.keyspace()) {
+                continue;
+            }
             // A damaged record has nothing to give; the other sources have theirs, and it is mended meanwhile.
             let Some(record) = self.decoded(&key, &bytes) else { continue };
             if digests.is_some() {

@@ -9,12 +9,21 @@
 //! just then. The next flush makes up for that, but there is none once commits wait for compactions: then the thread that
 //! commits compacts itself.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use fjall::AbstractTree;
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 
 use super::descriptors::Descriptors;
 use super::engine::{Shared, guarded};
 use crate::error::StorageError;
+
+/// A key that no store has: those of records and of metadata are longer.
+const NOTHING: &[u8] = &[u8::MAX];
+
+/// How often it is looked whether a flush has ended.
+const STEP: Duration = Duration::from_millis(5);
 
 /// The name that fjall gives its threads.
 const THREAD: &str = "fjall:worker";
@@ -28,6 +37,36 @@ pub(super) fn compact_if_nobody_does(shared: &Shared) -> Result<(), StorageError
     let strategy = tree.config.compaction_strategy.clone();
     let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
     guarded(shared.path(), || Ok(tree.tree.compact(strategy, unseen)?))
+}
+
+/// Compacts the whole store on this thread, so that nothing is left of what was deleted.
+pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
+    let Shared { tree, database, .. } = shared;
+    lower_priority();
+    shared.reclaiming.store(true, Ordering::Release);
+    let compacted = guarded(shared.path(), || {
+        // The deletions may be in memory still.
+        flush(shared)?;
+        let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
+        tree.tree.major_compact(shared.table_bytes, unseen)?;
+        // fjall keeps the old tables until something was written after them and its next flush begins, which may take days
+        // in a quiet store. Deleting a key that nobody has is such a write.
+        tree.remove(NOTHING)?;
+        tree.rotate_memtable()?;
+        Ok(())
+    });
+    shared.reclaiming.store(false, Ordering::Release);
+    compacted.map_err(|error| shared.explain(error))
+}
+
+/// Brings what is in memory into tables. Ends with an error if the thread that should do so has failed.
+fn flush(shared: &Shared) -> Result<(), fjall::Error> {
+    shared.tree.rotate_memtable()?;
+    while shared.tree.tree.sealed_memtable_count() > 0 {
+        std::thread::sleep(STEP);
+        shared.database.persist(fjall::PersistMode::Buffer)?;
+    }
+    Ok(())
 }
 
 /// Makes the filters.

@@ -4,13 +4,13 @@ use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Readable};
 
-use super::background::compact_if_nobody_does;
+use super::background::{compact_all, compact_if_nobody_does};
 use super::descriptors::{Descriptors, patiently};
 use super::identity::{Confirmed, Directory, Identity, StoreLock, is_full};
 use super::ledger::{Ledger, Written};
@@ -32,6 +32,11 @@ pub(super) const RUNS_MAX: usize = 20;
 /// How long a waiting commit sleeps before it looks again.
 const STALL_STEP: Duration = Duration::from_millis(1);
 
+/// A store is compacted as a whole to give back the space of deleted records if it has at most this many bytes, since it
+/// takes as much room again meanwhile and no other compaction runs, and if the deleted ones are one of so many of them.
+const RECLAIM_BYTES_MAX: u64 = 4 << 30;
+const RECLAIM_RATIO: u64 = 16;
+
 /// How much is written to find out whether the disk is full.
 const PROBE_BYTES: usize = 1024 * 1024;
 
@@ -42,6 +47,10 @@ pub(super) struct Shared {
     pub(super) database: Database,
     pub(super) stalled_ms: Arc<AtomicU64>,
     pub(super) descriptors: Descriptors,
+    /// Whether everything is being compacted: no other compaction runs then, and commits that wait for one are not lost.
+    pub(super) reclaiming: Arc<AtomicBool>,
+    /// Bytes of a table that a compaction writes.
+    pub(super) table_bytes: u64,
     pub(super) directory: Arc<Directory>,
 }
 
@@ -57,7 +66,7 @@ impl Shared {
     }
 
     /// fjall's background threads tell why they stopped only to the log: a full disk is found by trying it.
-    fn explain(&self, error: StorageError) -> StorageError {
+    pub(super) fn explain(&self, error: StorageError) -> StorageError {
         let probe = self.path().join("probe");
         let write = || {
             let mut file = std::fs::File::create(&probe)?;
@@ -202,6 +211,15 @@ impl Reader for DiskReader {
         let found = patiently(|| self.read(what, || self.shared.all_with_prefix(&meta_key(prefix))))?;
         Ok(found.into_iter().map(|(key, value)| (to_bytes(key).slice(1..), to_bytes(value))).collect())
     }
+
+    fn reclaim(&self, deleted: u64) -> Result<(), StorageError> {
+        let stored = self.shared.tree.disk_space();
+        if stored > RECLAIM_BYTES_MAX || deleted.saturating_mul(RECLAIM_RATIO) < stored {
+            // Later writes push the deletions down, level by level, and what they hide goes with them.
+            return Ok(());
+        }
+        compact_all(&self.shared)
+    }
 }
 
 impl DiskReader {
@@ -303,7 +321,7 @@ impl DiskCommitter {
             // Fails when a background thread has.
             let alive = guarded(self.shared.path(), || database.persist(PersistMode::Buffer));
             alive.map_err(|error| self.shared.explain(error))?;
-            if waited_ms >= self.stall_ms_max {
+            if waited_ms >= self.stall_ms_max && !self.shared.reclaiming.load(Ordering::Acquire) {
                 let path = self.shared.path().display().to_string();
                 return Err(StorageError::Stalled { path, waited_ms, sealed, runs });
             }

@@ -193,7 +193,15 @@ fn open_engine(
             .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
     };
     let tree = guarded(directory.path(), || database.keyspace(TREE, options))?;
-    Ok(Shared { tree, database, stalled_ms: Arc::default(), descriptors, directory: Arc::new(directory) })
+    Ok(Shared {
+        tree,
+        database,
+        stalled_ms: Arc::default(),
+        reclaiming: Arc::default(),
+        descriptors,
+        table_bytes: config.table_bytes,
+        directory: Arc::new(directory),
+    })
 }
 
 /// How much a store gathers in memory: a part of `most` between three quarters and all of it.

@@ -42,6 +42,7 @@ pub(crate) fn replicas_are_equal(world: &World) -> Result<(), String> {
             }
         }
     }
+    nothing_is_left_of_dropped(world)?;
     for key in world.history.key_ids() {
         let stored = world.storage_key(Space::Owned, key);
         let owners = world.owners(stored.partition());
@@ -60,6 +61,26 @@ pub(crate) fn replicas_are_equal(world: &World) -> Result<(), String> {
     }
     for partition in world.layouts[0].partition_ids() {
         leaves_are_equal(world, partition)?;
+    }
+    Ok(())
+}
+
+/// Rule K1: nobody holds a record, a hint or a marker of a dropped keyspace.
+fn nothing_is_left_of_dropped(world: &World) -> Result<(), String> {
+    for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.dead) {
+        for (partition, stats) in machine.disk.stats().partitions() {
+            for (space, keyspace) in
+                Space::ALL.into_iter().flat_map(|space| stats.tallies(space).map(move |it| (space, it.0)))
+            {
+                if world.history.dropped.contains(&keyspace) {
+                    return Err(format!(
+                        "rule K1: {} still holds {:?} of {keyspace} in the {space:?} space of {partition}, which was dropped",
+                        node_id(index),
+                        stats.tally(space, keyspace)
+                    ));
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ pub(crate) fn is_true(world: &World, receipt: &Receipt) -> Result<(), String> {
                 receipt.node, source.node, joint.epoch
             ));
         };
-        for (key, context) in fenced {
+        for (key, context) in fenced.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
             let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
             if !record.unwrap_or_default().context.dominates(context) {
                 return Err(format!(

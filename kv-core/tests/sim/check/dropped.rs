@@ -1,14 +1,39 @@
 //! Rules A4 and M4: a node deletes a record of a partition only when a durable layout does not make it an owner, and
-//! every owner of that layout durably holds, or held, a record that dominates it.
+//! every owner of that layout durably holds, or held, a record that dominates it. Rule K1: or when a durable list of keyspaces,
+//! which only gets newer, says that its keyspace was dropped.
 
+use kv_core::config::KeyspaceList;
 use kv_core::ring::Layout;
 use kv_core::storage::StorageKey;
 
 use crate::settings::{machine_of, node_id};
 use crate::world::World;
 
+/// Rule K1: a node deletes what it holds of a keyspace only when its durable list of keyspaces says that it was dropped.
+fn may_purge(world: &World, machine: usize, key: &StorageKey) -> Result<(), String> {
+    let list = world.machines[machine].disk.durable_keyspaces().unwrap_or_default();
+    if list.is_dropped(key.keyspace()) {
+        return Ok(());
+    }
+    Err(format!("rule K1: {} deletes {key}, although its durable list has that keyspace", node_id(machine)))
+}
+
+/// Rule K1: a list of keyspaces takes the place of an older one only.
+pub(crate) fn list_is_newer(world: &World, machine: usize, list: &[u8]) -> Result<(), String> {
+    let given: KeyspaceList =
+        postcard::from_bytes(list).map_err(|error| format!("{} writes no list: {error}", node_id(machine)))?;
+    let known = world.machines[machine].disk.visible_keyspaces().unwrap_or_default();
+    if given.is_newer_than(&known) && world.keyspace_lists.contains(&given) {
+        return Ok(());
+    }
+    Err(format!("rule K1: {} goes from {known:?} to {given:?}", node_id(machine)))
+}
+
 /// A machine deletes an owned record.
 pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<(), String> {
+    if world.history.dropped.contains(&key.keyspace()) && may_purge(world, machine, key).is_ok() {
+        return Ok(());
+    }
     let node = node_id(machine);
     let disk = &world.machines[machine].disk;
     let Some(record) = disk.visible_record(key) else { return Ok(()) };

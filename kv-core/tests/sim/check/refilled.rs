@@ -56,7 +56,7 @@ pub(crate) fn is_paid(
     partition: PartitionId,
     owed: &[(KeyId, Context)],
 ) -> Result<(), String> {
-    for (key, context) in owed {
+    for (key, context) in owed.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
         let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
         if !record.unwrap_or_default().context.dominates(context) {
             return Err(format!(
