@@ -3,19 +3,32 @@
 //! `node::Node::step` takes what happens (a request, a message, a finished read or commit, a layout) and returns what
 //! the shell must do (send, reply, read, persist, wake). See ARCHITECTURE.md for the map.
 
+mod apply;
+mod comparisons;
 pub mod config;
-mod coordinator;
 pub mod error;
 pub mod event;
+mod exchange;
+mod filling;
+mod handoff;
 pub mod handshake;
+mod kernel;
 pub mod map;
 pub mod message;
 pub mod node;
-mod replica;
+mod purge;
+mod replication;
+mod requests;
+mod residue;
 pub mod ring;
 pub mod rule;
+mod shell;
+mod slices;
 pub mod small_file;
 pub mod storage;
+mod sweeper;
 pub mod topology;
 pub mod types;
 pub mod version;
+mod view;
+mod wiring;

@@ -4,6 +4,7 @@
 //! session; within one the core copes with loss, repetition and any order.
 
 mod exchange;
+pub(crate) mod weight;
 
 use std::time::Duration;
 

@@ -212,6 +212,10 @@ impl World {
         if self.failure.is_some() {
             return;
         }
+        // What a process that has ended would have been told is not kept for the next one.
+        if !self.is_running(index) {
+            return;
+        }
         if let Some(thaws) = self.thaws(index) {
             let life = self.machines[index].life;
             return self.at(thaws, Event::Input { machine: index, life, input });

@@ -10,20 +10,16 @@
 //! commits compacts itself.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use fjall::AbstractTree;
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 
-use super::descriptors::Descriptors;
+use super::descriptors::{Descriptors, pause};
 use super::engine::{Shared, guarded};
 use crate::error::StorageError;
 
 /// A key that no store has: those of records and of metadata are longer.
 const NOTHING: &[u8] = &[u8::MAX];
-
-/// How often it is looked whether a flush has ended.
-const STEP: Duration = Duration::from_millis(5);
 
 /// The name that fjall gives its threads.
 const THREAD: &str = "fjall:worker";
@@ -63,7 +59,7 @@ pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
 fn flush(shared: &Shared) -> Result<(), fjall::Error> {
     shared.tree.rotate_memtable()?;
     while shared.tree.tree.sealed_memtable_count() > 0 {
-        std::thread::sleep(STEP);
+        pause();
         shared.database.persist(fjall::PersistMode::Buffer)?;
     }
     Ok(())

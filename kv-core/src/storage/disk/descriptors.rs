@@ -70,7 +70,7 @@ pub(super) fn patiently<T>(read: impl Fn() -> Result<T, StorageError>) -> Result
     clippy::disallowed_methods,
     reason = "the threads that wait are those of the store, and nothing else tells them"
 )]
-fn pause() {
+pub(super) fn pause() {
     std::thread::sleep(STEP);
 }
 

@@ -1,0 +1,289 @@
+//! What every component of a node stands on: time, effects, timers, key slots, what waits for durability, and calls to
+//! peers.
+//!
+//! The kernel names no component. What is to be continued (a timer, a task on a key, what follows durability, a read, the
+//! answer to a call) is a type of the [`Wiring`], and everything that has become possible comes back as a [`Ready`] value
+//! from [`Kernel::next`], in the order in which it became possible. So nothing is called back from within a component:
+//! `Node` takes the next value and gives it to whom it belongs.
+
+mod calls;
+mod durability;
+mod peers;
+mod silence;
+mod slots;
+mod timers;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::config::NodeConfig;
+use crate::error::StorageError;
+use crate::event::Event;
+use crate::map::{Map, map};
+use crate::message::{CallId, Message, Refusal};
+use crate::rule::Rules;
+use crate::shell::{Effect, Effects, ReadId};
+use crate::storage::{HotStats, HotTier, SliceRequest, StorageKey, Stored};
+use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, WallTime};
+use crate::version::Clock;
+
+use durability::Durability;
+pub(crate) use peers::Peers;
+use slots::Slot;
+pub(crate) use slots::footprint;
+pub(crate) use timers::{TimerKey, Timers};
+
+/// What a kernel continues. One type a kind, so that the kernel needs to know none of them.
+pub(crate) trait Wiring: Debug {
+    /// What a timer is for.
+    type Timer: Copy + Ord + Debug;
+    /// What is to be done with a key when its record is in memory.
+    type Task: Debug;
+    /// What is to be done when a batch is durable.
+    type AfterDurable: Debug;
+    /// What a read beside the loop is for.
+    type ReadFor: Debug;
+    /// Who waits for the answer to a call.
+    type Waiter: Copy + Eq + Debug;
+
+    /// The timer at which a silent peer is looked at.
+    fn watch(peer: NodeId) -> Self::Timer;
+
+    /// The timer at which calls that were given up cease to count.
+    fn given_up() -> Self::Timer;
+}
+
+/// Something that has become possible.
+#[derive(Debug)]
+pub(crate) enum Ready<W: Wiring> {
+    /// The record of a key is in memory.
+    Run { key: StorageKey, stored: Option<Arc<Stored>>, task: W::Task },
+    /// A task cannot run, because its record cannot be had.
+    Refused { key: StorageKey, task: W::Task, refusal: Refusal },
+    /// A batch is durable.
+    Durable(W::AfterDurable),
+    /// A record of this node's own cannot be read.
+    Unreadable(StorageKey),
+}
+
+/// What waits to be given out.
+#[derive(Debug)]
+enum Queued<W: Wiring> {
+    /// The first task of a key's slot.
+    Slot(StorageKey),
+    /// A task that needs no slot.
+    Ready(Ready<W>),
+    /// The slot of a key may be idle.
+    Settle(StorageKey),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Kernel<W: Wiring> {
+    config: Arc<NodeConfig>,
+    pub(crate) rules: Rules,
+    /// The time of the current step.
+    pub(crate) now: Now,
+    /// Timestamps of writes.
+    pub(crate) clock: Clock,
+    timers: Timers<W::Timer>,
+    pub(crate) peers: Peers<W::Waiter>,
+    durability: Durability<W>,
+    /// Keys with work in progress. Every key with a write that is not durable is among them.
+    slots: Map<StorageKey, Slot<W::Task>>,
+    /// The slots whose records are being read.
+    loading: Map<ReadId, StorageKey>,
+    hot: HotTier,
+    reads: Map<ReadId, W::ReadFor>,
+    /// When the first of what was written of each partition expires, since that was taken last.
+    expiries: BTreeMap<PartitionId, WallTime>,
+    queue: VecDeque<Queued<W>>,
+    /// The key whose task was given out last.
+    running: Option<StorageKey>,
+    /// The effects of the current step.
+    effects: Effects,
+    nonce: u32,
+    calls_made: u64,
+    ids_made: u64,
+}
+
+impl<W: Wiring> Kernel<W> {
+    pub(crate) fn new(config: Arc<NodeConfig>, incarnation: Incarnation, peers: Peers<W::Waiter>, held: Held) -> Self {
+        let seed = config.map_seed;
+        Self {
+            rules: Rules::default(),
+            now: Now::default(),
+            clock: Clock::default(),
+            timers: Timers::default(),
+            peers,
+            durability: Durability::new(held),
+            slots: map(seed),
+            loading: map(seed),
+            hot: HotTier::new(config.hot_bytes_max, seed),
+            reads: map(seed),
+            expiries: BTreeMap::new(),
+            queue: VecDeque::new(),
+            running: None,
+            effects: Effects::new(),
+            nonce: incarnation.nonce,
+            calls_made: 0,
+            ids_made: 0,
+            config,
+        }
+    }
+
+    /// Begins a step. What an earlier one has left to do comes first in `effects`.
+    pub(crate) fn begin(&mut self, now: Now, effects: &mut Effects) {
+        self.now = now;
+        effects.append(&mut self.effects);
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    /// Ends a step: hands its batch to the disk and its effects to the shell.
+    pub(crate) fn end(&mut self, effects: &mut Effects) {
+        self.flush();
+        if let Some(at) = self.timers.announce(self.now.mono) {
+            self.effects.push(Effect::WakeAt(at));
+        }
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    /// What has become possible next; `None`: nothing.
+    pub(crate) fn next(&mut self) -> Option<Ready<W>> {
+        if let Some(key) = self.running.take() {
+            self.go_on(key);
+        }
+        loop {
+            match self.queue.pop_front()? {
+                Queued::Ready(ready) => return Some(ready),
+                Queued::Settle(key) => self.settle(&key),
+                Queued::Slot(key) => {
+                    if let Some((stored, task)) = self.take_task(&key) {
+                        self.running = Some(key.clone());
+                        return Some(Ready::Run { key, stored, task });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next timer that is due.
+    pub(crate) fn due(&mut self) -> Option<W::Timer> {
+        self.timers.due(self.now.mono)
+    }
+
+    /// How many timers are set.
+    pub(crate) fn timers_set(&self) -> usize {
+        self.timers.len()
+    }
+
+    /// Sets a timer of which there is one at most; the earliest moment counts.
+    pub(crate) fn arm(&mut self, at: Monotonic, timer: W::Timer) {
+        self.timers.arm(at, timer);
+    }
+
+    /// Takes back a timer of which there is one at most.
+    pub(crate) fn disarm(&mut self, timer: W::Timer) {
+        self.timers.disarm(timer);
+    }
+
+    pub(crate) fn set_timer(&mut self, at: Monotonic, timer: W::Timer) -> TimerKey {
+        self.timers.set(at, timer)
+    }
+
+    pub(crate) fn cancel_timer(&mut self, timer: TimerKey) {
+        self.timers.cancel(timer);
+    }
+
+    /// Asks the shell for something.
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Tells an operator something.
+    pub(crate) fn event(&mut self, event: Event) {
+        self.effects.push(Effect::Event(event));
+    }
+
+    /// Sends a message on the session with a peer, if there is one.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        if message.is_behind() {
+            self.peers.note_behind(to);
+        }
+        self.effects.push(Effect::Send { to, message });
+    }
+
+    /// A number that this incarnation has not used for an operation, a replication or a read.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.ids_made += 1;
+        self.ids_made
+    }
+
+    /// A call id that no incarnation of this node has used. A peer may hold back its answer, for a slow disk, until the
+    /// node has restarted and talks to it again: the answer must not be taken for one to a later question.
+    pub(crate) fn next_call(&mut self) -> CallId {
+        self.calls_made += 1;
+        CallId(u64::from(self.nonce) << 32 | self.calls_made & u64::from(u32::MAX))
+    }
+
+    /// Reads a slice beside the loop.
+    pub(crate) fn read_slice(&mut self, request: SliceRequest, reason: W::ReadFor) {
+        let read = self.note_read(reason);
+        self.effects.push(Effect::Slice { read, request });
+    }
+
+    /// Reads the statistics of a partition beside the loop.
+    pub(crate) fn read_stats(&mut self, partition: PartitionId, reason: W::ReadFor) {
+        let read = self.note_read(reason);
+        self.effects.push(Effect::Leaves { read, partition });
+    }
+
+    fn note_read(&mut self, reason: W::ReadFor) -> ReadId {
+        let read = ReadId(self.next_id());
+        self.reads.insert(read, reason);
+        read
+    }
+
+    /// What a slice or statistics were read for.
+    pub(crate) fn take_read(&mut self, read: ReadId) -> Option<W::ReadFor> {
+        self.reads.remove(&read)
+    }
+
+    /// When the first of what was written of each partition expires, since this was asked last.
+    pub(crate) fn take_expiries(&mut self) -> BTreeMap<PartitionId, WallTime> {
+        std::mem::take(&mut self.expiries)
+    }
+
+    /// A record of this node's own cannot be read. `reason`: what an operator is told, unless that was said before.
+    pub(crate) fn unreadable(&mut self, key: StorageKey, reason: Option<String>) {
+        if let Some(reason) = reason {
+            self.event(Event::Damaged { reason });
+        }
+        self.queue.push_back(Queued::Ready(Ready::Unreadable(key)));
+    }
+
+    /// How well the hot tier serves.
+    pub(crate) fn hot_stats(&self) -> HotStats {
+        self.hot.stats()
+    }
+
+    /// Keys with work in progress.
+    pub(crate) fn keys_busy(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+/// What a store holds beside owned records: hints for other nodes, and markers of missed writes. Batches that are under way
+/// are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) hints: u64,
+    pub(crate) hint_bytes: u64,
+    pub(crate) lagging: u64,
+}
+
+/// The encoded record of a read that has ended, or why there is none.
+pub(crate) type Loaded = Result<Option<Bytes>, StorageError>;

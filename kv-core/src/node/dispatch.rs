@@ -1,0 +1,349 @@
+//! Gives what has become possible, and what components have brought about, to those to whom it belongs.
+
+use super::{Node, ctx};
+use crate::apply;
+use crate::error::StorageError;
+use crate::exchange;
+use crate::kernel::Ready;
+use crate::message::{Errand, Held, Message, Refusal};
+use crate::replication::{self, Goal};
+use crate::requests::{Command, refusal_error};
+use crate::shell::{Effect, Input, ReadId};
+use crate::slices::Requester;
+use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
+use crate::wiring::{AfterDurable, Applied, ReadFor, StatsFor, Task, Timer, Waiter};
+
+impl Node {
+    pub(super) fn handle(&mut self, input: Input) {
+        if let Some(error) = &self.poisoned {
+            if let Input::Request { tag, .. } = input {
+                self.kernel.effect(Effect::Reply { tag, outcome: Err(error.clone()) });
+            }
+            return;
+        }
+        match input {
+            Input::Request { tag, request, deadline } => {
+                self.requests.client_request(ctx!(self), tag, request, deadline);
+            }
+            Input::Message { from, message } => self.message(from, message),
+            Input::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
+            Input::PeerDown { node } => self.peer_down(node),
+            Input::Heard { from } => self.kernel.note_heard(from),
+            Input::PeerSilent { node } => self.peer_stalled(node),
+            Input::ReadDone { read, result } => self.kernel.loaded(read, result),
+            Input::SliceDone { read, result } => self.slice_read(read, result),
+            Input::LeavesDone { read, result } => self.stats_read(read, result),
+            Input::Persisted { seq } => self.kernel.persisted(seq),
+            Input::PersistFailed { error } => self.poison(&error),
+            Input::Layout(layout) => self.layout_given(layout),
+            Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
+            Input::Reclaimed => self.purge.reclaimed(ctx!(self)),
+            Input::Transfers(settings) => self.transfers_given(settings),
+            Input::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
+            Input::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
+            Input::Wake => {}
+        }
+    }
+
+    pub(super) fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Deadline(op) => self.requests.deadline_passed(ctx!(self), op),
+            Timer::Hedge(op) => self.requests.hedge(ctx!(self), op),
+            Timer::Retry(replication) => self.replications.retry(ctx!(self), replication),
+            Timer::Watch(node) => self.watch_peer(node),
+            Timer::Handoff => self.handoff.pass(ctx!(self)),
+            Timer::Sweep => self.sweeper.pass(ctx!(self)),
+            Timer::Purge => self.purge.step(ctx!(self)),
+            Timer::Copy(partition) => self.filling.step(ctx!(self), &mut self.exchanges, partition),
+            Timer::Exchange(exchange) => self.exchanges.step(ctx!(self), exchange),
+            Timer::Turns => self.exchanges.take_turns(ctx!(self)),
+            Timer::HandOver => self.residues.pass(ctx!(self), &mut self.exchanges),
+            Timer::Repair => self.comparisons.turn(ctx!(self), &mut self.exchanges),
+            Timer::Owed => self.comparisons.again(ctx!(self), &mut self.exchanges),
+            Timer::GivenUp => self.kernel.forget_given_up(),
+        }
+    }
+
+    /// Does everything that has become possible, until nothing is left of it.
+    pub(super) fn settle(&mut self) {
+        loop {
+            if let Some(ready) = self.kernel.next() {
+                self.ready(ready);
+            } else if let Some(command) = self.requests.next_command() {
+                self.carry_out(command);
+            } else if let Some(outcome) = self.replications.next_outcome() {
+                self.replication_outcome(outcome);
+            } else if let Some(slice) = self.slices.next_answer() {
+                self.requests.own_slice(ctx!(self), slice.scan, slice.result);
+            } else if let Some(outcome) = self.exchanges.next_outcome() {
+                self.exchange_outcome(outcome);
+            } else {
+                break;
+            }
+        }
+        self.handoff.note_held(ctx!(self));
+    }
+
+    fn ready(&mut self, ready: Ready<crate::wiring::Wires>) {
+        match ready {
+            Ready::Run { key, stored, task } => self.run(&key, stored.as_deref(), task),
+            Ready::Refused { key, task, refusal } => self.refuse(&key, task, refusal),
+            Ready::Durable(then) => self.durable(then),
+            Ready::Unreadable(key) => self.requests.restore(ctx!(self), &key),
+        }
+    }
+
+    /// The record of a key is in memory.
+    fn run(&mut self, key: &StorageKey, stored: Option<&Stored>, task: Task) {
+        // Its keyspace may have been dropped since.
+        if self.view.refuses_dropped(key.keyspace()) {
+            let refusal = Refusal::Failed(self.view.dropped_error(key.keyspace()));
+            return self.refuse(key, task, refusal);
+        }
+        let record = || stored.map(|stored| stored.record.clone());
+        match task {
+            Task::Write(op) => self.requests.coordinate_write(ctx!(self), op, key, stored),
+            Task::ReadForOp(op, role) => {
+                let record = record().unwrap_or_default();
+                self.kernel.after_key(key, AfterDurable::ReadForOp { op, role, record });
+            }
+            Task::ReadForPeer { peer, call, digest } => {
+                let held = match (stored, digest) {
+                    (_, false) => Held::Full(record().unwrap_or_default()),
+                    (Some(stored), true) => Held::Digest(stored.record.digest()),
+                    (None, true) => Held::Digest(crate::version::Record::default().digest()),
+                };
+                let message = Message::ReadResult { call, result: Ok(held) };
+                self.kernel.after_key(key, AfterDurable::Send { to: peer, message });
+            }
+            Task::Apply { record, applied } => {
+                if let Applied::Offered { serving } = applied
+                    && let Err(refusal) = self.serving.serves(&self.view, serving)
+                {
+                    return self.kernel.refuse(key.clone(), Task::Apply { record, applied }, refusal);
+                }
+                apply::apply(ctx!(self), key, stored, record, applied);
+            }
+            Task::Sweep => self.sweeper.record(ctx!(self), key, stored),
+            Task::HandOff { space } => {
+                self.handoff.hand_off(ctx!(self), &mut self.replications, key, space, stored);
+            }
+            Task::Mark => {
+                if stored.is_none() {
+                    self.kernel.put(key, Some(Stored::default()));
+                }
+            }
+            Task::RemoveHint { digest } => {
+                if stored.is_some_and(|stored| stored.record.digest() == digest) {
+                    self.kernel.put(key, None);
+                }
+            }
+            Task::UnmarkUnchanged { digest } => {
+                if stored.is_none_or(|stored| stored.record.digest() == digest) {
+                    self.kernel.with_key(key.in_space(Space::Lag), Task::Unmark);
+                }
+            }
+            Task::Unmark => {
+                if stored.is_some() {
+                    self.kernel.put(key, None);
+                }
+            }
+            Task::Fetch { serving } => {
+                let fetched = AfterDurable::Fetched { serving, key: key.clone(), record: record() };
+                self.kernel.after_key(key, fetched);
+            }
+            Task::Drop { epoch } => self.residues.drop_record(ctx!(self), key, stored, epoch),
+        }
+    }
+
+    /// A task cannot run, because its record cannot be had.
+    fn refuse(&mut self, key: &StorageKey, task: Task, refusal: Refusal) {
+        match task {
+            Task::Write(op) => self.requests.finish(ctx!(self), op, Err(refusal_error(&refusal))),
+            Task::ReadForOp(op, role) => {
+                let me = self.view.me();
+                self.requests.read_failed(ctx!(self), op, me, role, Some(refusal));
+            }
+            Task::ReadForPeer { peer, call, .. } => {
+                self.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) });
+            }
+            Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
+                self.kernel.send(peer, Message::Replicated { call, result: Err(refusal) });
+            }
+            Task::Apply { applied: Applied::Exchange { id, round }, .. } => {
+                self.exchanges.record_merged(ctx!(self), id, round, false);
+            }
+            Task::Apply { applied: Applied::Offered { serving }, .. } => {
+                self.serving.refuse(ctx!(self), serving, refusal);
+            }
+            Task::Fetch { serving } => self.serving.fetched(ctx!(self), serving, key, None),
+            Task::Drop { .. } => self.residues.drop_made(ctx!(self), key.partition(), None),
+            Task::HandOff { .. } | Task::Apply { applied: Applied::OwnHint, .. } => self.handoff.skipped(ctx!(self)),
+            Task::Apply { applied: Applied::Repair, .. }
+            | Task::Sweep
+            | Task::Mark
+            | Task::RemoveHint { .. }
+            | Task::UnmarkUnchanged { .. }
+            | Task::Unmark => {}
+        }
+    }
+
+    /// What was waited for is durable.
+    fn durable(&mut self, then: AfterDurable) {
+        match then {
+            AfterDurable::Send { to, message } => self.kernel.send(to, message),
+            AfterDurable::Replicated { peer, call, session, partition } => {
+                if self.kernel.peers.session(peer) == session {
+                    self.kernel.send(peer, Message::Replicated { call, result: Ok(()) });
+                } else {
+                    // Whoever sent it may have died since, and nobody else may know of the record; and the comparisons
+                    // that are owed for that may have come before it.
+                    self.comparisons.owe_partition(ctx!(self), &mut self.exchanges, partition);
+                }
+            }
+            AfterDurable::Acked { op, epoch } => self.requests.write_durable(ctx!(self), op, epoch),
+            AfterDurable::ReadForOp { op, role, record } => {
+                let me = self.view.me();
+                self.requests.read_answered(ctx!(self), op, me, role, Held::Full(record));
+            }
+            AfterDurable::Merged { id, round } => self.exchanges.record_merged(ctx!(self), id, round, true),
+            AfterDurable::Slice { job } => self.slices.durable(ctx!(self), job),
+            AfterDurable::Stats { reason, stats } => self.stats_durable(reason, &stats),
+            AfterDurable::OwnPage { id, slice } => self.exchanges.own_page_durable(ctx!(self), id, slice),
+            AfterDurable::Served { id, slice } => self.serving.served_durable(ctx!(self), id, slice),
+            AfterDurable::Fetched { serving, key, record } => {
+                self.serving.fetched(ctx!(self), serving, &key, record);
+            }
+            AfterDurable::Taken { serving } => self.serving.taken(ctx!(self), serving),
+            AfterDurable::OwnHint { key, record } => {
+                let own = self.view.entry(key.partition()).map(|entry| entry.changed);
+                let replications = &mut self.replications;
+                let ctx = &mut crate::wiring::Ctx {
+                    kernel: &mut self.kernel,
+                    view: &self.view,
+                    replications: replications.len(),
+                };
+                self.handoff.hand_off_to_others(ctx, replications, &key, Space::Hint, record, own);
+            }
+            AfterDurable::Covered(receipt) => self.covered(*receipt),
+            AfterDurable::Dropped(partition) => self.residues.drop_durable(ctx!(self), partition),
+            AfterDurable::Keyspaces(list) => self.purge.list_durable(ctx!(self), *list),
+            AfterDurable::Purged => self.purge.slice_durable(ctx!(self)),
+            AfterDurable::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
+            AfterDurable::Adopt(layout) => self.adopt(layout),
+            AfterDurable::Synced { partition, synced } => self.synced(partition, synced),
+        }
+    }
+
+    /// A slice was read beside the loop.
+    fn slice_read(&mut self, read: ReadId, result: Result<Slice, StorageError>) {
+        match self.kernel.take_read(read) {
+            Some(ReadFor::Slice { job, part }) => self.slices.part_done(ctx!(self), job, part, result),
+            Some(ReadFor::HandOff) => match result {
+                Ok(slice) => self.handoff.read(ctx!(self), &slice),
+                Err(_) => self.handoff.unreadable(ctx!(self)),
+            },
+            Some(ReadFor::Sweep(partition)) => self.sweeper.read(ctx!(self), partition, result.ok()),
+            Some(ReadFor::Exchange(exchange)) => self.exchanges.own_page_read(ctx!(self), exchange, result),
+            Some(ReadFor::Serving(serving)) => self.serving.serving_read(ctx!(self), serving, result),
+            Some(ReadFor::Drop(partition)) => {
+                self.residues.drop_read(ctx!(self), &mut self.exchanges, partition, result.ok());
+            }
+            Some(ReadFor::Purge) => self.purge.read(ctx!(self), result.ok()),
+            Some(ReadFor::Stats(_)) | None => {}
+        }
+    }
+
+    /// The statistics of a partition were read beside the loop.
+    fn stats_read(&mut self, read: ReadId, result: Result<PartitionStats, StorageError>) {
+        let Some(ReadFor::Stats(reason)) = self.kernel.take_read(read) else { return };
+        match (reason, result) {
+            // They may show writes that are not durable yet.
+            (reason, Ok(stats)) => {
+                self.kernel.after_issued(AfterDurable::Stats { reason, stats: Box::new(stats) });
+            }
+            (StatsFor::Exchange(id), Err(error)) => self.exchanges.unreadable(ctx!(self), id, &error),
+            (StatsFor::Serving(id), Err(error)) => self.serving.unreadable(ctx!(self), id, &error),
+            (StatsFor::Receipt(partition), Err(_)) => self.filling.receipt_unreadable(ctx!(self), partition),
+            (StatsFor::Residue(partition), Err(_)) => self.residues.unreadable(ctx!(self), partition),
+            (StatsFor::Purge(_), Err(_)) => self.purge.unreadable(ctx!(self)),
+        }
+    }
+
+    /// What the statistics of a partition show is durable.
+    fn stats_durable(&mut self, reason: StatsFor, stats: &PartitionStats) {
+        match reason {
+            StatsFor::Exchange(id) => self.exchanges.own_tree(ctx!(self), id, stats),
+            StatsFor::Serving(id) => self.serving.serve_tree(ctx!(self), id, stats),
+            StatsFor::Receipt(partition) => self.filling.write_receipt(ctx!(self), partition, stats),
+            StatsFor::Residue(partition) => self.residues.counted(ctx!(self), partition, stats),
+            StatsFor::Purge(partition) => self.purge.counted(ctx!(self), partition, stats),
+        }
+    }
+
+    /// A request needs something of others.
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Replicate { key, record, targets, goal } => {
+                // A read repair can wait for the next read.
+                let waits = matches!(goal, Goal::Repair);
+                if !waits || self.replications.len() < self.view.config.replications_max {
+                    let replications = &mut self.replications;
+                    let ctx = &mut crate::wiring::Ctx {
+                        kernel: &mut self.kernel,
+                        view: &self.view,
+                        replications: replications.len(),
+                    };
+                    replications.start(ctx, key, record, targets, goal);
+                }
+            }
+            Command::Slice { op, attempt, query } => {
+                self.slices.serve(ctx!(self), Requester::Op(op, attempt), query);
+            }
+            Command::ForgetSlices { op } => self.slices.forget(op),
+        }
+    }
+
+    fn replication_outcome(&mut self, outcome: replication::Outcome) {
+        use replication::Outcome;
+        match outcome {
+            Outcome::Acked { op, node, role, epoch } => self.requests.write_acked(ctx!(self), op, node, role, epoch),
+            Outcome::Refused { id, op } => {
+                let wants_fallback = self.requests.write_wants_stand_in(op);
+                self.replications.go_on(ctx!(self), id, wants_fallback);
+            }
+            Outcome::WriteEnded { op } => self.requests.write_short(ctx!(self), op),
+            Outcome::HandedOff { key, space, digest, own, confirmed } => {
+                self.handoff.handed_off(ctx!(self), &key, (space, digest, own), confirmed);
+            }
+        }
+    }
+
+    fn exchange_outcome(&mut self, outcome: exchange::Outcome) {
+        use exchange::Outcome;
+        match outcome {
+            Outcome::Received { id, partition, keys, bytes } => self.filling.received(id, partition, keys, bytes),
+            Outcome::Moved { id, partition, at } => self.filling.moved(ctx!(self), id, partition, at),
+            Outcome::Refused { id } => self.comparisons.refused(id),
+            Outcome::Done(ended) => match ended.errand {
+                Errand::Refill | Errand::Copy => self.filling.covered(ctx!(self), &mut self.exchanges, &ended),
+                Errand::HandOver => self.residues.covered(ctx!(self), &ended),
+                Errand::Repair => self.comparisons.done(ctx!(self), &mut self.exchanges, &ended),
+            },
+            Outcome::Failed(ended, why) => match ended.errand {
+                Errand::Refill | Errand::Copy => self.filling.failed(ctx!(self), &mut self.exchanges, &ended, why),
+                Errand::HandOver => self.residues.failed(ctx!(self), &ended, why),
+                Errand::Repair => self.comparisons.failed(ctx!(self), &mut self.exchanges, &ended),
+            },
+        }
+    }
+
+    /// Whether a request or a replication waits for an answer. Exchanges have time.
+    pub(super) fn waits(&self, waiter: Waiter) -> bool {
+        match waiter {
+            Waiter::Forward(op) | Waiter::Read(op, _) | Waiter::Slice(op) => self.requests.is_open(op),
+            Waiter::Replicate(replication) => self.replications.is_open(replication),
+            Waiter::Exchange(_) => false,
+        }
+    }
+}

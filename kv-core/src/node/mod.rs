@@ -1,0 +1,253 @@
+//! `Node::step`: the single entry point of the core. Core decides, shell acts.
+//!
+//! `Node` holds the kernel, the view and the components, and wires them together: it gives each input, timer and finished
+//! piece of work to the component that it belongs to, and what a component has brought about to the next one. Each
+//! component owns its state; none touches that of another.
+
+mod dispatch;
+mod protocol;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+use std::sync::Arc;
+
+use crate::comparisons::{Comparisons, comparable};
+use crate::config::{ClusterConfig, NodeConfig};
+use crate::error::{Kind, RequestError, StorageError};
+use crate::event::Event;
+use crate::exchange::{Exchanges, Serving, Situation};
+use crate::filling::Filling;
+use crate::handoff::Handoff;
+use crate::kernel;
+use crate::purge::Purge;
+use crate::replication::Replications;
+use crate::requests::Requests;
+use crate::residue::Residues;
+use crate::ring::Layout;
+use crate::slices::Slices;
+use crate::storage::{HotStats, Reader, Space, Stats};
+use crate::sweeper::Sweeper;
+use crate::topology::{Receipt, Residue, Transfer};
+use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, StoreId};
+use crate::view::{View, meta};
+use crate::wiring::{Kernel, Peers, Timer};
+
+pub use crate::purge::left_of_dropped;
+pub use crate::shell::{Effect, Effects, Input, ReadId, RepairFigures, Status, Tag};
+
+/// The state machine of one loop: a set of partitions of one node.
+#[derive(Debug)]
+pub struct Node {
+    kernel: Kernel,
+    view: View,
+    requests: Requests,
+    replications: Replications,
+    slices: Slices,
+    exchanges: Exchanges,
+    serving: Serving,
+    filling: Filling,
+    residues: Residues,
+    comparisons: Comparisons,
+    handoff: Handoff,
+    sweeper: Sweeper,
+    purge: Purge,
+    /// Why nothing is served any more, once the store has failed.
+    poisoned: Option<RequestError>,
+}
+
+/// The context in which the components of a node are called. A macro, so that each component is borrowed beside it.
+macro_rules! ctx {
+    ($node:ident) => {
+        &mut $crate::wiring::Ctx {
+            kernel: &mut $node.kernel,
+            view: &$node.view,
+            replications: $node.replications.len(),
+        }
+    };
+}
+use ctx;
+
+impl Node {
+    /// Builds the loop from what the store holds. `stats` are those of the store as opened.
+    ///
+    /// # Errors
+    /// If the node's own entries cannot be read.
+    pub fn recover(
+        config: NodeConfig,
+        cluster: ClusterConfig,
+        incarnation: Incarnation,
+        reader: &impl Reader,
+        stats: &Stats,
+    ) -> Result<Self, StorageError> {
+        let config = Arc::new(config);
+        let view = View::recover(config.clone(), cluster, incarnation, reader)?;
+        let seen = meta::read_all(reader, meta::PEER, |id| NodeId(u64::from_be_bytes(id)))?;
+        let held = kernel::Held {
+            hints: stats.total(Space::Hint).records,
+            hint_bytes: stats.total(Space::Hint).bytes,
+            lagging: stats.total(Space::Lag).records,
+        };
+        let mut node = Self {
+            kernel: Kernel::new(config, incarnation, Peers::new(seen), held),
+            requests: Requests::default(),
+            replications: Replications::default(),
+            slices: Slices::default(),
+            exchanges: Exchanges::default(),
+            serving: Serving::default(),
+            filling: Filling::recover(reader)?,
+            residues: Residues::recover(&view, stats),
+            comparisons: Comparisons::default(),
+            handoff: Handoff::default(),
+            sweeper: Sweeper::default(),
+            purge: Purge::recover(&view, reader, stats)?,
+            view,
+            poisoned: None,
+        };
+        // Whatever the last run left to do is looked for at the first step.
+        node.kernel.arm(Monotonic(0), Timer::Handoff);
+        node.kernel.arm(Monotonic(0), Timer::Sweep);
+        node.kernel.arm(Monotonic(0), Timer::Repair);
+        node.purge.resume(ctx!(node));
+        node.filling.restart(ctx!(node), &mut node.exchanges, &|_| false);
+        node.comparisons.restart(ctx!(node), &mut node.exchanges, &|_| true);
+        node.residues.plan(ctx!(node), &mut node.exchanges);
+        Ok(node)
+    }
+
+    /// Takes one input and adds what the shell must do to `effects`.
+    pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
+        self.kernel.begin(now, effects);
+        self.handle(input);
+        self.settle();
+        while let Some(timer) = self.kernel.due() {
+            self.fire(timer);
+            self.settle();
+        }
+        debug_assert!(self.kernel.timers_set() <= self.timers_max(), "timers without an end: {:?}", self.kernel);
+        self.kernel.end(effects);
+    }
+
+    /// What the node is busy with.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let held = self.kernel.held();
+        Status {
+            epoch: self.view.epoch(),
+            requests: self.requests.len(),
+            request_bytes: self.requests.request_bytes(),
+            answer_bytes: self.requests.answer_bytes(),
+            peer_bytes: self.kernel.peers.bytes_most(),
+            replications: self.replications.len(),
+            hints: held.hints,
+            hint_bytes: held.hint_bytes,
+            lagging: held.lagging,
+            unsynced: self.view.unsynced(),
+            receiving: self.filling.receiving(&self.view),
+            leaving: self.residues.leaving(),
+            repairing: self.comparisons.pending(&self.kernel.peers),
+            repairs: self.comparisons.figures(),
+            dropping: self.purge.partitions(),
+            reclaiming: self.purge.is_reclaiming(),
+            unsynced_batches: self.kernel.unsynced_batches(),
+            keys_busy: self.kernel.keys_busy(),
+            poisoned: self.poisoned.is_some(),
+        }
+    }
+
+    /// The highest incarnation seen of `peer`, for the handshake.
+    #[must_use]
+    pub fn seen(&self, peer: NodeId) -> Option<Incarnation> {
+        self.kernel.peers.seen(peer).map(|seen| seen.current)
+    }
+
+    /// The same, once the peer has shown its store: a store that another one has replaced counts as rolled back.
+    #[must_use]
+    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
+        self.kernel.peers.seen(peer).map(|seen| seen.against(store))
+    }
+
+    /// How well the hot tier serves.
+    #[must_use]
+    pub fn hot_stats(&self) -> HotStats {
+        self.kernel.hot_stats()
+    }
+
+    /// Bytes of keys and records that came in for copies and refills of partitions since the loop began.
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        self.filling.bytes()
+    }
+
+    /// Forwarded requests that were sent to another owner as well since the loop began.
+    #[must_use]
+    pub fn hedged(&self) -> u64 {
+        self.requests.hedged()
+    }
+
+    /// The layout on which the node acts.
+    #[must_use]
+    pub fn layout(&self) -> Option<&Arc<Layout>> {
+        self.view.layout()
+    }
+
+    /// The receipts of the migrations under way: the control plane cuts over by them.
+    #[must_use]
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.filling.receipts(&self.view)
+    }
+
+    /// The partitions that migrate to this node, and how far each is.
+    #[must_use]
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.filling.transfers(&self.situation())
+    }
+
+    /// What this node still holds of partitions that it has left.
+    #[must_use]
+    pub fn residue(&self) -> Vec<Residue> {
+        self.residues.residue(&self.situation())
+    }
+
+    /// The other owners with which this node's copy of a partition can be compared, and whether each is up. None if this
+    /// node does not hold all of it.
+    #[must_use]
+    pub fn comparable(&self, partition: PartitionId) -> Vec<(NodeId, bool)> {
+        let peers = comparable(&self.view, partition).into_iter();
+        peers.map(|peer| (peer, self.kernel.peers.is_up(peer))).collect()
+    }
+
+    fn situation(&self) -> Situation<'_> {
+        let (view, peers, exchanges) = (&self.view, &self.kernel.peers, &self.exchanges);
+        Situation { at: self.kernel.now.mono, view, peers, exchanges }
+    }
+
+    /// Switches a protocol rule off.
+    #[cfg(feature = "mutation")]
+    pub fn break_rule(&mut self, rule: crate::rule::Rule) {
+        self.kernel.rules.break_rule(rule);
+        self.view.rules.break_rule(rule);
+        if rule == crate::rule::Rule::ResumePurge {
+            self.purge.forget();
+        }
+        self.filling.plan(ctx!(self), &mut self.exchanges);
+    }
+
+    /// A commit failed: what reached the disk is unknown, so nothing is answered from here any more.
+    fn poison(&mut self, error: &StorageError) {
+        let reason = error.to_string();
+        let stopped = RequestError::new(Kind::Poisoned, format!("the node has stopped serving: {reason}"));
+        self.requests.stop(ctx!(self), &reason, &stopped);
+        self.kernel.discard_batch();
+        self.poisoned = Some(stopped);
+        self.kernel.event(Event::Poisoned { reason });
+    }
+
+    /// Timers that what is under way may have set: whatever waits has one, a request two, and each peer may be watched.
+    fn timers_max(&self) -> usize {
+        let partitions = self.view.layout().map_or(0, |layout| layout.partitions.len());
+        let (requests, peers) = (2 * self.requests.len(), self.kernel.peers.len());
+        8 + partitions + peers + requests + self.replications.len() + self.exchanges.len()
+    }
+}

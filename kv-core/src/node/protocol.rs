@@ -1,0 +1,87 @@
+//! The messages of peers: each is given to the component that answers it, or that has asked for it.
+
+use super::{Node, ctx};
+use crate::apply;
+use crate::message::Message;
+use crate::slices::Requester;
+use crate::types::NodeId;
+use crate::wiring::Waiter;
+
+impl Node {
+    pub(super) fn message(&mut self, from: NodeId, message: Message) {
+        if !self.kernel.peers.is_up(from) {
+            self.kernel.peers.keep_early(from, message);
+            return;
+        }
+        self.kernel.note_heard(from);
+        match message {
+            Message::Ping => self.kernel.send(from, Message::Pong),
+            // That it came is all that it says.
+            Message::Pong => {}
+            Message::Forward { call, request, deadline } => {
+                if self.kernel.peers.is_first_forward(from, call) {
+                    self.requests.forwarded_request(ctx!(self), from, call, request, deadline);
+                }
+            }
+            Message::Replicate { call, epoch, role, keyspace, key, record } => {
+                apply::replicate(ctx!(self), from, call, epoch, role, keyspace, &key, record);
+            }
+            Message::Read { call, epoch, role, keyspace, key, digest } => {
+                apply::replica_read(ctx!(self), from, call, epoch, role, keyspace, &key, digest);
+            }
+            Message::Slice { call, slice } => {
+                self.slices.serve(ctx!(self), Requester::Peer { node: from, call }, slice);
+            }
+            Message::Exchange { call, partition, epoch, errand, question } => {
+                self.serving.serve(ctx!(self), from, call, (partition, epoch, errand), question);
+            }
+            Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
+            Message::Keyspaces { list } => self.keyspaces_given(list),
+            Message::Forwarded { .. }
+            | Message::Replicated { .. }
+            | Message::ReadResult { .. }
+            | Message::SliceResult { .. }
+            | Message::ExchangeResult { .. } => self.answer(from, message),
+        }
+    }
+
+    /// A peer answers a call. If nobody waits for it any more, nothing happens.
+    fn answer(&mut self, from: NodeId, message: Message) {
+        match message {
+            Message::Forwarded { call, outcome } => {
+                if let Some(Waiter::Forward(op)) = self.kernel.answered(from, call) {
+                    match outcome {
+                        Ok(outcome) => self.requests.forward_answered(ctx!(self), op, from, outcome),
+                        Err(refusal) => self.requests.forward_failed(ctx!(self), op, from, Some(refusal)),
+                    }
+                }
+            }
+            Message::Replicated { call, result } => {
+                if let Some(Waiter::Replicate(replication)) = self.kernel.answered(from, call) {
+                    self.replications.answered(ctx!(self), replication, from, call, result);
+                }
+            }
+            Message::ReadResult { call, result } => {
+                if let Some(Waiter::Read(op, role)) = self.kernel.answered(from, call) {
+                    match result {
+                        Ok(held) => self.requests.read_answered(ctx!(self), op, from, role, held),
+                        Err(refusal) => self.requests.read_failed(ctx!(self), op, from, role, Some(refusal)),
+                    }
+                }
+            }
+            Message::SliceResult { call, result } => match (self.kernel.answered(from, call), result) {
+                (Some(Waiter::Slice(op)), Ok(answer)) => self.requests.scan_answered(ctx!(self), op, from, answer),
+                (Some(Waiter::Slice(op)), Err(refusal)) => {
+                    self.requests.scan_failed(ctx!(self), op, from, Some(refusal));
+                }
+                _ => {}
+            },
+            Message::ExchangeResult { call, result } => {
+                if let Some(Waiter::Exchange(exchange)) = self.kernel.answered(from, call) {
+                    self.exchanges.answered(ctx!(self), exchange, call, result);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Sessions with peers: they begin, stall and end, and what depends on that.
+
+use super::{Node, ctx};
+use crate::event::Event;
+use crate::message::Message;
+use crate::types::{Epoch, Incarnation, NodeId};
+use crate::view::meta;
+use crate::wiring::{AfterDurable, Timer, Waiter};
+
+impl Node {
+    pub(super) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+        if self.kernel.peers.is_up(node) {
+            self.peer_down(node);
+        }
+        let Some(shown) = self.kernel.peers.show(node, incarnation) else { return };
+        if shown.is_replaced {
+            self.kernel.event(Event::PeerStoreReplaced { node });
+        }
+        let durable = match shown.to_persist {
+            Some(seen) => self.kernel.persist_meta(meta::peer(node), meta::encode(&seen)),
+            None => self.kernel.durable(),
+        };
+        self.kernel.after(durable, AfterDurable::PeerUp { node, incarnation });
+    }
+
+    /// The peer's incarnation is durably known: the session may be used.
+    pub(super) fn peer_known(&mut self, node: NodeId, incarnation: Incarnation) {
+        let Some(early) = self.kernel.peers.begin_session(node, incarnation) else { return };
+        self.kernel.event(Event::PeerUp { node, incarnation });
+        self.kernel.arm(self.kernel.now.mono, Timer::Handoff);
+        self.kernel.send(node, Message::Keyspaces { list: self.view.keyspaces().clone() });
+        self.filling.plan(ctx!(self), &mut self.exchanges);
+        self.residues.arm(ctx!(self));
+        // Comparisons with it may be owed.
+        self.comparisons.again(ctx!(self), &mut self.exchanges);
+        for message in early {
+            self.message(node, message);
+        }
+    }
+
+    pub(super) fn peer_down(&mut self, node: NodeId) {
+        let Some((was_up, failed)) = self.kernel.peers.end_session(node) else { return };
+        if was_up {
+            self.kernel.event(Event::PeerDown { node });
+        }
+        for (call, waiter) in failed {
+            match waiter {
+                Waiter::Forward(op) => self.requests.forward_failed(ctx!(self), op, node, None),
+                Waiter::Read(op, role) => self.requests.read_failed(ctx!(self), op, node, role, None),
+                Waiter::Slice(op) => self.requests.scan_failed(ctx!(self), op, node, None),
+                Waiter::Replicate(replication) => self.replications.failed(ctx!(self), replication, node, call),
+                Waiter::Exchange(exchange) => self.exchanges.lost(ctx!(self), exchange),
+            }
+        }
+        self.requests.late_reads_lost(ctx!(self), node);
+        if was_up {
+            self.comparisons.owe_without(ctx!(self), &mut self.exchanges, node);
+        }
+    }
+
+    /// Looks whether a peer is still silent.
+    pub(super) fn watch_peer(&mut self, node: NodeId) {
+        let awaited = self.kernel.peers.waiters(node).into_iter().any(|waiter| self.waits(waiter));
+        if self.kernel.watch_peer(node, awaited) {
+            self.peer_stalled(node);
+        }
+    }
+
+    /// A peer takes part in nothing at present: what waits for it goes on without it.
+    pub(super) fn peer_stalled(&mut self, node: NodeId) {
+        if !self.kernel.note_stalled(node) {
+            return;
+        }
+        for waiter in self.kernel.peers.waiters(node) {
+            match waiter {
+                Waiter::Forward(op) => self.requests.forward_stalled(ctx!(self), op),
+                Waiter::Read(op, _) => self.requests.read_stalled(ctx!(self), op, node),
+                Waiter::Slice(op) => self.requests.scan_stalled(ctx!(self), op, node),
+                // Fallbacks count only in place of owners that are down (rule A9): a pause must not weaken what a write
+                // promises.
+                Waiter::Replicate(_) | Waiter::Exchange(_) => {}
+            }
+        }
+    }
+
+    /// This node knows more than before: whoever it refused for lack of that may ask again at once.
+    pub(super) fn tell_caught_up(&mut self) {
+        let epoch = self.view.epoch();
+        for node in self.kernel.peers.take_waiting_for_layout() {
+            self.kernel.send(node, Message::CaughtUp { epoch });
+        }
+    }
+
+    /// A peer that refused something because it lacked a layout has it now: that is asked again.
+    pub(super) fn peer_caught_up(&mut self, node: NodeId, epoch: Epoch) {
+        self.kernel.peers.note_caught_up(node, epoch);
+        self.replications.again(ctx!(self), node);
+        self.requests.read_again(ctx!(self), node);
+        self.exchanges.peer_caught_up(ctx!(self), node);
+    }
+}

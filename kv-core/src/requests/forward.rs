@@ -1,0 +1,332 @@
+//! Requests for partitions that this node cannot coordinate go, whole, to an owner.
+
+use super::{Op, OpState, Origin, Requests};
+use crate::error::{Kind, RequestError};
+use crate::kernel::TimerKey;
+use crate::message::{KeyRequest, Message, Operation, Outcome, Refusal, Request, Role, weight};
+use crate::rule::Rule;
+use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::view::quorum;
+use crate::wiring::{Ctx, OpId, Timer, Waiter};
+
+/// Forwards for which one hedge of a peer that is slow, but answers, is allowed.
+const FORWARDS_PER_HEDGE: u32 = 10;
+
+/// Hedges of slow peers that may come at once after a quiet time.
+const HEDGES_AT_ONCE: u32 = 32;
+
+/// How many forwarded requests may be sent to a second owner because the first one is slow: one in ten, and a few more
+/// after a quiet time. Under overload every owner is slow, and doubling all requests would make that worse. A peer that
+/// has stalled does not count: what waits for it is nobody's load.
+#[derive(Debug)]
+pub(super) struct HedgeBudget {
+    /// What is left, in forwards.
+    left: u32,
+    /// Forwards sent to another owner as well, for whatever reason.
+    pub(super) spent: u64,
+}
+
+impl Default for HedgeBudget {
+    fn default() -> Self {
+        Self { left: HEDGES_AT_ONCE * FORWARDS_PER_HEDGE, spent: 0 }
+    }
+}
+
+impl HedgeBudget {
+    fn earn(&mut self) {
+        self.left = (self.left + 1).min(HEDGES_AT_ONCE * FORWARDS_PER_HEDGE);
+    }
+
+    fn spend(&mut self) -> bool {
+        let enough = self.left >= FORWARDS_PER_HEDGE;
+        if enough {
+            self.left -= FORWARDS_PER_HEDGE;
+        }
+        enough
+    }
+}
+
+/// A request that waits for other nodes.
+#[derive(Debug)]
+pub(super) struct ForwardOp {
+    request: KeyRequest,
+    /// Owners that have had it.
+    tried: Vec<NodeId>,
+    /// Those of them that have it: they have neither answered nor refused it.
+    waiting: Vec<NodeId>,
+    /// Those that went down with it, or do not know what became of it.
+    lost: Vec<NodeId>,
+    /// Why owners refused, without doing anything.
+    refusals: Vec<String>,
+    pub(super) hedge: Option<TimerKey>,
+}
+
+impl ForwardOp {
+    fn new(request: KeyRequest) -> Self {
+        let (tried, waiting, lost, refusals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { request, tried, waiting, lost, refusals, hedge: None }
+    }
+
+    pub(super) fn keyspace(&self) -> KeyspaceId {
+        self.request.keyspace
+    }
+
+    pub(super) fn may_take_effect(&self) -> bool {
+        let is_somewhere = !self.waiting.is_empty() || !self.lost.is_empty();
+        is_somewhere && matches!(self.request.operation, Operation::Write { .. })
+    }
+
+    /// The nodes that have the request.
+    pub(super) fn asked(&self) -> &[NodeId] {
+        &self.waiting
+    }
+
+    pub(super) fn request(&self) -> &KeyRequest {
+        &self.request
+    }
+
+    pub(super) fn progress(&self) -> String {
+        match (self.waiting.last().or(self.lost.last()), self.waiting.is_empty()) {
+            (Some(node), false) => format!("{node} coordinates the request and has not answered"),
+            (Some(node), true) => format!("{node} went down with the request"),
+            (None, _) => "no owner took the request".to_owned(),
+        }
+    }
+}
+
+impl Requests {
+    /// Coordinates a request here if this node is a replica of its key, else passes it on to one.
+    pub(super) fn route(&mut self, ctx: &mut Ctx<'_>, origin: Origin, mut request: KeyRequest, deadline: Monotonic) {
+        let Some(partition) = ctx.view.partition_of(&request.key) else { return };
+        let Some(entry) = ctx.view.entry(partition) else { return };
+        // Epoch 0 comes from clients that do not know the layout; they are routed here.
+        if request.epoch.0 != 0 && request.epoch != entry.changed {
+            let message = if request.epoch < entry.changed {
+                format!(
+                    "{partition} has changed at {}, the request knows {}; learn the layout again",
+                    entry.changed, request.epoch
+                )
+            } else {
+                format!(
+                    "this node knows {partition} only as of {}, the request {}; try again",
+                    entry.changed, request.epoch
+                )
+            };
+            self.answer(ctx, origin, Err(RequestError::new(Kind::StaleEpoch, message)));
+            return;
+        }
+        request.epoch = entry.changed;
+        if ctx.view.owns(partition) && ctx.view.is_synced(partition) {
+            self.coordinate(ctx, origin, request, Role::Owner, deadline);
+            return;
+        }
+        self.hedges.earn();
+        let op = self.open_op(ctx, origin, deadline, OpState::Forward(ForwardOp::new(request)));
+        self.forward_next(ctx, op);
+    }
+
+    /// Starts a request in which this node plays `role`.
+    pub(super) fn coordinate(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: Origin,
+        request: KeyRequest,
+        role: Role,
+        deadline: Monotonic,
+    ) {
+        match request.operation {
+            Operation::Get => self.start_get(ctx, origin, &request, deadline),
+            Operation::Write { .. } => self.start_write(ctx, origin, request, role, deadline),
+        }
+    }
+
+    /// Sends a request to the next owner, whether others have it or not. Without one it waits for those that have it.
+    fn forward_next(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Forward(forward), deadline, .. }) = self.ops.get(&op) else { return };
+        let deadline = *deadline;
+        let Some(partition) = ctx.view.partition_of(&forward.request.key) else { return };
+        let next = self.next_coordinator(ctx, partition, forward);
+        let waits = !forward.waiting.is_empty();
+        if next.is_none() && !waits && !forward.may_take_effect() {
+            let mut untried = ctx.coordinators_up(partition);
+            untried.retain(|node| !forward.tried.contains(node));
+            if !untried.is_empty() {
+                let error = ctx.peers_full(untried.into_iter());
+                self.finish(ctx, op, Err(error));
+                return;
+            }
+        }
+        let mut request = forward.request.clone();
+        request.epoch = ctx.view.entry(partition).map_or(request.epoch, |entry| entry.changed);
+        let Some(node) = next else {
+            if !waits {
+                self.coordinate_as_stand_in(ctx, op, request);
+            }
+            return;
+        };
+        if let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) {
+            forward.tried.push(node);
+            forward.waiting.push(node);
+        }
+        self.set_hedge(ctx, op);
+        let call = ctx.kernel.next_call();
+        let left = deadline.since(ctx.kernel.now.mono);
+        ctx.kernel.ask(
+            node,
+            call,
+            Waiter::Forward(op),
+            Message::Forward { call, request: Request::Key(request), deadline: left },
+        );
+    }
+
+    /// Who gets a request next: nobody without room for it and, while somebody has it, nobody who has stalled.
+    fn next_coordinator(&self, ctx: &Ctx<'_>, partition: PartitionId, forward: &ForwardOp) -> Option<NodeId> {
+        if !forward.waiting.is_empty() && !ctx.view.keep(Rule::HedgeForwards) {
+            return None;
+        }
+        let bytes = weight::of_key_request(&forward.request);
+        let may = |&node: &NodeId| {
+            let has_room = bytes == 0 || ctx.kernel.peer_has_room(node, bytes);
+            !forward.tried.contains(&node) && has_room && (forward.waiting.is_empty() || !ctx.is_stalled(node))
+        };
+        ctx.coordinators_up(partition).into_iter().find(may)
+    }
+
+    fn set_hedge(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let timer = ctx.kernel.set_timer(ctx.kernel.now.mono.plus(ctx.view.config.hedge_after), Timer::Hedge(op));
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return };
+        if let Some(old) = forward.hedge.replace(timer) {
+            ctx.kernel.cancel_timer(old);
+        }
+    }
+
+    /// The owner that has a request has not answered for a while: another one gets it, too, under the same request id.
+    pub(super) fn hedge_forward(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        if let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) {
+            forward.hedge = None;
+        }
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get(&op) else { return };
+        let next = ctx.view.partition_of(&forward.request.key).and_then(|it| self.next_coordinator(ctx, it, forward));
+        if next.is_none() || self.forward_on(ctx, op) {
+            return;
+        }
+        if self.hedges.spend() {
+            self.hedges.spent += 1;
+            self.forward_next(ctx, op);
+        } else {
+            self.set_hedge(ctx, op);
+        }
+    }
+
+    /// An owner that has a request has stalled.
+    pub(crate) fn forward_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        self.forward_on(ctx, op);
+    }
+
+    /// No owner can be had. This node stands in for them if the request allows it and this node is not one of them.
+    fn coordinate_as_stand_in(&mut self, ctx: &mut Ctx<'_>, op: OpId, request: KeyRequest) {
+        let Some(Op { origin, deadline, timer, state: OpState::Forward(forward), .. }) = self.ops.remove(&op) else {
+            return;
+        };
+        ctx.kernel.cancel_timer(timer);
+        if let Some(hedge) = forward.hedge {
+            ctx.kernel.cancel_timer(hedge);
+        }
+        let Some(partition) = ctx.view.partition_of(&request.key) else { return };
+        if forward.may_take_effect() {
+            let message = format!(
+                "the outcome is unknown: {}; repeating it with the same request id is safe",
+                forward.progress()
+            );
+            self.answer(ctx, origin, Err(RequestError::new(Kind::Unknown, message)));
+            return;
+        }
+        if !quorum::owners_only(request.consistency) && !ctx.view.owns(partition) && forward.refusals.is_empty() {
+            self.coordinate(ctx, origin, request, Role::StandIn, deadline);
+            return;
+        }
+        let why = if forward.refusals.is_empty() {
+            "no owner can be reached".to_owned()
+        } else {
+            forward.refusals.join("; ")
+        };
+        self.answer(ctx, origin, Err(RequestError::unavailable(format!("{partition}: {why}; try again"))));
+    }
+
+    /// A node that has the request answers it. An error counts only if nobody else has it: others may yet do what is asked.
+    pub(crate) fn forward_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, outcome: Outcome) {
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return };
+        forward.waiting.retain(|waiting| *waiting != node);
+        let error = match outcome {
+            Ok(response) => return self.finish(ctx, op, Ok(response)),
+            Err(error) => error,
+        };
+        let is_decided = forward.waiting.is_empty() && !forward.may_take_effect();
+        if is_decided || (forward.waiting.is_empty() && !error.is_safe_to_retry()) {
+            return self.finish(ctx, op, Err(error));
+        }
+        if !error.is_safe_to_retry() {
+            forward.lost.push(node);
+        }
+        forward.refusals.push(format!("{node}: {error}"));
+        if self.forward_on(ctx, op) {
+            return;
+        }
+        // A read need not wait for those that say nothing to learn what the others say.
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get(&op) else { return };
+        if !forward.may_take_effect() && self.nobody_answers(ctx, forward) {
+            self.finish(ctx, op, Err(error));
+        }
+    }
+
+    /// Sends a request on if nobody who has it answers at present; says whether that was possible.
+    fn forward_on(&mut self, ctx: &mut Ctx<'_>, op: OpId) -> bool {
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get(&op) else { return false };
+        let may_wait = !forward.waiting.is_empty();
+        let next = ctx.view.partition_of(&forward.request.key).and_then(|it| self.next_coordinator(ctx, it, forward));
+        let goes_on = self.nobody_answers(ctx, forward) && (next.is_some() || !may_wait);
+        if goes_on {
+            self.hedges.spent += u64::from(may_wait);
+            self.forward_next(ctx, op);
+        }
+        goes_on
+    }
+
+    fn nobody_answers(&self, ctx: &Ctx<'_>, forward: &ForwardOp) -> bool {
+        forward.waiting.iter().all(|&node| ctx.is_stalled(node))
+    }
+
+    /// A node that had the request refused it (nothing was done), or its session ended.
+    pub(crate) fn forward_failed(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, refusal: Option<Refusal>) {
+        // What one owner says of the request itself the others would say, too.
+        if let Some(Refusal::Failed(error) | Refusal::Busy(error)) = refusal {
+            return self.forward_answered(ctx, op, node, Err(error));
+        }
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return };
+        forward.waiting.retain(|waiting| *waiting != node);
+        match refusal {
+            Some(refusal) => forward.refusals.push(format!("{node}: {refusal}")),
+            None => forward.lost.push(node),
+        }
+        self.forward_on(ctx, op);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_forward_in_ten_is_hedged_and_a_few_more_after_a_quiet_time() {
+        let mut budget = HedgeBudget::default();
+        let spend = |budget: &mut HedgeBudget| (0..1000).filter(|_| budget.spend()).count();
+        assert_eq!(spend(&mut budget), 32);
+        (0..1000).for_each(|_| budget.earn());
+        assert_eq!(spend(&mut budget), 32, "no more is saved up");
+        let hedged = (0..1000).filter(|_| {
+            budget.earn();
+            budget.spend()
+        });
+        assert_eq!(hedged.count(), 100);
+    }
+}

@@ -1,0 +1,376 @@
+//! Gets: one full record and digests from R replicas; merge, answer, repair.
+
+use super::{Command, Op, OpState, Origin, Requests};
+use crate::error::{Kind, RequestError};
+use crate::event::Event;
+use crate::kernel::TimerKey;
+use crate::message::{Consistency, Held, KeyRequest, Level, Refusal, Response, Role, Value};
+use crate::replication::{Goal, Target};
+use crate::ring::{Entry, Owner};
+use crate::rule::Rule;
+use crate::storage::{Space, StorageKey};
+use crate::types::{Monotonic, NodeId};
+use crate::version::{ContextToken, Record, Version};
+use crate::view::quorum::{self, Asked, Needs};
+use crate::wiring::{Applied, Ctx, OpId, Task, Timer, Waiter};
+
+/// A read in flight.
+#[derive(Debug)]
+pub(super) struct GetOp {
+    pub(super) key: StorageKey,
+    consistency: Consistency,
+    /// What must answer.
+    needs: Needs,
+    /// Who may be asked and has not been, in order.
+    candidates: Vec<Asked>,
+    /// Who has been asked and has not answered.
+    waiting: Vec<Asked>,
+    answers: Vec<Answer>,
+    /// Who has refused at this epoch and may answer when either side knows the other's layout.
+    late: Vec<Asked>,
+    failures: Vec<String>,
+    /// Whether one of them failed because it had no room.
+    is_busy: bool,
+    pub(super) hedge: Option<TimerKey>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    from: Asked,
+    digest: u64,
+    /// `None` if only the digest is known.
+    record: Option<Record>,
+}
+
+impl GetOp {
+    pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
+        let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
+        let stand_ins = self.answers.iter().filter(|answer| answer.from.1 == Role::StandIn).count();
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, stand_ins));
+        let mut text = format!("{answered} replicas answered");
+        for failure in &self.failures {
+            text.push_str("; ");
+            text.push_str(failure);
+        }
+        text
+    }
+}
+
+impl Requests {
+    pub(super) fn start_get(&mut self, ctx: &mut Ctx<'_>, origin: Origin, request: &KeyRequest, deadline: Monotonic) {
+        let Some(partition) = ctx.view.partition_of(&request.key) else { return };
+        let key = StorageKey::new(Space::Owned, partition, request.keyspace, &request.key);
+        self.open_get(ctx, origin, key, request.consistency, deadline);
+    }
+
+    fn open_get(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: Origin,
+        key: StorageKey,
+        consistency: Consistency,
+        deadline: Monotonic,
+    ) {
+        let get = GetOp {
+            key,
+            consistency,
+            needs: Needs::every_old_owner(),
+            candidates: Vec::new(),
+            waiting: Vec::new(),
+            answers: Vec::new(),
+            late: Vec::new(),
+            failures: Vec::new(),
+            is_busy: false,
+            hedge: None,
+        };
+        let op = self.open_op(ctx, origin, deadline, OpState::Get(get));
+        self.restart_get(ctx, op);
+    }
+
+    /// Asks as many replicas as must answer: the first for its record, the others for digests.
+    pub(super) fn restart_get(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        // A late answer to the last attempt is one of another epoch.
+        ctx.kernel.forget_calls(|purpose| matches!(purpose, Waiter::Read(other, _) if other == op));
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
+        let partition = get.key.partition();
+        let keyspace_id = get.key.keyspace();
+        let consistency = get.consistency;
+        let restores = matches!(origin, Origin::Restore(_));
+        let Some(keyspace) = ctx.view.keyspace(keyspace_id) else { return };
+        let Some(entry) = ctx.view.entry(partition).cloned() else { return };
+        let me = ctx.me();
+        let mut candidates: Vec<Asked> = ctx.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
+        let mut needs = ctx.by_rule(Needs::of_read(consistency, keyspace));
+        let mut stand_ins = 0;
+        let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
+        if restores {
+            // The damaged record may have been one of a write's W copies: all others together hold the write.
+            candidates.retain(|asked| asked.0 != me);
+            needs = Needs::every_old_owner();
+        } else if !quorum::owners_only(consistency) && !needs.are_met(&entry, up, 0) {
+            let absent = entry.nodes().count().saturating_sub(candidates.len());
+            let found = ctx.stand_ins_up(partition, absent);
+            stand_ins = found.len();
+            candidates.extend(found.into_iter().map(|node| (node, Role::StandIn)));
+        }
+        if !needs.are_met(&entry, |owner| (restores && owner.node == me) || up(owner), stand_ins) {
+            let reached = needs.progress(&entry, up, stand_ins);
+            let error = RequestError::unavailable(format!(
+                "{partition}: only {reached} replicas that this read needs can be reached"
+            ));
+            self.finish(ctx, op, Err(error));
+            return;
+        }
+        let (first, candidates) = needs.choose(&entry, candidates);
+        let hedge = ctx.kernel.now.mono.plus(ctx.view.config.hedge_after);
+        let hedge = ctx.kernel.set_timer(hedge, Timer::Hedge(op));
+        self.ops.forget_answers(op);
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        get.needs = needs;
+        get.candidates = candidates;
+        get.waiting.clone_from(&first);
+        get.answers.clear();
+        get.late.clear();
+        let old = get.hedge.replace(hedge);
+        let key = get.key.clone();
+        if let Some(old) = old {
+            ctx.kernel.cancel_timer(old);
+        }
+        for (index, (node, role)) in first.into_iter().enumerate() {
+            self.ask_read(ctx, op, node, role, &key, index > 0 && !restores);
+        }
+    }
+
+    /// Some replica is slow: ask those that were not asked.
+    pub(super) fn hedge_get(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        if let Some(timer) = get.hedge.take() {
+            ctx.kernel.cancel_timer(timer);
+        }
+        let more = std::mem::take(&mut get.candidates);
+        get.waiting.extend(&more);
+        let key = get.key.clone();
+        for (node, role) in more {
+            self.ask_read(ctx, op, node, role, &key, false);
+        }
+    }
+
+    pub(super) fn get_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, held: Held) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        let from = (node, role);
+        if !get.waiting.contains(&from) {
+            return;
+        }
+        get.waiting.retain(|asked| *asked != from);
+        let answer = match held {
+            Held::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
+            Held::Digest(digest) => Answer { from, digest, record: None },
+        };
+        match get.answers.iter_mut().find(|known| known.from == from) {
+            Some(known) => *known = answer,
+            None => get.answers.push(answer),
+        }
+        self.evaluate(ctx, op);
+    }
+
+    pub(super) fn get_failed(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        op: OpId,
+        node: NodeId,
+        role: Role,
+        refusal: Option<Refusal>,
+    ) {
+        let again = matches!(refusal, Some(Refusal::Behind { epoch }) if epoch < ctx.kernel.peers.caught_up(node));
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        get.waiting.retain(|asked| *asked != (node, role));
+        // An answer that was a digest cannot be completed any more.
+        get.answers.retain(|answer| answer.from != (node, role) || answer.record.is_some());
+        if matches!(refusal, Some(Refusal::Behind { .. } | Refusal::Stale { .. })) {
+            get.late.push((node, role));
+        }
+        get.is_busy |= matches!(refusal, Some(Refusal::Busy(_)));
+        let why = refusal.map_or_else(|| "down".to_owned(), |refusal| refusal.to_string());
+        get.failures.push(format!("{node}: {why}"));
+        if !get.candidates.is_empty() {
+            let next = get.candidates.remove(0);
+            get.waiting.push(next);
+            let key = get.key.clone();
+            self.ask_read(ctx, op, next.0, next.1, &key, false);
+        }
+        if again {
+            self.read_late(ctx, op, node);
+        }
+        self.evaluate(ctx, op);
+    }
+
+    /// A node that refused reads for want of a layout has it now.
+    pub(crate) fn read_again(&mut self, ctx: &mut Ctx<'_>, node: NodeId) {
+        for op in self.late_reads(node) {
+            self.read_late(ctx, op, node);
+        }
+    }
+
+    /// A node that refused reads for want of a layout has gone.
+    pub(crate) fn late_reads_lost(&mut self, ctx: &mut Ctx<'_>, node: NodeId) {
+        for op in self.late_reads(node) {
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.late.retain(|late| late.0 != node);
+            }
+            self.evaluate(ctx, op);
+        }
+    }
+
+    fn late_reads(&self, node: NodeId) -> Vec<OpId> {
+        let is_late = |op: &Op| matches!(&op.state, OpState::Get(get) if get.late.iter().any(|late| late.0 == node));
+        self.ops.iter().filter(|(_, op)| is_late(op)).map(|(&id, _)| id).collect()
+    }
+
+    fn read_late(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
+        let again: Vec<Asked> = get.late.extract_if(.., |late| late.0 == node).collect();
+        get.waiting.extend(&again);
+        let key = get.key.clone();
+        for (node, role) in again {
+            self.ask_read(ctx, op, node, role, &key, false);
+        }
+    }
+
+    fn evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
+        let Some(entry) = ctx.view.entry(get.key.partition()) else { return };
+        let restores = matches!(origin, Origin::Restore(_));
+        let own = |node: NodeId| restores && node == ctx.me();
+        let answered: Vec<Asked> = get.answers.iter().map(|answer| answer.from).collect();
+        let met = |asked: &[Asked]| {
+            let stand_ins = asked.iter().filter(|asked| asked.1 == Role::StandIn).count();
+            let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
+            get.needs.are_met(entry, has, stand_ins)
+        };
+        if !met(&answered) {
+            let mut possible = answered;
+            for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
+                if !possible.contains(asked) {
+                    possible.push(*asked);
+                }
+            }
+            if !met(&possible) {
+                let kind = if get.is_busy { Kind::Exhausted } else { Kind::Unavailable };
+                let error = RequestError::new(kind, format!("{}; try again", get.progress(Some(entry))));
+                self.finish(ctx, op, Err(error));
+            }
+            return;
+        }
+        let conflict = ctx.view.conflict(get.key.keyspace());
+        let mut merged = Record::default();
+        for record in get.answers.iter().filter_map(|answer| answer.record.as_ref()) {
+            merged.merge(record, conflict);
+        }
+        // A digest says enough if it is that of the result or of a record that is known.
+        let is_known = |digest: u64| {
+            digest == merged.digest()
+                || get.answers.iter().any(|answer| answer.record.is_some() && answer.digest == digest)
+        };
+        let no_record = get.answers.iter().all(|answer| answer.record.is_none());
+        let unknown: Vec<Asked> = get
+            .answers
+            .iter()
+            .filter(|answer| answer.record.is_none() && (no_record || !is_known(answer.digest)))
+            .map(|answer| answer.from)
+            .collect();
+        if !unknown.is_empty() {
+            let key = get.key.clone();
+            let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.waiting.extend(&ask);
+            }
+            for (node, role) in ask {
+                self.ask_read(ctx, op, node, role, &key, false);
+            }
+            return;
+        }
+        self.complete_get(ctx, op, merged);
+    }
+
+    fn complete_get(&mut self, ctx: &mut Ctx<'_>, op: OpId, merged: Record) {
+        let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get_mut(&op) else { return };
+        let key = get.key.clone();
+        let digest = merged.digest();
+        let owner_answered = get.answers.iter().any(|answer| answer.from.1 == Role::Owner);
+        let stale: Vec<NodeId> = get
+            .answers
+            .iter()
+            .filter(|answer| answer.from.1 == Role::Owner && answer.digest != digest)
+            .map(|answer| answer.from.0)
+            .collect();
+        if let Origin::Restore(damaged) = origin {
+            let damaged = damaged.clone();
+            self.finish(ctx, op, Ok(Response::Inspected { replicas: Vec::new() }));
+            ctx.restore(&damaged, merged);
+            return;
+        }
+        // Stand-ins that hold nothing know nothing: without an owner's word a key is not called absent.
+        if merged.siblings.is_empty() && !owner_answered {
+            let error = RequestError::unavailable(format!(
+                "no owner of {} can be reached, and no stand-in holds the key",
+                key.partition()
+            ));
+            self.finish(ctx, op, Err(error));
+            return;
+        }
+        let response = Response::Got {
+            values: merged.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
+            context: ContextToken::of(&merged).encode(key.keyspace(), key.key()),
+        };
+        self.finish(ctx, op, Ok(response));
+        if !stale.is_empty() && ctx.view.keep(Rule::ReadRepair) {
+            self.read_repair(ctx, &key, merged, &stale);
+        }
+    }
+
+    /// Sends the merged record to the owners that lack some of it.
+    fn read_repair(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, merged: Record, stale: &[NodeId]) {
+        let me = ctx.me();
+        ctx.kernel.event(Event::ReadRepaired { partition: key.partition(), replicas: stale.len() });
+        if stale.contains(&me) {
+            ctx.kernel.with_key(key.clone(), Task::Apply { record: merged.clone(), applied: Applied::Repair });
+        }
+        let targets: Vec<Target> =
+            stale.iter().filter(|&&node| node != me).map(|&node| Target::new(node, Role::Owner)).collect();
+        if !targets.is_empty() {
+            self.commands.push_back(Command::Replicate {
+                key: key.clone(),
+                record: merged,
+                targets,
+                goal: Goal::Repair,
+            });
+        }
+    }
+
+    /// Reads a record of this node's own that is damaged from all other owners, to put theirs in its place.
+    pub(crate) fn restore(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey) {
+        let under_way = self.ops.values().any(|op| matches!(&op.origin, Origin::Restore(other) if other == key));
+        let me = ctx.me();
+        let others = ctx
+            .view
+            .entry(key.partition())
+            .map_or(0, |entry| entry.owners.iter().filter(|owner| owner.node != me).count());
+        if key.space() != Space::Owned
+            || ctx.view.is_dropped(key.keyspace())
+            || under_way
+            || others == 0
+            || self.ops.len() >= ctx.view.config.requests_max
+        {
+            return;
+        }
+        let deadline = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+        let consistency = Consistency { level: Level::All, strict: true };
+        self.open_get(ctx, Origin::Restore(key.clone()), key.clone(), consistency, deadline);
+    }
+}
+
+/// What a client sees of a version.
+pub(super) fn value_of(version: &Version, keys_only: bool) -> Value {
+    let value = if keys_only { bytes::Bytes::new() } else { version.value.clone().unwrap_or_default() };
+    Value { value, written: version.written, expires: version.expires }
+}

@@ -1,0 +1,369 @@
+//! Puts and deletes: write here, send the whole record to the other replicas, answer after W durable copies.
+
+use bytes::Bytes;
+
+use super::{Command, Op, OpState, Origin, Requests};
+use crate::error::{Kind, RequestError};
+use crate::message::{KeyRequest, Message, Operation, Refusal, Response, Role, weight};
+use crate::replication::{Goal, Target};
+use crate::ring::{Entry, Owner};
+use crate::rule::Rule;
+use crate::storage::{Space, StorageKey, Stored};
+use crate::types::{Epoch, Monotonic, NodeId};
+use crate::version::{Actor, Conflict, Context, ContextToken, Dot, Hlc, Record, Write};
+use crate::view::quorum::{self, Needs};
+use crate::wiring::{AfterDurable, Ctx, OpId, Task};
+
+/// A write in flight.
+#[derive(Debug)]
+pub(super) struct WriteOp {
+    request: KeyRequest,
+    /// The key, in the space in which this node holds the record.
+    key: StorageKey,
+    /// Durable copies that the client waits for.
+    needs: Needs,
+    /// Nodes that durably hold the write.
+    acks: Vec<Ack>,
+    /// The answer, once the write has been made here.
+    response: Option<Response>,
+}
+
+/// A confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ack {
+    node: NodeId,
+    role: Role,
+    /// The epoch at which the node was asked. Under a later ownership than that the record may be gone again.
+    epoch: Epoch,
+}
+
+impl WriteOp {
+    pub(super) fn is_started(&self) -> bool {
+        self.response.is_some()
+    }
+
+    pub(super) fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    pub(super) fn request(&self) -> &KeyRequest {
+        &self.request
+    }
+
+    pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
+        let confirmed = entry.map_or_else(
+            || "none".to_owned(),
+            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.stand_ins()),
+        );
+        format!("{confirmed} copies are confirmed")
+    }
+
+    fn is_confirmed(&self, owner: &Owner) -> bool {
+        let by = |ack: &Ack| ack.node == owner.node && ack.role == Role::Owner && ack.epoch >= owner.since;
+        self.acks.iter().any(by)
+    }
+
+    fn stand_ins(&self) -> usize {
+        // One that has become an owner meanwhile counts as that.
+        let owner = |node: NodeId| self.acks.iter().any(|ack| ack.node == node && ack.role == Role::Owner);
+        self.acks.iter().filter(|ack| ack.role == Role::StandIn && !owner(ack.node)).count()
+    }
+
+    fn is_enough(&self, entry: &Entry) -> bool {
+        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.stand_ins())
+    }
+}
+
+impl Requests {
+    pub(super) fn start_write(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: Origin,
+        request: KeyRequest,
+        role: Role,
+        deadline: Monotonic,
+    ) {
+        let Some(partition) = ctx.view.partition_of(&request.key) else { return };
+        let Some(keyspace) = ctx.view.keyspace(request.keyspace) else { return };
+        let Some(entry) = ctx.view.entry(partition) else { return };
+        let needs = ctx.by_rule(Needs::of_write(request.consistency, keyspace));
+        let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
+        let mut stand_ins = 0;
+        if !needs.are_met(entry, up, 0) && !quorum::owners_only(request.consistency) {
+            let down = entry.nodes().filter(|&node| !ctx.is_owner_up(partition, node)).count();
+            stand_ins = ctx.stand_ins_up(partition, down).len();
+        }
+        if !needs.are_met(entry, up, stand_ins) {
+            let reached = needs.progress(entry, up, stand_ins);
+            let error = RequestError::unavailable(format!(
+                "{partition}: only {reached} copies that this write needs can be made; nothing was written"
+            ));
+            self.answer(ctx, origin, Err(error));
+            return;
+        }
+        let bytes = weight::of_key_request(&request);
+        let takes = |owner: &Owner| up(owner) && ctx.kernel.peer_has_room(owner.node, bytes);
+        if !needs.are_met(entry, takes, stand_ins) {
+            let error = ctx.peers_full(entry.nodes().filter(|&node| !ctx.kernel.peer_has_room(node, bytes)));
+            self.answer(ctx, origin, Err(error));
+            return;
+        }
+        if ctx.replications >= ctx.view.config.replications_max {
+            let error = RequestError::exhausted(format!(
+                "{} writes wait for slow replicas, the most that this node keeps; slow down and try again",
+                ctx.view.config.replications_max
+            ));
+            self.answer(ctx, origin, Err(error));
+            return;
+        }
+        let space = match role {
+            Role::Owner => Space::Owned,
+            Role::StandIn => Space::Hint,
+        };
+        if space == Space::Hint
+            && let Some(full) = ctx.hints_full()
+        {
+            self.answer(ctx, origin, Err(full));
+            return;
+        }
+        let key = StorageKey::new(space, partition, request.keyspace, &request.key);
+        let write = WriteOp { request, key: key.clone(), needs, acks: Vec::new(), response: None };
+        let op = self.open_op(ctx, origin, deadline, OpState::Write(write));
+        ctx.kernel.with_key(key, Task::Write(op));
+    }
+
+    /// The key's record is in memory: write, and replicate.
+    pub(crate) fn coordinate_write(&mut self, ctx: &mut Ctx<'_>, op: OpId, key: &StorageKey, stored: Option<&Stored>) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        if key.space() == Space::Owned && !ctx.view.is_synced(key.partition()) {
+            // A layout came while the key was read: others coordinate now.
+            return self.withdraw_write(ctx, op);
+        }
+        let request = write.request.clone();
+        let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
+        let Some(conflict) = ctx.view.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else {
+            return self.finish(ctx, op, Err(ctx.view.dropped_error(request.keyspace)));
+        };
+        let token = match context {
+            Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
+                Ok(token) => Some(token),
+                Err(error) => return self.finish(ctx, op, Err(RequestError::invalid(error.to_string()))),
+            },
+            None => None,
+        };
+        let before = stored.map(|stored| &stored.record);
+        let repeated =
+            before.is_some_and(|record| record.siblings.iter().any(|sibling| sibling.request == *request_id));
+        let (record, dot) = if repeated && ctx.view.keep(Rule::RememberRequests) {
+            // Rule A7: the write is here already. It is confirmed and replicated again without a new dot.
+            (before.cloned().unwrap_or_default(), None)
+        } else {
+            if let Some(token) = &token
+                && conflict == Conflict::Lww
+                && let Err(skew) =
+                    ctx.kernel.clock.observe(ctx.kernel.now.wall, token.latest, ctx.view.cluster.clock_skew_max)
+            {
+                return self.finish(ctx, op, Err(RequestError::unavailable(skew.to_string())));
+            }
+            let mut record = before.cloned().unwrap_or_default();
+            let seen = token.as_ref().map_or_else(|| record.context.clone(), |token| token.context.clone());
+            let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(record.latest());
+            let actor = self.actor_for(ctx, key, stored);
+            let written = ctx.kernel.clock.tick(ctx.kernel.now.wall, latest);
+            let expires = ttl.map(|ttl| ctx.kernel.now.wall.plus(ttl));
+            let dot = record.write(
+                actor,
+                &seen,
+                conflict,
+                Write { written, request: *request_id, expires, value: value.clone().map(|value| copy(&value)) },
+            );
+            if let Err(error) = self.check_growth(ctx, &record) {
+                return self.finish(ctx, op, Err(error));
+            }
+            ctx.kernel.put(key, Some(Stored { own: Some(actor), record: record.clone() }));
+            (record, Some(dot))
+        };
+        let response = Response::Written {
+            context: ContextToken::after_write(&record, &token.unwrap_or_default())
+                .encode(request.keyspace, &request.key),
+            siblings: record.live(ctx.kernel.now.wall).len(),
+        };
+        if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
+            write.response = Some(response);
+        }
+        let epoch = ctx.view.entry_epoch(key.partition());
+        ctx.kernel.after_key(key, AfterDurable::Acked { op, epoch });
+        self.replicate_write(ctx, op, key, record, dot, &request);
+    }
+
+    /// Sends the record to the other owners, and to a stand-in for each owner that is down.
+    fn replicate_write(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        op: OpId,
+        key: &StorageKey,
+        record: Record,
+        dot: Option<Dot>,
+        request: &KeyRequest,
+    ) {
+        let me = ctx.me();
+        let partition = key.partition();
+        let owners: Vec<NodeId> = ctx.view.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
+        let down = owners.iter().filter(|&&owner| !ctx.reachable(owner)).count();
+        let mut targets: Vec<Target> =
+            owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
+        if !quorum::owners_only(request.consistency) && down > 0 {
+            let stand_ins = ctx.stand_ins_up(partition, down);
+            targets
+                .extend(stand_ins.into_iter().filter(|&node| node != me).map(|node| Target::new(node, Role::StandIn)));
+        }
+        let sent = match dot {
+            Some(dot) if !ctx.view.keep(Rule::WholeRecord) => delta(&record, dot),
+            _ => record,
+        };
+        self.commands.push_back(Command::Replicate { key: key.clone(), record: sent, targets, goal: Goal::Write(op) });
+    }
+
+    /// Nothing was written yet, and this node must not: the request goes to whoever owns the key now.
+    fn withdraw_write(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { origin, deadline, timer, state: OpState::Write(write), .. }) = self.ops.remove(&op) else {
+            return;
+        };
+        ctx.kernel.cancel_timer(timer);
+        match origin {
+            Origin::Peer { node, call } => {
+                let newer = ctx.view.entry(write.key.partition()).cloned();
+                let refusal = newer.map_or(Refusal::NotOwner, |newer| Refusal::Stale { newer });
+                ctx.kernel.send(node, Message::Forwarded { call, outcome: Err(refusal) });
+            }
+            origin => self.route(ctx, origin, KeyRequest { epoch: Epoch(0), ..write.request }, deadline),
+        }
+    }
+
+    /// This node's own copy of a write is durable.
+    pub(crate) fn write_durable(&mut self, ctx: &mut Ctx<'_>, op: OpId, epoch: Epoch) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let role = if write.key.space() == Space::Hint { Role::StandIn } else { Role::Owner };
+        self.write_acked(ctx, op, ctx.me(), role, epoch);
+    }
+
+    /// `node`, asked at `epoch`, durably holds the write.
+    pub(crate) fn write_acked(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, epoch: Epoch) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) else { return };
+        let ack = Ack { node, role, epoch };
+        if !write.acks.contains(&ack) {
+            write.acks.push(ack);
+        }
+        self.write_evaluate(ctx, op);
+    }
+
+    /// Answers a write that has enough copies, by the entry that is in force now.
+    pub(super) fn write_evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let enough = ctx.view.entry(write.key.partition()).is_some_and(|entry| write.is_enough(entry));
+        if enough
+            && let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op)
+            && let Some(response) = write.response.take()
+        {
+            self.finish(ctx, op, Ok(response));
+        }
+    }
+
+    /// Whether a write still waits for copies and lets stand-ins count.
+    pub(crate) fn write_wants_stand_in(&self, op: OpId) -> bool {
+        match self.ops.get(&op) {
+            Some(Op { state: OpState::Write(write), .. }) => !quorum::owners_only(write.request.consistency),
+            _ => false,
+        }
+    }
+
+    /// Replication has ended and the write's copies are too few: the client learns that now instead of at its deadline.
+    pub(crate) fn write_short(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
+        let me = ctx.me();
+        let Some(entry) = ctx.view.entry(write.key.partition()) else { return };
+        // The node's own copy may still be on its way to the disk.
+        let stands_in = write.key.space() == Space::Hint;
+        let own_pending = stands_in && !write.acks.iter().any(|ack| ack.node == me);
+        let has = |owner: &Owner| write.is_confirmed(owner) || (!stands_in && owner.node == me);
+        if !write.needs.are_met(entry, has, write.stand_ins() + usize::from(own_pending)) {
+            let message = format!(
+                "the outcome is unknown: {}, and the other replicas cannot be reached; repeating it with the same request id is safe",
+                write.progress(Some(entry))
+            );
+            self.finish(ctx, op, Err(RequestError::new(Kind::Unknown, message)));
+        }
+    }
+
+    /// The actor of the next dot on this record (rule A1): the one that this incarnation already uses for this record
+    /// instance, or a fresh one.
+    fn actor_for(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>) -> Actor {
+        let own = stored.and_then(|stored| stored.own);
+        if let Some(own) = own
+            && (own.belongs_to(ctx.view.incarnation)
+                || (!ctx.view.keep(Rule::FreshActorAfterBoot) && own.store == ctx.view.incarnation.store))
+        {
+            return own;
+        }
+        let mut actor = Actor {
+            store: ctx.view.incarnation.store,
+            boot: ctx.view.incarnation.boot,
+            nonce: ctx.view.incarnation.nonce,
+            instance: 0,
+        };
+        if key.space() == Space::Hint && !ctx.view.keep(Rule::FreshActorPerHint) {
+            return actor;
+        }
+        self.actors_drawn += 1;
+        actor.instance = self.actors_drawn;
+        actor
+    }
+
+    fn check_growth(&self, ctx: &Ctx<'_>, record: &Record) -> Result<(), RequestError> {
+        // A write that was repeated at another coordinator has two dots and is one value.
+        let values = record.operations();
+        if values > ctx.view.cluster.siblings_max {
+            return Err(RequestError::new(
+                Kind::Exhausted,
+                format!(
+                    "{values} concurrent values would stand side by side, the limit is {}; read the key and put with its context",
+                    ctx.view.cluster.siblings_max
+                ),
+            ));
+        }
+        let bytes = record.value_bytes();
+        let bytes_max = ctx.view.cluster.record_bytes_max();
+        if values > 1 && bytes > bytes_max {
+            return Err(RequestError::new(
+                Kind::Exhausted,
+                format!(
+                    "the concurrent values of the key would take {bytes} bytes, the limit is {bytes_max}; read the key and put with its context"
+                ),
+            ));
+        }
+        let actors = record.context.len();
+        if actors > ctx.view.cluster.actors_max {
+            return Err(RequestError::new(
+                Kind::Exhausted,
+                format!(
+                    "the context of the key would name {actors} actors, the limit is {}; copy the value to a new key",
+                    ctx.view.cluster.actors_max
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What a coordinator must not send (rule A2): only the new version. For the mutation check.
+fn delta(record: &Record, dot: Dot) -> Record {
+    let mut context = Context::new();
+    context.see(dot);
+    let siblings = record.siblings.iter().filter(|sibling| sibling.dot == dot).cloned().collect();
+    Record { context, siblings }
+}
+
+/// A value of its own: a slice of a request's frame would keep the whole frame in memory.
+fn copy(value: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(value)
+}

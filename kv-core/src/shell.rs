@@ -1,0 +1,227 @@
+//! What passes between the core and its shell: what happens, what the shell must do about it, and what the core is busy with.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::config::KeyspaceList;
+use crate::error::StorageError;
+use crate::event::Event;
+use crate::message::{Message, Outcome, Request};
+use crate::ring::Layout;
+use crate::storage::{Batch, PartitionStats, Slice, SliceRequest, StorageKey};
+use crate::topology::TransferSettings;
+use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq};
+
+/// The shell's name for a client request, returned with the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(pub u64);
+
+/// Numbers the reads that the core asks of the shell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// What happens to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// A client asks.
+    Request {
+        /// Names the answer.
+        tag: Tag,
+        /// What is asked.
+        request: Request,
+        /// When the client stops waiting; `None`: after the configured time.
+        deadline: Option<Monotonic>,
+    },
+    /// A message of the current session with a peer.
+    Message {
+        /// The peer.
+        from: NodeId,
+        /// What it says.
+        message: Message,
+    },
+    /// A session with a peer begins; its handshake was accepted.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+        /// Its store and boot.
+        incarnation: Incarnation,
+    },
+    /// Something has come from a peer that is not for the core, such as a heartbeat.
+    Heard {
+        /// The peer.
+        from: NodeId,
+    },
+    /// The failure detector has heard nothing of a peer for longer than usual. Its session stays open.
+    PeerSilent {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The failure detector gives a peer up. Its session is closed.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// An `Effect::Read` was carried out.
+    ReadDone {
+        /// Which read.
+        read: ReadId,
+        /// The encoded record.
+        result: Result<Option<Bytes>, StorageError>,
+    },
+    /// An `Effect::Slice` was carried out.
+    SliceDone {
+        /// Which read.
+        read: ReadId,
+        /// The entries.
+        result: Result<Slice, StorageError>,
+    },
+    /// An `Effect::Leaves` was carried out.
+    LeavesDone {
+        /// Which read.
+        read: ReadId,
+        /// The statistics of the partition as of the last commit or later; the default if it has no entries.
+        result: Result<PartitionStats, StorageError>,
+    },
+    /// Every batch up to and with this one is durable.
+    Persisted {
+        /// The last durable batch.
+        seq: Seq,
+    },
+    /// A commit failed: the store is poisoned.
+    PersistFailed {
+        /// Why.
+        error: StorageError,
+    },
+    /// The control plane has committed a layout. Older ones than the current are ignored.
+    Layout(Arc<Layout>),
+    /// The control plane has committed the keyspaces. Older lists than the current one are ignored.
+    Keyspaces(KeyspaceList),
+    /// An `Effect::Reclaim` was carried out, as far as possible.
+    Reclaimed,
+    /// How fast partitions may be copied from now on. Until the first, the defaults hold.
+    Transfers(TransferSettings),
+    /// An operator wants the copies of these partitions that wait for a source to begin anew.
+    Retry(Vec<PartitionId>),
+    /// An operator wants these partitions compared with their other owners now, as far as this node holds all of them.
+    Repair(Vec<PartitionId>),
+    /// The moment of the last `Effect::WakeAt` has come.
+    Wake,
+}
+
+/// What the shell does for the core, in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a message on the session with a peer; dropped if there is none.
+    Send {
+        /// The peer.
+        to: NodeId,
+        /// What to say.
+        message: Message,
+    },
+    /// Answer a client.
+    Reply {
+        /// Which request.
+        tag: Tag,
+        /// The answer.
+        outcome: Outcome,
+    },
+    /// Read one record; answered by `Input::ReadDone`.
+    Read {
+        /// Names the answer.
+        read: ReadId,
+        /// Which record.
+        key: StorageKey,
+    },
+    /// Read a slice beside the loop; answered by `Input::SliceDone`.
+    Slice {
+        /// Names the answer.
+        read: ReadId,
+        /// Which range.
+        request: SliceRequest,
+    },
+    /// Read the statistics of a partition, as of the last commit or later; answered by `Input::LeavesDone`.
+    Leaves {
+        /// Names the answer.
+        read: ReadId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// Commit a batch behind all earlier ones; answered by `Input::Persisted`.
+    Persist {
+        /// Its position.
+        seq: Seq,
+        /// The writes.
+        batch: Batch,
+    },
+    /// So many bytes of records were deleted at once: have the storage engine give their space back to the device, beside
+    /// the loop; answered by `Input::Reclaimed`.
+    Reclaim {
+        /// The bytes.
+        bytes: u64,
+    },
+    /// Give `Input::Wake` at this moment. A later effect of this kind replaces an earlier one.
+    WakeAt(Monotonic),
+    /// Something worth telling an operator.
+    Event(Event),
+}
+
+/// The effects of one or more steps, in order.
+pub type Effects = Vec<Effect>;
+
+/// What a node is busy with: zeros mean that nothing waits to be settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The epoch of the layout on which the node acts; 0 before the first.
+    pub epoch: Epoch,
+    /// Requests without an answer.
+    pub requests: usize,
+    /// Bytes of keys and values of the writes among them.
+    pub request_bytes: usize,
+    /// Bytes that replicas have answered to the reads among them.
+    pub answer_bytes: usize,
+    /// Bytes of records that a peer has been sent and has not answered; those of the peer with most.
+    pub peer_bytes: usize,
+    /// Writes that some replica has not confirmed.
+    pub replications: usize,
+    /// Records held for owners that were down.
+    pub hints: u64,
+    /// Bytes of these.
+    pub hint_bytes: u64,
+    /// Keys of owned records that some other owner has not confirmed.
+    pub lagging: u64,
+    /// Owned partitions that are not complete: the store was lost and they are being refilled.
+    pub unsynced: Vec<PartitionId>,
+    /// Partitions that migrate to this node and are not covered yet.
+    pub receiving: usize,
+    /// Partitions that this node has left and may still hold records of.
+    pub leaving: usize,
+    /// Comparisons with other owners that were asked for by hand, or are owed since copies may have become unequal, and are
+    /// not done. Those with owners that are down are left out.
+    pub repairing: usize,
+    /// What became of comparisons asked for by hand.
+    pub repairs: RepairFigures,
+    /// Partitions that may hold records of dropped keyspaces, which are being removed.
+    pub dropping: usize,
+    /// Whether the storage engine gives back the space of what was removed.
+    pub reclaiming: bool,
+    /// Batches that are not durable.
+    pub unsynced_batches: u64,
+    /// Keys with work in progress.
+    pub keys_busy: usize,
+    /// Whether the store failed.
+    pub poisoned: bool,
+}
+
+/// What became of the comparisons that were asked for by hand, since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairFigures {
+    /// Comparisons asked for; those that are neither done nor failed are still to come.
+    pub asked: u64,
+    /// Comparisons that came to their end.
+    pub done: u64,
+    /// Comparisons that did not: the other owner refused or went down, or the layout changed.
+    pub failed: u64,
+    /// Records that they fetched and offered.
+    pub records: u64,
+}

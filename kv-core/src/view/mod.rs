@@ -1,0 +1,295 @@
+//! The node's view of the cluster: who it is, which layout it acts on, which keyspaces there are, and which of its partitions
+//! are complete. Answers what may be done; decides nothing and sends nothing.
+
+pub(crate) mod meta;
+pub(crate) mod quorum;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::config::{ClusterConfig, Keyspace, KeyspaceList, NodeConfig};
+use crate::error::{Kind, RequestError, StorageError};
+use crate::message::Refusal;
+use crate::ring::{Entry, FIRST_EPOCH, Joint, Layout};
+use crate::rule::{Rule, Rules};
+use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
+use crate::topology::TransferSettings;
+use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
+use crate::version::Conflict;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) config: Arc<NodeConfig>,
+    pub(crate) cluster: ClusterConfig,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) rules: Rules,
+    /// The layout on which the node acts: durable here.
+    layout: Option<Arc<Layout>>,
+    /// The newest layout given, durable or not.
+    newest: Epoch,
+    given: Option<Arc<Layout>>,
+    keyspaces: KeyspaceList,
+    /// The store, if it was there when the cluster was formed.
+    original: Option<StoreId>,
+    synced: BTreeMap<PartitionId, meta::Synced>,
+    /// How fast partitions may be copied.
+    pub(crate) transfers: TransferSettings,
+}
+
+impl View {
+    /// What the store remembers.
+    ///
+    /// # Errors
+    /// If the node's own entries cannot be read.
+    pub(crate) fn recover(
+        config: Arc<NodeConfig>,
+        cluster: ClusterConfig,
+        incarnation: Incarnation,
+        reader: &impl Reader,
+    ) -> Result<Self, StorageError> {
+        let layout: Option<Layout> = meta::read(reader, meta::LAYOUT)?;
+        Ok(Self {
+            config,
+            cluster,
+            incarnation,
+            rules: Rules::default(),
+            newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
+            layout: layout.map(Arc::new),
+            given: None,
+            keyspaces: meta::read(reader, meta::KEYSPACES)?.unwrap_or_default(),
+            original: meta::read(reader, meta::ORIGINAL)?,
+            synced: meta::read_all(reader, meta::SYNCED, |id| PartitionId(u16::from_be_bytes(id)))?,
+            transfers: TransferSettings::default(),
+        })
+    }
+
+    /// This node.
+    pub(crate) fn me(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// Whether a rule of the protocol holds.
+    pub(crate) fn keep(&self, rule: Rule) -> bool {
+        self.rules.keep(rule)
+    }
+
+    /// The layout on which the node acts.
+    pub(crate) fn layout(&self) -> Option<&Arc<Layout>> {
+        self.layout.as_ref()
+    }
+
+    /// Its epoch; 0 before the first.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.layout.as_ref().map_or(Epoch(0), |layout| layout.epoch)
+    }
+
+    /// The epoch of the newest layout given, durable or not.
+    pub(crate) fn newest(&self) -> Epoch {
+        self.newest
+    }
+
+    /// A layout is given, which is to be made durable. False: it is not newer than what was given before. The store to be
+    /// remembered as an original one is returned with it.
+    pub(crate) fn give(&mut self, layout: &Arc<Layout>) -> bool {
+        if layout.epoch <= self.newest {
+            return false;
+        }
+        let store = self.incarnation.store;
+        let is_member = || layout.members.get(&self.config.node).is_some_and(|me| me.store == store);
+        if layout.epoch == FIRST_EPOCH && is_member() {
+            self.original = Some(store);
+        }
+        self.newest = layout.epoch;
+        self.given = Some(layout.clone());
+        true
+    }
+
+    /// Whether this store was there when the cluster was formed.
+    pub(crate) fn is_original(&self) -> bool {
+        self.original == Some(self.incarnation.store)
+    }
+
+    /// A layout is durable: the node acts on it. The one before, or `Err` if it is not newer.
+    pub(crate) fn adopt(&mut self, layout: Arc<Layout>) -> Result<Option<Arc<Layout>>, ()> {
+        if self.layout.as_ref().is_some_and(|current| current.epoch >= layout.epoch) {
+            return Err(());
+        }
+        Ok(self.layout.replace(layout))
+    }
+
+    /// The entry of a partition in the current layout.
+    pub(crate) fn entry(&self, partition: PartitionId) -> Option<&Entry> {
+        self.layout.as_ref()?.entry(partition)
+    }
+
+    /// The epoch of a partition's entry; 0 if there is none.
+    pub(crate) fn entry_epoch(&self, partition: PartitionId) -> Epoch {
+        self.entry(partition).map(|entry| entry.changed).unwrap_or_default()
+    }
+
+    /// The migration of a partition.
+    pub(crate) fn joint(&self, partition: PartitionId) -> Option<&Joint> {
+        self.entry(partition)?.joint.as_ref()
+    }
+
+    /// All owners of a partition, old and new ones.
+    pub(crate) fn owners(&self, partition: PartitionId) -> Vec<NodeId> {
+        self.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default()
+    }
+
+    /// All partitions of the layout.
+    pub(crate) fn partition_ids(&self) -> impl Iterator<Item = PartitionId> + use<> {
+        self.layout.clone().into_iter().flat_map(|layout| layout.partition_ids().collect::<Vec<_>>())
+    }
+
+    /// The partition of a key.
+    pub(crate) fn partition_of(&self, key: &[u8]) -> Option<PartitionId> {
+        self.layout.as_ref().map(|layout| layout.partition_of(key))
+    }
+
+    /// Whether this loop serves a partition.
+    pub(crate) fn serves(&self, partition: PartitionId) -> bool {
+        self.config.partitions.contains(partition)
+    }
+
+    /// Whether this node owns `partition` (while it migrates: as an old or a new owner) and this loop serves it.
+    pub(crate) fn owns(&self, partition: PartitionId) -> bool {
+        self.serves(partition) && self.entry(partition).is_some_and(|entry| entry.owns(self.config.node))
+    }
+
+    /// Whether this node keeps what it holds of a partition: it owns it at the newest layout on which it acts.
+    pub(crate) fn keeps(&self, partition: PartitionId) -> bool {
+        if !self.keep(Rule::DropAfterAdoption)
+            && let Some(given) = &self.given
+        {
+            return given.entry(partition).is_some_and(|entry| entry.owns(self.config.node));
+        }
+        !self.serves(partition) || self.owns(partition)
+    }
+
+    /// Whether the layout lists this store. A store is filled only by such a layout (rule D2): it is newer than anything
+    /// that the store's predecessor confirmed, and no receipt of the predecessor counts any more. By an older one, the
+    /// other owners might all lack what the predecessor confirmed with an owner that has entered since.
+    pub(crate) fn is_listed(&self) -> bool {
+        let member = self.layout.as_ref().and_then(|layout| layout.members.get(&self.config.node));
+        member.is_some_and(|member| member.store == self.incarnation.store) || !self.keep(Rule::ListedStore)
+    }
+
+    /// Whether this store holds what the layout expects of an owner of `partition`: it was there when the cluster was
+    /// formed and has owned the partition from the start, or it has been refilled or copied to since (rules D2 and E3).
+    /// That the layout names this store is not enough: a member whose store was lost is listed with its new one. But a
+    /// store that it does not name was given up, or has still to be filled: another one may have confirmed what it lacks,
+    /// and peers that lost their own memory do not recognise it. Who only enters a migrating partition is not asked alone,
+    /// however much it holds.
+    pub(crate) fn is_synced(&self, partition: PartitionId) -> bool {
+        if !self.keep(Rule::RefillLostStore) {
+            return true;
+        }
+        let Some(entry) = self.entry(partition) else { return false };
+        let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
+        let store = self.incarnation.store;
+        if !self.is_listed() {
+            return false;
+        }
+        let original = self.original == Some(store) && owner.since <= FIRST_EPOCH;
+        let counts =
+            |synced: &meta::Synced| synced.0 == store && (synced.1 == owner.since || !self.keep(Rule::SinceCounts));
+        original || self.synced.get(&partition).is_some_and(counts)
+    }
+
+    /// It is durable that a partition is complete.
+    pub(crate) fn note_synced(&mut self, partition: PartitionId, synced: meta::Synced) {
+        self.synced.insert(partition, synced);
+    }
+
+    /// Whether this node's confirmations and answers count for `partition`: as those of a complete old owner, or of one
+    /// that enters, which count among the new owners only (rule A3).
+    pub(crate) fn holds(&self, partition: PartitionId) -> bool {
+        self.is_synced(partition) || (self.is_listed() && self.enters(partition))
+    }
+
+    /// Whether this node enters a migrating partition.
+    pub(crate) fn enters(&self, partition: PartitionId) -> bool {
+        self.entry(partition).is_some_and(|entry| entry.enters(self.config.node))
+    }
+
+    /// Owned partitions that are not complete.
+    pub(crate) fn unsynced(&self) -> Vec<PartitionId> {
+        self.partition_ids().filter(|&partition| self.owns(partition) && !self.holds(partition)).collect()
+    }
+
+    /// Refuses a request for a partition at another epoch than this node's, by rule E2.
+    pub(crate) fn fence(&self, partition: PartitionId, epoch: Epoch) -> Result<(), Refusal> {
+        let Some(layout) = &self.layout else { return Err(Refusal::Behind { epoch: Epoch(0) }) };
+        let Some(entry) = layout.entry(partition) else { return Err(Refusal::NotOwner) };
+        match epoch.cmp(&entry.changed) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => Err(Refusal::Stale { newer: entry.clone() }),
+            std::cmp::Ordering::Greater => Err(Refusal::Behind { epoch: layout.epoch }),
+        }
+    }
+
+    /// The partition of a key that a peer sent, if it can be a key.
+    pub(crate) fn partition_sent(&self, key: &[u8]) -> Result<PartitionId, Refusal> {
+        let limit = self.cluster.key_bytes_max;
+        if key.is_empty() || key.len() > limit {
+            let message = format!("a peer sent a key of {} bytes; keys have 1 to {limit}", key.len());
+            return Err(Refusal::Failed(RequestError::invalid(message)));
+        }
+        self.partition_of(key).ok_or(Refusal::Behind { epoch: Epoch(0) })
+    }
+
+    /// The keyspaces, as far as they are known here.
+    pub(crate) fn keyspaces(&self) -> &KeyspaceList {
+        &self.keyspaces
+    }
+
+    /// The list of keyspaces is replaced by another one.
+    pub(crate) fn replace_keyspaces(&mut self, list: KeyspaceList) {
+        self.keyspaces = list;
+    }
+
+    pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {
+        self.keyspaces.get(id)
+    }
+
+    /// What becomes of concurrent writes in a keyspace.
+    pub(crate) fn conflict(&self, id: KeyspaceId) -> Conflict {
+        self.keyspace(id).map_or(Conflict::Siblings, |keyspace| keyspace.conflict)
+    }
+
+    /// Whether a keyspace was dropped: nothing of it is taken, given away or kept.
+    pub(crate) fn is_dropped(&self, keyspace: KeyspaceId) -> bool {
+        self.keyspaces.is_dropped(keyspace)
+    }
+
+    /// Whether nothing of a keyspace is taken any more.
+    pub(crate) fn refuses_dropped(&self, keyspace: KeyspaceId) -> bool {
+        self.is_dropped(keyspace) && self.keep(Rule::RefuseDropped)
+    }
+
+    /// Why a request on a dropped keyspace is refused.
+    pub(crate) fn dropped_error(&self, keyspace: KeyspaceId) -> RequestError {
+        RequestError::new(
+            Kind::NotFound,
+            format!("the keyspace {keyspace} was dropped; `keyspace ls` lists those that exist"),
+        )
+    }
+
+    /// The sum of what a partition holds of keyspaces that exist, as far as is known here.
+    pub(crate) fn kept(&self, stats: &PartitionStats) -> Tally {
+        let kept = stats.tallies(Space::Owned).filter(|(keyspace, _)| !self.is_dropped(*keyspace));
+        kept.fold(Tally::default(), |sum, (_, tally)| sum.sum(&tally))
+    }
+
+    /// The first place at or behind `from` that is in no dropped keyspace: a slice that is to be given away, or compared,
+    /// need not read what nobody wants.
+    pub(crate) fn behind_dropped(&self, from: StorageKey) -> StorageKey {
+        if !self.is_dropped(from.keyspace()) {
+            return from;
+        }
+        let next = self.keyspaces.next_kept(from.keyspace());
+        StorageKey::new(from.space(), from.partition(), next, &[])
+    }
+}

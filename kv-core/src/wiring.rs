@@ -1,0 +1,345 @@
+//! What the kernel continues on this node, and the context in which components are called. Names what there is, and no
+//! component: each owns its state, and `Node` gives these values to whom they belong.
+
+use std::sync::Arc;
+
+use crate::config::KeyspaceList;
+use crate::error::RequestError;
+use crate::kernel;
+use crate::message::{CallId, Message, Role};
+use crate::ring::{Layout, Owner};
+use crate::rule::Rule;
+use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
+use crate::topology::Receipt;
+use crate::types::{Epoch, Incarnation, NodeId, PartitionId};
+use crate::version::Record;
+use crate::view::quorum::Needs;
+use crate::view::{View, meta};
+
+/// Numbers the operations of one incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct OpId(pub(crate) u64);
+
+/// Numbers the replications of one incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ReplicationId(pub(crate) u64);
+
+/// Numbers the exchanges of one incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ExchangeId(pub(crate) u64);
+
+/// Numbers the questions of other replicas that are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ServingId(pub(crate) u64);
+
+/// Numbers the slices that are read for scans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SliceId(pub(crate) u64);
+
+/// The wiring of this node's kernel.
+#[derive(Debug)]
+pub(crate) struct Wires;
+
+impl kernel::Wiring for Wires {
+    type Timer = Timer;
+    type Task = Task;
+    type AfterDurable = AfterDurable;
+    type ReadFor = ReadFor;
+    type Waiter = Waiter;
+
+    fn watch(peer: NodeId) -> Timer {
+        Timer::Watch(peer)
+    }
+
+    fn given_up() -> Timer {
+        Timer::GivenUp
+    }
+}
+
+/// This node's kernel.
+pub(crate) type Kernel = kernel::Kernel<Wires>;
+
+/// This node's peers.
+pub(crate) type Peers = kernel::Peers<Waiter>;
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// A request runs out of time.
+    Deadline(OpId),
+    /// A read asks the replicas that it has not asked yet, a forwarded request another owner.
+    Hedge(OpId),
+    /// A replication is sent again.
+    Retry(ReplicationId),
+    /// A peer of which something was asked may be silent.
+    Watch(NodeId),
+    /// Hints and lag marks are looked for.
+    Handoff,
+    /// Expired records are looked for.
+    Sweep,
+    /// What is stored of dropped keyspaces is removed, a slice at a time.
+    Purge,
+    /// A refill or copy looks for its next source.
+    Copy(PartitionId),
+    /// An exchange goes on, or asks again.
+    Exchange(ExchangeId),
+    /// Exchanges that wait for the limit on bytes may go on.
+    Turns,
+    /// What was left of partitions is looked at.
+    HandOver,
+    /// Two owners compare what they hold.
+    Repair,
+    /// Comparisons that are owed and failed are tried again.
+    Owed,
+    /// What was given up long ago does not count any more.
+    GivenUp,
+}
+
+/// What is to be done with a key as soon as its record is in memory.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A coordinator's own write.
+    Write(OpId),
+    /// A coordinator's own read.
+    ReadForOp(OpId, Role),
+    /// A peer's read.
+    ReadForPeer { peer: NodeId, call: CallId, digest: bool },
+    /// Merge a record.
+    Apply { record: Record, applied: Applied },
+    /// Turn expired values into tombstones.
+    Sweep,
+    /// Send the record to the owners that may lack it.
+    HandOff { space: Space },
+    /// Note that some owner has not confirmed the owned record of this key (a key of the lag space).
+    Mark,
+    /// Remove a hint that every owner has confirmed, unless it has changed since it was sent.
+    RemoveHint { digest: u64 },
+    /// Remove the lag mark of an owned record, unless the record has changed since it was sent.
+    UnmarkUnchanged { digest: u64 },
+    /// Remove a lag mark (a key of the lag space).
+    Unmark,
+    /// Give the record to another replica that asked for it.
+    Fetch { serving: ServingId },
+    /// Delete a record of a partition that was left at this epoch.
+    Drop { epoch: Epoch },
+}
+
+/// Who is told that a record was merged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Applied {
+    /// A peer that replicates at this epoch, in this session.
+    Peer { peer: NodeId, call: CallId, epoch: Epoch, session: Option<u64> },
+    /// A read that repairs this node's own copy.
+    Repair,
+    /// A hint for this node itself.
+    OwnHint,
+    /// An exchange, for its answer to this call.
+    Exchange { id: ExchangeId, round: CallId },
+    /// Another replica that offers it.
+    Offered { serving: ServingId },
+}
+
+/// What is to be done once a batch is durable.
+#[derive(Debug)]
+pub(crate) enum AfterDurable {
+    /// Send a message.
+    Send { to: NodeId, message: Message },
+    /// Confirm what a peer replicated.
+    Replicated { peer: NodeId, call: CallId, session: Option<u64>, partition: PartitionId },
+    /// Count this node's own copy of a write.
+    Acked { op: OpId, epoch: Epoch },
+    /// Give a request this node's own record.
+    ReadForOp { op: OpId, role: Role, record: Record },
+    /// Count a merged record of an exchange.
+    Merged { id: ExchangeId, round: CallId },
+    /// Give a slice out.
+    Slice { job: SliceId },
+    /// Use the statistics of a partition.
+    Stats { reason: StatsFor, stats: Box<PartitionStats> },
+    /// Compare this node's own part of a page.
+    OwnPage { id: ExchangeId, slice: Slice },
+    /// Answer another replica's question with a slice.
+    Served { id: ServingId, slice: Slice },
+    /// Count a record that another replica fetches.
+    Fetched { serving: ServingId, key: StorageKey, record: Option<Record> },
+    /// Count a record that another replica offered.
+    Taken { serving: ServingId },
+    /// Hand a hint to the other owners: this node's own copy has it.
+    OwnHint { key: StorageKey, record: Record },
+    /// Count a copy as covered.
+    Covered(Box<Receipt>),
+    /// Delete the next slice of a partition that was left.
+    Dropped(PartitionId),
+    /// Remove what a list of keyspaces has dropped.
+    Keyspaces(Box<KeyspaceList>),
+    /// Remove the next slice of dropped keyspaces.
+    Purged,
+    /// Use the session with a peer.
+    PeerUp { node: NodeId, incarnation: Incarnation },
+    /// Act on a layout.
+    Adopt(Arc<Layout>),
+    /// Serve a partition that is complete.
+    Synced { partition: PartitionId, synced: meta::Synced },
+}
+
+/// What a slice or statistics are read for.
+#[derive(Debug)]
+pub(crate) enum ReadFor {
+    /// A part of a slice.
+    Slice { job: SliceId, part: usize },
+    /// Hints and lag marks.
+    HandOff,
+    /// The sweeper's partition.
+    Sweep(PartitionId),
+    /// The statistics of a partition.
+    Stats(StatsFor),
+    /// This node's own part of a page.
+    Exchange(ExchangeId),
+    /// A question of another replica.
+    Serving(ServingId),
+    /// What is to be dropped of a partition that was left.
+    Drop(PartitionId),
+    /// What a partition holds of a dropped keyspace.
+    Purge,
+}
+
+/// What the statistics of a partition are read for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StatsFor {
+    /// To compare them with another replica's.
+    Exchange(ExchangeId),
+    /// For another replica.
+    Serving(ServingId),
+    /// For the receipt of a copy.
+    Receipt(PartitionId),
+    /// To know what is left of a partition.
+    Residue(PartitionId),
+    /// To know what a partition holds of dropped keyspaces.
+    Purge(PartitionId),
+}
+
+/// Who waits for the answer to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// A request that was forwarded.
+    Forward(OpId),
+    /// A read or an inspection.
+    Read(OpId, Role),
+    /// A scan.
+    Slice(OpId),
+    /// A replication.
+    Replicate(ReplicationId),
+    /// An exchange.
+    Exchange(ExchangeId),
+}
+
+/// In what a component is called: the kernel, which it may use, and the view, which it may ask.
+#[derive(Debug)]
+pub(crate) struct Ctx<'a> {
+    pub(crate) kernel: &'a mut Kernel,
+    pub(crate) view: &'a View,
+    /// Replications under way, which admission counts.
+    pub(crate) replications: usize,
+}
+
+impl Ctx<'_> {
+    /// This node.
+    pub(crate) fn me(&self) -> NodeId {
+        self.view.me()
+    }
+
+    /// Whether messages can be sent to `node`.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        self.kernel.peers.is_up(node)
+    }
+
+    /// Whether `node` has stalled, so that it is asked last.
+    pub(crate) fn is_stalled(&self, node: NodeId) -> bool {
+        self.kernel.peers.is_stalled(node)
+    }
+
+    /// Whether `node` can be asked: it is this node, or there is a session.
+    pub(crate) fn reachable(&self, node: NodeId) -> bool {
+        node == self.me() || self.is_up(node)
+    }
+
+    /// The other owners' copies of a damaged record are here: they take its place.
+    pub(crate) fn restore(&mut self, key: &StorageKey, record: Record) {
+        if !self.view.refuses_dropped(key.keyspace()) {
+            self.kernel.replace_damaged(key, Stored { own: None, record });
+        }
+    }
+
+    /// What a request needs by the rules that hold.
+    pub(crate) fn by_rule(&self, needs: Needs) -> Needs {
+        if self.view.keep(Rule::BothQuorums) { needs } else { needs.of_old_owners() }
+    }
+
+    /// Whether an owner of `partition` can be asked: another one if there is a session, this one if its word counts.
+    pub(crate) fn is_owner_up(&self, partition: PartitionId, node: NodeId) -> bool {
+        if node == self.me() { self.view.holds(partition) } else { self.is_up(node) }
+    }
+
+    /// The owners of `partition` that can be asked, this node first, then by preference, those that enter last; but behind
+    /// all others those that have stalled.
+    pub(crate) fn owners_up(&self, partition: PartitionId) -> Vec<NodeId> {
+        let me = self.me();
+        let mut nodes = self.view.owners(partition);
+        nodes.retain(|&node| self.is_owner_up(partition, node));
+        nodes.sort_by_key(|&node| (node != me, self.is_stalled(node)));
+        nodes
+    }
+
+    /// The owners of `partition` that can coordinate: while it migrates the old ones, since they hold all of it.
+    pub(crate) fn coordinators_up(&self, partition: PartitionId) -> Vec<NodeId> {
+        let old: &[Owner] = self.view.entry(partition).map_or(&[], |entry| &entry.owners);
+        let me = self.me();
+        let mut up = self.owners_up(partition);
+        up.retain(|node| {
+            old.iter().any(|owner| owner.node == *node) && (*node != me || self.view.is_synced(partition))
+        });
+        up
+    }
+
+    /// Fallbacks for `partition` that can be asked, nearest first, those that have stalled last. A node that coordinates
+    /// without being an owner comes first, wherever it stands on the ring.
+    pub(crate) fn stand_ins_up(&self, partition: PartitionId, wanted: usize) -> Vec<NodeId> {
+        if wanted == 0 {
+            // The usual case, on every write: nobody is down, and the ring need not be walked.
+            return Vec::new();
+        }
+        let Some(layout) = self.view.layout() else { return Vec::new() };
+        let me = self.me();
+        let mut nodes = layout.fallbacks(partition, layout.members.len());
+        nodes.retain(|&node| node != me && self.is_up(node));
+        nodes.sort_by_key(|&node| self.is_stalled(node));
+        if !layout.entry(partition).is_none_or(|entry| entry.owns(me)) {
+            nodes.insert(0, me);
+        }
+        nodes.truncate(wanted);
+        nodes
+    }
+
+    /// The error of a write that only nodes without room could take.
+    pub(crate) fn peers_full(&self, nodes: impl Iterator<Item = NodeId>) -> RequestError {
+        let full: Vec<String> = nodes
+            .filter(|&node| node != self.me() && self.is_up(node))
+            .map(|node| format!("{node} has not answered {} bytes", self.kernel.peers.bytes(node)))
+            .collect();
+        RequestError::exhausted(format!(
+            "{}, the most that this node sends ahead is {}; nothing was written, slow down and try again",
+            full.join(", "),
+            self.view.config.peer_bytes_max
+        ))
+    }
+
+    /// The error of a hint for which there is no room.
+    pub(crate) fn hints_full(&self) -> Option<RequestError> {
+        let (held, limit) = (self.kernel.held().hint_bytes, self.view.config.hint_bytes_max);
+        (held >= limit).then(|| {
+            RequestError::exhausted(format!(
+                "{held} bytes of hints are held for nodes that are down, the limit is {limit}; bring these nodes back"
+            ))
+        })
+    }
+}
