@@ -45,3 +45,7 @@ bench PACKAGE NAME *ARGS:
 lint:
     cargo fmt --all
     cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# One fuzz target for some seconds (nightly toolchain, cargo-fuzz, a C++ compiler): `just fuzz peer_message`.
+fuzz TARGET SECONDS="300":
+    cargo +nightly fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

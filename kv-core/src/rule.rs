@@ -2,7 +2,7 @@
 //!
 //! Without the feature `mutation` every rule holds and nothing can change that.
 
-/// A rule of the protocol, named after the list in DESIGN (section "Protocol rules").
+/// A rule of the protocol, named in docs/protocol.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
     /// D1: an answer that depends on a write waits until the write is durable.

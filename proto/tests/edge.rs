@@ -5,13 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{KeyRequest, Level, Operation, Request};
+use kv_core::message::{Hello, KeyRequest, Level, Operation, Request};
 use kv_core::types::{Epoch, RequestId};
 use kv_proto::edge::{Edge, Keyspaces, cursor_after};
 use kv_proto::limits::SCAN_PAGE_KEYS_MAX;
+use kv_proto::peer::Joining;
 use kv_proto::request_id::RequestIds;
 use kv_proto::v1;
 use proptest::prelude::*;
+use prost::Message as _;
 
 fn with_edge<T>(check: impl FnOnce(Edge<'_>) -> T) -> T {
     let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
@@ -167,6 +169,70 @@ proptest! {
         let after = with_edge(|edge| edge.scan(&wire)).map(|scan| scan.page.after);
         prop_assert_eq!(after, Ok(Some(Bytes::from(key))));
     }
+
+    #[test]
+    fn any_cursor_is_refused_or_read_back(cursor in cursor_like()) {
+        let wire = v1::ScanRequest { cursor: Bytes::from(cursor.clone()), ..Default::default() };
+        if let Ok(scan) = with_edge(|edge| edge.scan(&wire)) {
+            prop_assert_eq!(&cursor_after(scan.page.after.as_deref())[..], &cursor[..]);
+        }
+    }
+
+    #[test]
+    fn any_bytes_as_a_batch_are_refused_or_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        batch_is_read_back(&bytes)?;
+    }
+
+    /// Changes of a real batch: they get further than random bytes.
+    #[test]
+    fn a_changed_batch_is_refused_or_read_back(
+        key in proptest::collection::vec(any::<u8>(), 0..20),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let get = v1::GetRequest { key: Bytes::from(key.clone()), level: 2, ..Default::default() };
+        let put = v1::PutRequest { ttl_ms: Some(5), context: Some(Bytes::from_static(b"c")), ..put("k") };
+        let operation = |id, operation| v1::BatchOperation { id, operation: Some(operation) };
+        let operations = vec![
+            operation(1, v1::batch_operation::Operation::Get(get)),
+            operation(2, v1::batch_operation::Operation::Put(put)),
+        ];
+        let mut bytes = v1::BatchRequest { operations, sent_us: 9 }.encode_to_vec();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        batch_is_read_back(&bytes)?;
+    }
+
+    /// What nodes say of themselves before anything else.
+    #[test]
+    fn any_bytes_as_a_greeting_are_refused_or_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        if let Ok(hello) = v1::Hello::decode(&bytes[..]).map_err(drop).and_then(|wire| Hello::try_from(wire).map_err(drop)) {
+            prop_assert_eq!(Hello::try_from(v1::Hello::from(&hello)), Ok(hello));
+        }
+        let joining = v1::JoinRequest::decode(&bytes[..]).map_err(drop);
+        if let Ok(joining) = joining.and_then(|wire| Joining::try_from(wire).map_err(drop)) {
+            prop_assert_eq!(Joining::try_from(v1::JoinRequest::from(joining.clone())), Ok(joining));
+        }
+    }
+}
+
+/// Bytes of which some begin as cursors do.
+fn cursor_like() -> impl Strategy<Value = Vec<u8>> {
+    let key = || proptest::collection::vec(any::<u8>(), 0..40);
+    prop_oneof![key(), key().prop_map(|key| [&[1], &key[..]].concat())]
+}
+
+/// Whether bytes are no batch, or one that encodes to what decodes again and whose operations are judged.
+fn batch_is_read_back(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let Ok(batch) = v1::BatchRequest::decode(bytes) else { return Ok(()) };
+    prop_assert_eq!(v1::BatchRequest::decode(&batch.encode_to_vec()[..]), Ok(batch.clone()));
+    for operation in &batch.operations {
+        if let Err(error) = with_edge(|edge| edge.operation(operation)) {
+            prop_assert!(!error.message.is_empty());
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -234,6 +234,7 @@ proptest! {
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(read) = Message::decode(&bytes) {
             prop_assert!(is_sound(&read), "{read:?}");
+            prop_assert_eq!(Message::decode(&read.encode()), Ok(read));
         }
     }
 }

@@ -23,7 +23,7 @@ proptest! {
     #[test]
     fn random_content_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
         match Stored::decode(&sealed(&payload)) {
-            Ok(stored) => prop_assert!(stored.record.is_valid()),
+            Ok(stored) => is_read_back(&stored)?,
             Err(error) => prop_assert!(matches!(error, StoredError::Payload { .. }), "{}", error),
         }
     }
@@ -44,7 +44,7 @@ proptest! {
             payload.truncate(cut.index(payload.len()));
         }
         match Stored::decode(&sealed(&payload)) {
-            Ok(stored) => prop_assert!(stored.record.is_valid()),
+            Ok(stored) => is_read_back(&stored)?,
             Err(error) => prop_assert!(matches!(error, StoredError::Payload { .. }), "{}", error),
         }
     }
@@ -68,6 +68,13 @@ proptest! {
         let bytes = stored.encode();
         prop_assert!(Stored::decode(&bytes[..cut.index(bytes.len())]).is_err());
     }
+}
+
+/// What was decoded is valid, and encodes to what decodes again.
+fn is_read_back(stored: &Stored) -> Result<(), TestCaseError> {
+    prop_assert!(stored.record.is_valid());
+    prop_assert_eq!(Stored::decode(&stored.encode()), Ok(stored.clone()));
+    Ok(())
 }
 
 #[test]

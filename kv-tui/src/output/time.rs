@@ -57,7 +57,7 @@ fn civil_of(days: u64) -> (u64, u64, u64) {
 
 /// The day since 1970-01-01 of a date; `None` if there is no such date.
 fn days_of(year: u64, month: u64, day: u64) -> Option<u64> {
-    if !(1..=12).contains(&month) || day == 0 {
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
     let shifted_year = if month <= 2 { year - 1 } else { year };
@@ -123,6 +123,7 @@ mod tests {
             "1969-12-31T00:00:00Z",
             "2001-01-01T00:00:00+01:00",
             "2001-1x-01T00:00:00Z",
+            "2001-01-18446744073709551615T00:00:00Z",
         ] {
             assert_eq!(from_rfc3339(wrong), None, "{wrong}");
         }

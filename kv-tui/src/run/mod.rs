@@ -5,6 +5,8 @@ mod bench_load;
 mod cluster;
 mod events;
 mod export;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod health;
 mod import;
 mod inspect;

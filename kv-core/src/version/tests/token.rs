@@ -1,6 +1,7 @@
 //! Context tokens come back as they were given, for their own key, or not at all.
 
 use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::{Context, ContextToken, ContextTokenError, Dot, Hlc, Record, Version};
 use super::{actor, any_context};
@@ -46,6 +47,47 @@ proptest! {
     fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(ContextToken::decode(&bytes, KeyspaceId(0), b"key").is_err());
     }
+
+    /// The checks made right, so that the random bytes reach the decoder behind them.
+    #[test]
+    fn random_content_is_refused_or_read_back(content in prop::collection::vec(any::<u8>(), 0..200)) {
+        is_read_back(&content)?;
+    }
+
+    /// Changes of a real token under right checks: they get further than random bytes.
+    #[test]
+    fn changed_content_is_refused_or_read_back(
+        context in any_context(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let bytes = ContextToken { context, latest: Hlc(77) }.encode(KeyspaceId(1), b"key");
+        let mut content = bytes[HEAD..bytes.len() - CHECK].to_vec();
+        for (at, byte) in changes {
+            let at = at.index(content.len());
+            content[at] = byte;
+        }
+        is_read_back(&content)?;
+    }
+}
+
+/// Bytes of a token before its content: the format and the check of its key. Bytes behind it: the check of all before.
+const HEAD: usize = 5;
+const CHECK: usize = 4;
+
+/// Whether a token with this content, under right checks, is refused or encodes to what decodes again.
+fn is_read_back(content: &[u8]) -> Result<(), TestCaseError> {
+    let own = ContextToken::default().encode(KeyspaceId(1), b"key");
+    let mut bytes = [&own[..HEAD], content].concat();
+    let check = xxh3_64(&bytes).to_le_bytes();
+    bytes.extend_from_slice(&check[..CHECK]);
+    match ContextToken::decode(&bytes, KeyspaceId(1), b"key") {
+        Ok(token) => {
+            let again = token.encode(KeyspaceId(1), b"key");
+            prop_assert_eq!(ContextToken::decode(&again, KeyspaceId(1), b"key"), Ok(token));
+        }
+        Err(error) => prop_assert_eq!(error, ContextTokenError::Damaged),
+    }
+    Ok(())
 }
 
 /// The check is no signature: a client can make a token. It must not be able to stop the key's counters.

@@ -45,6 +45,12 @@ impl In {
         Ok(Self { source, path, ending: ending(file) })
     }
 
+    /// A file with this name and content.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn of(name: &str, content: Vec<u8>) -> Self {
+        Self { source: Box::new(io::Cursor::new(content)), path: name.to_owned(), ending: ending(OsStr::new(name)) }
+    }
+
     /// The lines, decompressed. Waits for the first bytes, and refuses what is something else than its name says.
     pub(super) fn lines(self) -> io::Result<Box<dyn BufRead + Send>> {
         let Self { mut source, path, ending } = self;
