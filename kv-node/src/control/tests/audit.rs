@@ -9,10 +9,10 @@ use kv_core::version::Conflict;
 
 use super::operations::{asked, begin, cluster, finish, layout};
 use super::state::{arrival, done, drop_keyspace, refused};
-use crate::control::audit::AuditEntry;
-use crate::control::command::{Command, KeyspaceSpec};
-use crate::control::operation::{Asked, Operation, OperationId};
+use crate::control::state::AuditEntry;
 use crate::control::state::ClusterState;
+use crate::control::state::{Asked, Operation, OperationId};
+use crate::control::state::{Command, KeyspaceSpec};
 
 /// What the commands since `after` have left in the trail: kind, who, command and undo of each.
 fn lines(state: &ClusterState, after: u64) -> Vec<String> {
@@ -111,8 +111,8 @@ fn what_changes_nothing_leaves_no_line() {
     done(&mut state, 702, Command::Admit(again.clone()));
     assert_eq!(state.audit, before, "a restart is no change of the cluster");
     let moved =
-        crate::control::command::Arrival { address: "elsewhere:1".to_owned(), ..super::operations::arrival(2, 2, 3) };
+        crate::control::state::Arrival { address: "elsewhere:1".to_owned(), ..super::operations::arrival(2, 2, 3) };
     check(&mut state, Command::Admit(moved), &["member-moved | node n2 |  | "]);
-    let wiped = crate::control::command::Arrival { replaces: vec![StoreId(3)], ..arrival(3, 30, 1) };
+    let wiped = crate::control::state::Arrival { replaces: vec![StoreId(3)], ..arrival(3, 30, 1) };
     check(&mut state, Command::Admit(wiped), &["store-replaced | node n3 |  | "]);
 }
