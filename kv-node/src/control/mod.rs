@@ -65,8 +65,8 @@ pub use service::{serve_identify, serve_join, serve_raft};
 pub use state::{
     AUDIT_BYTES_MAX, AUDIT_MAX, Arrival, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command,
     CommandId, Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, Operation,
-    OperationId, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES, Throttle,
-    already_running, joint_max,
+    OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
+    Throttle, already_running, joint_max,
 };
 
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,7 +6,7 @@ use kv_core::config::NodeConfig;
 use kv_core::event::Event;
 use kv_core::storage::{Committer, DiskCommitter, DiskReader};
 use kv_core::types::NodeId;
-use kv_proto::v1::Severity;
+use kv_proto::v1::{EventKind, Severity};
 use tokio::sync::{mpsc, watch};
 
 use super::adopt::{adopt, adopt_addresses};
@@ -86,7 +86,7 @@ pub(super) async fn live(
     shared.vitals.send_modify(|vitals| vitals.serves = true);
     shared.event(NewEvent {
         severity: Severity::Info,
-        kind: "serving",
+        kind: EventKind::Serving,
         message: format!("{} serves as {node} of cluster {cluster}", shared.name),
         undo: String::new(),
     });
@@ -120,7 +120,7 @@ pub(super) async fn live(
                     // Without the control plane puts and gets go on with the layout that is known.
                     (Ok(()), Standing::Failed { reason }) => shared.event(NewEvent {
                         severity: Severity::Error,
-                        kind: "control-failed",
+                        kind: EventKind::ControlFailed,
                         message: format!("the control plane has stopped: {reason}; restart the node"),
                         undo: String::new(),
                     }),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::topology::{Receipt, TransferSettings};
-use kv_proto::v1::Severity;
+use kv_proto::v1::{EventKind, Severity};
 
 use crate::control::{ClusterState, Operation, OperationState, REPORT_EVERY, Reported, TransferReport};
 use crate::engine::{Command, Engine, Report};
@@ -111,7 +111,7 @@ fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
         let id = agreed.active_operation().map_or(0, |operation| operation.id.0);
         shared.event(NewEvent {
             severity: Severity::Warning,
-            kind: "transfer-stalled",
+            kind: EventKind::TransferStalled,
             message: format!(
                 "the copy of partition {}{source} has not got on for {} s{why}; op retry {id} begins it anew",
                 transfer.partition.0,
@@ -130,14 +130,14 @@ fn tell_room(shared: &Shared, busy: bool, no_room: Option<String>) {
     match reason {
         Some(message) if busy => shared.event(NewEvent {
             severity: Severity::Error,
-            kind: "disk-short",
+            kind: EventKind::DiskShort,
             message: format!("copying is paused, {message}"),
             undo: String::new(),
         }),
         Some(_) => {}
         None => shared.event(NewEvent {
             severity: Severity::Info,
-            kind: "disk-room",
+            kind: EventKind::DiskRoom,
             message: "there is room on the disk again".to_owned(),
             undo: String::new(),
         }),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use kv_proto::v1::Severity;
+use kv_proto::v1::{EventKind, Severity};
 
 use crate::engine::Engine;
 use crate::events::NewEvent;
@@ -57,7 +57,7 @@ pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
                 if transition.to.reason.is_empty() { String::new() } else { format!(": {}", transition.to.reason) };
             shared.event(NewEvent {
                 severity,
-                kind: "liveness",
+                kind: EventKind::Liveness,
                 message: format!("{name} {} -> {condition}{because}", transition.from),
                 undo: String::new(),
             });

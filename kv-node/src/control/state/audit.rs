@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ClusterState;
 use super::command::{Command, Done, KeyspaceSpec};
-use super::operation::{Operation, OperationId, OperationState};
+use super::operation::{Operation, OperationId, OperationKind, OperationState};
 
 /// Entries that are kept. The oldest makes room.
 pub const AUDIT_MAX: usize = 1000;
@@ -36,7 +36,7 @@ const CLUSTER: &str = "cluster";
 
 /// What sort of change it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "named as their words")]
+#[allow(missing_docs, reason = "named as the events of the wire")]
 pub enum AuditKind {
     ClusterFounded,
     ClusterFormed,
@@ -56,28 +56,6 @@ pub enum AuditKind {
 }
 
 impl AuditKind {
-    /// The word of it, in lower case with hyphens.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::ClusterFounded => "cluster-founded",
-            Self::ClusterFormed => "cluster-formed",
-            Self::MemberJoined => "member-joined",
-            Self::MemberMoved => "member-moved",
-            Self::StoreReplaced => "store-replaced",
-            Self::MemberLeft => "member-left",
-            Self::KeyspaceCreated => "keyspace-created",
-            Self::KeyspaceDropped => "keyspace-dropped",
-            Self::OperationBegun => "operation-begun",
-            Self::OperationPaused => "operation-paused",
-            Self::OperationResumed => "operation-resumed",
-            Self::OperationRetried => "operation-retried",
-            Self::OperationCancelled => "operation-cancelled",
-            Self::OperationDone => "operation-done",
-            Self::ThrottleChanged => "throttle-changed",
-        }
-    }
-
     /// Whether somebody should look twice at it.
     #[must_use]
     pub fn is_warning(self) -> bool {
@@ -362,8 +340,8 @@ impl ClusterState {
             _ if !all_there => None,
             // A node that owns something already is no spare any more: it gets its fair share by a rebalance, and never
             // all places of another one.
-            "add" if operation.moved > 0 => Some("rebalance".to_owned()),
-            "replace" if operation.moved > 0 => None,
+            Some(OperationKind::Add) if operation.moved > 0 => Some("rebalance".to_owned()),
+            Some(OperationKind::Replace) if operation.moved > 0 => None,
             _ => Some(operation.command.clone()),
         }
     }

@@ -32,7 +32,9 @@ pub use keyspaces::KEYSPACES_MAX;
 pub use members::COPIES_MAX;
 pub(in crate::control) use members::{MEMBERS_MAX, REPLACES_MAX, check_arrival, check_founding, check_place, removed};
 pub(in crate::control) use operation::RECEIPTS_MAX;
-pub use operation::{Asked, Estimate, Operation, OperationId, OperationState, THROTTLE_BYTES, Throttle, joint_max};
+pub use operation::{
+    Asked, Estimate, Operation, OperationId, OperationKind, OperationState, THROTTLE_BYTES, Throttle, joint_max,
+};
 pub use operations::already_running;
 
 /// The state machine of the control plane: pure and deterministic, so that every node that applied the same commands

@@ -87,6 +87,25 @@ impl fmt::Display for OperationState {
     }
 }
 
+/// What sort of operation it is. A later one weighs more: a node that is added with another weight is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OperationKind {
+    /// The shares of the nodes are evened out.
+    Rebalance,
+    /// A node is in another zone.
+    Zone,
+    /// The weight of a node changes.
+    Weight,
+    /// The number of copies changes.
+    Copies,
+    /// Nodes begin to own partitions.
+    Add,
+    /// Nodes give their partitions away.
+    Remove,
+    /// A node takes the place of another one.
+    Replace,
+}
+
 /// How much a plan moves, as the node estimated it that made the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -202,22 +221,19 @@ impl Operation {
         }
     }
 
-    /// What sort of operation it is, in one word of the command language.
+    /// What sort of operation it is: that of the change which weighs most; `None` if it has no change.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
-        let words = self.changes.iter().map(|change| match change {
-            Change::Add { .. } => "add",
-            Change::Remove { .. } | Change::RemoveDead { .. } => "remove",
-            Change::Replace { .. } => "replace",
-            Change::Copies { .. } => "copies",
-            Change::Weight { .. } => "weight",
-            Change::Zone { .. } => "zone",
-            Change::Rebalance => "rebalance",
+    pub fn kind(&self) -> Option<OperationKind> {
+        let kinds = self.changes.iter().map(|change| match change {
+            Change::Add { .. } => OperationKind::Add,
+            Change::Remove { .. } | Change::RemoveDead { .. } => OperationKind::Remove,
+            Change::Replace { .. } => OperationKind::Replace,
+            Change::Copies { .. } => OperationKind::Copies,
+            Change::Weight { .. } => OperationKind::Weight,
+            Change::Zone { .. } => OperationKind::Zone,
+            Change::Rebalance => OperationKind::Rebalance,
         });
-        // A node that is added with another weight is added.
-        let ranks = ["rebalance", "zone", "weight", "copies", "add", "remove", "replace"];
-        let rank = |word: &&str| ranks.iter().position(|it| it == word);
-        words.max_by_key(rank).unwrap_or("none")
+        kinds.max()
     }
 
     /// Notes that receipts were agreed on.

@@ -13,7 +13,7 @@ use super::state::{apply, done, form, refused};
 use crate::control::leader::{Reports, TransferReport, next_step};
 use crate::control::state::ClusterState;
 use crate::control::state::{Arrival, Command, Done, Founding, Outcome, RefusalKind};
-use crate::control::state::{Asked, Estimate, OperationId, OperationState};
+use crate::control::state::{Asked, Estimate, OperationId, OperationKind, OperationState};
 
 pub(super) fn asked(at: u64) -> Asked {
     Asked { by: "ann".to_owned(), at: WallTime(at) }
@@ -101,7 +101,7 @@ fn a_plan_is_carried_out_as_previewed_and_its_record_is_kept() {
     finish(&mut state, 300);
 
     let operation = state.operation(OperationId(1)).unwrap();
-    assert_eq!((operation.state, operation.kind()), (OperationState::Done, "add"));
+    assert_eq!((operation.state, operation.kind()), (OperationState::Done, Some(OperationKind::Add)));
     assert_eq!(operation.command, "node add n4");
     assert_eq!((operation.moved, operation.moves_planned, operation.moves_minimum), (6, 6, 6));
     assert_eq!(operation.receipts_agreed, 6, "a receipt for each move");
