@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kv_core::types::WallTime;
-use kv_proto::v1::{self, Severity};
+use kv_proto::v1::{self, EventKind, Severity};
 use tokio::sync::watch;
 
 /// Events of each kind that are kept. An operation tells of every partition several times, which must not push out what
@@ -22,15 +22,15 @@ pub struct Events {
 }
 
 /// The newest events of each kind, oldest first.
-type Kept = BTreeMap<&'static str, VecDeque<v1::Event>>;
+type Kept = BTreeMap<EventKind, VecDeque<v1::Event>>;
 
 /// Something to remember.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEvent {
     /// How much it matters.
     pub severity: Severity,
-    /// What kind of event, in lower case with hyphens.
-    pub kind: &'static str,
+    /// What kind of event.
+    pub kind: EventKind,
     /// For people.
     pub message: String,
     /// The command that undoes it; empty if there is none.
@@ -48,9 +48,9 @@ impl Events {
     pub fn add(&self, node: u64, at: WallTime, event: NewEvent) {
         let NewEvent { severity, kind, message, undo } = event;
         match severity {
-            Severity::Error => tracing::error!(event = kind, "{message}"),
-            Severity::Warning => tracing::warn!(event = kind, "{message}"),
-            Severity::Info | Severity::Unspecified => tracing::info!(event = kind, "{message}"),
+            Severity::Error => tracing::error!(event = kind.word(), "{message}"),
+            Severity::Warning => tracing::warn!(event = kind.word(), "{message}"),
+            Severity::Info | Severity::Unspecified => tracing::info!(event = kind.word(), "{message}"),
         }
         let mut kept = self.kept();
         let sequence = *self.newest.borrow() + 1;
@@ -63,7 +63,7 @@ impl Events {
             time_us: at.0,
             node,
             severity: severity.into(),
-            kind: kind.to_owned(),
+            kind: kind.into(),
             message,
             undo,
             audit: None,
@@ -102,24 +102,24 @@ impl From<kv_core::event::Event> for NewEvent {
     fn from(event: kv_core::event::Event) -> Self {
         use kv_core::event::Event as Core;
         let (severity, kind) = match &event {
-            Core::PeerUp { .. } => (Severity::Info, "peer-up"),
-            Core::PeerDown { .. } => (Severity::Warning, "peer-down"),
-            Core::PeerStoreReplaced { .. } => (Severity::Warning, "peer-store-replaced"),
-            Core::LayoutAdopted { .. } => (Severity::Info, "layout-adopted"),
-            Core::RefillStarted { .. } => (Severity::Warning, "refill-started"),
-            Core::RefillDone { .. } => (Severity::Info, "refill-done"),
-            Core::CopyStarted { .. } => (Severity::Info, "copy-started"),
-            Core::CopyRetried { .. } => (Severity::Info, "copy-retried"),
-            Core::CopyDone { .. } => (Severity::Info, "copy-done"),
-            Core::ResidueDropped { .. } => (Severity::Info, "residue-dropped"),
-            Core::Repaired { .. } => (Severity::Info, "repaired"),
-            Core::Compared { .. } => (Severity::Info, "compared"),
-            Core::HandedOff { .. } => (Severity::Info, "handed-off"),
-            Core::ReadRepaired { .. } => (Severity::Info, "read-repaired"),
-            Core::Swept { .. } => (Severity::Info, "swept"),
-            Core::KeyspacesRemoved { .. } => (Severity::Info, "keyspaces-removed"),
-            Core::Damaged { .. } => (Severity::Error, "record-damaged"),
-            Core::Poisoned { .. } => (Severity::Error, "store-failed"),
+            Core::PeerUp { .. } => (Severity::Info, EventKind::PeerUp),
+            Core::PeerDown { .. } => (Severity::Warning, EventKind::PeerDown),
+            Core::PeerStoreReplaced { .. } => (Severity::Warning, EventKind::PeerStoreReplaced),
+            Core::LayoutAdopted { .. } => (Severity::Info, EventKind::LayoutAdopted),
+            Core::RefillStarted { .. } => (Severity::Warning, EventKind::RefillStarted),
+            Core::RefillDone { .. } => (Severity::Info, EventKind::RefillDone),
+            Core::CopyStarted { .. } => (Severity::Info, EventKind::CopyStarted),
+            Core::CopyRetried { .. } => (Severity::Info, EventKind::CopyRetried),
+            Core::CopyDone { .. } => (Severity::Info, EventKind::CopyDone),
+            Core::ResidueDropped { .. } => (Severity::Info, EventKind::ResidueDropped),
+            Core::Repaired { .. } => (Severity::Info, EventKind::Repaired),
+            Core::Compared { .. } => (Severity::Info, EventKind::Compared),
+            Core::HandedOff { .. } => (Severity::Info, EventKind::HandedOff),
+            Core::ReadRepaired { .. } => (Severity::Info, EventKind::ReadRepaired),
+            Core::Swept { .. } => (Severity::Info, EventKind::Swept),
+            Core::KeyspacesRemoved { .. } => (Severity::Info, EventKind::KeyspacesRemoved),
+            Core::Damaged { .. } => (Severity::Error, EventKind::RecordDamaged),
+            Core::Poisoned { .. } => (Severity::Error, EventKind::StoreFailed),
         };
         Self { severity, kind, message: event.to_string(), undo: String::new() }
     }
@@ -129,27 +129,27 @@ impl From<kv_core::event::Event> for NewEvent {
 mod tests {
     use super::*;
 
-    fn event(kind: &'static str, number: usize) -> NewEvent {
+    fn event(kind: EventKind, number: usize) -> NewEvent {
         NewEvent { severity: Severity::Info, kind, message: number.to_string(), undo: String::new() }
     }
 
     #[test]
     fn details_of_an_operation_push_nothing_else_out() {
         let events = Events::new();
-        events.add(1, WallTime(1), event("serving", 0));
+        events.add(1, WallTime(1), event(EventKind::Serving, 0));
         for number in 0..EVENTS_OF_KIND_MAX + 10 {
-            events.add(1, WallTime(2), event("copy-started", number));
-            events.add(1, WallTime(2), event("copy-done", number));
+            events.add(1, WallTime(2), event(EventKind::CopyStarted, number));
+            events.add(1, WallTime(2), event(EventKind::CopyDone, number));
         }
         let kept = events.after(0);
         assert_eq!(kept.len(), 1 + 2 * EVENTS_OF_KIND_MAX, "bounded for each kind");
-        assert_eq!(kept[0].kind, "serving");
+        assert_eq!(kept[0].kind(), EventKind::Serving);
         assert!(kept.is_sorted_by_key(|event| event.sequence));
         assert_eq!(kept[1].message, "10", "the oldest of a kind makes room");
         let newest = *events.newest().borrow();
         assert_eq!(
-            events.after(newest - 2).iter().map(|event| event.kind.as_str()).collect::<Vec<_>>(),
-            ["copy-started", "copy-done"]
+            events.after(newest - 2).iter().map(|event| event.kind()).collect::<Vec<_>>(),
+            [EventKind::CopyStarted, EventKind::CopyDone]
         );
     }
 }

@@ -4,10 +4,11 @@
 //! | --- | --- |
 //! | `run`, `settings`, `own_files`, `signals`, `log` | a node from start to end |
 //! | `engine` | one task steps the core, one thread commits, others read |
+//! | `outbox` | what is queued for a peer: the engine fills it, the link empties it |
 //! | `link` | one stream for each pair of nodes |
 //! | `server` | the gRPC services and `/metrics` |
 //! | `control` | who belongs to the cluster and where data lives: agreed on by Raft |
-//! | `transfers` | a node's part in operations |
+//! | `transfers` | what a node remembers of the copies that it makes |
 //! | `liveness` | who answers |
 //! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
@@ -22,6 +23,7 @@ pub mod events;
 pub mod link;
 pub mod liveness;
 mod log;
+mod outbox;
 mod own_files;
 mod run;
 pub mod server;

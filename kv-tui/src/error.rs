@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub enum Class {
     /// It failed.
     Failed,
+    /// The reader of standard output has gone away, such as `head`: nothing is worth printing.
+    OutputClosed,
     /// The command or its arguments are wrong.
     Usage,
     /// The key, keyspace, node or operation does not exist.
@@ -27,7 +29,7 @@ impl Class {
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::OutputClosed => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
             Self::Conflict => 4,
@@ -57,7 +59,7 @@ impl CommandError {
     /// A failure of `class`.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
         let kind = match class {
-            Class::Failed => "failed",
+            Class::Failed | Class::OutputClosed => "failed",
             Class::Usage => "usage",
             Class::NotFound => "not_found",
             Class::Conflict => "conflict",

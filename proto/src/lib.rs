@@ -12,6 +12,7 @@ pub mod plan;
 pub mod reply;
 pub mod request_id;
 pub mod status;
+mod word;
 
 /// The generated types and services of package `kv.v1`; each is documented in its `.proto` file.
 #[allow(

@@ -6,18 +6,22 @@
 //!
 //! | module | concept |
 //! | --- | --- |
-//! | `plane` | the handle: start, look, shut down |
-//! | `command`, `state`, `apply` | what is agreed on: a pure state machine |
-//! | `operation`, `operate` | plans that are carried out, and how each command changes them |
-//! | `audit` | who changed what, and what undoes it |
-//! | `drive` | the leader takes the next step of an operation when the nodes' reports allow it |
-//! | `propose`, `serve` | having a command agreed on; answering other nodes |
-//! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |
-//! | `report`, `keeper` | a node makes itself known; the leader founds, forms, and keeps the group equal to the members |
-//! | `voters` | who votes: a pure function |
-//! | `transport`, `link`, `network`, `peers` | messages, and who is where |
-//! | `discover` | finding members that are not where they were |
-//! | `identity`, `machine`, `log`, `file`, `disk` | what is on disk |
+//! | `state` | what is agreed on: a pure state machine, its commands, operations and audit trail |
+//! | `files` | the control plane's directory and the small checked files in it |
+//! | `peers` | where the other nodes are, and messages to and from them |
+//! | `config` | what the control plane is started with |
+//! | `raft` | the Raft group: engine, network, log, state machine and snapshots on disk |
+//! | `leader` | what the leader does: admit, form, take the next step of operations, keep the group equal to the members |
+//! | `member` | what a member does: make itself known, find others, report receipts, propose, catch up |
+//! | `plane`, `serve`, `service` | the handle; answering other nodes |
+//!
+//! Imports run from the end of this table to its beginning.
+//!
+//! # A cut-over in three hops
+//!
+//! A member reports its receipts (`member/reports`) to the leader, which proposes to advance the operation as soon as all
+//! receipts of a partition are there (`leader/operations`). Every node applies the command, which makes the next layout
+//! (`state/operations`: `advance`), and gives the layout to its engine (`crate::run::adopt`).
 //!
 //! # Forming
 //!
@@ -32,50 +36,40 @@
 //! its new store id: as a listener first, and as a voter when it has caught up. Nothing that its former store
 //! promised is expected of it, and the former store can never return (rule D2).
 
-mod apply;
-mod audit;
-mod catch_up;
-mod command;
-mod discover;
-mod disk;
-mod drive;
-mod file;
-mod identity;
-mod keeper;
-mod link;
-mod log;
-mod machine;
-mod network;
-mod operate;
-mod operation;
+mod config;
+mod files;
+mod leader;
+mod member;
 mod peers;
 mod plane;
-mod propose;
 mod raft;
-mod report;
 mod serve;
+mod service;
 mod state;
 #[cfg(test)]
 mod tests;
-pub(crate) mod transport;
-mod voters;
 
-pub use apply::{COPIES_MAX, KEYSPACES_MAX};
-pub use audit::{AUDIT_BYTES_MAX, AUDIT_MAX, AuditEntry, AuditKind, AuditTrail};
-pub use command::{Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, Refusal, RefusalKind};
-pub use disk::FileError;
-pub use drive::{REPORT_EVERY, Reported, TransferReport};
-pub use identity::{Entrance, Remembered, StartError, remembered};
-pub use log::ENTRY_BYTES_MAX;
-pub use operate::already_running;
-pub use operation::{Asked, Estimate, Operation, OperationId, OperationState, THROTTLE_BYTES, Throttle, joint_max};
-pub use peers::{Clock, SharedLiveness};
-pub use plane::{ControlConfig, ControlPlane, ControlStatus, PROPOSALS_MAX, Standing, Timing};
-pub use propose::ProposeError;
-pub use state::{ClusterState, MemberRecord, Phase};
-pub use transport::wire::{serve_identify, serve_join, serve_raft};
-pub use transport::{
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use config::{ControlConfig, Entrance, PROPOSALS_MAX, StartError, Timing};
+pub use files::FileError;
+pub use leader::{Candidate, REPORT_EVERY, TransferReport, choose};
+pub use member::{ControlStatus, ProposeError, Remembered, Reported, Standing, remembered};
+pub use peers::transport::{
     Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind,
     Transport, TransportError, Whereabouts,
 };
-pub use voters::{Candidate, choose};
+pub use peers::{Clock, SharedLiveness};
+pub use plane::ControlPlane;
+pub use service::{serve_identify, serve_join, serve_raft};
+pub use state::{
+    AUDIT_BYTES_MAX, AUDIT_MAX, Arrival, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command,
+    CommandId, Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, Operation,
+    OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
+    Throttle, already_running, joint_max,
+};
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every holder of these locks only moves values in or out.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -27,7 +27,7 @@ pub use counters::{BUCKETS_US, Counters, Durations, Latency, RequestClass, Reque
 
 use crate::budget::{Budget, Share};
 use crate::clock::Clock;
-use crate::link::Outbox;
+use crate::outbox::Outbox;
 
 /// Commands that may wait for the loop. Whoever gives one more waits, and so does the stream that it came from.
 const COMMANDS_MAX: usize = 4096;

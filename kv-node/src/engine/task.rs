@@ -17,7 +17,7 @@ use super::storage::{Done, Handle, Storage};
 use super::{Answer, Command, EngineConfig, Queued, Repair, ReplyTo, Report, bytes_of, stopped};
 use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::link::Outbox;
+use crate::outbox::Outbox;
 
 /// Commands taken at once.
 const TURN_COMMANDS_MAX: usize = 256;

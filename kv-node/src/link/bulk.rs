@@ -13,9 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::dial::{PAUSE_MAX, PAUSE_MIN, connect};
-use super::outbox::{Outbox, Outgoing};
 use super::session::{Ending, Frames, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame};
 use super::{Links, Open};
+use crate::outbox::{Outbox, Outgoing};
 
 /// Frames between the queue and the stream: one, as for requests.
 const FRAMES_AHEAD: usize = 1;

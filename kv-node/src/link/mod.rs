@@ -3,7 +3,6 @@
 
 mod bulk;
 mod dial;
-mod outbox;
 mod session;
 
 use std::collections::BTreeMap;
@@ -18,13 +17,13 @@ use tokio::sync::watch;
 
 pub use bulk::accept_bulk;
 pub use dial::{Members, keep_links};
-pub use outbox::Outbox;
 use session::Ending;
 pub use session::{Frames, accept};
 
 use crate::clock::Clock;
 use crate::control::SharedLiveness;
 use crate::engine::{Command, Engine};
+use crate::outbox::Outbox;
 
 /// What a node is among its peers.
 #[derive(Clone, Debug)]

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::outbox::{Outgoing, outbox};
 use super::{Links, Open};
 use crate::delay::Delays;
 use crate::engine::Command;
+use crate::outbox::{Outgoing, outbox};
 
 /// How long the other end may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use kv_proto::v1::{self, Severity};
+use kv_proto::v1::{self, EventKind, Severity};
 
 use super::Shared;
-use crate::control::AuditEntry;
+use crate::control::{AuditEntry, AuditKind};
 
 /// An entry of the trail as an event.
 pub(super) fn to_wire(entry: &AuditEntry) -> v1::Event {
@@ -16,10 +16,30 @@ pub(super) fn to_wire(entry: &AuditEntry) -> v1::Event {
         time_us: at.0,
         node: 0,
         severity: severity.into(),
-        kind: kind.word().to_owned(),
+        kind: event_kind(kind).into(),
         message: what,
         undo,
         audit: Some(v1::Audit { by, command }),
+    }
+}
+
+fn event_kind(kind: AuditKind) -> EventKind {
+    match kind {
+        AuditKind::ClusterFounded => EventKind::ClusterFounded,
+        AuditKind::ClusterFormed => EventKind::ClusterFormed,
+        AuditKind::MemberJoined => EventKind::MemberJoined,
+        AuditKind::MemberMoved => EventKind::MemberMoved,
+        AuditKind::StoreReplaced => EventKind::StoreReplaced,
+        AuditKind::MemberLeft => EventKind::MemberLeft,
+        AuditKind::KeyspaceCreated => EventKind::KeyspaceCreated,
+        AuditKind::KeyspaceDropped => EventKind::KeyspaceDropped,
+        AuditKind::OperationBegun => EventKind::OperationBegun,
+        AuditKind::OperationPaused => EventKind::OperationPaused,
+        AuditKind::OperationResumed => EventKind::OperationResumed,
+        AuditKind::OperationRetried => EventKind::OperationRetried,
+        AuditKind::OperationCancelled => EventKind::OperationCancelled,
+        AuditKind::OperationDone => EventKind::OperationDone,
+        AuditKind::ThrottleChanged => EventKind::ThrottleChanged,
     }
 }
 
@@ -29,7 +49,7 @@ pub(crate) async fn log(shared: Arc<Shared>) {
     let mut logged = state.borrow().audit.newest();
     while state.changed().await.is_ok() {
         for AuditEntry { number, by, kind, what, command, undo, .. } in state.borrow_and_update().audit.after(logged) {
-            tracing::info!(event = kind.word(), by, command, undo, "{what}");
+            tracing::info!(event = event_kind(*kind).word(), by, command, undo, "{what}");
             logged = *number;
         }
     }

@@ -14,7 +14,9 @@ use tonic::Status;
 
 use super::Shared;
 use super::cluster::propose;
-use crate::control::{Asked, ClusterState, Command, Done, Operation, OperationId, OperationState, Throttle, joint_max};
+use crate::control::{
+    Asked, ClusterState, Command, Done, Operation, OperationId, OperationKind, OperationState, Throttle, joint_max,
+};
 
 /// How long a node may take to learn what the leader has just agreed on.
 const APPLY_PATIENCE: Duration = Duration::from_secs(2);
@@ -178,7 +180,7 @@ pub(super) fn to_wire(state: &ClusterState, operation: &Operation, details: bool
     let moves = operation.moves.iter().filter(|_| details);
     v1::Operation {
         id: operation.id.0,
-        kind: operation.kind().to_owned(),
+        kind: kind_to_wire(operation.kind()).into(),
         command: operation.command.clone(),
         state: state_to_wire(operation.state).into(),
         plan_hash: operation.hash.to_string(),
@@ -237,5 +239,18 @@ fn state_to_wire(state: OperationState) -> v1::OperationState {
         OperationState::Paused => v1::OperationState::Paused,
         OperationState::Done => v1::OperationState::Done,
         OperationState::Cancelled => v1::OperationState::Cancelled,
+    }
+}
+
+fn kind_to_wire(kind: Option<OperationKind>) -> v1::OperationKind {
+    match kind {
+        None => v1::OperationKind::Unspecified,
+        Some(OperationKind::Rebalance) => v1::OperationKind::Rebalance,
+        Some(OperationKind::Zone) => v1::OperationKind::Zone,
+        Some(OperationKind::Weight) => v1::OperationKind::Weight,
+        Some(OperationKind::Copies) => v1::OperationKind::Copies,
+        Some(OperationKind::Add) => v1::OperationKind::Add,
+        Some(OperationKind::Remove) => v1::OperationKind::Remove,
+        Some(OperationKind::Replace) => v1::OperationKind::Replace,
     }
 }

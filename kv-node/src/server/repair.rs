@@ -4,7 +4,7 @@ use kv_core::error::RequestError;
 use kv_core::node::RepairFigures;
 use kv_core::types::PartitionId;
 use kv_proto::status::to_status;
-use kv_proto::v1::{self, Severity};
+use kv_proto::v1::{self, EventKind, Severity};
 use tonic::Status;
 
 use super::Shared;
@@ -46,7 +46,7 @@ pub(super) async fn begin(shared: &Shared, request: v1::RepairRequest) -> Result
         let what = format!("{} comparisons of {} partitions begun", begun.comparisons, begun.partitions.len());
         shared.event(NewEvent {
             severity: Severity::Info,
-            kind: "repair-begun",
+            kind: EventKind::RepairBegun,
             message: format!("{what}: repair{words}{more}, by {by}"),
             undo: String::new(),
         });

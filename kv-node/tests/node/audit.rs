@@ -16,7 +16,7 @@ async fn trails(client: &Client) -> Vec<Vec<String>> {
     let reports = client.reports(request, Duration::from_secs(5)).await;
     let line = |event: &v1::Event| {
         let by = event.audit.as_ref().map_or("no audit", |audit| audit.by.as_str());
-        format!("{} | {by} | {}", event.kind, event.undo)
+        format!("{} | {by} | {}", event.kind().word(), event.undo)
     };
     let told = reports.into_iter().filter(|report| report.snapshot.is_ok());
     told.map(|report| report.events.iter().map(line).collect()).collect()

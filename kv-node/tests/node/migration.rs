@@ -26,7 +26,7 @@ async fn a_fourth_and_a_fifth_node_join_one_leaves_and_a_dead_one_is_replaced_un
     for id in spares {
         let number = apply(&client, Change::Add { node: id }).await;
         let done = until_done(&client, number).await;
-        assert_eq!((done.kind.as_str(), done.entering.as_slice()), ("add", [id.0].as_slice()));
+        assert_eq!((done.kind().word(), done.entering.as_slice()), ("add", [id.0].as_slice()));
     }
     writer.go_on().await;
     let leaving = number(&reports(&client).await, "n2").unwrap();

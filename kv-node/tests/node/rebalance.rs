@@ -36,7 +36,7 @@ async fn removing_a_spare_moves_nothing_after_a_cancel_and_a_rebalance_evens_out
 
     let id = apply(&client, Change::Rebalance).await;
     let evened = until_done(&client, id).await;
-    assert_eq!((evened.kind.as_str(), evened.moves), ("rebalance", begun.moves - cancelled.moved));
+    assert_eq!((evened.kind().word(), evened.moves), ("rebalance", begun.moves - cancelled.moved));
     let layout = client.refresh().await.unwrap().layout.clone().unwrap();
     assert!(layout.settled && Balance::of(&layout).is_even());
     crate::moving::check(&client, &written, world.nodes.len() - 1, 3).await;

@@ -339,7 +339,7 @@ impl Cluster {
         let name = |event: &v1::Event| self.picture.description.name_of(NodeId(event.node));
         let shown = |event: &&v1::Event| {
             list.filter.is_empty()
-                || [&event.message, &event.kind, &event.undo].into_iter().any(|field| list.shows(field))
+                || [event.message.as_str(), event.kind().word(), &event.undo].into_iter().any(|field| list.shows(field))
                 || list.shows(event.severity().as_str_name().trim_start_matches("SEVERITY_"))
                 || list.shows(&name(event))
                 || event.audit.as_ref().is_some_and(|audit| list.shows(&audit.by) || list.shows(&audit.command))

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use kv_proto::client::Client;
 
 use crate::command::{Line, is_standard};
-use crate::error::CommandError;
-use crate::output::{CLOSED, Format, Printer, Sink, print};
+use crate::error::{Class, CommandError};
+use crate::output::{Format, Printer, Sink, print};
 use crate::run::execute;
 use crate::run::stream::{check_script, read_line};
 
@@ -98,7 +98,7 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
             },
         };
         if let Err(mut error) = done {
-            let closed = error.message == CLOSED;
+            let closed = error.class == Class::OutputClosed;
             error.message = format!("{path}: line {number}: {}", error.message);
             if !closed {
                 tell(&error, format);
@@ -130,7 +130,7 @@ fn tell(error: &CommandError, format: Format) {
     let mut out = io::stderr().lock();
     // Where standard error is closed, the exit code is all that is left to say.
     drop(match format {
-        _ if error.message == CLOSED => Ok(()),
+        _ if error.class == Class::OutputClosed => Ok(()),
         Format::Json => writeln!(out, "{}", error.to_json()),
         Format::Table | Format::Raw => writeln!(out, "error: {error}"),
     });

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use crate::error::CommandError;
+use crate::error::{Class, CommandError};
 use table::Table;
 
 /// How results are printed.
@@ -137,13 +137,10 @@ pub fn print(text: &[u8]) -> Result<(), CommandError> {
     out.write_all(text).and_then(|()| out.flush()).map_err(|error| closed(&error))
 }
 
-/// The message of a reader that has gone away, such as `head`; not worth printing.
-pub const CLOSED: &str = "standard output is closed";
-
 /// An output that cannot be written.
 pub(crate) fn closed(error: &io::Error) -> CommandError {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        CommandError::failed(CLOSED)
+        CommandError::new(Class::OutputClosed, "standard output is closed")
     } else {
         CommandError::failed(format!("cannot write the output: {error}"))
     }

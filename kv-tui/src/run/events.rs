@@ -172,7 +172,7 @@ fn event_item(event: &v1::Event, client: &Client) -> Item {
         "node": node,
         "sequence": event.sequence,
         "severity": severity,
-        "kind": event.kind,
+        "kind": event.kind().word(),
         "message": event.message,
         "undo": undo,
         "audit": event.audit.is_some(),
@@ -187,7 +187,7 @@ fn event_item(event: &v1::Event, client: &Client) -> Item {
         raw: format!("{time} {node} {message}\n").into_bytes(),
         human: Human::Row {
             header: &["TIME", "LEVEL", "NODE", "KIND", "EVENT"],
-            cells: vec![time, severity.to_owned(), node, event.kind.clone(), shown],
+            cells: vec![time, severity.to_owned(), node, event.kind().word().to_owned(), shown],
         },
     }
 }

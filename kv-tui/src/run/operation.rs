@@ -265,7 +265,7 @@ pub(super) fn item(operation: &v1::Operation, picture: &Picture) -> Item {
     let json = json!({
         "schema": 1,
         "id": operation.id,
-        "kind": operation.kind,
+        "kind": operation.kind().word(),
         "command": operation.command,
         "state": state,
         "progress": progress(operation),

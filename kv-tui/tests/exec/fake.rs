@@ -407,7 +407,7 @@ impl ClusterService for Node {
                 time_us: self.id.0,
                 node: self.id.0,
                 severity: v1::Severity::Warning.into(),
-                kind: "peer-down".to_owned(),
+                kind: v1::EventKind::PeerDown.into(),
                 message: "a peer\u{1b}[31m is down".to_owned(),
                 undo: String::new(),
                 audit: None,
@@ -571,18 +571,18 @@ impl ClusterService for Node {
 
 /// Changes of the cluster that every node knows.
 fn audit_trail() -> Vec<v1::Event> {
-    let change = |sequence, kind: &str, message: &str, by: &str, command: &str, undo: &str| v1::Event {
+    let change = |sequence, kind: v1::EventKind, message: &str, by: &str, command: &str, undo: &str| v1::Event {
         sequence,
         time_us: 1_000_000 * sequence,
         severity: v1::Severity::Info.into(),
-        kind: kind.to_owned(),
+        kind: kind.into(),
         message: message.to_owned(),
         undo: undo.to_owned(),
         audit: Some(v1::Audit { by: by.to_owned(), command: command.to_owned() }),
         ..v1::Event::default()
     };
     vec![
-        change(1, "operation-begun", "n4 is being added", "ann@desk", "node add n4", "node remove n4"),
-        change(2, "keyspace-dropped", "keyspace old dropped", "bob@desk", "keyspace drop old", ""),
+        change(1, v1::EventKind::OperationBegun, "n4 is being added", "ann@desk", "node add n4", "node remove n4"),
+        change(2, v1::EventKind::KeyspaceDropped, "keyspace old dropped", "bob@desk", "keyspace drop old", ""),
     ]
 }

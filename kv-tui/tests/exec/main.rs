@@ -330,7 +330,7 @@ fn paths_and_completions_are_printed_without_a_cluster() {
 fn operation(id: u64, state: v1::OperationState) -> v1::Operation {
     v1::Operation {
         id,
-        kind: "add".to_owned(),
+        kind: v1::OperationKind::Add.into(),
         command: format!("node add n{}", id + 3),
         state: state.into(),
         moves: 12,

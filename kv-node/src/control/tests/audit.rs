@@ -9,16 +9,13 @@ use kv_core::version::Conflict;
 
 use super::operations::{asked, begin, cluster, finish, layout};
 use super::state::{arrival, done, drop_keyspace, refused};
-use crate::control::audit::AuditEntry;
-use crate::control::command::{Command, KeyspaceSpec};
-use crate::control::operation::{Asked, Operation, OperationId};
-use crate::control::state::ClusterState;
+use crate::control::state::{Asked, AuditEntry, ClusterState, Command, KeyspaceSpec, Operation, OperationId};
 
 /// What the commands since `after` have left in the trail: kind, who, command and undo of each.
 fn lines(state: &ClusterState, after: u64) -> Vec<String> {
     let line = |entry: &AuditEntry| {
         let AuditEntry { by, kind, command, undo, .. } = entry;
-        format!("{} | {by} | {command} | {undo}", kind.word())
+        format!("{kind:?} | {by} | {command} | {undo}")
     };
     state.audit.after(after).map(line).collect()
 }
@@ -44,44 +41,44 @@ fn every_change_says_who_made_it_and_what_undoes_it() {
     assert_eq!(
         lines(&state, 0),
         [
-            "cluster-founded | node n1 |  | ",
-            "member-joined | node n2 |  | ",
-            "member-joined | node n3 |  | ",
-            "cluster-formed | cluster |  | ",
-            "member-joined | node n4 |  | node remove n4",
+            "ClusterFounded | node n1 |  | ",
+            "MemberJoined | node n2 |  | ",
+            "MemberJoined | node n3 |  | ",
+            "ClusterFormed | cluster |  | ",
+            "MemberJoined | node n4 |  | node remove n4",
         ]
     );
     let state = &mut state;
     let made = "keyspace create a --r 1 --w 2 --conflict lww";
-    check(state, create("a", asked(1)), &[&format!("keyspace-created | ann | {made} | keyspace drop a")]);
+    check(state, create("a", asked(1)), &[&format!("KeyspaceCreated | ann | {made} | keyspace drop a")]);
     let made = made.replace(" a ", " b ");
     let unknown = Asked { by: String::new(), at: WallTime(9) };
-    check(state, create("b", unknown), &[&format!("keyspace-created | unknown | {made} | keyspace drop b")]);
-    check(state, drop_keyspace("a"), &["keyspace-dropped | unknown | keyspace drop a | "]);
+    check(state, create("b", unknown), &[&format!("KeyspaceCreated | unknown | {made} | keyspace drop b")]);
+    check(state, drop_keyspace("a"), &["KeyspaceDropped | unknown | keyspace drop a | "]);
     assert!(state.audit.after(0).last().unwrap().what.contains("nothing brings them back"));
     let limit = |bytes| Command::Throttle { bytes_per_second_max: NonZeroU64::new(bytes), asked: asked(3) };
-    check(state, limit(4096), &["throttle-changed | ann | op throttle 4096B/s | op throttle off"]);
-    check(state, limit(0), &["throttle-changed | ann | op throttle off | op throttle 4096B/s"]);
+    check(state, limit(4096), &["ThrottleChanged | ann | op throttle 4096B/s | op throttle off"]);
+    check(state, limit(0), &["ThrottleChanged | ann | op throttle off | op throttle 4096B/s"]);
 
     let add = begin(state, &[Change::Weight { node: NodeId(4), weight: 2.0 }, Change::Add { node: NodeId(4) }]);
-    check(state, add, &["operation-begun | ann | node weight n4 2 and node add n4 | node remove n4"]);
+    check(state, add, &["OperationBegun | ann | node weight n4 2 and node add n4 | node remove n4"]);
     let operation = OperationId(1);
     let pause = Command::Pause { operation, asked: asked(4) };
-    check(state, pause.clone(), &["operation-paused | ann | op pause 1 | op resume 1"]);
+    check(state, pause.clone(), &["OperationPaused | ann | op pause 1 | op resume 1"]);
     check(state, pause, &[]);
     let resume = Command::Resume { operation, asked: asked(4) };
-    check(state, resume.clone(), &["operation-resumed | ann | op resume 1 | op pause 1"]);
+    check(state, resume.clone(), &["OperationResumed | ann | op resume 1 | op pause 1"]);
     check(state, resume, &[]);
     let retry = |partitions| Command::Retry { operation, partitions, asked: asked(5) };
-    check(state, retry(Vec::new()), &["operation-retried | ann | op retry 1 | "]);
+    check(state, retry(Vec::new()), &["OperationRetried | ann | op retry 1 | "]);
     let joint = layout(state).partition_ids().find(|id| layout(state).entry(*id).unwrap().joint.is_some()).unwrap();
-    let named = format!("operation-retried | ann | op retry 1 {} | ", joint.0);
+    let named = format!("OperationRetried | ann | op retry 1 {} | ", joint.0);
     check(state, retry(vec![joint]), &[&named]);
     let after = state.audit.newest();
     finish(state, 500);
     assert_eq!(
         lines(state, after),
-        ["operation-done | ann | node weight n4 2 and node add n4 | node remove n4"],
+        ["OperationDone | ann | node weight n4 2 and node add n4 | node remove n4"],
         "its steps are no changes that anybody asked for, its end is one"
     );
     let Operation { moves_planned, copied, .. } = state.operation(operation).unwrap();
@@ -90,9 +87,9 @@ fn every_change_says_who_made_it_and_what_undoes_it() {
     assert!(end.what.contains(&far), "{} without {far}", end.what);
 
     let remove = begin(state, &[Change::Remove { node: NodeId(2) }]);
-    check(state, remove, &["operation-begun | ann | node remove n2 | "]);
+    check(state, remove, &["OperationBegun | ann | node remove n2 | "]);
     let cancel = Command::Cancel { operation: OperationId(2), asked: asked(6) };
-    check(state, cancel, &["operation-cancelled | ann | op cancel 2 | node remove n2"]);
+    check(state, cancel, &["OperationCancelled | ann | op cancel 2 | node remove n2"]);
     let entry = state.audit.after(0).last().unwrap();
     assert!(entry.what.contains("went back to their owners") && entry.kind.is_warning(), "{}", entry.what);
 }
@@ -111,8 +108,8 @@ fn what_changes_nothing_leaves_no_line() {
     done(&mut state, 702, Command::Admit(again.clone()));
     assert_eq!(state.audit, before, "a restart is no change of the cluster");
     let moved =
-        crate::control::command::Arrival { address: "elsewhere:1".to_owned(), ..super::operations::arrival(2, 2, 3) };
-    check(&mut state, Command::Admit(moved), &["member-moved | node n2 |  | "]);
-    let wiped = crate::control::command::Arrival { replaces: vec![StoreId(3)], ..arrival(3, 30, 1) };
-    check(&mut state, Command::Admit(wiped), &["store-replaced | node n3 |  | "]);
+        crate::control::state::Arrival { address: "elsewhere:1".to_owned(), ..super::operations::arrival(2, 2, 3) };
+    check(&mut state, Command::Admit(moved), &["MemberMoved | node n2 |  | "]);
+    let wiped = crate::control::state::Arrival { replaces: vec![StoreId(3)], ..arrival(3, 30, 1) };
+    check(&mut state, Command::Admit(wiped), &["StoreReplaced | node n3 |  | "]);
 }

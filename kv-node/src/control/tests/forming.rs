@@ -171,8 +171,8 @@ async fn form(seed: u64) -> u32 {
                 let state = Arc::clone(&control.state().borrow());
                 state.layout.is_some()
                     && state
-                        .member_of(control.inner.me.incarnation.store)
-                        .is_some_and(|(_, member)| member.incarnation == control.inner.me.incarnation)
+                        .member_of(control.inner.member.group.me.incarnation.store)
+                        .is_some_and(|(_, member)| member.incarnation == control.inner.member.group.me.incarnation)
                     && control.status().borrow().voters.len() == 3
             };
             if controls.len() == 3 && controls.iter().all(is_settled)

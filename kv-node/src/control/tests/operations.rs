@@ -10,10 +10,10 @@ use kv_core::types::{Epoch, NodeId, PartitionId, StoreId, WallTime};
 use proptest::prelude::*;
 
 use super::state::{apply, done, form, refused};
-use crate::control::command::{Arrival, Command, Done, Founding, Outcome, RefusalKind};
-use crate::control::drive::{Reports, TransferReport, next_step};
-use crate::control::operation::{Asked, Estimate, OperationId, OperationState};
+use crate::control::leader::{Reports, TransferReport, next_step};
 use crate::control::state::ClusterState;
+use crate::control::state::{Arrival, Command, Done, Founding, Outcome, RefusalKind};
+use crate::control::state::{Asked, Estimate, OperationId, OperationKind, OperationState};
 
 pub(super) fn asked(at: u64) -> Asked {
     Asked { by: "ann".to_owned(), at: WallTime(at) }
@@ -101,7 +101,7 @@ fn a_plan_is_carried_out_as_previewed_and_its_record_is_kept() {
     finish(&mut state, 300);
 
     let operation = state.operation(OperationId(1)).unwrap();
-    assert_eq!((operation.state, operation.kind()), (OperationState::Done, "add"));
+    assert_eq!((operation.state, operation.kind()), (OperationState::Done, Some(OperationKind::Add)));
     assert_eq!(operation.command, "node add n4");
     assert_eq!((operation.moved, operation.moves_planned, operation.moves_minimum), (6, 6, 6));
     assert_eq!(operation.receipts_agreed, 6, "a receipt for each move");
@@ -429,7 +429,7 @@ fn check(before: &ClusterState, after: &ClusterState) -> Result<(), TestCaseErro
     prop_assert_eq!(after.active_operation().is_some(), after.operations.iter().any(|it| it.state.is_active()));
     let joint = |layout: &Layout| layout.partitions.iter().filter(|entry| entry.joint.is_some()).count();
     prop_assert!(after.active_operation().is_some() || joint(new) == 0, "joint partitions belong to an operation");
-    prop_assert!(joint(new) <= crate::control::operation::joint_max(new.partition_count()));
+    prop_assert!(joint(new) <= crate::control::state::joint_max(new.partition_count()));
     for operation in &after.operations {
         prop_assert!(operation.moved <= operation.moves_planned);
         if operation.state == OperationState::Done {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::control::disk::Disk;
+use crate::control::files::Disk;
 
 /// The disk; clones are the same disk.
 #[derive(Clone, Debug, Default)]

@@ -9,10 +9,10 @@ use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId
 use kv_core::version::Conflict;
 use proptest::prelude::*;
 
-use crate::control::command::{
+use crate::control::state::{
     Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, RefusalKind,
 };
-use crate::control::operation::{Asked, Estimate, OperationId};
+use crate::control::state::{Asked, Estimate, OperationId};
 use crate::control::state::{ClusterState, Phase};
 
 pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {

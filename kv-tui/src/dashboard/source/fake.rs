@@ -244,7 +244,7 @@ impl Fake {
                 time_us: START_US + member.id.0,
                 node: member.id.0,
                 severity: v1::Severity::Info.into(),
-                kind: "serving".to_owned(),
+                kind: v1::EventKind::Serving.into(),
                 message: format!("{} serves its partitions", member.member.name),
                 undo: String::new(),
                 audit: None,

@@ -122,7 +122,7 @@ impl Script {
         let state = if ended { v1::OperationState::Done } else { v1::OperationState::Running };
         Some(v1::Operation {
             id: 7,
-            kind: "add".to_owned(),
+            kind: v1::OperationKind::Add.into(),
             command: "node add n4".to_owned(),
             state: state.into(),
             plan_hash: self.plan.hash.to_string(),

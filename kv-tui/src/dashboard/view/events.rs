@@ -35,8 +35,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     let Some(event) = events.get(model.events.row_in(&ids)) else { return };
     let time = rfc3339(event.time_us);
     let title = format!("{} UTC", time.get(..23).unwrap_or(&time).replace('T', " "));
-    let kind = printable(event.kind.as_bytes());
-    let inner = canvas.panel(below, plain(&title, &kind, room));
+    let kind = event.kind().word();
+    let inner = canvas.panel(below, plain(&title, kind, room));
     let mut lines = canvas.wrapped(&printable(event.message.as_bytes()), inner.width);
     if let Some(audit) = &event.audit {
         let command = if audit.command.is_empty() { String::new() } else { format!("   command: {}", audit.command) };

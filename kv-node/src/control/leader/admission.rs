@@ -1,0 +1,112 @@
+//! How the leader answers a node that makes itself known: it admits it, or says why not.
+
+use kv_core::message::PROTOCOL_VERSION;
+
+use super::Leader;
+use crate::control::peers::raft_id;
+use crate::control::peers::transport::{GroupId, JoinReply, JoinRequest, ProposeReply};
+use crate::control::state::{Arrival, Command, Done, Outcome, Phase, Proposal, Refusal, RefusalKind, check_place};
+use crate::liveness::Condition;
+
+impl Leader {
+    /// Takes a report: admits the node as the leader, or says where the leader is.
+    pub(in crate::control) async fn join(&self, request: JoinRequest) -> JoinReply {
+        let JoinRequest { protocol, id, group, config, arrival } = request;
+        if protocol != PROTOCOL_VERSION {
+            return refused(format!(
+                "{} speaks protocol version {protocol}, this cluster {PROTOCOL_VERSION}; run the same release on both",
+                arrival.name
+            ));
+        }
+        let Some(&mine) = self.group.link.group.get() else {
+            return later("this node has not joined a cluster itself yet".to_owned(), None);
+        };
+        if let Some(group) = group
+            && group != mine
+        {
+            return refused(format!(
+                "{} belongs to another cluster (group {group}, this is {mine}); check the addresses given to --join, or \
+                 start it with an empty directory",
+                arrival.name
+            ));
+        }
+        let state = self.group.state();
+        if state.phase != Phase::Unfounded && config != state.config {
+            return refused(format!(
+                "{} has other cluster settings (limits or clock skew); start it with those of the cluster",
+                arrival.name
+            ));
+        }
+        if let Err(refusal) = check_place(&arrival) {
+            return JoinReply::Refused(refusal);
+        }
+        if !self.group.is_leader() {
+            let leader = self.group.leader().filter(|&leader| leader != self.group.id());
+            let address = leader.and_then(|leader| self.group.link.peers.address(leader));
+            return later(format!("{} does not lead", self.group.me.name), address);
+        }
+        if let Some(reply) = self.refuse_to_displace(&arrival, mine).await {
+            return reply;
+        }
+        let proposal = Proposal { id, at: self.group.wall().at, command: Command::Admit(arrival) };
+        match self.lead(proposal, self.group.timing.call).await {
+            ProposeReply::Committed(Outcome::Done(Done::Admitted { node, spare })) => {
+                let cluster = self.group.state().identity().map(|(cluster, _)| cluster);
+                JoinReply::Admitted { group: mine, node, spare, cluster }
+            }
+            ProposeReply::Committed(Outcome::Done(_)) => {
+                refused("the report's id belongs to another command; draw a new one".to_owned())
+            }
+            // The founder has not committed its first entry yet.
+            ProposeReply::Committed(Outcome::Refused(refusal)) if state.phase == Phase::Unfounded => {
+                later(refusal.message, None)
+            }
+            ProposeReply::Committed(Outcome::Refused(refusal)) => JoinReply::Refused(refusal),
+            ProposeReply::NotLeader => later(format!("{} does not lead", self.group.me.name), None),
+            ProposeReply::Overloaded => later("too many changes wait already".to_owned(), None),
+            ProposeReply::Unknown(reason) => later(reason, None),
+        }
+    }
+
+    /// Refuses a node that would take the place of a member which is alive: that one would be told to leave for good.
+    async fn refuse_to_displace(&self, arrival: &Arrival, group: GroupId) -> Option<JoinReply> {
+        let state = self.group.state();
+        let (node, member) = state.member_named(&arrival.name)?;
+        let held = member.incarnation.store;
+        if held == arrival.incarnation.store || !arrival.replaces.contains(&held) {
+            return None;
+        }
+        let address = self.group.link.peers.address(raft_id(held)).unwrap_or_else(|| member.address.clone());
+        let answer = self.group.link.identify(group, &address).await.map(|answer| answer.me.incarnation);
+        // A node whose own store was renewed or lost is back at once, where it was: nobody else can be there.
+        if answer == Some(arrival.incarnation) && arrival.address == address {
+            return None;
+        }
+        if held == self.group.me.incarnation.store || answer.is_some_and(|answer| answer.store == held) {
+            return Some(refused(format!(
+                "{} is up at {address} with store {held}, and its store would be given up; stop it first if another store \
+                 is to take its place, or start this node under another --name",
+                member.name
+            )));
+        }
+        match self.group.link.peers.opinion(node) {
+            Some(opinion) if opinion.condition == Condition::Down => None,
+            // It may only be slow.
+            opinion => {
+                let why = opinion.map_or_else(|| "nothing is known of it".to_owned(), |opinion| opinion.reason);
+                Some(later(
+                    format!("{} is not taken for down yet ({why}), so its place is not free", member.name),
+                    None,
+                ))
+            }
+        }
+    }
+}
+
+fn refused(message: String) -> JoinReply {
+    JoinReply::Refused(Refusal { kind: RefusalKind::Precondition, message })
+}
+
+fn later(reason: String, leader: Option<String>) -> JoinReply {
+    JoinReply::Later { reason, leader }
+}

@@ -1,0 +1,159 @@
+//! What a node remembers of itself, and how the flags that it is started with are checked against it.
+
+use std::path::Path;
+
+use kv_core::types::{NodeId, StoreId};
+use serde::{Deserialize, Serialize};
+
+use crate::control::config::{Entrance, StartError};
+use crate::control::files::checked as file;
+use crate::control::files::{Disk, FileError, OsDisk};
+use crate::control::peers::transport::GroupId;
+use crate::control::raft::log::store::LogStore;
+use crate::control::raft::machine;
+use crate::control::state::{Founding, MemberRecord, REPLACES_MAX, check_founding};
+
+pub(super) const IDENTITY: &str = "identity";
+
+/// The content of the identity file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::control) struct Identity {
+    /// The store under which the node takes part.
+    pub(in crate::control) store: StoreId,
+    /// The Raft group; `None` until the node has been admitted.
+    pub(in crate::control) group: Option<GroupId>,
+    /// Set if the node founded its cluster.
+    pub(in crate::control) founding: Option<Founding>,
+    /// Former stores of the node whose place this one takes.
+    pub(in crate::control) replaces: Vec<StoreId>,
+    /// The addresses given to `--join` last: all that the node knows of its cluster until it has learned the agreed state,
+    /// and places where members may be that are not where they were.
+    pub(in crate::control) contacts: Vec<String>,
+}
+
+/// What a directory says of the node that used it, so that flags need not be repeated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remembered {
+    /// Its store.
+    pub store: StoreId,
+    /// What it was founded with, if it founded its cluster.
+    pub founding: Option<Founding>,
+    /// The node as a member, if it was admitted and has learned so.
+    pub member: Option<(NodeId, MemberRecord)>,
+}
+
+/// Reads what the directory `dir` remembers; `None` if it was not used. Changes nothing.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn remembered(dir: &Path) -> Result<Option<Remembered>, FileError> {
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let mut disk = OsDisk::open(dir)?;
+    let Some(Identity { store, founding, .. }) = file::value::<_, Identity>(&mut disk, IDENTITY)? else {
+        return Ok(None);
+    };
+    let newest = machine::load(&mut disk)?.newest;
+    let member = newest.member_of(store).map(|(node, member)| (node, member.clone()));
+    Ok(Some(Remembered { store, founding, member }))
+}
+
+/// Settles who the node is: reads the identity or draws it up, and gives up the Raft state of a store that is gone.
+pub(in crate::control) fn settle<D: Disk>(
+    disk: &mut D,
+    entrance: &Entrance,
+    store: StoreId,
+    replaces: &[StoreId],
+) -> Result<Identity, StartError> {
+    let Some(mut identity) = file::value::<D, Identity>(disk, IDENTITY)? else {
+        let identity = new_identity(disk, entrance, store, replaces)?;
+        save(disk, &identity)?;
+        return Ok(identity);
+    };
+    check_flags(entrance, &identity)?;
+    if let Entrance::Join(contacts) = entrance
+        && !contacts.is_empty()
+        && *contacts != identity.contacts
+    {
+        // The nodes may all have moved since; a further start without the flag finds them here.
+        identity.contacts.clone_from(contacts);
+        save(disk, &identity)?;
+    }
+    if identity.store != store {
+        if machine::load(disk)?.newest.members.len() == 1 {
+            return Err(StartError::StoreLost { held: identity.store, found: store });
+        }
+        // A store that was rolled back or lost takes its votes and entries with it. The identity is written last: a
+        // crash in between repeats the whole.
+        LogStore::clear(disk)?;
+        machine::forget_snapshot(disk)?;
+        identity.replaces.push(identity.store);
+        let surplus = identity.replaces.len().saturating_sub(REPLACES_MAX);
+        identity.replaces.drain(..surplus);
+        identity.store = store;
+        save(disk, &identity)?;
+    }
+    Ok(identity)
+}
+
+fn new_identity<D: Disk>(
+    disk: &mut D,
+    entrance: &Entrance,
+    store: StoreId,
+    replaces: &[StoreId],
+) -> Result<Identity, StartError> {
+    let replaces = replaces.to_vec();
+    match entrance {
+        Entrance::Bootstrap(founding) => {
+            check_founding(founding).map_err(|refusal| StartError::Flags(refusal.message))?;
+            let group = Some(GroupId(store.0));
+            Ok(Identity { store, group, founding: Some(*founding), replaces, contacts: Vec::new() })
+        }
+        Entrance::Join(contacts) if contacts.is_empty() => {
+            Err(StartError::Flags("--join names no address; name at least one node of the cluster".to_owned()))
+        }
+        Entrance::Join(contacts) => {
+            Ok(Identity { store, group: None, founding: None, replaces, contacts: contacts.clone() })
+        }
+        Entrance::Resume => Err(StartError::Flags(format!(
+            "{} belongs to no cluster yet; start the node with --bootstrap or --join",
+            disk.path("")
+        ))),
+    }
+}
+
+fn check_flags(entrance: &Entrance, identity: &Identity) -> Result<(), StartError> {
+    match (entrance, &identity.founding) {
+        (Entrance::Bootstrap(given), Some(known))
+            if (given.expect, given.partitions) == (known.expect, known.partitions) =>
+        {
+            // The number of copies may have been changed since.
+            if given.copies != known.copies {
+                tracing::warn!(
+                    "--copies {} is not what the cluster was founded with ({}); what it has agreed on counts, and the \
+                     command copies changes it",
+                    given.copies,
+                    known.copies
+                );
+            }
+            Ok(())
+        }
+        (Entrance::Bootstrap(given), Some(known)) => Err(StartError::Flags(format!(
+            "the directory was founded with --expect {} --copies {} --partitions {}, not {}, {} and {}; start the node \
+             with these values or without the flags, or with an empty directory to found another cluster",
+            known.expect, known.copies, known.partitions, given.expect, given.copies, given.partitions
+        ))),
+        (Entrance::Bootstrap(_), None) => Err(StartError::Flags(
+            "the directory belongs to a node that joined a cluster; start it without --bootstrap, or with an empty \
+             directory to found another cluster"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(in crate::control) fn save<D: Disk>(disk: &mut D, identity: &Identity) -> Result<(), FileError> {
+    let content = file::encode(identity)?;
+    file::replace(disk, IDENTITY, &content)
+}

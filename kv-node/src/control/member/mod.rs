@@ -1,0 +1,87 @@
+//! What a member does: it makes itself known, learns what is agreed on, reports its receipts, and has changes agreed on.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | `identity` | what a node remembers of itself |
+//! | `introduce` | making itself known until what is agreed on about it is true |
+//! | `discover` | finding members that are not where they were |
+//! | `status` | how the node is placed in its cluster; figures |
+//! | `propose` | having a command agreed on, from any node |
+//! | `reports` | handing receipts to the leader |
+//! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |
+
+mod catch_up;
+pub(super) mod discover;
+pub(super) mod identity;
+pub(super) mod introduce;
+mod propose;
+mod reports;
+pub(super) mod status;
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use super::config::Entrance;
+use super::files::FileError;
+use super::files::checked::encode;
+use super::leader::Leader;
+use super::peers::transport::GroupId;
+use super::raft::Group;
+use super::unpoisoned;
+use catch_up::CatchingUp;
+use identity::Identity;
+pub use identity::{Remembered, remembered};
+pub use propose::ProposeError;
+pub use reports::Reported;
+pub use status::{ControlStatus, Standing};
+
+/// The member's part of a node.
+pub(super) struct Member {
+    pub(super) group: Arc<Group>,
+    /// What this node does when it leads, and when it asks itself as the leader.
+    leader: Arc<Leader>,
+    pub(super) standing: watch::Sender<Standing>,
+    pub(super) status: watch::Sender<ControlStatus>,
+    /// Why the node is not a member yet, and whether that is final.
+    progress: watch::Sender<introduce::Progress>,
+    /// Addresses at which members may be: those given now, and those given before.
+    contacts: Vec<String>,
+    identity: Mutex<Identity>,
+    /// Learning what is newer than what this node knows.
+    catching_up: CatchingUp,
+}
+
+impl Member {
+    pub(super) fn new(group: Arc<Group>, leader: Arc<Leader>, identity: Identity, entrance: &Entrance) -> Self {
+        let given = match entrance {
+            Entrance::Join(contacts) => contacts.as_slice(),
+            Entrance::Bootstrap(_) | Entrance::Resume => &[],
+        };
+        let contacts = given.iter().chain(&identity.contacts).cloned().collect();
+        let starting = || "starting".to_owned();
+        Self {
+            group,
+            leader,
+            standing: watch::Sender::new(Standing::Joining { reason: starting() }),
+            status: watch::Sender::default(),
+            progress: watch::Sender::new(introduce::Progress { waits_for: starting(), refused: None }),
+            contacts,
+            identity: Mutex::new(identity),
+            catching_up: CatchingUp::default(),
+        }
+    }
+
+    /// Remembers the group that the node was admitted to; it takes part from then on.
+    async fn admitted(&self, group: GroupId) -> Result<(), FileError> {
+        let identity = {
+            let mut identity = unpoisoned(&self.identity);
+            identity.group = Some(group);
+            identity.replaces.clear();
+            identity.clone()
+        };
+        self.group.replace_file(identity::IDENTITY, encode(&identity)?).await?;
+        self.group.link.group.get_or_init(|| group);
+        Ok(())
+    }
+}

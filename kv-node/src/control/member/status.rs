@@ -1,0 +1,192 @@
+//! How the node is placed in its cluster, and figures of its control plane.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kv_core::types::{Incarnation, NodeId};
+
+use super::{Member, introduce};
+use crate::control::peers::RaftId;
+use crate::control::raft::leads;
+use crate::control::state::{ClusterState, Phase, Refusal, removed};
+
+/// How the node stands in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is not known yet to be a member.
+    Joining {
+        /// What it waits for.
+        reason: String,
+    },
+    /// It is a member of a cluster that waits for more.
+    Forming {
+        /// Its number.
+        node: NodeId,
+        /// Members so far.
+        members: usize,
+        /// Members expected.
+        expect: u32,
+    },
+    /// It is a member of a formed cluster.
+    Member {
+        /// Its number.
+        node: NodeId,
+        /// Whether it must not own partitions (yet).
+        spare: bool,
+    },
+    /// The cluster does not take the node as it is. It must be stopped and started differently.
+    Refused(Refusal),
+    /// Its control plane has stopped. Puts and gets go on with the layout that is known.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Joining { reason } => write!(f, "joining: {reason}"),
+            Self::Forming { members, expect, .. } => write!(f, "forming: {members} of {expect} members"),
+            Self::Member { node, spare: false } => write!(f, "member {node}"),
+            Self::Member { node, spare: true } => write!(f, "member {node}, a spare"),
+            Self::Refused(refusal) => write!(f, "refused: {refusal}"),
+            Self::Failed { reason } => write!(f, "the control plane has stopped: {reason}"),
+        }
+    }
+}
+
+/// Figures of the control plane, for status and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlStatus {
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Whether this node leads.
+    pub is_leader: bool,
+    /// The term.
+    pub term: u64,
+    /// Members that vote.
+    pub voters: Vec<NodeId>,
+    /// Members that only listen.
+    pub learners: Vec<NodeId>,
+    /// Whether the voters are being changed: both the old ones and the new ones must have a majority meanwhile.
+    pub voters_change: bool,
+    /// Index of the last entry of the log; `None` if there is none.
+    pub last_log: Option<u64>,
+    /// Index of the last entry that was applied.
+    pub applied: Option<u64>,
+    /// Index of the last entry in the snapshot.
+    pub snapshot: Option<u64>,
+    /// Index of the last entry that was purged.
+    pub purged: Option<u64>,
+    /// Bytes of the log on disk.
+    pub log_bytes: u64,
+    /// On the leader: milliseconds since a majority last confirmed it.
+    pub quorum_ms: Option<u64>,
+    /// Set if the control plane has stopped.
+    pub failed: Option<String>,
+}
+
+impl Member {
+    /// Brings `standing` and `status` up to date before anything has happened.
+    pub(in crate::control) fn begin_status(&self) {
+        self.group.follow_members(&ClusterState::default());
+        self.update_standing(None);
+        self.update_status();
+    }
+
+    fn update_status(&self) {
+        let metrics = self.group.metrics();
+        let membership = metrics.membership_config.membership();
+        let nodes = |ids: &mut dyn Iterator<Item = RaftId>| {
+            let mut nodes: Vec<NodeId> = ids.filter_map(|id| self.group.link.peers.node_of(id)).collect();
+            nodes.sort();
+            nodes
+        };
+        let status = ControlStatus {
+            leader: metrics.current_leader.and_then(|id| self.group.link.peers.node_of(id)),
+            is_leader: leads(&metrics, &self.group.timing),
+            term: metrics.current_term,
+            voters: nodes(&mut membership.voter_ids()),
+            learners: nodes(&mut membership.learner_ids()),
+            voters_change: membership.get_joint_config().len() > 1,
+            last_log: metrics.last_log_index,
+            applied: metrics.last_applied.map(|id| id.index),
+            snapshot: metrics.snapshot.map(|id| id.index),
+            purged: metrics.purged.map(|id| id.index),
+            log_bytes: self.group.log_bytes(),
+            quorum_ms: metrics.millis_since_quorum_ack,
+            failed: self.group.failure(),
+        };
+        self.status.send_if_modified(|current| {
+            let differs = *current != status;
+            *current = status;
+            differs
+        });
+    }
+
+    /// Whether the node was removed: it has learned so itself, or was told.
+    fn is_given_up(&self, state: &ClusterState) -> bool {
+        state.retired.contains(&self.group.me.incarnation.store) || *self.group.link.given_up.borrow()
+    }
+
+    fn update_standing(&self, rolled_back: Option<Incarnation>) {
+        let state = self.group.state();
+        let failed = self.group.failure();
+        let progress = self.progress.borrow().clone();
+        let member = state.member_of(self.group.me.incarnation.store);
+        let standing = match (failed, progress.refused, rolled_back, member, state.phase) {
+            (Some(reason), ..) => Standing::Failed { reason },
+            (None, Some(refusal), ..) => Standing::Refused(refusal),
+            (None, None, Some(seen), ..) => Standing::Refused(introduce::rolled_back(&self.group.me, seen)),
+            (None, None, None, _, _) if self.is_given_up(&state) => {
+                Standing::Refused(removed(self.group.me.incarnation.store))
+            }
+            (None, None, None, Some((node, _)), Phase::Forming(founding)) => {
+                Standing::Forming { node, members: state.members.len(), expect: founding.expect }
+            }
+            (None, None, None, Some((node, member)), Phase::Formed { .. }) => {
+                Standing::Member { node, spare: member.spare }
+            }
+            (None, None, None, None, _) | (.., Phase::Unfounded) => Standing::Joining { reason: progress.waits_for },
+        };
+        self.standing.send_if_modified(|current| {
+            let differs = *current != standing;
+            *current = standing;
+            differs
+        });
+    }
+}
+
+/// Keeps `standing` and `status` true and the failure detector informed of the members.
+pub(in crate::control) async fn follow(member: Arc<Member>) {
+    let mut rollback = member.group.link.rolled_back.subscribe();
+    let mut state = member.group.state.clone();
+    let mut report = member.progress.subscribe();
+    // Only these say that the engine has failed.
+    let mut metrics = member.group.raft.metrics();
+    let mut failed = member.group.failed.clone();
+    let mut given_up = member.group.link.given_up.subscribe();
+    let mut before = Arc::new(ClusterState::default());
+    loop {
+        member.group.follow_members(&before);
+        before = member.group.state();
+        let seen = *rollback.borrow_and_update();
+        member.update_standing(seen);
+        member.update_status();
+        let changed = tokio::select! {
+            changed = state.changed() => changed.is_ok(),
+            changed = report.changed() => changed.is_ok(),
+            changed = rollback.changed() => changed.is_ok(),
+            changed = given_up.changed() => changed.is_ok(),
+            changed = metrics.changed() => changed.is_ok(),
+            Ok(()) = failed.changed() => true,
+        };
+        if !changed {
+            // The engine has ended.
+            member.update_standing(seen);
+            member.update_status();
+            return;
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The Raft group as this node takes part in it: how it starts and ends, who leads it, what it has agreed on.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kv_core::config::ClusterConfig;
+use kv_core::types::WallTime;
+use openraft::{EmptyNode, ServerState, SnapshotPolicy};
+use tokio::sync::{Semaphore, watch};
+
+use super::log::store::{LogStore, SEGMENT_BYTES};
+use super::log::writer::Writer;
+use super::machine::{self, Machine, Published};
+use super::network::Network;
+use super::{Metrics, Raft};
+use crate::control::config::{ControlConfig, PROPOSALS_MAX, StartError, Timing};
+use crate::control::files::{Disk, FileError};
+use crate::control::peers::transport::{GroupId, Transport};
+use crate::control::peers::{Link, Peers, RaftId, raft_id};
+use crate::control::state::{Arrival, Asked, ClusterState, Founding};
+use crate::control::unpoisoned;
+
+/// How long `shutdown` waits for the log's thread.
+const THREAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What this node is in its group.
+pub(in crate::control) struct GroupStart {
+    /// What it says of itself.
+    pub(in crate::control) me: Arrival,
+    /// The group; `None` until the node has been admitted.
+    pub(in crate::control) group: Option<GroupId>,
+    /// Set if the node founds its cluster.
+    pub(in crate::control) founding: Option<Founding>,
+}
+
+/// The Raft group, and this node as one that takes part in it.
+pub(in crate::control) struct Group {
+    pub(in crate::control) link: Arc<Link>,
+    pub(in crate::control) raft: Raft,
+    /// The newest agreed state that is durable on this node.
+    pub(in crate::control) state: watch::Receiver<Arc<ClusterState>>,
+    /// Keeps `state` open when the engine has failed.
+    _published: Published,
+    /// Set once the disk has failed. The engine notices only when it writes next.
+    pub(in crate::control) failed: watch::Receiver<Option<FileError>>,
+    /// What this node says of itself.
+    pub(in crate::control) me: Arrival,
+    /// Set if the node founds its cluster.
+    pub(in crate::control) founding: Option<Founding>,
+    /// The settings that this node was started with.
+    pub(in crate::control) cluster: ClusterConfig,
+    pub(in crate::control) timing: Timing,
+    /// Bounds the proposals that wait on this node.
+    pub(in crate::control) proposals: Semaphore,
+    writer: Mutex<Option<Writer>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Group {
+    /// Starts the engine on what the disk holds.
+    pub(in crate::control) async fn start<D: Disk>(
+        mut disk: D,
+        config: &ControlConfig,
+        start: GroupStart,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let GroupStart { me, group, founding } = start;
+        let incarnation = me.incarnation;
+        let stored = machine::load(&mut disk)?;
+        let (log, thread) = LogStore::open(disk, SEGMENT_BYTES)?;
+        let writer = log.writer().clone();
+        let failed = writer.failed();
+        let (machine, published) = Machine::new(stored, &log);
+        let state = published.subscribe();
+        let (rolled_back, _) = watch::channel(None);
+        let (given_up, _) = watch::channel(false);
+        let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
+        let known = group.map_or_else(OnceLock::new, OnceLock::from);
+        let address = config.address.clone();
+        let link = Arc::new(Link { me: incarnation, address, group: known, peers, transport, rolled_back, given_up });
+        let network = Network(Arc::clone(&link));
+        let id = raft_id(incarnation.store);
+        let raft = Raft::new(id, Arc::new(raft_config(&config.timing)?), network, log, machine)
+            .await
+            .map_err(|error| StartError::Engine(error.to_string()))?;
+        if founding.is_some() && group == Some(GroupId(id)) {
+            begin_group(&raft, id).await?;
+        }
+        if votes_alone(&raft, id) {
+            // Nobody else can lead, so there is nothing to wait for.
+            raft.trigger().elect().await.map_err(|error| StartError::Engine(error.to_string()))?;
+        }
+        Ok(Self {
+            link,
+            raft,
+            state,
+            _published: published,
+            failed,
+            me,
+            founding,
+            cluster: config.cluster.clone(),
+            timing: config.timing,
+            proposals: Semaphore::new(PROPOSALS_MAX),
+            writer: Mutex::new(Some(writer)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends the engine and waits for the log's thread.
+    pub(in crate::control) async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "the Raft engine did not end properly");
+        }
+        drop(unpoisoned(&self.writer).take());
+        let thread = unpoisoned(&self.thread).take();
+        if let Some(thread) = thread {
+            let joined = tokio::task::spawn_blocking(move || thread.join());
+            if tokio::time::timeout(THREAD_PATIENCE, joined).await.is_err() {
+                tracing::warn!("the control plane's log is still being written; not waiting any longer");
+            }
+        }
+    }
+
+    pub(in crate::control) fn metrics(&self) -> Metrics {
+        self.raft.metrics().borrow().clone()
+    }
+
+    /// The id under which this node takes part.
+    pub(in crate::control) fn id(&self) -> RaftId {
+        raft_id(self.me.incarnation.store)
+    }
+
+    /// Who leads, as far as this node knows.
+    pub(in crate::control) fn leader(&self) -> Option<RaftId> {
+        self.raft.metrics().borrow().current_leader
+    }
+
+    /// Whether this node leads and a majority has confirmed it lately.
+    pub(in crate::control) fn is_leader(&self) -> bool {
+        leads(&self.raft.metrics().borrow(), &self.timing)
+    }
+
+    pub(in crate::control) fn state(&self) -> Arc<ClusterState> {
+        Arc::clone(&self.state.borrow())
+    }
+
+    /// The moment, for the records of what is changed. No decision depends on it.
+    pub(in crate::control) fn wall(&self) -> Asked {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Asked { by: String::new(), at: WallTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX)) }
+    }
+
+    pub(in crate::control) fn log_bytes(&self) -> u64 {
+        unpoisoned(&self.writer).as_ref().map_or(0, Writer::log_bytes)
+    }
+
+    /// Durably replaces a file of the control plane.
+    pub(in crate::control) async fn replace_file(&self, name: &'static str, content: Vec<u8>) -> Result<(), FileError> {
+        let writer = unpoisoned(&self.writer).clone().ok_or(FileError::Closed)?;
+        writer.replace(name, content).await
+    }
+
+    /// Has an opinion of every member, and of nobody else.
+    pub(in crate::control) fn follow_members(&self, before: &ClusterState) {
+        self.link.peers.follow(self.id(), before, &self.state());
+    }
+
+    /// Why the control plane has stopped, if it has.
+    pub(in crate::control) fn failure(&self) -> Option<String> {
+        let disk = self.failed.borrow().as_ref().map(|error| chain(error));
+        disk.or_else(|| self.raft.metrics().borrow().running_state.as_ref().err().map(|error| error.to_string()))
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Whether a node with these metrics leads and a majority has confirmed it lately. One that lost its majority believes
+/// for ever that it leads, since nobody tells it otherwise.
+pub(in crate::control) fn leads(metrics: &Metrics, timing: &Timing) -> bool {
+    let patience = timing.election_max.saturating_mul(2);
+    metrics.state == ServerState::Leader
+        && metrics.millis_since_quorum_ack.is_none_or(|millis| Duration::from_millis(millis) <= patience)
+}
+
+async fn begin_group(raft: &Raft, id: RaftId) -> Result<(), StartError> {
+    let engine = |error: &dyn fmt::Display| StartError::Engine(error.to_string());
+    if !raft.is_initialized().await.map_err(|error| engine(&error))? {
+        let members = std::collections::BTreeMap::from([(id, EmptyNode::new())]);
+        raft.initialize(members).await.map_err(|error| engine(&error))?;
+    }
+    Ok(())
+}
+
+fn votes_alone(raft: &Raft, id: RaftId) -> bool {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow();
+    metrics.state != ServerState::Leader && metrics.membership_config.voter_ids().eq([id])
+}
+
+fn raft_config(timing: &Timing) -> Result<openraft::Config, StartError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let config = openraft::Config {
+        cluster_name: "kv".to_owned(),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election_min),
+        election_timeout_max: millis(timing.election_max),
+        install_snapshot_timeout: millis(timing.call),
+        max_payload_entries: 256,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(timing.snapshot_entries),
+        snapshot_max_chunk_size: 1024 * 1024,
+        max_in_snapshot_log_to_keep: timing.kept_entries,
+        // A follower that lags by more than what is kept would ask for purged entries.
+        replication_lag_threshold: timing.kept_entries.max(1),
+        ..openraft::Config::default()
+    };
+    config.validate().map_err(|error| StartError::Flags(format!("the control plane's timing is wrong: {error}")))
+}

@@ -1,0 +1,300 @@
+//! How the commands about members change the agreed state: a cluster is founded, nodes join it, and it forms.
+
+use std::sync::Arc;
+
+use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::handshake::is_rolled_back;
+use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
+use kv_core::types::{Epoch, NodeId, StoreId};
+use kv_proto::address::{ADDRESS_BYTES_MAX, check_advertised};
+
+use super::command::{Arrival, Done, Founding, Refusal, RefusalKind};
+use super::{ClusterState, MemberRecord, Phase};
+
+/// The most members of a cluster.
+pub(in crate::control) const MEMBERS_MAX: usize = kv_core::ring::MEMBERS_MAX;
+
+/// The most copies of a partition.
+pub const COPIES_MAX: u8 = 9;
+
+/// The longest name of a member, a zone or a keyspace, in bytes.
+const NAME_BYTES_MAX: usize = kv_core::ring::NAME_BYTES_MAX;
+
+/// The most lost stores that a report may name.
+pub(in crate::control) const REPLACES_MAX: usize = 8;
+
+/// The longest text that names a release, in bytes.
+const VERSION_BYTES_MAX: usize = 64;
+
+impl ClusterState {
+    pub(super) fn found(
+        &mut self,
+        founding: Founding,
+        config: ClusterConfig,
+        founder: Arrival,
+    ) -> Result<Done, Refusal> {
+        if self.phase != Phase::Unfounded {
+            return Err(precondition(format!("the cluster is founded already ({self}); join it instead")));
+        }
+        check_founding(&founding)?;
+        check_arrival(&founder)?;
+        self.phase = Phase::Forming(founding);
+        self.config = config;
+        let initial = Keyspace::initial();
+        self.next_keyspace = initial.id.0 + 1;
+        self.keyspaces.insert(initial.id, initial);
+        self.insert(founder, false);
+        Ok(Done::Founded)
+    }
+
+    pub(super) fn admit(&mut self, arrival: Arrival) -> Result<Done, Refusal> {
+        let store = arrival.incarnation.store;
+        check_arrival(&arrival)?;
+        if self.phase == Phase::Unfounded {
+            return Err(precondition("the cluster is not founded yet; try again when its first node is up"));
+        }
+        if self.retired.contains(&store) {
+            return Err(removed(store));
+        }
+        if let Some((node, member)) = self.member_of(store) {
+            check_known(node, member, &arrival)?;
+            return Ok(self.update(node, arrival));
+        }
+        if let Some((node, member)) = self.member_named(&arrival.name) {
+            let held = member.incarnation.store;
+            if !arrival.replaces.contains(&held) {
+                return Err(Refusal::new(
+                    RefusalKind::Exists,
+                    format!(
+                        "the name {} belongs to {node} at {} with store {held}; choose another name, or, if that \
+                         store is lost for good, start this node with --replaces {held}",
+                        arrival.name, member.address
+                    ),
+                ));
+            }
+            self.retired.insert(held);
+            return Ok(self.update(node, arrival));
+        }
+        if let Some(replaced) = arrival.replaces.last() {
+            return Err(Refusal::new(
+                RefusalKind::NotFound,
+                format!("no member named {} has store {replaced}; check the name and the store id", arrival.name),
+            ));
+        }
+        if self.members.len() >= MEMBERS_MAX {
+            return Err(Refusal::new(
+                RefusalKind::Exhausted,
+                format!("the cluster has {MEMBERS_MAX} members, the most it can have; remove one first"),
+            ));
+        }
+        let spare = match self.phase {
+            Phase::Forming(founding) => self.members.len() >= usize::try_from(founding.expect).unwrap_or(usize::MAX),
+            Phase::Unfounded | Phase::Formed { .. } => true,
+        };
+        let node = self.insert(arrival, spare);
+        Ok(Done::Admitted { node, spare })
+    }
+
+    pub(super) fn form(&mut self, layout: Layout) -> Result<Done, Refusal> {
+        let founding = match self.phase {
+            Phase::Forming(founding) => founding,
+            Phase::Unfounded => return Err(precondition("the cluster is not founded yet")),
+            Phase::Formed { cluster, .. } => {
+                return Err(precondition(format!("the cluster is formed already, as {cluster}")));
+            }
+        };
+        if layout.members != self.layout_members() {
+            return Err(Refusal::new(
+                RefusalKind::Stale,
+                "the members have changed since the first layout was computed; compute it again",
+            ));
+        }
+        if self.members.len() < usize::try_from(founding.expect).unwrap_or(usize::MAX) {
+            return Err(precondition(format!("{self}; the others must report first")));
+        }
+        if layout.copies != founding.copies || layout.partition_count() != founding.partitions {
+            return Err(Refusal::new(
+                RefusalKind::Invalid,
+                format!(
+                    "the layout has {} copies and {} partitions; the cluster was founded with {} and {}",
+                    layout.copies,
+                    layout.partition_count(),
+                    founding.copies,
+                    founding.partitions
+                ),
+            ));
+        }
+        kv_core::ring::check(&layout)
+            .map_err(|error| Refusal::new(RefusalKind::Invalid, format!("the first layout is wrong: {error}")))?;
+        let epoch = layout.epoch;
+        self.phase = Phase::Formed { cluster: layout.cluster, seed: layout.seed };
+        self.layout = Some(Arc::new(layout));
+        self.changed();
+        Ok(Done::Formed { epoch })
+    }
+
+    /// The members as a layout holds them.
+    #[must_use]
+    pub fn layout_members(&self) -> std::collections::BTreeMap<NodeId, Member> {
+        self.members.iter().map(|(&node, member)| (node, layout_member(member))).collect()
+    }
+
+    pub(super) fn check_formed(&self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Formed { .. } => Ok(()),
+            Phase::Unfounded | Phase::Forming(_) => {
+                Err(precondition(format!("{self}; try again when the cluster is formed")))
+            }
+        }
+    }
+
+    fn insert(&mut self, arrival: Arrival, spare: bool) -> NodeId {
+        // From 1: zero means "no node" on the wire.
+        self.next_node += 1;
+        let node = NodeId(self.next_node);
+        let Arrival { name, address, zone, weight, incarnation, version, replaces: _ } = arrival;
+        self.members.insert(node, MemberRecord { name, address, zone, weight, incarnation, version, spare });
+        self.members_changed();
+        node
+    }
+
+    fn update(&mut self, node: NodeId, arrival: Arrival) -> Done {
+        let Some(member) = self.members.get_mut(&node) else { return Done::Nothing };
+        let before = member.clone();
+        member.address = arrival.address;
+        member.incarnation = arrival.incarnation;
+        member.version = arrival.version;
+        let spare = member.spare;
+        if *member != before {
+            if layout_member(member) == layout_member(&before) {
+                self.changed();
+            } else {
+                self.members_changed();
+            }
+        }
+        Done::Admitted { node, spare }
+    }
+
+    /// Carries the members over into a new layout, whose partitions stay as they are.
+    pub(super) fn members_changed(&mut self) {
+        let members = self.layout_members();
+        if let Some(layout) = &mut self.layout {
+            let layout = Arc::make_mut(layout);
+            layout.members = members;
+            layout.epoch = Epoch(layout.epoch.0 + 1);
+        }
+        self.changed();
+    }
+}
+
+fn layout_member(member: &MemberRecord) -> Member {
+    Member {
+        name: member.name.clone(),
+        zone: member.zone.clone(),
+        weight: member.weight,
+        store: member.incarnation.store,
+        spare: member.spare,
+    }
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, message)
+}
+
+pub(super) fn precondition(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Precondition, message)
+}
+
+/// What the owner of a store is told that was given up.
+pub(in crate::control) fn removed(store: StoreId) -> Refusal {
+    Refusal::new(
+        RefusalKind::Removed,
+        format!(
+            "store {store} was given up and must not come back: its node was removed, or another took its place; start \
+             the node with an empty data directory"
+        ),
+    )
+}
+
+/// Checks what is decided once for a cluster.
+pub(in crate::control) fn check_founding(founding: &Founding) -> Result<(), Refusal> {
+    if founding.expect == 0 || usize::try_from(founding.expect).is_ok_and(|expect| expect > MEMBERS_MAX) {
+        return Err(invalid(format!("expect is {}; it must be from 1 to {MEMBERS_MAX}", founding.expect)));
+    }
+    if !(1..=COPIES_MAX).contains(&founding.copies) {
+        return Err(invalid(format!("copies is {}; it must be from 1 to {COPIES_MAX}", founding.copies)));
+    }
+    if !founding.partitions.is_power_of_two() || founding.partitions > PARTITIONS_MAX {
+        return Err(invalid(format!(
+            "partitions is {}; it must be a power of two from 1 to {PARTITIONS_MAX}",
+            founding.partitions
+        )));
+    }
+    Ok(())
+}
+
+/// Checks what a node says of itself, by itself.
+pub(in crate::control) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
+    use kv_core::ring::{WEIGHT_MAX, WEIGHT_MIN};
+    check_name("name", &arrival.name)?;
+    check_name("zone", &arrival.zone)?;
+    if !(WEIGHT_MIN..=WEIGHT_MAX).contains(&arrival.weight) {
+        return Err(invalid(format!(
+            "weight is {}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}",
+            arrival.weight
+        )));
+    }
+    // Not whether it is one: members that were let in by an earlier build are in the log, and stay.
+    if arrival.address.len() > ADDRESS_BYTES_MAX {
+        return Err(invalid(format!("the address has more than {ADDRESS_BYTES_MAX} bytes; give a shorter one")));
+    }
+    if arrival.replaces.len() > REPLACES_MAX {
+        return Err(invalid(format!("the node replaces more than {REPLACES_MAX} stores; name the last ones only")));
+    }
+    if arrival.version.len() > VERSION_BYTES_MAX {
+        return Err(invalid(format!("the version has more than {VERSION_BYTES_MAX} bytes; shorten it")));
+    }
+    Ok(())
+}
+
+/// Checks where a node says that others reach it, before that is agreed on.
+pub(in crate::control) fn check_place(arrival: &Arrival) -> Result<(), Refusal> {
+    check_advertised(&arrival.address).map_err(|error| invalid(error.message))
+}
+
+/// Checks the report of a store that is a member against what is known of it.
+fn check_known(node: NodeId, member: &MemberRecord, arrival: &Arrival) -> Result<(), Refusal> {
+    // Zone and weight are what was agreed on: an operator may have changed them while the node was away.
+    if member.name != arrival.name {
+        return Err(precondition(format!(
+            "{node} is known with name {0}, not {1}; start it with --name {0} or without the flag",
+            member.name, arrival.name
+        )));
+    }
+    if is_rolled_back(arrival.incarnation, member.incarnation) {
+        return Err(Refusal::new(
+            RefusalKind::RolledBack,
+            format!(
+                "{} shows an older copy of its store (boot {}, seen {}); it must draw a new store id and be refilled",
+                member.name, arrival.incarnation.boot, member.incarnation.boot
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Names are those that the edge lets in, so that a node that founds a cluster is held to what others are.
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+    let letter = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let fits = bytes.len() <= NAME_BYTES_MAX
+        && bytes.first().is_some_and(letter)
+        && bytes.iter().all(|byte| letter(byte) || b"-_.".contains(byte));
+    if fits {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{what} {name:?} is not possible; it has 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', and starts with a \
+         letter or digit"
+    )))
+}

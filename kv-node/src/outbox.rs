@@ -1,0 +1,289 @@
+//! What is queued for a peer. It is pulled: the stream takes what has gathered while it was busy, as one frame.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use kv_core::error::RequestError;
+use kv_core::message::{Message, Refusal};
+use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
+use tokio::sync::{Notify, mpsc};
+
+/// Bytes that may be queued for a peer. One that takes less than it is sent loses its session, and comes back.
+const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// While more than this is queued, answers that carry records are replaced by the word that this node is busy. Records that
+/// the core sends by itself it bounds (`peer_bytes_max`), so that nothing of either breaks the session of a peer that reads.
+const ANSWERED_BYTES_MAX: usize = 56 * 1024 * 1024;
+
+/// What a frame adds to its messages at the most.
+const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
+
+/// The sending end of a session. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox {
+    requests: Queue,
+    /// The queue of the bulk stream, while there is one.
+    bulk: Arc<Mutex<Option<Queue>>>,
+}
+
+/// One queue, taken by one stream.
+#[derive(Clone, Debug)]
+struct Queue {
+    messages: mpsc::UnboundedSender<Bytes>,
+    shared: Arc<Shared>,
+}
+
+/// The end from which the stream is fed.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    queue: mpsc::UnboundedReceiver<Bytes>,
+    shared: Arc<Shared>,
+    /// Taken from the queue, but too much for the last frame.
+    left: Option<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    bytes: AtomicUsize,
+    overflown: AtomicBool,
+    overflow: Notify,
+}
+
+pub(crate) fn outbox() -> (Outbox, Outgoing) {
+    let (requests, outgoing) = queue();
+    (Outbox { requests, bulk: Arc::default() }, outgoing)
+}
+
+fn queue() -> (Queue, Outgoing) {
+    let (messages, queue) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::default());
+    (Queue { messages, shared: Arc::clone(&shared) }, Outgoing { queue, shared, left: None })
+}
+
+impl Outbox {
+    /// Queues a message. A session that has ended, or whose queue is full, drops it; its calls fail with the session.
+    /// Bulk goes by its own stream while there is one.
+    pub(crate) fn push(&self, message: &Message) {
+        let bulk = if message.is_bulk() { self.bulk().clone() } else { None };
+        bulk.as_ref().unwrap_or(&self.requests).push(message);
+    }
+
+    /// A queue for a bulk stream, which takes the place of an earlier one.
+    pub(crate) fn attach_bulk(&self) -> Outgoing {
+        let (queue, outgoing) = queue();
+        *self.bulk() = Some(queue);
+        outgoing
+    }
+
+    /// The bulk stream fed by `outgoing` has ended: bulk goes by the session's stream until there is another.
+    pub(crate) fn detach_bulk(&self, shared: &BulkId) {
+        let mut bulk = self.bulk();
+        if bulk.as_ref().is_some_and(|queue| Arc::ptr_eq(&queue.shared, &shared.0)) {
+            *bulk = None;
+        }
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub(crate) fn queued_bytes(&self) -> usize {
+        let bulk = self.bulk().as_ref().map_or(0, Queue::bytes);
+        self.requests.bytes() + bulk
+    }
+
+    fn bulk(&self) -> MutexGuard<'_, Option<Queue>> {
+        // Every holder only moves values in or out.
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells one bulk stream from another.
+#[derive(Debug)]
+pub(crate) struct BulkId(Arc<Shared>);
+
+impl Queue {
+    fn push(&self, message: &Message) {
+        if self.shared.overflown.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut bytes = Bytes::from(message.encode());
+        let has_room = self.bytes() + bytes.len() <= ANSWERED_BYTES_MAX;
+        let is_too_large = bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        if (!has_room || is_too_large)
+            && let Some(refusal) = message.refused(refusal(bytes.len(), has_room))
+        {
+            bytes = Bytes::from(refusal.encode());
+        }
+        if bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX {
+            // It would end the session at the other side, and again each time that it is repeated. A record gets that
+            // large only by many concurrent writes of large values, which the next put with a context resolves.
+            tracing::error!(
+                bytes = bytes.len(),
+                limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX,
+                "a message to a peer is too large and is not sent; read the keys with many concurrent values and put \
+                 them with their contexts"
+            );
+            return;
+        }
+        let queued = self.shared.bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if queued > QUEUED_BYTES_MAX {
+            self.shared.overflown.store(true, Ordering::Relaxed);
+            self.shared.overflow.notify_one();
+            return;
+        }
+        drop(self.messages.send(bytes));
+    }
+
+    fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Why an answer to a peer is not sent.
+fn refusal(bytes: usize, has_room: bool) -> Refusal {
+    if has_room {
+        let limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        return Refusal::Failed(RequestError::exhausted(format!(
+            "the answer has {bytes} bytes, the limit between nodes is {limit}; put keys with many concurrent values with \
+             their contexts"
+        )));
+    }
+    Refusal::Busy(RequestError::exhausted(format!(
+        "{ANSWERED_BYTES_MAX} bytes of answers wait for the node that asks; nothing was done, slow down and try again"
+    )))
+}
+
+impl Outgoing {
+    /// What tells the queue from others.
+    pub(crate) fn id(&self) -> BulkId {
+        BulkId(Arc::clone(&self.shared))
+    }
+
+    /// The messages of the next frame: waits for the first, then takes what else has gathered.
+    pub(crate) async fn next(&mut self) -> Option<Vec<Bytes>> {
+        if self.left.is_none() {
+            self.left = Some(self.queue.recv().await?);
+            // Whoever queued it may be about to queue more. A caller that gives up here finds the message in its place.
+            tokio::task::yield_now().await;
+        }
+        let first = self.left.take()?;
+        let mut bytes = first.len();
+        let mut messages = vec![first];
+        while messages.len() < FRAME_OPERATIONS_MAX
+            && let Ok(next) = self.queue.try_recv()
+        {
+            if bytes + next.len() > FRAME_BYTES_TARGET {
+                self.left = Some(next);
+                break;
+            }
+            bytes += next.len();
+            messages.push(next);
+        }
+        self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Some(messages)
+    }
+
+    /// Ends when the peer has taken too little for too long.
+    pub(crate) fn overflown(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.overflow.notified().await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_core::message::{CallId, Held};
+    use kv_core::types::{RequestId, StoreId};
+    use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+
+    fn message(call: u64) -> Message {
+        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
+    }
+
+    #[tokio::test]
+    async fn what_has_gathered_leaves_in_one_frame_and_in_order() {
+        let (outbox, mut outgoing) = outbox();
+        for call in 0..FRAME_OPERATIONS_MAX as u64 + 10 {
+            outbox.push(&message(call));
+        }
+        let first = outgoing.next().await.unwrap();
+        assert_eq!(first.len(), FRAME_OPERATIONS_MAX);
+        assert_eq!(Message::decode(&first[3]), Ok(message(3)));
+        assert_eq!(outgoing.next().await.unwrap().len(), 10);
+        assert_eq!(outbox.queued_bytes(), 0);
+        drop(outbox);
+        assert_eq!(outgoing.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_never_taken_overflows_at_its_bound() {
+        let (outbox, outgoing) = outbox();
+        let each = message(0).encode().len();
+        for call in 0..(QUEUED_BYTES_MAX / each + 2) as u64 {
+            outbox.push(&message(call % 100));
+        }
+        outgoing.overflown().await;
+        let queued = outbox.queued_bytes();
+        outbox.push(&message(1));
+        assert_eq!(outbox.queued_bytes(), queued, "nothing more is taken");
+    }
+
+    #[tokio::test]
+    async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
+        let (outbox, mut outgoing) = outbox();
+        let record = record(1024 * 1024);
+        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(Held::Full(record.clone())) };
+        for call in 0..200 {
+            outbox.push(&answer(call));
+        }
+        assert!(outbox.queued_bytes() <= ANSWERED_BYTES_MAX + 200 * 1024, "{}", outbox.queued_bytes());
+        let mut busy = 0;
+        let mut taken = 0;
+        while taken < 200 {
+            let messages = outgoing.next().await.unwrap();
+            taken += messages.len();
+            let is_busy = |message: &Bytes| {
+                matches!(Message::decode(message), Ok(Message::ReadResult { result: Err(Refusal::Busy(_)), .. }))
+            };
+            busy += messages.iter().filter(|message| is_busy(message)).count();
+        }
+        assert!(busy > 100, "{busy}");
+        outbox.push(&answer(200));
+        assert_eq!(Message::decode(&outgoing.next().await.unwrap()[0]), Ok(answer(200)), "and so it goes on");
+    }
+
+    fn record(bytes: usize) -> Record {
+        let actor = Actor { store: StoreId(1), boot: 1, nonce: 1, instance: 1 };
+        let write = Write {
+            written: Hlc::default(),
+            request: RequestId { client: 1, sequence: 1 },
+            expires: None,
+            value: Some(Bytes::from(vec![7; bytes])),
+        };
+        let mut record = Record::default();
+        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_by_its_own_stream_while_there_is_one() {
+        let (outbox, mut requests) = outbox();
+        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced) };
+        assert!(bulk.is_bulk() && !message(1).is_bulk());
+        outbox.push(&bulk);
+        assert_eq!(requests.next().await.unwrap().len(), 1, "before there is one");
+        let mut stream = outbox.attach_bulk();
+        outbox.push(&message(1));
+        outbox.push(&bulk);
+        assert_eq!(Message::decode(&stream.next().await.unwrap()[0]), Ok(bulk.clone()));
+        assert_eq!(Message::decode(&requests.next().await.unwrap()[0]), Ok(message(1)));
+        let newer = outbox.attach_bulk();
+        outbox.detach_bulk(&stream.id());
+        outbox.push(&bulk);
+        assert!(outbox.queued_bytes() > 0, "an older stream that ends takes nothing from the newer one");
+        outbox.detach_bulk(&newer.id());
+        outbox.push(&bulk);
+        assert_eq!(requests.next().await.unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,159 @@
+//! The data plane of a member, from the layout that it learns to whatever ends it.
+
+use std::sync::Arc;
+
+use kv_core::config::NodeConfig;
+use kv_core::event::Event;
+use kv_core::storage::{Committer, DiskCommitter, DiskReader};
+use kv_core::types::NodeId;
+use kv_proto::v1::{EventKind, Severity};
+use tokio::sync::{mpsc, watch};
+
+use super::adopt::{adopt, adopt_addresses};
+use super::watch::{follow_engine, follow_liveness};
+use super::{End, RunError, random, receipts};
+use crate::control::Standing;
+use crate::engine::{Engine, EngineConfig};
+use crate::events::NewEvent;
+use crate::link::{Identity, Links, Members, keep_links};
+use crate::server::{Serving, Shared};
+use crate::settings::Settings;
+
+/// Waits until the node belongs to a formed cluster, then runs its data plane until something ends it.
+pub(super) async fn live(
+    shared: Arc<Shared>,
+    settings: &Settings,
+    reader: DiskReader,
+    mut committer: DiskCommitter,
+) -> Result<End, RunError> {
+    let mut standing = shared.control.standing();
+    let mut state = shared.control.state();
+    let mut told = String::new();
+    let node = loop {
+        let current = standing.borrow_and_update().clone();
+        let text = current.to_string();
+        if text != told {
+            tracing::info!(standing = %text, "how the node stands");
+            told = text;
+        }
+        match current {
+            Standing::Refused(refusal) => return End::of(refusal),
+            Standing::Member { node, .. } if state.borrow_and_update().layout.is_some() => break node,
+            // Puts and gets go on without the control plane, if the layout is known.
+            Standing::Failed { reason } => match member_of(&shared) {
+                Some(node) => break node,
+                None => return Err(RunError::System(reason)),
+            },
+            Standing::Joining { .. } => {
+                if let Some(node) = member_of(&shared) {
+                    break node;
+                }
+            }
+            Standing::Forming { .. } | Standing::Member { .. } => {}
+        }
+        tokio::select! {
+            changed = standing.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
+            changed = state.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
+        }
+    };
+    let agreed = shared.state();
+    let Some((cluster, seed)) = agreed.identity() else {
+        return Err(RunError::System("the cluster has a layout but no identity".into()));
+    };
+    committer.bind(cluster, seed)?;
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let node_config = NodeConfig {
+        map_seed: u64::from_le_bytes(random()?),
+        hot_bytes_max: settings.hot_bytes_max,
+        hint_bytes_max: settings.hint_bytes_max,
+        ..NodeConfig::new(node)
+    };
+    let engine = Engine::start(EngineConfig {
+        node: node_config,
+        cluster: agreed.config.clone(),
+        incarnation: shared.incarnation,
+        reader,
+        committer,
+        clock: shared.clock,
+        events,
+        answers: Arc::clone(&shared.connections.answers),
+    })?;
+    let identity = Identity { node, incarnation: shared.incarnation, cluster, seed, config: agreed.config.clone() };
+    let links = Links::new(identity, engine.clone(), Arc::clone(&shared.liveness), shared.clock);
+    let (members, followed) = watch::channel(Members::new());
+    adopt(&shared, &engine, &agreed, &members).await;
+    shared.serving.send_replace(Some(Serving { node, engine: engine.clone(), links: links.clone() }));
+    shared.vitals.send_modify(|vitals| vitals.serves = true);
+    shared.event(NewEvent {
+        severity: Severity::Info,
+        kind: EventKind::Serving,
+        message: format!("{} serves as {node} of cluster {cluster}", shared.name),
+        undo: String::new(),
+    });
+    let tasks = [
+        tokio::spawn(keep_links(links.clone(), followed)),
+        tokio::spawn(follow_liveness(Arc::clone(&shared), links.clone())),
+        tokio::spawn(receipts::follow(Arc::clone(&shared), engine.clone())),
+        tokio::spawn(follow_engine(Arc::clone(&shared), engine.clone())),
+    ];
+    let mut rolled_back = links.rolled_back();
+    let mut moved = shared.control.moved();
+    // What was found before is not told again.
+    adopt_addresses(&shared, &shared.state(), &members);
+    let end = loop {
+        tokio::select! {
+            changed = state.changed() => match changed {
+                Ok(()) => {
+                    let agreed = Arc::clone(&state.borrow_and_update());
+                    adopt(&shared, &engine, &agreed, &members).await;
+                }
+                Err(_) => break Err(RunError::System("the control plane ended".into())),
+            },
+            // The sender lives as long as the control plane, whose end the others tell.
+            Ok(()) = moved.changed() => adopt_addresses(&shared, &shared.state(), &members),
+            changed = standing.changed() => {
+                let current = standing.borrow_and_update().clone();
+                tracing::info!(standing = %current, "how the node stands");
+                match (changed, current) {
+                    (Err(_), _) => break Err(RunError::System("the control plane ended".into())),
+                    (Ok(()), Standing::Refused(refusal)) => break End::of(refusal),
+                    // Without the control plane puts and gets go on with the layout that is known.
+                    (Ok(()), Standing::Failed { reason }) => shared.event(NewEvent {
+                        severity: Severity::Error,
+                        kind: EventKind::ControlFailed,
+                        message: format!("the control plane has stopped: {reason}; restart the node"),
+                        undo: String::new(),
+                    }),
+                    (Ok(()), _) => {}
+                }
+            }
+            event = happened.recv() => match event {
+                Some(event) => {
+                    if let Event::Poisoned { reason } = &event {
+                        links.stop(reason);
+                    }
+                    let event = NewEvent::from(event);
+                    shared.event(NewEvent { message: shared.state().with_names(&event.message), ..event });
+                }
+                None => break Err(RunError::System("the engine has stopped".into())),
+            },
+            changed = rolled_back.changed() => {
+                let why = rolled_back.borrow().as_ref().map(ToString::to_string);
+                if let (Ok(()), Some(why)) = (changed, why) {
+                    break Ok(End::RolledBack(why));
+                }
+            }
+        }
+    };
+    for task in tasks {
+        task.abort();
+    }
+    end
+}
+
+/// The node's number, if it knows that it is a member of a formed cluster, however long ago it learned so.
+fn member_of(shared: &Shared) -> Option<NodeId> {
+    let state = shared.state();
+    state.layout.as_ref()?;
+    state.member_of(shared.incarnation.store).map(|(node, _)| node)
+}

@@ -1,0 +1,97 @@
+//! Everything that runs in a node: control plane, services, and the data plane once the node is a member.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kv_core::storage::{DiskCommitter, DiskReader, Opened};
+use kv_proto::request_id::RequestIds;
+use tokio::sync::watch;
+
+use super::live::live;
+use super::start::{announce, control_config, listen, no_address};
+use super::{End, RunError, random};
+use crate::clock::Clock;
+use crate::control::{ControlPlane, Entrance, Founding, GrpcTransport, SharedLiveness, StartError, remembered};
+use crate::descriptors::Division;
+use crate::events::Events;
+use crate::liveness::{Heartbeats, Patience};
+use crate::server::connections::{self, ConnectionSettings, Connections};
+use crate::server::{Shared, audit, routes};
+use crate::settings::Settings;
+use crate::signals;
+use crate::transfers::Watchdog;
+use crate::usage::Usage;
+
+/// Runs the node until a signal or something of its own ends it.
+pub(super) async fn serve(
+    settings: &Settings,
+    division: Division,
+    opened: Opened,
+    reader: DiskReader,
+    committer: DiskCommitter,
+) -> Result<End, RunError> {
+    let signal = signals::stop().map_err(RunError::System)?;
+    let clock = Clock::start();
+    let data = &settings.data_dir;
+    let known = remembered(&data.join("control")).map_err(StartError::from)?;
+    let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
+    let listener = listen(settings, member.as_ref()).await?;
+    let local = listener.local_addr().map_err(|error| no_address(&error))?;
+    let entrance = match (&settings.entrance, &known) {
+        (Some(entrance), _) => entrance.clone(),
+        (None, Some(_)) => Entrance::Resume,
+        (None, None) => Entrance::Bootstrap(Founding::default()),
+    };
+    let liveness: SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
+    let config = control_config(settings, member, entrance, local, opened, &liveness, clock)?;
+    let (name, address, zone, weight) =
+        (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
+    let control = ControlPlane::start(config, Arc::new(GrpcTransport::default())).await?;
+    let shared = Arc::new(Shared {
+        name: name.clone(),
+        address,
+        zone,
+        weight,
+        incarnation: opened.incarnation,
+        cluster: settings.cluster.clone(),
+        clock,
+        control,
+        liveness,
+        events: Events::new(),
+        request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
+        usage: Usage::new(data.clone()),
+        disk_reserve_bytes: settings.disk_reserve_bytes,
+        watchdog: Watchdog::default(),
+        serving: watch::Sender::new(None),
+        connections: Connections::new(ConnectionSettings {
+            division,
+            streams_max: settings.streams_max,
+            idle_timeout: settings.idle_timeout,
+        }),
+        keyspaces: Mutex::default(),
+        vitals: watch::Sender::default(),
+        stopping: watch::Sender::new(false),
+    });
+    let routes = routes(&shared)
+        .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
+    let stopping = shared.stopping.subscribe();
+    let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), stopping));
+    let logged = tokio::spawn(audit::log(Arc::clone(&shared)));
+    announce(&name, local);
+
+    let end = tokio::select! {
+        end = live(Arc::clone(&shared), settings, reader, committer) => end,
+        () = signal => Ok(End::Stopped),
+    };
+    logged.abort();
+    shared.vitals.send_modify(|vitals| vitals.draining = true);
+    let serving = shared.serving.borrow().clone();
+    if let Some(serving) = serving {
+        serving.engine.stop().await;
+    }
+    shared.stopping.send_replace(true);
+    // Streams that nobody closes must not keep the process alive.
+    drop(tokio::time::timeout(Duration::from_secs(2), server).await);
+    shared.control.shutdown().await;
+    end
+}

@@ -1,0 +1,156 @@
+//! What a node starts with: its share of file descriptors, its store, its address, and the control plane's settings.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kv_core::storage::{DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Opened};
+use kv_core::types::StoreId;
+use kv_proto::address::is_of_one_machine;
+use tokio::net::TcpListener;
+
+use super::{RunError, random};
+use crate::clock::Clock;
+use crate::control::{ControlConfig, Entrance, MemberRecord, SharedLiveness, Timing};
+use crate::descriptors::{self, Division};
+use crate::own_files::ListenFile;
+use crate::settings::{Settings, SettingsError};
+
+/// Raises the limit on open files and divides it.
+pub(super) fn divide_descriptors(settings: &Settings) -> Result<Division, RunError> {
+    let limit = descriptors::raise().map_err(RunError::System)?;
+    let division = Division::of(limit, settings.connections_max);
+    let Division { tables, clients, peers, .. } = division;
+    tracing::info!(limit, tables, clients, peers, "how open files are divided");
+    if clients < settings.connections_max {
+        let wanted = settings.connections_max;
+        tracing::warn!(
+            limit,
+            clients,
+            wanted,
+            "the limit on open files allows for fewer connections; raise it (ulimit -n)"
+        );
+    }
+    Ok(division)
+}
+
+pub(super) fn open_store(
+    settings: &Settings,
+    division: &Division,
+    renew: bool,
+) -> Result<(Opened, DiskReader, DiskCommitter), RunError> {
+    let ids = OpenIds { store: StoreId(u64::from_le_bytes(random()?)), nonce: u32::from_le_bytes(random()?) };
+    let config =
+        DiskConfig { cache_bytes: settings.cache_bytes, renew, files: division.tables, ..DiskConfig::default() };
+    Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
+}
+
+/// Binds the address and remembers it, so that a port that was picked once is kept.
+pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -> Result<TcpListener, RunError> {
+    let file = ListenFile::read(&settings.data_dir)?;
+    let before = file.before(settings.listen, member.map(|member| member.address.as_str()))?;
+    let address = settings.listen_or(before);
+    if settings.advertise.is_none() && !is_of_one_machine(address.ip()) {
+        return Err(RunError::Settings(SettingsError::Value {
+            field: "advertise",
+            problem: format!(
+                "is not given, and no other machine reaches this node at {address}, where it listens; name an address of \
+                 this machine with --advertise ADDR:PORT"
+            ),
+        }));
+    }
+    let listener = TcpListener::bind(address).await.map_err(|error| RunError::Listen {
+        address,
+        problem: match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another process listens there; stop it, or choose another port with --listen".to_owned()
+            }
+            _ => format!("{error}; choose an address of this machine with --listen"),
+        },
+    })?;
+    let local = listener.local_addr().map_err(|error| no_address(&error))?;
+    file.write(local)?;
+    Ok(listener)
+}
+
+pub(super) fn no_address(error: &std::io::Error) -> RunError {
+    RunError::System(format!("the listener has no address: {error}"))
+}
+
+pub(super) fn control_config(
+    settings: &Settings,
+    member: Option<MemberRecord>,
+    entrance: Entrance,
+    local: SocketAddr,
+    opened: Opened,
+    liveness: &SharedLiveness,
+    clock: Clock,
+) -> Result<ControlConfig, RunError> {
+    if let Some(member) = &member {
+        if let Some(name) = &settings.name
+            && *name != member.name
+        {
+            let problem = format!(
+                "is {name:?}, but this data directory belongs to a node with {:?}; leave the flag out, or use another \
+                 --data-dir",
+                member.name
+            );
+            return Err(RunError::Settings(SettingsError::Value { field: "name", problem }));
+        }
+        // These may have been changed since the first start, for which the flags were written.
+        if let Some(zone) = settings.zone.as_ref().filter(|zone| **zone != member.zone) {
+            tracing::warn!(
+                flag = %zone, agreed = %member.zone,
+                "--zone is not what the cluster has agreed on, which counts; node zone changes it"
+            );
+        }
+        if let Some(weight) = settings.weight.filter(|weight| weight.to_bits() != member.weight.to_bits()) {
+            tracing::warn!(
+                flag = weight,
+                agreed = member.weight,
+                "--weight is not what the cluster has agreed on, which counts; node weight changes it"
+            );
+        }
+    }
+    let name = member.as_ref().map(|member| member.name.clone()).or_else(|| settings.name.clone());
+    Ok(ControlConfig {
+        dir: settings.data_dir.join("control"),
+        entrance,
+        name: name.unwrap_or_else(|| format!("{}-{}", host_name(), local.port())),
+        address: settings.advertise.clone().unwrap_or_else(|| local.to_string()),
+        zone: member
+            .as_ref()
+            .map(|member| member.zone.clone())
+            .or_else(|| settings.zone.clone())
+            .unwrap_or_else(|| "default".to_owned()),
+        weight: member.as_ref().map(|member| member.weight).or(settings.weight).unwrap_or(1.0),
+        version: crate::BUILD.to_owned(),
+        incarnation: opened.incarnation,
+        replaces: settings.replaces,
+        cluster: settings.cluster.clone(),
+        liveness: Arc::clone(liveness),
+        clock: Arc::new(move || clock.now().mono),
+        timing: Timing::default(),
+    })
+}
+
+/// The host's name as far as it can be part of a node's name.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name
+        .trim()
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter.to_ascii_lowercase() } else { '-' })
+        .take(32)
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+}
+
+/// Says that the node accepts connections. Who started it may have stopped reading: at a second run of the store, for one.
+pub(super) fn announce(name: &str, local: SocketAddr) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready {name} {local}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "nobody reads on stdout that {name} is ready on {local}");
+    }
+}
