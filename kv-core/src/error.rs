@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::storage::is_out_of_descriptors;
 use crate::types::Seq;
 
 /// What the caller of a failed request should do. Each kind has one status code on the wire.
@@ -202,4 +201,13 @@ pub enum StorageError {
         /// What the engine says.
         reason: String,
     },
+}
+
+/// Whether the process or the system has no file descriptor left: nothing was done, and it passes.
+#[must_use]
+pub fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    /// The same on every Unix.
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }

@@ -26,8 +26,8 @@ pub struct MemberView {
     pub state: v1::MemberState,
 }
 
-/// The cluster as one node knows it.
-#[derive(Clone, Debug, PartialEq)]
+/// The cluster as one node knows it. The default is that of a node that knows of no other.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Description {
     /// The cluster's identity; `None` while it is forming.
     pub cluster: Option<ClusterId>,

@@ -31,9 +31,7 @@ mod stats;
 use bytes::Bytes;
 
 pub use codec::{FORMAT, Stored, StoredError};
-pub use disk::{
-    DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds, StoreLock, is_out_of_descriptors,
-};
+pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds, StoreLock};
 pub use hot::{Hot, HotStats, HotTier};
 pub use key::{Space, StorageKey};
 pub use memory::{MemoryCommitter, MemoryImage, MemoryReader, MemoryStore};

@@ -198,6 +198,13 @@ impl Host {
         ip(&format!("link set {BRIDGE}{} {state}", self.number))
     }
 
+    /// Answers every packet to the host by breaking its connection, or no longer.
+    pub(crate) fn reset(&self, reset: bool) -> Outcome<()> {
+        let what = if reset { "-A" } else { "-D" };
+        let rule = "INPUT ! -i lo -p tcp -j REJECT --reject-with tcp-reset";
+        ip(&format!("netns exec {BRIDGE}{} iptables -w {what} {rule}", self.number))
+    }
+
     /// Fills the file system of the node's data until nothing more fits. Removing the file that it returns gives the room back.
     pub(crate) fn fill(&self) -> Outcome<PathBuf> {
         let ballast = self.data.join("ballast");

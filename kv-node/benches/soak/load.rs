@@ -1,6 +1,6 @@
 //! Clients at work: each writes and reads keys of its own, remembers what was acknowledged, and how long it waited.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use kv_proto::v1;
 use kv_proto::v1::key_value_client::KeyValueClient;
 use tonic::transport::{Channel, Endpoint};
 
+use super::check::{Judged, Key};
+
 /// Keys of one client.
 const KEYS: usize = 100;
 
@@ -25,18 +27,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits that are longer are counted.
 const LONG: Duration = Duration::from_millis(300);
-
-/// What a client knows of one of its keys. A value is its number, with the client's name before and padding behind it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Key {
-    /// The number of the last write or delete that was acknowledged, and whether it was a delete.
-    acknowledged: Option<(u64, bool)>,
-    /// Writes whose outcome is unknown, and whether they are deletes.
-    unknown: BTreeMap<u64, bool>,
-    /// Numbers that some acknowledged write has replaced.
-    replaced: BTreeSet<u64>,
-    context: Option<Bytes>,
-}
 
 /// What the clients of one turn have seen.
 #[derive(Clone, Debug, Default)]
@@ -54,14 +44,31 @@ pub(crate) struct Seen {
     pub(crate) long: u64,
     /// The last failure, in words.
     pub(crate) failure: String,
-    /// Reads that missed the newest acknowledged write: allowed without `strict`, counted.
+    /// Reads that did not know all acknowledged writes of their client, where both were not strict: no promise is broken.
     pub(crate) stale: u64,
+    /// The same where both were strict: a promise is broken.
+    pub(crate) stale_strict: u64,
+    /// Reads that knew all acknowledged writes and lacked a value that nothing can have replaced: a promise is broken.
+    pub(crate) lost: u64,
+    /// Whose these were, and what was found.
+    pub(crate) violations: Vec<String>,
 }
 
+/// Violations that are told in words.
+const VIOLATIONS_TOLD: usize = 20;
+
 impl Seen {
-    fn succeeded(&mut self, waited: Duration, stale: bool, whose: impl FnOnce() -> String) {
+    fn judged(&mut self, judged: Judged, strict: bool, whose: impl FnOnce() -> String) {
+        self.stale += u64::from(judged.stale && !strict);
+        self.stale_strict += u64::from(judged.stale && strict);
+        self.lost += u64::from(judged.lost);
+        if (judged.lost || (judged.stale && strict)) && self.violations.len() < VIOLATIONS_TOLD {
+            self.violations.push(whose());
+        }
+    }
+
+    fn succeeded(&mut self, waited: Duration, whose: impl FnOnce() -> String) {
         self.operations += 1;
-        self.stale += u64::from(stale);
         self.long += u64::from(waited > LONG);
         if waited > self.longest {
             self.longest = waited;
@@ -170,8 +177,10 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             round += 1;
             let index = usize::try_from(round.wrapping_mul(31) % KEYS as u64).unwrap_or(0);
-            // Shifted by one with each pass over the keys, so that every key gets every action.
+            // Shifted by one with each pass over the keys, so that every key gets every action. Each begins with a get: a write
+            // without a context replaces whatever its coordinator has when it is carried out, which may be late.
             let action = match (round + round / KEYS as u64) % 10 {
+                _ if self.keys[index].context().is_none() => Action::Get,
                 0 => Action::Delete,
                 1..=5 => Action::Put,
                 _ => Action::Get,
@@ -189,23 +198,27 @@ impl Worker {
         loop {
             self.number += 1;
             let number = self.number;
+            if action != Action::Get {
+                self.keys[index].asks(number, action == Action::Delete);
+            }
             let result = tokio::time::timeout(TIMEOUT, self.attempt(index, action, number)).await;
             let result = result.unwrap_or_else(|_| Err(RequestError::new(Kind::Unknown, "no answer in time")));
             // A client whose node became the victim meanwhile, or was until now, says nothing of the others.
             let counted = counted && self.counts();
             match result {
                 Ok(did) => {
-                    let stale = self.keys[index].learn(action, number, did);
+                    let judged = self.learn(index, number, did);
+                    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    // What is promised holds for every client, whether its waits count or not.
+                    let strict = self.consistency.strict;
+                    seen.judged(judged, strict, || format!("{} {index}: {judged:?}", self.name));
                     if counted {
-                        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                        seen.succeeded(began.elapsed(), stale, || format!("{} {action:?}", self.name));
+                        seen.succeeded(began.elapsed(), || format!("{} {action:?}", self.name));
                     }
                     return;
                 }
                 Err(error) => {
-                    if error.kind == Kind::Unknown && action != Action::Get {
-                        self.keys[index].unknown.insert(number, action == Action::Delete);
-                    }
+                    self.failed(index, number, &error);
                     if counted {
                         seen.lock().unwrap_or_else(PoisonError::into_inner).failed(&error);
                     }
@@ -229,9 +242,29 @@ impl Worker {
         Bytes::from(format!("soak/{}/{index:04}", self.name))
     }
 
+    /// Notes a success; what a read says of the promises.
+    fn learn(&mut self, index: usize, number: u64, did: Did) -> Judged {
+        let key = self.key(index);
+        match did {
+            Did::Wrote(context) => {
+                self.keys[index].wrote(number, context, &key);
+                Judged::default()
+            }
+            Did::Read { numbers, context } => self.keys[index].read(&numbers, context, &key),
+        }
+    }
+
+    /// Notes a failure: of a read it says nothing.
+    fn failed(&mut self, index: usize, number: u64, error: &RequestError) {
+        match error.kind {
+            Kind::Unknown | Kind::Poisoned | Kind::Corrupt => self.keys[index].may_have_written(number),
+            _ => self.keys[index].did_nothing(number),
+        }
+    }
+
     async fn attempt(&mut self, index: usize, action: Action, number: u64) -> Result<Did, RequestError> {
         let key = self.key(index);
-        let context = self.keys[index].context.clone();
+        let context = self.keys[index].context();
         let value = Bytes::from(format!("{number}/{:0>180}", index));
         match &mut self.way {
             Way::Cluster(client) => {
@@ -284,12 +317,12 @@ impl Worker {
         for (index, key) in self.keys.iter().enumerate() {
             let got = client.get(&all, &self.key(index)).await?;
             let found: BTreeSet<u64> = got.values.iter().filter_map(|value| number_of(&value.value)).collect();
+            let judged = key.judge(&found, &got.context, &self.key(index));
             verdict.keys += 1;
-            let came_back = key.came_back(&found).count();
-            if !key.is_kept(&found) && came_back == 0 {
-                verdict.lost.push(format!("{} {index}: found {found:?}, known {key:?}", self.name));
+            if judged.lost || judged.stale {
+                verdict.lost.push(format!("{} {index}: found {found:?}, {judged:?}, known {key:?}", self.name));
             }
-            verdict.came_back += came_back;
+            verdict.came_back += judged.came_back;
         }
         Ok(verdict)
     }
@@ -310,43 +343,6 @@ enum Action {
     Put,
     Delete,
     Get,
-}
-
-impl Key {
-    /// Notes a success; says whether a read missed the newest acknowledged write.
-    fn learn(&mut self, action: Action, number: u64, did: Did) -> bool {
-        match did {
-            Did::Wrote(context) => {
-                if let Some((before, false)) = self.acknowledged {
-                    self.replaced.insert(before);
-                }
-                self.acknowledged = Some((number, action == Action::Delete));
-                self.context = Some(context);
-                false
-            }
-            Did::Read { numbers, context } => {
-                let stale = !self.is_kept(&numbers);
-                if !stale {
-                    // The next write covers what this read has shown.
-                    self.context = Some(context);
-                }
-                stale
-            }
-        }
-    }
-
-    /// Whether the values found hold what was acknowledged last, or what a later write of unknown outcome made of it.
-    fn is_kept(&self, found: &BTreeSet<u64>) -> bool {
-        let Some((number, is_delete)) = self.acknowledged else { return true };
-        let later = self.unknown.range(number..);
-        let explained = later.clone().any(|(later, is_delete)| *is_delete || found.contains(later));
-        if is_delete { self.came_back(found).next().is_none() } else { found.contains(&number) || explained }
-    }
-
-    /// Values that an acknowledged write or delete has replaced and that are there all the same.
-    fn came_back<'a>(&'a self, found: &'a BTreeSet<u64>) -> impl Iterator<Item = u64> + 'a {
-        found.intersection(&self.replaced).copied()
-    }
 }
 
 fn number_of(value: &Bytes) -> Option<u64> {

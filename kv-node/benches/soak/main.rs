@@ -1,11 +1,14 @@
 //! Five nodes under kills, freezes, cuts, flapping links, greedy clients and a full disk, in turns, beside clients that check
-//! every answer: `cargo bench -p kv-node --bench soak -- [--minutes 30] [--line-mib 512] [--only FAULT] [--keep-logs DIR]`.
+//! every answer: `cargo bench -p kv-node --bench soak -- [--minutes 30] [--line-mib 1024] [--wait-line-ms MS] [--only FAULT]
+//! [--keep-logs DIR]`.
 //!
-//! Needs root on Linux with iproute2: each node runs in a network namespace of its own. It ends with exit code 1 if an
-//! acknowledged write is lost, if a node takes more memory than the line, or if the cluster does not recover.
+//! Needs root on Linux with iproute2 and iptables: each node runs in a network namespace of its own. It ends with exit code 1 if a promise was
+//! broken (an acknowledged write is lost, or a strict read missed a strict write), if a node took more memory than the line, if
+//! the cluster did not recover, or, with `--wait-line-ms`, if a client at a survivor waited longer than that.
 
 #![allow(clippy::print_stdout, reason = "the figures go there")]
 
+mod check;
 mod greedy;
 mod hosts;
 mod load;
@@ -57,18 +60,21 @@ enum Fault {
     Cut,
     /// A cut of a second each second.
     Flap,
+    /// A second each second in which whatever is sent to the node breaks its connection.
+    Reset,
     /// Clients that take more than their share, at one node.
     Greedy,
     /// No room on the disk of the last node, and a start with room at the end.
     FullDisk,
 }
 
-const FAULTS: [(Fault, &str); 7] = [
+const FAULTS: [(Fault, &str); 8] = [
     (Fault::None, "none"),
     (Fault::Kill, "kill"),
     (Fault::Freeze, "freeze"),
     (Fault::Cut, "cut"),
     (Fault::Flap, "flap"),
+    (Fault::Reset, "reset"),
     (Fault::Greedy, "greedy"),
     (Fault::FullDisk, "full-disk"),
 ];
@@ -76,6 +82,7 @@ const FAULTS: [(Fault, &str); 7] = [
 struct Arguments {
     time: Duration,
     line_mib: u64,
+    wait_line: Option<Duration>,
     only: Option<Fault>,
     keep_logs: Option<PathBuf>,
 }
@@ -106,13 +113,15 @@ fn main() -> ExitCode {
 }
 
 fn arguments() -> Outcome<Arguments> {
-    let mut read = Arguments { time: Duration::from_secs(30 * 60), line_mib: 512, only: None, keep_logs: None };
+    let mut read =
+        Arguments { time: Duration::from_secs(30 * 60), line_mib: 1024, wait_line: None, only: None, keep_logs: None };
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(flag) = words.next() {
         let value = words.next().ok_or_else(|| format!("{flag} has no value"))?;
         match flag.as_str() {
             "--minutes" => read.time = Duration::from_secs_f64(value.parse::<f64>()? * 60.0),
             "--line-mib" => read.line_mib = value.parse()?,
+            "--wait-line-ms" => read.wait_line = Some(Duration::from_millis(value.parse()?)),
             "--keep-logs" => read.keep_logs = Some(value.into()),
             "--only" => {
                 let known = FAULTS.iter().find(|fault| fault.1 == value).map(|fault| fault.0);
@@ -167,8 +176,11 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
             seen.whose,
             seen.long,
             recovered.unwrap_or_default().as_secs_f64(),
-            memory.now_mib,
+            memory.now_mib(),
         );
+        for violation in &seen.violations {
+            println!("         a promise was broken: {violation}");
+        }
         if !seen.failure.is_empty() {
             println!("         the last failure: {}", seen.failure);
         }
@@ -189,9 +201,9 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
         verdict.came_back += judged.came_back;
     }
     tell(&sums);
-    memory.tell(arguments.line_mib);
+    memory.tell(&hosts, arguments.line_mib);
     println!(
-        "{} keys judged: {} acknowledged writes lost, {} replaced values came back",
+        "{} keys judged at the end: {} acknowledged writes lost, {} replaced values stand there again",
         verdict.keys,
         verdict.lost.len(),
         verdict.came_back
@@ -202,7 +214,20 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
     if let Some(folder) = &arguments.keep_logs {
         hosts.keep_logs(folder)?;
     }
-    Ok(holds && verdict.lost.is_empty() && memory.highest_mib <= arguments.line_mib)
+    let broken: u64 = sums.iter().map(|sum| sum.seen.lost + sum.seen.stale_strict).sum();
+    let longest = sums.iter().map(|sum| sum.seen.longest).max().unwrap_or_default();
+    let checks = [
+        ("no acknowledged write is lost", verdict.lost.is_empty()),
+        ("no read broke a promise", broken == 0),
+        ("no node took more memory than the line", memory.highest_mib() <= arguments.line_mib),
+        ("the cluster recovered from every fault", holds),
+        ("no client at a survivor waited longer than the line", arguments.wait_line.is_none_or(|line| longest <= line)),
+    ];
+    println!();
+    for (what, held) in checks {
+        println!("{}: {what}", if held { "held" } else { "VIOLATED" });
+    }
+    Ok(checks.iter().all(|check| check.1))
 }
 
 /// Carries a fault out from its beginning to its end.
@@ -233,6 +258,14 @@ async fn provoke(fault: Fault, victim: usize, hosts: &mut Hosts, load: &Load) ->
                 host.cut(true)?;
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 host.cut(false)?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Fault::Reset => {
+            for _ in 0..FAULT.as_secs() / 2 {
+                host.reset(true)?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                host.reset(false)?;
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -310,6 +343,8 @@ impl Sum {
         sum.other += seen.other;
         sum.long += seen.long;
         sum.stale += seen.stale;
+        sum.stale_strict += seen.stale_strict;
+        sum.lost += seen.lost;
         if seen.longest > sum.longest {
             sum.longest = seen.longest;
             sum.whose.clone_from(&seen.whose);
@@ -323,62 +358,88 @@ impl Sum {
 
 fn tell(sums: &[Sum]) {
     println!(
-        "\n| fault | turns | operations/s | unavailable / unknown / exhausted / other | stale reads | longest wait ms | over 300 ms | healthy after s |"
+        "\n| fault | turns | operations/s | unavailable / unknown / exhausted / other | reads that lack a value | stale though strict | stale | longest wait ms | over 300 ms | healthy after s |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for (sum, (_, name)) in sums.iter().zip(FAULTS).filter(|(sum, _)| sum.turns > 0) {
         let seen = &sum.seen;
         #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
         let rate = seen.operations as f64 / sum.seconds;
         println!(
-            "| {name} | {} | {rate:.0} | {} / {} / {} / {} | {} | {} ({}) | {} | {:.1} |",
+            "| {name} | {} | {rate:.0} | {} / {} / {} / {} | {} | {} | {} | {} ({}) | {} | {:.1} |",
             sum.turns,
             seen.unavailable,
             seen.unknown,
             seen.exhausted,
             seen.other,
+            seen.lost,
+            seen.stale_strict,
             seen.stale,
             seen.longest.as_millis(),
             seen.whose,
             seen.long,
             sum.healthy_after.as_secs_f64(),
         );
-        if name == "greedy" {
-            let told = &sum.told;
-            println!(
-                "\nThe greedy: {} large puts acknowledged, {} refused as too much, {} of unknown outcome, {} others.\n",
-                told.acknowledged, told.exhausted, told.unknown, told.other
-            );
-        }
+    }
+    for (sum, (_, name)) in sums.iter().zip(FAULTS).filter(|(sum, fault)| sum.turns > 0 && fault.0 == Fault::Greedy) {
+        let told = &sum.told;
+        println!(
+            "\nThe {name}: {} large puts acknowledged, {} refused as too much, {} of unknown outcome, {} others.",
+            told.acknowledged, told.exhausted, told.unknown, told.other
+        );
     }
 }
 
 /// The memory of the nodes over time.
 #[derive(Default)]
 struct Memory {
-    /// The sum of all nodes after each turn.
-    sums_mib: Vec<u64>,
-    now_mib: u64,
-    /// The most that a single node has had.
-    highest_mib: u64,
+    /// Of each node after each turn.
+    looks: Vec<Vec<u64>>,
+    /// The most that each has had.
+    highest_mib: Vec<u64>,
 }
+
+/// Parts of the run that are told apart.
+const PARTS: usize = 6;
 
 impl Memory {
     fn look(&mut self, hosts: &Hosts) {
-        let each: Vec<(u64, u64)> = hosts.hosts.iter().filter_map(hosts::Host::memory_kib).collect();
-        self.now_mib = each.iter().map(|memory| memory.0).sum::<u64>() / 1024;
-        self.highest_mib = each.iter().map(|memory| memory.1 / 1024).fold(self.highest_mib, u64::max);
-        self.sums_mib.push(self.now_mib);
+        let each: Vec<(u64, u64)> = hosts
+            .hosts
+            .iter()
+            .map(|host| host.memory_kib().unwrap_or_default())
+            .map(|(now, most)| (now / 1024, most / 1024))
+            .collect();
+        self.highest_mib.resize(each.len(), 0);
+        for (highest, (_, most)) in self.highest_mib.iter_mut().zip(&each) {
+            *highest = (*highest).max(*most);
+        }
+        self.looks.push(each.into_iter().map(|memory| memory.0).collect());
     }
 
-    fn tell(&self, line_mib: u64) {
-        let quarter = (self.sums_mib.len() / 4).max(1);
-        let mean = |part: &[u64]| part.iter().sum::<u64>() / (part.len() as u64).max(1);
-        let first = mean(&self.sums_mib[..quarter.min(self.sums_mib.len())]);
-        let last = mean(&self.sums_mib[self.sums_mib.len().saturating_sub(quarter)..]);
+    /// Of all nodes together.
+    fn now_mib(&self) -> u64 {
+        self.looks.last().map_or(0, |each| each.iter().sum())
+    }
+
+    fn highest_mib(&self) -> u64 {
+        self.highest_mib.iter().copied().max().unwrap_or(0)
+    }
+
+    fn tell(&self, hosts: &Hosts, line_mib: u64) {
+        let parts: Vec<&[Vec<u64>]> = self.looks.chunks(self.looks.len().div_ceil(PARTS).max(1)).collect();
+        let heads: Vec<String> = (1..=parts.len()).map(|part| format!("part {part} | ")).collect();
         println!(
-            "memory of all nodes: {first} MiB in the first quarter of the turns, {last} MiB in the last; at most {} MiB in one node (line: {line_mib} MiB)",
-            self.highest_mib
+            "\nMemory in MiB, mean after the turns of each part of the run (line for the most: {line_mib} MiB):\n"
         );
+        println!("| node | {}most |", heads.concat());
+        println!("| --- | {}---: |", "---: | ".repeat(parts.len()));
+        for (index, host) in hosts.hosts.iter().enumerate() {
+            let mean =
+                |part: &&[Vec<u64>]| part.iter().map(|each| each[index]).sum::<u64>() / (part.len() as u64).max(1);
+            let means: Vec<String> = parts.iter().map(|part| format!("{} | ", mean(part))).collect();
+            println!("| {} | {}{} |", host.name, means.concat(), self.highest_mib.get(index).unwrap_or(&0));
+        }
+        println!();
     }
 }

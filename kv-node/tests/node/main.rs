@@ -19,6 +19,7 @@ mod plan;
 mod rebalance;
 mod repair;
 mod retry;
+mod soak_check;
 mod stalls;
 mod transfer;
 mod used;

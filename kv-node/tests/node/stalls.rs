@@ -1,23 +1,25 @@
-//! One of five nodes is stopped while clients work: partitions have three copies, so that most requests can be served by
-//! nodes of which none but the stopped one is slow.
+//! One of five nodes is stopped while clients work: partitions have three copies, so that every request can be served by nodes
+//! of which none is the stopped one.
 //!
-//! The machine may be busy, so the bounds here are not those that are promised (300 ms): they tell requests that went on
-//! without the stopped node from those that waited for it, which takes 5 s, or 2 s in the client.
-
-use std::time::{Duration, Instant};
+//! How long requests take depends on the machine. What is looked at is whether they went on without the stopped node or waited
+//! until it counted as down: then the node that served them takes it for down when they are done.
 
 use bytes::Bytes;
 use kv_core::message::{Consistency, Level};
 use kv_proto::client::{Client, How, Options, ScanQuery, Write};
+use kv_proto::describe::MemberView;
 use kv_proto::edge::level_to_wire;
 use kv_proto::v1;
+use kv_proto::v1::key_value_client::KeyValueClient;
+use tonic::transport::Channel;
 
-use crate::world::{PATIENCE, World, get, put, report_of, reports};
+use crate::world::{PATIENCE, World, get, put, report_of, reports, until_async};
 
-/// Longer than a request that goes on by itself takes on a busy machine, and shorter than the wait for a stopped node.
-const GAP_MAX: Duration = Duration::from_millis(1800);
+/// Few, so that a slow machine, too, is done with them before a silent node counts as down.
+const KEYS: usize = 20;
 
-const KEYS: usize = 60;
+/// The node that is stopped.
+const STOPPED: usize = 4;
 
 fn levels() -> Vec<How> {
     let how = |level, strict| How { consistency: Consistency { level, strict }, ..How::default() };
@@ -31,21 +33,26 @@ fn levels() -> Vec<How> {
     ]
 }
 
-/// Puts and gets every key at every level; the longest that any request took.
-async fn longest_gap(client: &Client) -> Duration {
-    let mut longest = Duration::ZERO;
-    for how in levels() {
-        for index in 0..KEYS {
-            let key = Bytes::from(format!("k{index}"));
-            let began = Instant::now();
-            client.put(&how, &key, &Bytes::from_static(b"after"), &Write::default()).await.unwrap();
-            longest = longest.max(began.elapsed());
-            let began = Instant::now();
-            client.get(&how, &key).await.unwrap();
-            longest = longest.max(began.elapsed());
-        }
+fn key(index: usize) -> Bytes {
+    Bytes::from(format!("k{index}"))
+}
+
+/// Puts and gets every key.
+async fn put_and_get(client: &Client, how: &How) {
+    for index in 0..KEYS {
+        client.put(how, &key(index), &Bytes::from_static(b"after"), &Write::default()).await.unwrap();
+        client.get(how, &key(index)).await.unwrap();
     }
-    longest
+}
+
+/// The same by way of one node, as by a client that knows no other.
+async fn put_and_get_at(direct: &mut KeyValueClient<Channel>, how: &How) {
+    let (level, strict) = (level_to_wire(how.consistency.level).into(), how.consistency.strict);
+    for index in 0..KEYS {
+        let (key, value) = (key(index), Bytes::from_static(b"after"));
+        direct.put(v1::PutRequest { key: key.clone(), value, level, strict, ..Default::default() }).await.unwrap();
+        direct.get(v1::GetRequest { key, level, strict, ..Default::default() }).await.unwrap();
+    }
 }
 
 async fn five_nodes() -> (World, Client) {
@@ -56,26 +63,55 @@ async fn five_nodes() -> (World, Client) {
     (world, client)
 }
 
+/// Whether one of the others takes the stopped node for down.
+async fn counts_as_down(world: &World, client: &Client) -> bool {
+    let description = client.description();
+    let is_stopped = |view: &&MemberView| view.member.name == world.nodes[STOPPED].name;
+    let stopped = description.members.iter().find(is_stopped).unwrap().id;
+    let mut down = false;
+    for node in &world.nodes[..STOPPED] {
+        let report = report_of(&node.address).await.unwrap();
+        let peer = report.peers.iter().find(|peer| peer.node == stopped.0).unwrap();
+        down |= peer.state() == v1::MemberState::Down;
+    }
+    down
+}
+
+/// Does something while a node is stopped that must not wait for it. On a slow machine the node may count as down before
+/// everything is done, which says nothing: it is done again. What waits for the stopped node never gets out of here.
+async fn goes_on_without_the_stopped(world: &World, client: &Client, work: impl AsyncFn()) {
+    until_async("requests are done while the stopped node still counts as up", || async {
+        world.nodes[STOPPED].signal("STOP");
+        work().await;
+        let waited = counts_as_down(world, client).await;
+        world.nodes[STOPPED].signal("CONT");
+        world.wait_until_all_up(client).await;
+        (!waited).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn clients_go_on_without_a_stopped_node() {
     let (world, client) = five_nodes().await;
     // Attempts and requests may take longer than the test: only what has moved on ends.
     let options = Options { timeout: PATIENCE, attempt_timeout: PATIENCE, ..Options::default() };
     let everywhere = Client::connect(&world.addresses(), options).await.unwrap();
-    longest_gap(&everywhere).await;
-    world.nodes[4].signal("STOP");
-    let longest = longest_gap(&everywhere).await;
-    assert!(longest < GAP_MAX, "a client waited {longest:?}");
+    for how in levels() {
+        put_and_get(&everywhere, &how).await;
+        goes_on_without_the_stopped(&world, &client, async || put_and_get(&everywhere, &how).await).await;
+    }
     let figures = everywhere.figures();
     assert!(figures.moved > 0, "{figures:?}");
-    let mut scan = everywhere.scan(&How::default(), ScanQuery::default());
-    let (mut found, began) = (0, Instant::now());
-    while let Some(page) = scan.next_page().await.unwrap() {
-        found += page.entries.len();
-    }
-    assert!(found == KEYS && began.elapsed() < GAP_MAX, "{found} keys in {:?}", began.elapsed());
-    world.nodes[4].signal("CONT");
-    world.wait_until_all_up(&client).await;
+    let scan = async || {
+        let mut scan = everywhere.scan(&How::default(), ScanQuery::default());
+        let mut found = 0;
+        while let Some(page) = scan.next_page().await.unwrap() {
+            found += page.entries.len();
+        }
+        assert_eq!(found, KEYS);
+    };
+    goes_on_without_the_stopped(&world, &client, scan).await;
     world.wait_until_idle(&client).await;
     for index in 0..KEYS {
         assert_eq!(get(&client, &format!("k{index}")).await, ["after"]);
@@ -85,29 +121,13 @@ async fn clients_go_on_without_a_stopped_node() {
 #[tokio::test]
 async fn a_node_passes_requests_on_past_a_stopped_owner() {
     let (world, client) = five_nodes().await;
-    world.nodes[4].signal("STOP");
-    // Everything by way of one node, as by a client that knows no other.
-    let address = format!("http://{}", world.nodes[0].address);
-    let mut direct = v1::key_value_client::KeyValueClient::connect(address).await.unwrap();
-    let mut longest = Duration::ZERO;
+    let direct = KeyValueClient::connect(format!("http://{}", world.nodes[0].address)).await.unwrap();
     for how in levels() {
-        let (level, strict) = (level_to_wire(how.consistency.level).into(), how.consistency.strict);
-        for index in 0..KEYS {
-            let key = Bytes::from(format!("k{index}"));
-            let began = Instant::now();
-            let value = Bytes::from_static(b"after");
-            let put = v1::PutRequest { key: key.clone(), value, level, strict, ..Default::default() };
-            direct.put(put).await.unwrap();
-            let get = v1::GetRequest { key, level, strict, ..Default::default() };
-            direct.get(get).await.unwrap();
-            longest = longest.max(began.elapsed());
-        }
+        let work = async || put_and_get_at(&mut direct.clone(), &how).await;
+        goes_on_without_the_stopped(&world, &client, work).await;
     }
-    assert!(longest < GAP_MAX, "a put and a get took {longest:?}");
     let report = report_of(&world.nodes[0].address).await.unwrap();
     assert!(report.counters.unwrap_or_default().hedges > 0, "{:?}", report.counters);
-    world.nodes[4].signal("CONT");
-    world.wait_until_all_up(&client).await;
     world.wait_until_idle(&client).await;
     let reports = reports(&client).await;
     assert_eq!(reports.iter().map(|node| node.keys).sum::<u64>(), 3 * KEYS as u64);

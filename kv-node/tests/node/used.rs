@@ -193,3 +193,54 @@ async fn two_nodes_that_have_both_moved_find_each_other() {
 async fn five_nodes_that_have_all_moved_find_each_other() {
     all_find_each_other(5, &[0, 1, 2, 3, 4], all).await;
 }
+
+/// Writes another address of a member into the newest agreed state that a stopped node has stored, as a build could that did
+/// not check addresses. Both have the same length, so that nothing else of the state changes.
+fn store_address(directory: &Path, good: &str, bad: &str) {
+    const HEADER: usize = 16;
+    let file = directory.join("control").join("newest");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let places: Vec<usize> =
+        (HEADER..bytes.len() - good.len()).filter(|&at| bytes[at..].starts_with(good.as_bytes())).collect();
+    assert!(!places.is_empty() && good.len() == bad.len(), "{good} is not stored");
+    for at in places {
+        bytes[at..at + bad.len()].copy_from_slice(bad.as_bytes());
+    }
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[HEADER..]);
+    bytes[8..HEADER].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_member_that_was_stored_with_a_bad_address_keeps_no_other_from_being_used() {
+    let (mut world, client) = World::cluster(3).await;
+    put(&client, "k", "v").await;
+    let good = world.nodes[1].address.clone();
+    let bad = format!("{:0>1$}", "::1:7400", good.len());
+    world.nodes.iter_mut().for_each(Node::kill);
+    store_address(&world.dir("n1"), &good, &bad);
+    // Alone it learns nothing newer.
+    world.nodes[0].restart();
+    let first = Client::connect(&[world.nodes[0].address.clone()], options()).await.unwrap();
+    let description = first.description();
+    let stored: Vec<&str> = description.members.iter().map(|member| member.address.as_str()).collect();
+    assert!(stored.len() == 3 && stored.contains(&bad.as_str()), "{stored:?}");
+    assert_eq!(reports(&first).await.len(), 1, "it tells how it is");
+    // With the third there is a majority: the two serve, and whoever asks the first finds the third.
+    world.nodes[2].restart();
+    until_async("the two serve", || async {
+        let key = bytes::Bytes::from_static(b"k2");
+        let how = kv_proto::client::How::default();
+        first.put(&how, &key, &key, &kv_proto::client::Write::default()).await.ok()
+    })
+    .await;
+    assert_eq!((get(&first, "k").await, get(&first, "k2").await), (vec!["v".to_owned()], vec!["k2".to_owned()]));
+    // When it comes itself its own word counts.
+    world.nodes[1].restart();
+    world.wait_until_all_up(&first).await;
+    until_async("its address is known again", || async {
+        let description = first.refresh().await.ok()?;
+        description.members.iter().any(|member| member.address == good).then_some(())
+    })
+    .await;
+}

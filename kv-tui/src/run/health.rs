@@ -248,7 +248,7 @@ fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use kv_core::config::{ClusterConfig, Keyspace};
+    use kv_core::config::Keyspace;
     use kv_core::error::RequestError;
     use kv_core::ring::{Entry, Member};
     use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, PartitionId, StoreId};
@@ -309,14 +309,9 @@ pub(super) mod tests {
                 layout: Some(Arc::new(layout)),
                 members: (1..=3).map(view).collect(),
                 keyspaces: vec![Keyspace::initial()],
-                limits: ClusterConfig::default(),
-                forming: None,
                 node: NodeId(1),
                 node_name: "n1".to_owned(),
-                build: String::new(),
-                leader: None,
-                voters: Vec::new(),
-                waiting: String::new(),
+                ..Description::default()
             }),
             reports: (1..=3).map(report).collect(),
         }

@@ -123,9 +123,8 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use kv_core::config::ClusterConfig;
     use kv_core::ring::Member;
-    use kv_core::types::{HashSeed, StoreId};
+    use kv_core::types::StoreId;
 
     use super::*;
     use crate::client::Options;
@@ -142,21 +141,7 @@ mod tests {
     #[tokio::test]
     async fn a_member_with_a_bad_address_is_told_and_keeps_no_other_from_being_used() {
         let members = vec![member(1, "127.0.0.1:1"), member(2, "::1:7400"), member(3, ""), member(4, "[::1]:7400")];
-        let description = Description {
-            cluster: None,
-            seed: HashSeed(1),
-            layout: None,
-            members,
-            keyspaces: Vec::new(),
-            limits: ClusterConfig::default(),
-            forming: None,
-            node: NodeId(1),
-            node_name: "n1".to_owned(),
-            build: String::new(),
-            leader: None,
-            voters: Vec::new(),
-            waiting: String::new(),
-        };
+        let description = Description { members, ..Description::default() };
         let pool = Pool::new(&Options::default());
         let view = View::new(description, &pool, Vec::new());
         assert_eq!(view.addresses(), BTreeSet::from(["127.0.0.1:1", "[::1]:7400"]));

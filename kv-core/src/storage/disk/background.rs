@@ -55,12 +55,15 @@ pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
     compacted.map_err(|error| shared.explain(error))
 }
 
-/// Brings what is in memory into tables. Ends with an error if the thread that should do so has failed.
+/// Brings what is in memory now into tables, and waits for nothing that is written meanwhile. Ends with an error if the thread
+/// that should do so has failed.
 fn flush(shared: &Shared) -> Result<(), fjall::Error> {
-    shared.tree.rotate_memtable()?;
-    while shared.tree.tree.sealed_memtable_count() > 0 {
+    let Shared { tree, database, .. } = shared;
+    let newest = tree.tree.get_highest_seqno();
+    tree.rotate_memtable()?;
+    while tree.tree.sealed_memtable_count() > 0 && tree.tree.get_highest_persisted_seqno() < newest {
         pause();
-        shared.database.persist(fjall::PersistMode::Buffer)?;
+        database.persist(fjall::PersistMode::Buffer)?;
     }
     Ok(())
 }

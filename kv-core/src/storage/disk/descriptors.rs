@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::StorageError;
+use crate::error::{StorageError, is_out_of_descriptors};
 
 /// What a flush and a compaction may open together, but for tables that are kept open.
 const NEEDED: usize = 24;
@@ -72,13 +72,4 @@ pub(super) fn patiently<T>(read: impl Fn() -> Result<T, StorageError>) -> Result
 )]
 pub(super) fn pause() {
     std::thread::sleep(STEP);
-}
-
-/// Whether the process or the system has no file descriptor left: nothing was done, and it passes.
-#[must_use]
-pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    /// The same on every Unix.
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }

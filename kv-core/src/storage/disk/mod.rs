@@ -30,7 +30,6 @@ mod ledger;
 mod open;
 mod tables;
 
-pub use descriptors::is_out_of_descriptors;
 pub use engine::{DiskCommitter, DiskMetrics, DiskReader};
 pub use identity::StoreLock;
 pub use open::{DiskStore, OpenIds};

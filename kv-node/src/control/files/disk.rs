@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::storage::is_out_of_descriptors;
+use kv_core::error::is_out_of_descriptors;
 
 /// A flat directory of files.
 pub(in crate::control) trait Disk: Send + 'static {

@@ -67,6 +67,8 @@ pub(in crate::control) struct Stored {
 
 /// Reads the stored state.
 pub(in crate::control) fn load<D: Disk>(disk: &mut D) -> Result<Stored, FileError> {
+    // A damaged one is an error and not derived from the files beside it: the log does not say which of its entries were agreed
+    // on, and the snapshot alone may be older than what this node has acted on. Both would make it go back, or ahead.
     let newest: ClusterState = file::value(disk, NEWEST)?.unwrap_or_default();
     let Some(snapshot) = file::value::<D, SnapshotFile>(disk, SNAPSHOT)? else {
         return Ok(Stored { snapshot: None, newest });

@@ -1,0 +1,120 @@
+//! What a client knows of one of its keys, and what an answer may say if the store keeps its promises.
+//!
+//! Two kinds of evidence are used. *Values*: an acknowledged put stays until a write may have replaced it whose context covered
+//! it. A context covers what a read has shown, and a write of one's own only if its answer gave a new context: a write beside
+//! which a sibling stands gives the writer's own context back, and the next write stands beside it as well. *Contexts*: a record
+//! only ever learns more, so a read that promises to see all acknowledged writes returns a context that covers theirs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use kv_core::types::KeyspaceId;
+use kv_core::version::{Context, ContextToken};
+
+/// The keyspace of all keys here.
+pub(crate) const KEYSPACE: KeyspaceId = KeyspaceId(0);
+
+/// A put or a delete as it was asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    is_delete: bool,
+    /// The context that it brought, and the numbers that this covered.
+    context: Option<Bytes>,
+    covered: BTreeSet<u64>,
+}
+
+/// What a client knows of one of its keys. Each write has a number, which is its value as well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Key {
+    /// The context of the next write, and the numbers that it covers and that may still be there.
+    context: Option<Bytes>,
+    covered: BTreeSet<u64>,
+    /// The write that has no answer yet.
+    asked: BTreeMap<u64, Asked>,
+    /// Acknowledged puts that no write may have replaced.
+    held: BTreeSet<u64>,
+    /// Numbers that an acknowledged write has replaced.
+    replaced: BTreeSet<u64>,
+    /// All that acknowledged writes have seen.
+    acknowledged: Context,
+}
+
+/// What a read says of the promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// It does not know all acknowledged writes. Promised is that it does only where write and read were strict.
+    pub(crate) stale: bool,
+    /// It knows all acknowledged writes, and one of their values is not there although nothing can have replaced it.
+    pub(crate) lost: bool,
+    /// Values that were replaced and are there again beside the newer ones: attempts of a request that one node carried out
+    /// after another one had.
+    pub(crate) came_back: usize,
+}
+
+impl Key {
+    /// The context of the next write.
+    pub(crate) fn context(&self) -> Option<Bytes> {
+        self.context.clone()
+    }
+
+    /// A write is about to be sent, with the context of now.
+    pub(crate) fn asks(&mut self, number: u64, is_delete: bool) {
+        let asked = Asked { is_delete, context: self.context.clone(), covered: self.covered.clone() };
+        self.asked.insert(number, asked);
+    }
+
+    /// The write did nothing.
+    pub(crate) fn did_nothing(&mut self, number: u64) {
+        self.asked.remove(&number);
+    }
+
+    /// The write may have been carried out, or be carried out later: what it covered may be gone from now on.
+    pub(crate) fn may_have_written(&mut self, number: u64) {
+        let Some(asked) = self.asked.remove(&number) else { return };
+        self.held.retain(|held| !asked.covered.contains(held));
+    }
+
+    /// The write was acknowledged with this context.
+    pub(crate) fn wrote(&mut self, number: u64, context: Bytes, key: &[u8]) {
+        let Some(asked) = self.asked.remove(&number) else { return };
+        self.held.retain(|held| !asked.covered.contains(held));
+        self.replaced.extend(&asked.covered);
+        if !asked.is_delete {
+            self.held.insert(number);
+        }
+        self.covered.retain(|covered| !self.replaced.contains(covered));
+        if let Ok(token) = ContextToken::decode(&context, KEYSPACE, key) {
+            self.acknowledged.join(&token.context);
+            // The same context as before, or an empty one: siblings stand beside it.
+            let stands_beside = asked.context.as_ref().map_or(token.context.is_empty(), |before| *before == context);
+            if !stands_beside && !asked.is_delete {
+                self.covered.insert(number);
+            }
+        }
+        self.context = Some(context);
+    }
+
+    /// A read has shown these values with this context.
+    pub(crate) fn read(&mut self, found: &BTreeSet<u64>, context: Bytes, key: &[u8]) -> Judged {
+        let judged = self.judge(found, &context, key);
+        if !judged.stale {
+            self.covered.clone_from(found);
+            self.context = Some(context);
+        }
+        judged
+    }
+
+    /// What these values with this context say.
+    pub(crate) fn judge(&self, found: &BTreeSet<u64>, context: &Bytes, key: &[u8]) -> Judged {
+        // Nothing was ever written to a key without a context.
+        let token = ContextToken::decode(context, KEYSPACE, key).unwrap_or_default();
+        if !token.context.dominates(&self.acknowledged) {
+            return Judged { stale: true, ..Judged::default() };
+        }
+        Judged {
+            stale: false,
+            lost: !self.held.is_subset(found),
+            came_back: found.intersection(&self.replaced).count(),
+        }
+    }
+}
