@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::fake::Cluster;
+use crate::support::Cluster;
 
 #[test]
 fn the_benchmark_verifies_what_it_wrote() {

@@ -6,8 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fake::Cluster;
-use crate::run_with;
+use crate::support::{Cluster, run_with};
 
 /// Runs the program with a standard output that nobody reads any more; its exit code, and what it says.
 fn run_closed(arguments: &[&str]) -> (Option<i32>, String) {
