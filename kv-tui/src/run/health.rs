@@ -345,27 +345,33 @@ pub(super) mod tests {
         assert_eq!(told, expected);
     }
 
+    /// Two copies, both of which n1 and n3 hold.
+    fn make_uneven(picture: &mut Picture) {
+        let layout = Arc::make_mut(&mut picture.description).layout.as_mut().expect("formed");
+        let layout = Arc::make_mut(layout);
+        layout.settled = false;
+        layout.copies = 2;
+        for entry in &mut layout.partitions {
+            entry.owners = [1, 3].map(|node| Owner { node: NodeId(node), since: Epoch(1) }).to_vec();
+        }
+    }
+
     #[test]
-    fn every_word_has_its_reasons() {
+    fn a_healthy_cluster_needs_no_reasons() {
         check(|_| {}, "healthy ready idle: ");
-        let uneven = |picture: &mut Picture| {
-            let Description { layout: Some(layout), .. } = Arc::make_mut(&mut picture.description) else { return };
-            let layout = Arc::make_mut(layout);
-            layout.settled = false;
-            layout.copies = 2;
-            for entry in &mut layout.partitions {
-                entry.owners =
-                    vec![Owner { node: NodeId(1), since: Epoch(1) }, Owner { node: NodeId(3), since: Epoch(1) }];
-            }
-        };
+        check(|picture| Arc::make_mut(&mut picture.description).keyspaces[0].w = 3, "healthy ready idle: ");
+    }
+
+    #[test]
+    fn copies_that_are_spread_unevenly_are_named() {
         check(
-            uneven,
+            make_uneven,
             "uneven ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %), n1 holds 50 % (fair 33 %), n3 \
              holds 50 % (fair 33 %)",
         );
         check(
             |picture| {
-                uneven(picture);
+                make_uneven(picture);
                 Arc::make_mut(Arc::make_mut(&mut picture.description).layout.as_mut().expect("formed")).copies = 3;
             },
             "degraded ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %); 4 partitions have fewer than 3 \
@@ -374,12 +380,16 @@ pub(super) mod tests {
         // An operation that is under way leads to another balance.
         check(
             |picture| {
-                uneven(picture);
+                make_uneven(picture);
                 let state = v1::OperationState::Paused.into();
                 snapshot(picture, 1).operation = Some(v1::Operation { id: 1, state, ..Default::default() });
             },
             "settling ready: operation 1 () is paused, 0 of 0 replicas moved",
         );
+    }
+
+    #[test]
+    fn work_that_is_pending_means_settling() {
         check(
             |picture| snapshot(picture, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
             "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",
@@ -402,6 +412,10 @@ pub(super) mod tests {
             |picture| snapshot(picture, 2).layout_epoch = 2,
             "settling ready idle: n3 acts on layout 2, the newest is 3",
         );
+    }
+
+    #[test]
+    fn failures_mean_degraded_or_unavailable() {
         check(|picture| lose(picture, 1), "degraded ready: n2 is not in reach (connection refused)");
         check(
             |picture| {
@@ -430,7 +444,10 @@ pub(super) mod tests {
             },
             "degraded ready idle: n1 takes n2 to be down: no heartbeat",
         );
-        check(|picture| Arc::make_mut(&mut picture.description).keyspaces[0].w = 3, "healthy ready idle: ");
+    }
+
+    #[test]
+    fn a_cluster_that_is_forming_says_how_far() {
         check(
             |picture| {
                 let description = Arc::make_mut(&mut picture.description);
