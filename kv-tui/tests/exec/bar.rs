@@ -23,13 +23,13 @@ struct Result {
 impl Cluster {
     /// Runs a line as the command bar does.
     fn bar(&self, line: &str) -> Result {
-        let (feed, mut told) = mpsc::channel(10_000);
+        let (feed, mut reported) = mpsc::channel(10_000);
         let (_stop, stopped) = oneshot::channel();
         let source = Grpc { addresses: vec![self.addresses.clone()], read_only: false };
         let source = Grpc { addresses: source.addresses[0].split(',').map(str::to_owned).collect(), ..source };
         command::run(line, false, &source, &feed, stopped);
         let mut result = Result { printed: Vec::new(), code: -1, error: String::new() };
-        while let Ok(feed) = told.try_recv() {
+        while let Ok(feed) = reported.try_recv() {
             match feed {
                 Feed::Output(lines) => result.printed.extend(lines.iter().map(|line| same(line))),
                 Feed::Ended { code, error } => {
@@ -45,11 +45,11 @@ impl Cluster {
     /// Runs a line as a script of one line, with its position taken out of errors.
     fn script(&self, line: &str) -> Result {
         let ran = self.exec_with(&["--file", "-"], line.as_bytes());
-        let told =
+        let reported =
             |line: &str| serde_json::from_str::<Value>(line).ok()?["error"]["message"].as_str().map(str::to_owned);
         let error = match ran.errors.split_once("error: ") {
             Some((_, error)) => Some(error.trim_end().to_owned()),
-            None => ran.errors.lines().find_map(told),
+            None => ran.errors.lines().find_map(reported),
         };
         // Without an error, what stands on standard error are notes.
         let notes = if error.is_some() { "" } else { ran.errors.as_str() };
@@ -156,9 +156,9 @@ fn a_line_gives_the_same_in_the_bar_and_in_exec() {
     // A file is written once: the bar's is put aside before `exec` writes its own.
     let path = folder.path().join("exported");
     let line = format!("export {}", path.display());
-    let (told, kept) = (by_bar.bar(&line), std::fs::read_to_string(&path).expect("exported"));
+    let (reported, kept) = (by_bar.bar(&line), std::fs::read_to_string(&path).expect("exported"));
     std::fs::remove_file(&path).expect("removed");
-    assert_eq!(told, by_exec.script(&line));
+    assert_eq!(reported, by_exec.script(&line));
     assert_eq!(same(&kept), same(&std::fs::read_to_string(&path).expect("exported")));
 }
 

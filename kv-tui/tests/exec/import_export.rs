@@ -23,8 +23,8 @@ fn imports_name_bad_lines_and_keep_what_was_imported() {
 
     let stopped = cluster.json(&["import", &path]);
     assert_eq!(stopped.code, 1);
-    let told = stopped.one();
-    assert_eq!((&told["imported"], &told["failed"], &told["lines"]), (&json!(500), &json!(1), &json!(502)));
+    let result = stopped.one();
+    assert_eq!((&result["imported"], &result["failed"], &result["lines"]), (&json!(500), &json!(1), &json!(502)));
     assert!(stopped.errors.contains("line 502 is not JSON"), "{}", stopped.errors);
     assert!(stopped.errors.contains("the 500 records imported before stay"), "{}", stopped.errors);
     assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "500\n");
@@ -70,8 +70,8 @@ fn an_interrupted_import_tells_what_it_did() {
     let ran = child.wait_with_output().expect("ends while its input is open");
     drop(input);
     assert_eq!(ran.status.code(), Some(1));
-    let told: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-    assert_eq!(told["imported"], json!(10));
+    let result: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!(result["imported"], json!(10));
     let errors = String::from_utf8_lossy(&ran.stderr);
     assert!(errors.contains("interrupted behind line 10"), "{errors}");
 }

@@ -56,8 +56,8 @@ fn nothing_is_no_name() {
         let ran = cluster.exec(arguments);
         assert!(ran.code == 2 && ran.errors.contains("it is empty"), "{arguments:?}: {} {}", ran.code, ran.errors);
     }
-    let told = cluster.exec(&["get", "k", "-k", ""]).errors;
-    assert!(told.contains("leave the option out for the keyspace default"), "{told}");
+    let result = cluster.exec(&["get", "k", "-k", ""]).errors;
+    assert!(result.contains("leave the option out for the keyspace default"), "{result}");
 }
 
 #[test]

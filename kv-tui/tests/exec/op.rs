@@ -34,8 +34,8 @@ fn operations_are_listed_shown_and_steered() {
     cluster.world().operations =
         vec![operation(1, v1::OperationState::Done), operation(2, v1::OperationState::Running)];
     let listed = cluster.json(&["op", "ls"]).json();
-    let told: Vec<_> = listed.iter().map(|it| (it["id"].clone(), it["state"].clone(), it["moved"].clone())).collect();
-    assert_eq!(told, [(json!(1), json!("done"), json!(12)), (json!(2), json!("running"), json!(3))]);
+    let result: Vec<_> = listed.iter().map(|it| (it["id"].clone(), it["state"].clone(), it["moved"].clone())).collect();
+    assert_eq!(result, [(json!(1), json!("done"), json!(12)), (json!(2), json!("running"), json!(3))]);
     assert_eq!((listed[0]["seconds"].clone(), listed[1]["progress"].clone()), (json!(2.0), json!(0.25)));
     assert_eq!(listed[1]["waiting_for"], Value::Null);
 
@@ -44,11 +44,11 @@ fn operations_are_listed_shown_and_steered() {
     assert!(text.starts_with("operation 1: node add n4 (done)\nmoved     12 of 12 replicas (100.0 %)"), "{text}");
     assert_eq!(cluster.json(&["op", "show", "9"]).code, 3);
     assert_eq!(cluster.json(&["op", "pause", "2"]).one()["state"], json!("paused"));
-    assert_eq!(cluster.json(&["op", "ls"]).json()[1]["waiting_for"], json!("paused; op resume 2 goes on"));
+    assert_eq!(cluster.json(&["op", "ls"]).json()[1]["waiting_for"], json!("paused; op resume 2 continues it"));
     assert_eq!(cluster.json(&["op", "resume", "2"]).one()["state"], json!("running"));
     let retried = cluster.json(&["op", "retry", "2", "1", "5"]).one();
     assert_eq!((&retried["state"], &retried["retried"]), (&json!("running"), &json!([])));
-    assert_eq!(retried["message"], json!("nothing began anew: no transfer waits for a source"));
+    assert_eq!(retried["message"], json!("nothing was restarted: no transfer waits for a source"));
     let unknown = cluster.json(&["op", "retry", "2", "999"]);
     assert_eq!(unknown.code, 3);
     assert_eq!(cluster.json(&["op", "throttle", "16MiB/s"]).one()["bytes_per_second_max"], json!(16 << 20));
@@ -103,12 +103,12 @@ pub(crate) fn moving(cluster: &Cluster) {
     ];
 }
 
-/// What is to be told of [`moving`], as text.
+/// What is printed for [`moving`].
 pub(crate) const FACTS: &[&str] = &[
     "operation 2: node add n5 (running)",
     "moved     1 of 4 replicas (25.0 %)",
     "speed     0 B/s   limit 1.0 MiB/s a receiver",
-    "so far, no end in sight yet",
+    "so far, ETA unknown",
     "phases    2 wait → 1 copy (1 stalled) → 0 verify → 0 covered → 1 moved",
     "waits     stalled: n3 waits with partition 1: n1 does not answer",
     "flow      n1 → n3  1 of 4 replicas, 36 %, 0 B/s, stalled",
@@ -132,10 +132,10 @@ fn an_operation_is_shown_with_every_wait() {
     assert_eq!((&json["phases"]["stalled"], &json["phases"]["waiting"]), (&json!(1), &json!(2)));
     assert_eq!((&json["flow"][0]["source"], &json["flow"][0]["stalled"]), (&json!("n1"), &json!(true)));
     let moves = &json["moves_detail"];
-    let told = |at: usize| (moves[at]["state"].clone(), moves[at]["waiting_for"].clone());
-    assert_eq!(told(0), (json!("moved"), Value::Null));
-    assert_eq!(told(1), (json!("stalled"), json!("n1 does not answer")));
-    assert_eq!(told(3), (json!("waiting"), json!("waits for its turn")));
+    let result = |at: usize| (moves[at]["state"].clone(), moves[at]["waiting_for"].clone());
+    assert_eq!(result(0), (json!("moved"), Value::Null));
+    assert_eq!(result(1), (json!("stalled"), json!("n1 does not answer")));
+    assert_eq!(result(3), (json!("waiting"), json!("waits for its turn")));
     assert_eq!(moves[0]["receipt"]["sources"][1]["node"], json!("n2"));
 }
 
@@ -152,19 +152,19 @@ fn an_operation_is_followed_in_one_table_until_it_ends() {
         ..v1::Operation::default()
     };
     cluster.world().operations = vec![begun];
-    let (feed, mut told) = mpsc::channel(100);
+    let (feed, mut result) = mpsc::channel(100);
     let (_stop, stopped) = oneshot::channel();
     let addresses = cluster.addresses.split(',').map(str::to_owned).collect();
     let source = Grpc { addresses, read_only: true };
     let follows = std::thread::spawn(move || command::run("op watch --every 10ms", false, &source, &feed, stopped));
     let mut printed: Vec<String> = Vec::new();
     let code = loop {
-        match told.blocking_recv().expect("it ends") {
+        match result.blocking_recv().expect("it ends") {
             Feed::Output(lines) => printed.extend(lines),
             Feed::Ended { code, .. } => break code,
             other => panic!("{other:?}"),
         }
-        // Each change is told by a row of its own, as soon as it is seen.
+        // Each change is printed as a row of its own, as soon as it is seen.
         let mut world = cluster.world();
         let operation = &mut world.operations[0];
         match operation.moved {
