@@ -28,7 +28,7 @@ seed SEED:
 accept-screens:
     INSTA_UPDATE=always cargo test -p kv-tui --lib dashboard
 
-# The pictures in the documents, drawn anew.
+# The images in the documents, drawn again.
 pictures:
     cargo run -p kv-tui --example overview
     cargo run -p kv-tui --example migration

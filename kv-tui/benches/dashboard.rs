@@ -1,4 +1,4 @@
-//! What the dashboard costs: a look at all partitions, an account that has changed, and a key press until its frame.
+//! What the dashboard costs: a pass over all partitions, a changed report, and a key press until its frame.
 //!
 //! `cargo bench -p kv-tui --bench dashboard`
 
@@ -34,32 +34,32 @@ fn session(nodes: u64, partitions: u32) -> (Fake, Model) {
     (fake, model)
 }
 
-/// An account of the first node, and each time it is asked for another one that differs from the one before.
+/// Reports of the first node, each different from the one before.
 fn changing(fake: &Fake) -> impl FnMut() -> Feed {
-    let Feed::Snapshot(node, mut told) = fake.snapshot(NodeId(1), SECOND) else { panic!("not an account") };
+    let Feed::Snapshot(node, mut reported) = fake.snapshot(NodeId(1), SECOND) else { panic!("not a report") };
     move || {
-        told.keys += 1;
-        Feed::Snapshot(node, told.clone())
+        reported.keys += 1;
+        Feed::Snapshot(node, reported.clone())
     }
 }
 
-fn looks(c: &mut Criterion) {
-    let mut group = c.benchmark_group("look at all partitions");
+fn passes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pass over all partitions");
     group.sample_size(20);
     for (nodes, partitions) in SIZES {
         let (_, model) = session(nodes, partitions);
-        let picture = &model.cluster.as_ref().expect("a cluster").picture;
-        group.bench_function(format!("safety, {partitions} x {nodes}"), |b| b.iter(|| Safety::of(black_box(picture))));
-        group.bench_function(format!("health, {partitions} x {nodes}"), |b| b.iter(|| Health::of(black_box(picture))));
+        let cluster = &model.cluster.as_ref().expect("a cluster").snapshot;
+        group.bench_function(format!("safety, {partitions} x {nodes}"), |b| b.iter(|| Safety::of(black_box(cluster))));
+        group.bench_function(format!("health, {partitions} x {nodes}"), |b| b.iter(|| Health::of(black_box(cluster))));
         group.bench_function(format!("live keys, {partitions} x {nodes}"), |b| {
-            b.iter(|| black_box(picture).live_keys());
+            b.iter(|| black_box(cluster).live_keys());
         });
     }
     group.finish();
 }
 
-fn accounts(c: &mut Criterion) {
-    let mut group = c.benchmark_group("an account that has changed");
+fn reports(c: &mut Criterion) {
+    let mut group = c.benchmark_group("a report that has changed");
     group.sample_size(20);
     for (nodes, partitions) in SIZES {
         let (fake, mut model) = session(nodes, partitions);
@@ -72,7 +72,7 @@ fn accounts(c: &mut Criterion) {
 }
 
 fn frames(c: &mut Criterion) {
-    let mut group = c.benchmark_group("a key until its frame, an account before it");
+    let mut group = c.benchmark_group("a key until its frame, a report before it");
     group.sample_size(20);
     for (nodes, partitions) in SIZES {
         let (fake, mut model) = session(nodes, partitions);
@@ -106,5 +106,5 @@ fn frames(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, looks, accounts, frames);
+criterion_group!(benches, passes, reports, frames);
 criterion_main!(benches);

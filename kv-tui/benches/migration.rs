@@ -5,7 +5,7 @@
 //! clients with one. The same number of bytes is copied from one process to another, which writes and syncs a file:
 //! what the machine could do at best.
 
-#![allow(clippy::print_stdout, reason = "the figures go there")]
+#![allow(clippy::print_stdout, reason = "the results go there")]
 
 use std::error::Error;
 use std::fs::File;
@@ -59,10 +59,10 @@ fn measure(keys: u64) -> Outcome<()> {
     cluster.fill(keys)?;
     // The first seconds of a cluster are not those that are compared.
     cluster.window(keys)?;
-    cluster.windows(keys)?.tell("clients, nothing moves, three nodes");
+    cluster.windows(keys)?.print("clients, nothing moves, three nodes");
 
     let alone = cluster.change(&["node", "add"])?;
-    alone.tell("a node is added, no clients");
+    alone.print("a node is added, no clients");
     let plain = plain_copy(alone.bytes)?;
     println!(
         "  the same {:.1} MiB from one process to another, into a synced file: {:.0} MiB/s, {:.1} times as fast",
@@ -70,20 +70,20 @@ fn measure(keys: u64) -> Outcome<()> {
         mib(alone.bytes) / plain.as_secs_f64(),
         alone.took.as_secs_f64() / plain.as_secs_f64(),
     );
-    cluster.change(&["node", "remove", &cluster.newest()?, "--yes"])?.tell("it is removed, no clients");
+    cluster.change(&["node", "remove", &cluster.newest()?, "--yes"])?.print("it is removed, no clients");
 
     let (change, seen) = cluster.beside_clients(keys, &["node", "add"])?;
-    change.tell("a node is added beside clients, no limit");
-    seen.tell("clients meanwhile");
+    change.print("a node is added beside clients, no limit");
+    seen.print("clients meanwhile");
 
     // Three nodes receive what the fourth gives away.
     let limit = (change.bytes / 3 / LIMITED_SECONDS).max(1024);
     let throttled = cluster.begin(&["node", "remove", &cluster.newest()?, "--yes"], Some(limit))?;
     let (change, seen) = cluster.follow_beside_clients(keys, throttled, Seen::default())?;
-    change.tell(&format!("it is removed beside clients, at most {:.2} MiB/s for each receiver", mib(limit)));
-    seen.tell("clients meanwhile");
+    change.print(&format!("it is removed beside clients, at most {:.2} MiB/s for each receiver", mib(limit)));
+    seen.print("clients meanwhile");
 
-    cluster.windows(keys)?.tell("clients, nothing moves, three nodes");
+    cluster.windows(keys)?.print("clients, nothing moves, three nodes");
     Ok(())
 }
 
@@ -94,7 +94,7 @@ struct Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // What is measured is told already; a node that is left is seen in the list of processes.
+        // The results are printed already; a node that is left is seen in the list of processes.
         drop(self.run(&["local", "destroy", "--yes"]));
     }
 }
@@ -257,7 +257,7 @@ struct Change {
 }
 
 impl Change {
-    fn tell(&self, what: &str) {
+    fn print(&self, what: &str) {
         let seconds = self.took.as_secs_f64();
         println!(
             "  {what}: {} replicas, {} keys, {:.1} MiB; command to first / last cut-over {:.2} / {:.2} s; moving {seconds:.2} s, \
@@ -302,7 +302,7 @@ struct Seen {
 
 impl Seen {
     fn add(&mut self, window: &Value) -> Outcome<()> {
-        let number = |value: &Value| value.as_u64().ok_or("a figure is missing");
+        let number = |value: &Value| value.as_u64().ok_or("a number is missing");
         self.windows += 1;
         self.operations += number(&window["operations"])?;
         self.failures += number(&window["failures"])?;
@@ -314,7 +314,7 @@ impl Seen {
         Ok(())
     }
 
-    fn tell(&self, what: &str) {
+    fn print(&self, what: &str) {
         let latencies = |[p50, p99, longest]: [u64; 3]| {
             let ms = |us| float(us) / 1000.0;
             format!("{:.2} / {:.2} / {:.0} ms", ms(p50), ms(p99), ms(longest))
@@ -374,7 +374,7 @@ fn mib(bytes: u64) -> f64 {
 }
 
 fn float(number: u64) -> f64 {
-    #[allow(clippy::cast_precision_loss, reason = "figures for people")]
+    #[allow(clippy::cast_precision_loss, reason = "numbers for people")]
     let number = number as f64;
     number
 }

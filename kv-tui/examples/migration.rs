@@ -1,4 +1,4 @@
-//! Draws the picture of a migration from what the program shows: a temporary local cluster of real processes is started and
+//! Draws the image of a migration from what the program shows: a temporary local cluster of real processes is started and
 //! filled, a node is added with a limit on copying, and the dashboard of the live operation is drawn while it moves.
 //!
 //! `cargo run -p kv-tui --example migration > docs/migration.svg`
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use kv_tui::dashboard::keymap::Key;
 use kv_tui::dashboard::model::Model;
 use kv_tui::dashboard::msg::{Feed, Msg};
-use kv_tui::dashboard::picture::svg;
 use kv_tui::dashboard::source::Source;
 use kv_tui::dashboard::source::grpc::Grpc;
+use kv_tui::dashboard::svg::svg;
 use kv_tui::dashboard::theme::{Palette, Theme};
 use kv_tui::dashboard::update::update;
 use kv_tui::dashboard::view::draw;
@@ -26,7 +26,7 @@ const RECORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/packages.
 /// What each node copies in a second, so that the moves take long enough to be looked at.
 const LIMIT: &str = "256KiB/s";
 
-/// The part of the work that is done in the picture.
+/// The part of the work that is done in the image.
 const SHARE: f64 = 0.5;
 
 /// How long it may take until then.
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     match arguments.next() {
         Some(first) if first == kv_tui::NODE_MODE => kv_node::run(program.into_iter().chain(arguments)),
         Some(_) => kv_tui::main(),
-        None => match picture() {
+        None => match draw_migration() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 drop(writeln!(io::stderr(), "{error}"));
@@ -49,8 +49,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn picture() -> io::Result<()> {
-    let folder = std::env::temp_dir().join(format!("kv-picture-{}", std::process::id()));
+fn draw_migration() -> io::Result<()> {
+    let folder = std::env::temp_dir().join(format!("kv-image-{}", std::process::id()));
     let drawn = moving(&folder);
     drop(run(&folder, &["local", "destroy", "--yes"]));
     drop(std::fs::remove_dir_all(&folder));
@@ -88,11 +88,11 @@ fn moving(folder: &Path) -> io::Result<String> {
     let mut asks = Some(["exec", "node", "add", "--limit", LIMIT]);
     let mut adding = None;
     while Instant::now() < deadline {
-        let Some(told) = feeds.blocking_recv() else { break };
-        // Once every member has told its figures, the addition begins.
-        let seen = matches!(told, Feed::Snapshot(..));
+        let Some(reported) = feeds.blocking_recv() else { break };
+        // When every member has reported, the addition begins.
+        let seen = matches!(reported, Feed::Snapshot(..));
         update(&mut model, Msg::Clock(now_us()));
-        update(&mut model, Msg::Feed(told));
+        update(&mut model, Msg::Feed(reported));
         let Some(cluster) = model.cluster.as_ref().filter(|_| seen) else { continue };
         if let Some(arguments) = asks.take_if(|_| cluster.tracks.len() == 3 && cluster.live_keys() == Some(20_000)) {
             let folder = folder.to_owned();
@@ -107,5 +107,5 @@ fn moving(folder: &Path) -> io::Result<String> {
             return Ok(drawn);
         }
     }
-    Err(io::Error::other("the operation does not get on; see the logs of the nodes"))
+    Err(io::Error::other("the operation makes no progress; see the logs of the nodes"))
 }

@@ -1,7 +1,7 @@
-//! Draws the picture of the README: `cargo run -p kv-tui --example overview > docs/overview.svg`.
+//! Draws the image of the README: `cargo run -p kv-tui --example overview > docs/overview.svg`.
 
 use std::io::{self, Write};
 
 fn main() -> io::Result<()> {
-    io::stdout().write_all(kv_tui::dashboard::picture::overview().as_bytes())
+    io::stdout().write_all(kv_tui::dashboard::svg::overview().as_bytes())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::dashboard::Look;
+use crate::dashboard::DisplayOptions;
 use crate::output::Format;
 
 /// The kv store's terminal: scripting, the local cluster, and the state of any cluster.
@@ -19,7 +19,7 @@ pub(crate) struct Cli {
     pub(crate) reach: Reach,
     /// The dashboard, which opens without a program.
     #[command(flatten)]
-    pub(crate) look: Look,
+    pub(crate) display: DisplayOptions,
     #[command(subcommand)]
     pub(crate) program: Option<Program>,
 }
@@ -100,7 +100,7 @@ pub(crate) struct LocalOpen {
     #[arg(long)]
     pub(crate) ephemeral: bool,
     #[command(flatten)]
-    pub(crate) look: Look,
+    pub(crate) display: DisplayOptions,
     /// `local` was named; not an argument.
     #[arg(skip = true)]
     pub(crate) named: bool,
@@ -172,8 +172,8 @@ mod tests {
             Ok(Some(Program::Local { open, action: None })) => open,
             other => panic!("{other:?}"),
         };
-        let told = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
-        assert!((told.nodes, told.ephemeral, told.look.plain) == (Some(5), true, true));
+        let parsed = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
+        assert!((parsed.nodes, parsed.ephemeral, parsed.display.plain) == (Some(5), true, true));
         assert!(Cli::try_parse_from(["kv-tui", "local", "--ephemeral", "stop"]).is_err());
         let Ok(Cli { program: Some(Program::Local { action: Some(LocalAction::Start { nodes, .. }), .. }), .. }) =
             Cli::try_parse_from(["kv-tui", "local", "start", "--nodes", "4"])

@@ -89,8 +89,8 @@ impl CommandError {
     #[must_use]
     pub fn from_clap(error: &clap::Error) -> Self {
         let message = error.to_string();
-        let told = Self::usage(message.strip_prefix("error: ").unwrap_or(&message).trim_end());
-        Self { help: !error.use_stderr(), ..told }
+        let reported = Self::usage(message.strip_prefix("error: ").unwrap_or(&message).trim_end());
+        Self { help: !error.use_stderr(), ..reported }
     }
 
     /// The JSON on standard error.

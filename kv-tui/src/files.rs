@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The files of this process that are not complete, so that an end of the process can remove them.
 static INCOMPLETE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Temporary names that are tried before somebody is told to clear up.
+/// How many temporary names are tried before the error asks the user to clean up.
 const NAMES_MAX: u32 = 100;
 
 /// Bytes of the name that a temporary name repeats: with what stands around them, file systems take it.
@@ -97,7 +97,7 @@ impl Drop for NewFile {
 /// Removes what is not complete; called where the process ends without the owners of such files.
 pub(crate) fn remove_incomplete() {
     for temporary in std::mem::take(&mut *incomplete()) {
-        // There is nobody left to tell.
+        // An error here cannot be error to anyone.
         fs::remove_file(temporary).unwrap_or(());
     }
 }
@@ -153,8 +153,8 @@ mod tests {
         let mut file = NewFile::create(&path).expect("created");
         file.write_all(b"ours").expect("written");
         fs::write(&path, b"theirs").expect("written meanwhile");
-        let told = file.finish().expect_err("the name is taken");
-        assert!(told.to_string().contains("exists already; name another"), "{told}");
+        let error = file.finish().expect_err("the name is taken");
+        assert!(error.to_string().contains("exists already; name another"), "{error}");
         assert_eq!((names(folder.path()).len(), fs::read(&path).expect("readable")), (1, b"theirs".to_vec()));
         assert_eq!(NewFile::create(&path).expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
         let long = folder.path().join("x".repeat(250));

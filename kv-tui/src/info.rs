@@ -14,19 +14,19 @@ pub(crate) fn info(format: Format) -> Result<(), CommandError> {
     let paths = Paths::new()?;
     let variable = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     let local = variable("KV_LOCAL_DIR").map_or_else(|| paths.local(), PathBuf::from);
-    let told = |path: PathBuf| Some(path.display().to_string());
+    let text = |path: PathBuf| Some(path.display().to_string());
     let executable = env::current_exe().map(|path| path.display().to_string()).unwrap_or_default();
     let entries = [
         ("version", Some(env!("CARGO_PKG_VERSION").to_owned())),
         ("executable", Some(executable)),
-        ("config", told(paths.config_file())),
-        ("data", told(paths.data.clone())),
-        ("history", told(paths.history())),
-        ("dashboard", told(paths.kept())),
-        ("local_cluster", told(local.clone())),
-        ("local_nodes", told(local.join("local.json"))),
-        ("local_logs", told(local.join("n*").join("node.log"))),
-        ("single_node", told(paths.data.join("node"))),
+        ("config", text(paths.config_file())),
+        ("data", text(paths.data.clone())),
+        ("history", text(paths.history())),
+        ("dashboard", text(paths.saved_view())),
+        ("local_cluster", text(local.clone())),
+        ("local_nodes", text(local.join("local.json"))),
+        ("local_logs", text(local.join("n*").join("node.log"))),
+        ("single_node", text(paths.data.join("node"))),
         ("KV_CONNECT", variable("KV_CONNECT")),
         ("KV_LOCAL_DIR", variable("KV_LOCAL_DIR")),
     ];

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use cli::{Cli, Exec, LocalAction, LocalOpen, Program, Reach};
 use command::{Command, Line, NodeCommand};
-use dashboard::Look;
+use dashboard::DisplayOptions;
 use dashboard::config::{Config, Context};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
@@ -64,8 +64,8 @@ async fn run_program(cli: Cli) -> ExitCode {
     let context = config.context.clone().filter(|_| cli.reach.connect.is_empty());
     // A context stands for what its flags would say.
     let named = |connect: Vec<String>| if connect.is_empty() { named_nodes(context.as_ref()) } else { connect };
-    let read_only = cli.look.read_only || context.as_ref().is_some_and(|context| context.read_only);
-    let look = Look { read_only, ..cli.look };
+    let read_only = cli.display.read_only || context.as_ref().is_some_and(|context| context.read_only);
+    let display = DisplayOptions { read_only, ..cli.display };
     if let (Some(problem), false) = (&problem, is_dashboard(&cli)) {
         Printer::new(Format::Table, std::io::stdout(), std::io::stderr()).note(problem);
     }
@@ -74,17 +74,17 @@ async fn run_program(cli: Cli) -> ExitCode {
             let target = context.as_ref().map(|context| context.name.clone());
             let reach = Reach { connect: named(cli.reach.connect) };
             let local = if reach.connect.is_empty() { Some(LocalOpen::default()) } else { None };
-            show(Show { reach, target, local, look, config, problem }).await
+            show(Show { reach, target, local, display, config, problem }).await
         }
         Some(Program::Local { open, action: None }) => {
-            let look = Look { read_only: cli.look.read_only, ..look }.or(open.look);
-            show(Show { reach: Reach::default(), target: None, local: Some(open), look, config, problem }).await
+            let display = DisplayOptions { read_only: cli.display.read_only, ..display }.or(open.display);
+            show(Show { reach: Reach::default(), target: None, local: Some(open), display, config, problem }).await
         }
         Some(Program::Exec(exec)) => {
             let own = exec.reach.connect.clone();
             let reach = Reach { connect: if own.is_empty() { named(cli.reach.connect) } else { own } };
             let read_only =
-                exec.read_only || if exec.reach.connect.is_empty() { look.read_only } else { cli.look.read_only };
+                exec.read_only || if exec.reach.connect.is_empty() { display.read_only } else { cli.display.read_only };
             run_exec(Exec { reach, read_only, ..exec }).await
         }
         Some(Program::Local { action: Some(action), .. }) => {
@@ -107,11 +107,11 @@ fn named_nodes(context: Option<&Context>) -> Vec<String> {
     context.map(|context| context.connect.clone()).unwrap_or_default()
 }
 
-/// Whether the dashboard opens, which tells what is to be told by itself.
+/// Whether the dashboard opens; it shows notices itself.
 fn is_dashboard(cli: &Cli) -> bool {
     let (shown, once) = match &cli.program {
-        None => (true, cli.look.once),
-        Some(Program::Local { open, action: None }) => (true, cli.look.once || open.look.once),
+        None => (true, cli.display.once),
+        Some(Program::Local { open, action: None }) => (true, cli.display.once || open.display.once),
         Some(_) => (false, false),
     };
     shown && !once && dashboard::has_terminal()
@@ -123,14 +123,14 @@ struct Show {
     target: Option<String>,
     /// The local cluster, started unless it runs.
     local: Option<LocalOpen>,
-    look: Look,
+    display: DisplayOptions,
     config: Config,
     problem: Option<String>,
 }
 
 /// Shows a cluster: on the screen, or once as text.
 async fn show(what: Show) -> ExitCode {
-    let on_screen = !what.look.once && dashboard::has_terminal();
+    let on_screen = !what.display.once && dashboard::has_terminal();
     // A look at what runs starts nothing, unless it was asked for.
     let open = what.local.as_ref().filter(|open| on_screen || open.is_asked());
     let local = match open {
@@ -142,7 +142,7 @@ async fn show(what: Show) -> ExitCode {
     };
     let rescue = local.as_ref().and_then(local::Shown::rescue);
     if let Some(rescue) = &rescue {
-        dashboard::terminal::tell_after_panic(rescue.clone());
+        dashboard::terminal::say_after_panic(rescue.clone());
     }
     let done = if on_screen {
         show_on_screen(what, local.as_ref()).await.map(|()| ExitCode::SUCCESS)
@@ -172,23 +172,23 @@ async fn show_on_screen(what: Show, local: Option<&local::Shown>) -> Result<(), 
         (Some(name), None) => name,
         (None, None) => addresses.join(","),
     };
-    let (tell, notices) = tokio::sync::mpsc::unbounded_channel();
+    let (notify, notices) = tokio::sync::mpsc::unbounded_channel();
     if let Some(problem) = what.problem {
         // The receiver is here.
-        tell.send(problem).unwrap_or(());
+        notify.send(problem).unwrap_or(());
     }
     if let Some(local) = local {
-        local.watch(&tell);
+        local.watch(&notify);
     }
-    let (look, config) = (what.look, what.config);
-    dashboard::run(dashboard::Start { target, addresses, look, config, notices: (tell, notices) }).await
+    let (display, config) = (what.display, what.config);
+    dashboard::run(dashboard::Start { target, addresses, display, config, notices: (notify, notices) }).await
 }
 
 /// Without taking the terminal: the overview as text, or what scripts ask for.
 async fn show_once(what: &Show, local: Option<&local::Shown>) -> ExitCode {
     let connect = local.map_or_else(|| what.reach.connect.clone(), |local| local.addresses.clone());
     let reach = Reach { connect };
-    let (commands, format) = match (what.look.once, what.look.json) {
+    let (commands, format) = match (what.display.once, what.display.json) {
         (true, true) => (vec![Command::Status, Command::Node(NodeCommand::Ls)], Format::Json),
         (true, false) => {
             let named =
@@ -196,7 +196,7 @@ async fn show_once(what: &Show, local: Option<&local::Shown>) -> ExitCode {
             let target = what.target.clone().unwrap_or(named);
             return with_cluster(&reach, Options::default(), Format::Table, async |client| {
                 let mut printer = Printer::new(Format::Table, std::io::stdout().lock(), std::io::stderr());
-                let done = dashboard::once::plain(target, what.look.ascii, client, &mut printer).await;
+                let done = dashboard::once::plain(target, what.display.ascii, client, &mut printer).await;
                 done.map_or_else(|error| fail(&error, Format::Table), |()| ExitCode::SUCCESS)
             })
             .await;
@@ -212,7 +212,7 @@ async fn show_once(what: &Show, local: Option<&local::Shown>) -> ExitCode {
                 return code;
             }
         }
-        if !what.look.json {
+        if !what.display.json {
             return ExitCode::SUCCESS;
         }
         let mut printer = Printer::new(format, std::io::stdout().lock(), std::io::stderr());

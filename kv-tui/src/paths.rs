@@ -35,7 +35,7 @@ impl Paths {
     }
 
     /// What the dashboard keeps from one run to the next.
-    pub(crate) fn kept(&self) -> PathBuf {
+    pub(crate) fn saved_view(&self) -> PathBuf {
         self.data.join("dashboard.json")
     }
 

@@ -43,20 +43,20 @@ struct Idle {
 /// Accounts of an idle cluster: many at once, then some every while, as of real nodes, until nobody listens.
 fn tell_idle(feed: &mpsc::Sender<Feed>) {
     let fake = Fake::new(3).expect("a layout");
-    for told in fake.first() {
-        feed.blocking_send(told).expect("somebody listens");
+    for reported in fake.first() {
+        feed.blocking_send(reported).expect("somebody listens");
     }
     for number in 0_u64.. {
-        for mut told in fake.second(5) {
-            if let Feed::Snapshot(_, snapshot) = &mut told {
+        for mut reported in fake.second(5) {
+            if let Feed::Snapshot(_, snapshot) = &mut reported {
                 snapshot.uptime_us += number;
                 snapshot.taken_us += number;
             }
-            if feed.blocking_send(told).is_err() {
+            if feed.blocking_send(reported).is_err() {
                 return;
             }
         }
-        // Rates need two accounts; from then on nothing that is seen changes.
+        // Rates need two reports; from then on nothing that is seen changes.
         let word = match number {
             2 => "settled",
             BURST => "over",
@@ -109,7 +109,7 @@ fn dashboard_of_this_program() {
         notices: mpsc::unbounded_channel(),
         view: draw_or_panic,
     };
-    kv_tui::dashboard::terminal::tell_after_panic("what is left is told".to_owned());
+    kv_tui::dashboard::terminal::say_after_panic("what is left is reported".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(runtime::run(parts)).expect("it ends well");
 }
@@ -121,7 +121,7 @@ struct Screen {
     master: Arc<File>,
     gone: Arc<AtomicBool>,
     terminal: File,
-    told: Receiver<Vec<u8>>,
+    reported: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     /// Where what is looked at begins.
     mark: usize,
@@ -181,16 +181,16 @@ impl Screen {
             .expect("the program starts");
         let (master, gone) = (Arc::new(File::from(master)), Arc::new(AtomicBool::new(false)));
         let (reader, leave) = (Arc::clone(&master), Arc::clone(&gone));
-        let (tell, told) = channel();
+        let (send, reported) = channel();
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = (&*reader).read(&mut bytes) {
-                if leave.load(Ordering::SeqCst) || tell.send(bytes[..count].to_vec()).is_err() {
+                if leave.load(Ordering::SeqCst) || send.send(bytes[..count].to_vec()).is_err() {
                     return;
                 }
             }
         });
-        Self { child, master, gone, terminal: open(), told, seen: Vec::new(), mark: 0, data }
+        Self { child, master, gone, terminal: open(), reported, seen: Vec::new(), mark: 0, data }
     }
 
     /// Waits until the program has written a text.
@@ -207,7 +207,7 @@ impl Screen {
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.told.recv_timeout(left) {
+            match self.reported.recv_timeout(left) {
                 Ok(bytes) => self.seen.extend(bytes),
                 Err(_) => panic!("no {what:?} in {:?}: {:#?}", self.text(), screen_of(&self.seen)),
             }
@@ -216,7 +216,7 @@ impl Screen {
 
     /// All that a program has written that is no more.
     fn ended_with(&mut self) -> String {
-        self.seen.extend(self.told.try_iter().flatten());
+        self.seen.extend(self.reported.try_iter().flatten());
         String::from_utf8_lossy(&self.seen).into_owned()
     }
 
@@ -237,7 +237,7 @@ impl Screen {
     fn resize(&self, columns: u16, rows: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&*self.master, size).expect("resized");
-        // Without a controlling terminal the kernel tells nobody.
+        // Without a controlling terminal the kernel sends no signal.
         self.signal(Signal::WINCH);
     }
 
@@ -263,7 +263,7 @@ impl Screen {
             }
             assert!(Instant::now() < deadline, "it does not end: {:#?}", screen_of(&self.seen));
             // The terminal must be read meanwhile, and that is also what is waited on.
-            if let Ok(bytes) = self.told.recv_timeout(Duration::from_millis(10)) {
+            if let Ok(bytes) = self.reported.recv_timeout(Duration::from_millis(10)) {
                 self.seen.extend(bytes);
             }
         }
@@ -287,7 +287,7 @@ impl Screen {
         self.wait_for("\u{1b}[?25h");
         self.wait_for(report);
         if code == Some(101) {
-            self.wait_for("what is left is told");
+            self.wait_for("what is left is reported");
         }
         let text = self.text();
         assert!(text.rfind(report) >= text.rfind("\u{1b}[?1049l") || report.is_empty(), "{text:?}");
@@ -345,7 +345,7 @@ fn an_idle_dashboard_is_silent() {
     let mut screen = Screen::play("idle");
     screen.wait_for("settled");
     screen.forget();
-    // Two thousand accounts of each node later comes the first byte.
+    // Two thousand reports of each node later comes the first byte.
     screen.wait_for("over");
     let text = screen.text();
     assert_eq!(text.matches("\u{1b}[?2026h").count(), 1, "one frame, that of the event: {text:?}");

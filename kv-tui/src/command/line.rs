@@ -327,10 +327,10 @@ mod tests {
         assert_eq!(split(b"put k ''''"), Err(LineError::Inside { quote: '\'', column: 7 }));
         assert_eq!(split(b"node add --zone='a'b"), Err(LineError::Inside { quote: '\'', column: 17 }));
         assert_eq!(split(br"get a\ b"), Err(LineError::Space { column: 6 }));
-        let told = Line::parse_line(br#"put t {"a":"x y"}"#).expect_err("two words");
-        assert!(told.message.contains("put them around the whole word"), "{}", told.message);
-        let told = Line::parse_line(b"put t a b").expect_err("a word too many");
-        assert!(!told.message.contains("Quotes"), "{}", told.message);
+        let error = Line::parse_line(br#"put t {"a":"x y"}"#).expect_err("two words");
+        assert!(error.message.contains("put them around the whole word"), "{}", error.message);
+        let error = Line::parse_line(b"put t a b").expect_err("a word too many");
+        assert!(!error.message.contains("Quotes"), "{}", error.message);
     }
 
     #[test]

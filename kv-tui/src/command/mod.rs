@@ -490,7 +490,7 @@ impl Command {
         }
     }
 
-    /// Whether what it prints tells of what goes on, line by line until it ends.
+    /// Whether it prints a line for each change until it ends.
     #[must_use]
     pub fn follows(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! The cluster as the dashboard knows it: the same `Picture` that `exec` prints, and what follows from its changes.
+//! The cluster as the dashboard knows it: the same `ClusterSnapshot` that `exec` prints, and what is derived from it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -13,8 +13,8 @@ use super::columns::{Column, EventOrder, PartitionOrder};
 use super::list::List;
 use super::operations::Operations;
 use crate::run::health::Health;
-use crate::run::picture::{Picture, Share, state_word};
 use crate::run::safety::Safety;
+use crate::run::snapshot::{ClusterSnapshot, Share, state_word};
 
 /// Seconds of throughput that are kept.
 pub const THROUGHPUT_SLOTS: usize = 3600;
@@ -25,46 +25,46 @@ pub const EVENTS_OF_KIND_MAX: usize = 1000;
 /// Figures older than this do not count as the present, in microseconds.
 pub const FRESH_US: u64 = 2_500_000;
 
-/// What tells one event from all others: its time, its node, whether it is a change of the cluster, and its number there.
+/// What identifies an event: its time, its node, whether it is a change of the cluster, and its number there.
 pub type EventId = (u64, u64, bool, u64);
 
-/// The cluster as it was last told.
+/// The cluster as last reported.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// What is agreed on, and each member's own account.
-    pub picture: Picture,
-    /// What the pictures together say of each member.
+    /// The agreed state, and each member's own report.
+    pub snapshot: ClusterSnapshot,
+    /// What several reports together say of each member.
     pub tracks: BTreeMap<NodeId, Track>,
-    /// What follows from the picture.
-    judged: Judged,
+    /// What is derived from the snapshot.
+    derived: Derived,
     /// Each member's part of the copies.
     pub shares: BTreeMap<NodeId, Share>,
     /// The newest event last.
     pub events: VecDeque<v1::Event>,
-    /// One slot a second, the newest last; `None` where no member told its figures.
+    /// One slot a second, the newest last; `None` where no member reported.
     pub throughput: VecDeque<Option<Rates>>,
     /// The operations that are remembered, ascending by number, and how far the newest is.
     pub operations: Operations,
-    /// When anything was last told, in microseconds.
-    pub told_us: u64,
+    /// When anything was last reported, in microseconds.
+    pub reported_us: u64,
     /// The second of the newest slot.
     pub slot: u64,
 }
 
-/// What follows from the picture. It takes a look at every partition, so it is worked out when somebody looks at it, not
-/// when a member tells something, and forgotten when what it depends on has changed.
+/// What is derived from the snapshot. It takes a pass over every partition, so it is computed when it is drawn, not when a
+/// member reports, and dropped when what it depends on has changed.
 #[derive(Clone, Debug, Default)]
-struct Judged {
+struct Derived {
     health: OnceLock<Health>,
     safety: OnceLock<Safety>,
     live_keys: OnceLock<Option<u64>>,
 }
 
-/// What follows from a member's last two accounts.
+/// What is derived from a member's last two reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Track {
     /// When the last one came, in microseconds.
-    pub told_us: u64,
+    pub reported_us: u64,
     /// The rates between the last two; `None` with only one of this process.
     pub rates: Option<Rates>,
 }
@@ -79,7 +79,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// The rates between two accounts; `None` if the node's process is not the same, or no time has passed.
+    /// The rates between two reports; `None` if the node's process is not the same, or no time has passed.
     #[must_use]
     pub fn between(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> Option<Self> {
         let same = before.store_id == after.store_id && before.boot == after.boot;
@@ -101,72 +101,72 @@ impl Cluster {
     /// A cluster of which only the description is known.
     #[must_use]
     pub fn new(description: Arc<Description>, now_us: u64) -> Self {
-        let picture = Picture { description, reports: Vec::new() };
+        let snapshot = ClusterSnapshot { description, reports: Vec::new() };
         let mut cluster = Self {
-            judged: Judged::default(),
-            shares: picture.shares(),
-            picture,
+            derived: Derived::default(),
+            shares: snapshot.shares(),
+            snapshot,
             tracks: BTreeMap::new(),
             events: VecDeque::new(),
             throughput: VecDeque::new(),
             operations: Operations::default(),
-            told_us: now_us,
+            reported_us: now_us,
             slot: now_us / 1_000_000,
         };
-        cluster.describe(Arc::clone(&cluster.picture.description));
+        cluster.describe(Arc::clone(&cluster.snapshot.description));
         cluster
     }
 
     /// Takes a newer description; members that have gone are forgotten.
     pub fn describe(&mut self, description: Arc<Description>) {
         let ids: Vec<NodeId> = description.members.iter().map(|member| member.id).collect();
-        self.picture.reports.retain(|report| ids.contains(&report.node));
+        self.snapshot.reports.retain(|report| ids.contains(&report.node));
         self.tracks.retain(|node, _| ids.contains(node));
         for member in &description.members {
-            match self.picture.reports.iter_mut().find(|report| report.node == member.id) {
+            match self.snapshot.reports.iter_mut().find(|report| report.node == member.id) {
                 Some(report) => report.address.clone_from(&member.address),
-                None => self.picture.reports.push(NodeReport {
+                None => self.snapshot.reports.push(NodeReport {
                     node: member.id,
                     address: member.address.clone(),
-                    snapshot: Err(RequestError::unavailable("its figures have not come yet")),
+                    snapshot: Err(RequestError::unavailable("no report received yet")),
                     events: Vec::new(),
                 }),
             }
         }
-        self.picture.description = description;
-        self.shares = self.picture.shares();
-        self.judged = Judged::default();
+        self.snapshot.description = description;
+        self.shares = self.snapshot.shares();
+        self.derived = Derived::default();
     }
 
-    /// Takes a member's account; what it shows that was not seen before.
-    pub fn report(&mut self, node: NodeId, mut snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> News {
-        let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) else {
-            return News::Nothing;
+    /// Takes a member's report; returns what has visibly changed.
+    pub fn observe_report(&mut self, node: NodeId, mut snapshot: Box<v1::NodeSnapshot>, now_us: u64) -> Change {
+        let Some(report) = self.snapshot.reports.iter_mut().find(|report| report.node == node) else {
+            return Change::Nothing;
         };
         let rates = report.snapshot.as_ref().ok().and_then(|before| Rates::between(before, &snapshot));
-        let new = report.snapshot.as_mut().map_or(News::Figures, |before| news(before, &mut snapshot));
+        let new = report.snapshot.as_mut().map_or(Change::Shown, |before| change_between(before, &mut snapshot));
         let safe = report.snapshot.as_ref().is_ok_and(|before| is_as_safe(before, &snapshot));
         report.snapshot = Ok(snapshot);
-        let track = self.tracks.insert(node, Track { told_us: now_us, rates });
-        self.told_us = now_us;
-        if new == News::Figures {
+        let track = self.tracks.insert(node, Track { reported_us: now_us, rates });
+        self.reported_us = now_us;
+        if new == Change::Shown {
             // Keys that are written say nothing of what may fail, which is what takes longest to find out.
-            let safety = if safe { std::mem::take(&mut self.judged.safety) } else { OnceLock::new() };
-            self.judged = Judged { safety, ..Judged::default() };
+            let safety = if safe { std::mem::take(&mut self.derived.safety) } else { OnceLock::new() };
+            self.derived = Derived { safety, ..Derived::default() };
         }
-        let told = self.picture.reports.iter().find(|report| report.node == node);
-        if let Some(Ok(snapshot)) = told.map(|report| &report.snapshot) {
-            self.operations.report(snapshot, &self.picture);
+        let reported = self.snapshot.reports.iter().find(|report| report.node == node);
+        if let Some(Ok(snapshot)) = reported.map(|report| &report.snapshot) {
+            self.operations.observe_report(snapshot, &self.snapshot);
         }
-        if track.is_some_and(|track| track.rates == rates) { new } else { News::Figures }
+        if track.is_some_and(|track| track.rates == rates) { new } else { Change::Shown }
     }
 
-    /// A member does not tell its figures.
+    /// A member does not report.
     pub fn lose(&mut self, node: NodeId, error: String) {
-        if let Some(report) = self.picture.reports.iter_mut().find(|report| report.node == node) {
+        if let Some(report) = self.snapshot.reports.iter_mut().find(|report| report.node == node) {
             report.snapshot = Err(RequestError::unavailable(error));
             self.tracks.remove(&node);
-            self.judged = Judged::default();
+            self.derived = Derived::default();
         }
     }
 
@@ -214,17 +214,17 @@ impl Cluster {
         self.throughput.iter().any(|slot| slot.is_none_or(|rates| rates.all() > 0.0))
     }
 
-    /// Whether some figures are so old that their age is shown.
+    /// Whether some data is so old that its age is shown.
     #[must_use]
     pub fn is_stale(&self, now_us: u64) -> bool {
-        let old = |told_us: u64| now_us.saturating_sub(told_us) > FRESH_US;
-        old(self.told_us) || self.tracks.values().any(|track| old(track.told_us))
+        let old = |reported_us: u64| now_us.saturating_sub(reported_us) > FRESH_US;
+        old(self.reported_us) || self.tracks.values().any(|track| old(track.reported_us))
     }
 
-    /// The operations of all members that told their figures just now; `None` if none did.
+    /// The operations of all members that reported just now; `None` if none did.
     #[must_use]
     pub fn rates(&self, now_us: u64) -> Option<Rates> {
-        let fresh = self.tracks.values().filter(|track| now_us.saturating_sub(track.told_us) <= FRESH_US);
+        let fresh = self.tracks.values().filter(|track| now_us.saturating_sub(track.reported_us) <= FRESH_US);
         fresh
             .filter_map(|track| track.rates)
             .reduce(|sum, rates| Rates { gets: sum.gets + rates.gets, writes: sum.writes + rates.writes })
@@ -235,17 +235,17 @@ impl Cluster {
     pub fn ordered(&self, list: &List<Column, NodeId>) -> Vec<&MemberView> {
         let shown = |member: &&MemberView| {
             let fields = [&member.member.name, &member.member.zone, &member.address];
-            list.shows(state_word(self.picture.state(member))) || fields.into_iter().any(|field| list.shows(field))
+            list.shows(state_word(self.snapshot.state(member))) || fields.into_iter().any(|field| list.shows(field))
         };
-        let mut members: Vec<&MemberView> = self.picture.description.members.iter().filter(shown).collect();
+        let mut members: Vec<&MemberView> = self.snapshot.description.members.iter().filter(shown).collect();
         if list.sort == Column::Name {
             // As they joined, which is how they are lettered.
         } else if list.sort.is_text() {
             members.sort_by_cached_key(|member| self.text_of(member, list.sort));
         } else {
             // The largest first, and what is not known last.
-            let figure = |member: &MemberView| self.figure(member, list.sort).unwrap_or(f64::NEG_INFINITY);
-            members.sort_by(|a, b| figure(b).total_cmp(&figure(a)));
+            let metric = |member: &MemberView| self.metric(member, list.sort).unwrap_or(f64::NEG_INFINITY);
+            members.sort_by(|a, b| metric(b).total_cmp(&metric(a)));
         }
         if list.reverse {
             members.reverse();
@@ -256,27 +256,27 @@ impl Cluster {
     /// The words of a column of words.
     fn text_of(&self, member: &MemberView, column: Column) -> String {
         match column {
-            Column::State => state_word(self.picture.state(member)).to_owned(),
+            Column::State => state_word(self.snapshot.state(member)).to_owned(),
             Column::Zone => member.member.zone.clone(),
             Column::Address => member.address.clone(),
             _ => member.member.name.clone(),
         }
     }
 
-    /// The figure of a column of figures; `None` if it is not known.
+    /// The value of a numeric column; `None` if it is not known.
     #[must_use]
-    #[allow(clippy::cast_precision_loss, reason = "figures are compared and shown with three digits")]
-    pub fn figure(&self, member: &MemberView, column: Column) -> Option<f64> {
-        let snapshot = self.picture.snapshot(member.id);
+    #[allow(clippy::cast_precision_loss, reason = "values are compared and shown with three digits")]
+    pub fn metric(&self, member: &MemberView, column: Column) -> Option<f64> {
+        let snapshot = self.snapshot.report(member.id);
         let share = self.shares.get(&member.id);
         let rates = self.tracks.get(&member.id).and_then(|track| track.rates);
-        let told = |figure: fn(&v1::NodeSnapshot) -> u64| snapshot.map(|snapshot| figure(snapshot) as f64);
+        let reported = |metric: fn(&v1::NodeSnapshot) -> u64| snapshot.map(|snapshot| metric(snapshot) as f64);
         match column {
             Column::Name | Column::State | Column::Zone | Column::Address => None,
             Column::Partitions => share.map(|share| share.partitions as f64),
             Column::Primary => share.map(|share| share.primary as f64),
-            Column::Keys => told(|snapshot| snapshot.keys),
-            Column::Bytes => told(|snapshot| snapshot.bytes),
+            Column::Keys => reported(|snapshot| snapshot.keys),
+            Column::Bytes => reported(|snapshot| snapshot.bytes),
             Column::Own | Column::Bar => share.map(|share| share.ownership),
             Column::Fair => share.map(|share| share.fair),
             Column::Over => share.map(|share| share.partitions as f64 - share.fair_partitions),
@@ -285,20 +285,20 @@ impl Cluster {
             Column::P50 => self.latency_us(member.id, |usage| usage.latency_p50_us).map(|us| us as f64),
             Column::P99 => self.latency_us(member.id, |usage| usage.latency_p99_us).map(|us| us as f64),
             Column::Hints => snapshot.and_then(|snapshot| snapshot.pending).map(|pending| pending.hints as f64),
-            Column::Up => told(|snapshot| snapshot.uptime_us),
+            Column::Up => reported(|snapshot| snapshot.uptime_us),
         }
     }
 
-    /// The figures of the partitions that a member holds, in an order; those that hold a filter's digits.
+    /// The stats of the partitions that a member holds, in an order; those that hold a filter's digits.
     #[must_use]
     pub fn partitions_of(&self, node: NodeId, list: &List<PartitionOrder, u32>) -> Vec<PartitionRow> {
-        let Some(layout) = self.picture.description.layout.as_deref() else { return Vec::new() };
-        let told: BTreeMap<u32, &v1::PartitionFigures> = self
-            .picture
-            .snapshot(node)
+        let Some(layout) = self.snapshot.description.layout.as_deref() else { return Vec::new() };
+        let reported: BTreeMap<u32, &v1::PartitionFigures> = self
+            .snapshot
+            .report(node)
             .into_iter()
             .flat_map(|snapshot| &snapshot.partitions)
-            .map(|figures| (figures.partition, figures))
+            .map(|stats| (stats.partition, stats))
             .collect();
         let mut rows = Vec::new();
         for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
@@ -307,17 +307,17 @@ impl Cluster {
             if !list.shows(&partition.to_string()) {
                 continue;
             }
-            let figures = told.get(&partition);
+            let stats = reported.get(&partition);
             let sum = |pick: fn(&v1::PartitionKeyspaceFigures) -> u64| {
-                figures.map(|figures| figures.keyspaces.iter().map(pick).sum())
+                stats.map(|stats| stats.keyspaces.iter().map(pick).sum())
             };
             rows.push(PartitionRow {
                 partition,
                 place,
-                keys: sum(|figures| figures.keys),
-                bytes: sum(|figures| figures.bytes),
-                synced: figures.map(|figures| figures.synced),
-                merkle_root: figures.map(|figures| figures.merkle_root),
+                keys: sum(|stats| stats.keys),
+                bytes: sum(|stats| stats.bytes),
+                synced: stats.map(|stats| stats.synced),
+                merkle_root: stats.map(|stats| stats.merkle_root),
                 owners: entry.nodes().collect(),
             });
         }
@@ -336,7 +336,7 @@ impl Cluster {
     /// The events that a list shows, in its order: the newest first. With `audit` only changes of the cluster.
     #[must_use]
     pub fn listed(&self, list: &List<EventOrder, EventId>, audit: bool) -> Vec<&v1::Event> {
-        let name = |event: &v1::Event| self.picture.description.name_of(NodeId(event.node));
+        let name = |event: &v1::Event| self.snapshot.description.name_of(NodeId(event.node));
         let shown = |event: &&v1::Event| {
             list.filter.is_empty()
                 || [event.message.as_str(), event.kind().word(), &event.undo].into_iter().any(|field| list.shows(field))
@@ -360,38 +360,38 @@ impl Cluster {
     /// A latency of a member in its last interval, in microseconds; `None`: no requests, or unknown.
     #[must_use]
     pub fn latency_us(&self, node: NodeId, pick: fn(&v1::Usage) -> u64) -> Option<u64> {
-        let usage = self.picture.snapshot(node)?.usage?;
+        let usage = self.snapshot.report(node)?.usage?;
         Some(pick(&usage)).filter(|us| *us > 0)
     }
 
     /// The name of a node, or its number.
     #[must_use]
     pub fn name_of(&self, node: NodeId) -> String {
-        self.picture.description.name_of(node)
+        self.snapshot.description.name_of(node)
     }
 
     /// The place of a member in the order of the letters and colours.
     #[must_use]
     pub fn index(&self, node: NodeId) -> Option<usize> {
-        self.picture.description.members.iter().position(|member| member.id == node)
+        self.snapshot.description.members.iter().position(|member| member.id == node)
     }
 
-    /// The health of the picture.
+    /// The health of the snapshot.
     #[must_use]
     pub fn health(&self) -> &Health {
-        self.judged.health.get_or_init(|| Health::of(&self.picture))
+        self.derived.health.get_or_init(|| Health::of(&self.snapshot))
     }
 
     /// What may fail.
     #[must_use]
     pub fn safety(&self) -> &Safety {
-        self.judged.safety.get_or_init(|| Safety::of(&self.picture))
+        self.derived.safety.get_or_init(|| Safety::of(&self.snapshot))
     }
 
     /// Live keys, each once; `None` while some partition has no complete owner in reach.
     #[must_use]
     pub fn live_keys(&self) -> Option<u64> {
-        *self.judged.live_keys.get_or_init(|| self.picture.live_keys())
+        *self.derived.live_keys.get_or_init(|| self.snapshot.live_keys())
     }
 }
 
@@ -402,7 +402,7 @@ pub struct PartitionRow {
     pub partition: u32,
     /// The owner's place in the preference list, from 0.
     pub place: usize,
-    /// Keys of all keyspaces; `None`: not told.
+    /// Keys of all keyspaces; `None`: not reported.
     pub keys: Option<u64>,
     /// Bytes of keys and records.
     pub bytes: Option<u64>,
@@ -414,7 +414,7 @@ pub struct PartitionRow {
     pub owners: Vec<NodeId>,
 }
 
-/// What tells an event from all others.
+/// What identifies an event.
 #[must_use]
 pub fn event_id(event: &v1::Event) -> EventId {
     (event.time_us, event.node, event.audit.is_some(), event.sequence)
@@ -439,37 +439,37 @@ pub fn round_trip_ms(us: u64) -> u64 {
     bound
 }
 
-/// What an account shows that the one before did not.
+/// What a report shows that the one before did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum News {
+pub enum Change {
     /// Nothing.
     Nothing,
     /// Figures that only stand among the details of its node.
     Details,
     /// Figures that may be seen anywhere.
-    Figures,
+    Shown,
 }
 
-/// What is new in an account. Everything counts that is not known to be left out.
-fn news(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> News {
-    // The figures of the partitions are many, and are compared without a copy.
+/// What has changed in a report. Every field counts that is not left out explicitly.
+fn change_between(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -> Change {
+    // The stats of the partitions are many, and are compared without a copy.
     let (old, new) = (std::mem::take(&mut before.partitions), std::mem::take(&mut after.partitions));
     let (seen_before, seen_after) = (seen(before), seen(after));
-    let news = if old != new || without_details(&seen_before) != without_details(&seen_after) {
-        News::Figures
+    let change = if old != new || without_details(&seen_before) != without_details(&seen_after) {
+        Change::Shown
     } else if seen_before != seen_after {
-        News::Details
+        Change::Details
     } else {
-        News::Nothing
+        Change::Nothing
     };
     (before.partitions, after.partitions) = (old, new);
-    news
+    change
 }
 
-/// Whether an account says the same as the one before of what may fail: who serves, by which layout, and which copies are
+/// Whether a report says the same as the one before of what may fail: who serves, by which layout, and which copies are
 /// complete.
 fn is_as_safe(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
-    let copies = |told: &v1::NodeSnapshot| told.partitions.len();
+    let copies = |reported: &v1::NodeSnapshot| reported.partitions.len();
     let same = |(old, new): (&v1::PartitionFigures, &v1::PartitionFigures)| {
         (old.partition, old.synced) == (new.partition, new.synced)
     };
@@ -479,7 +479,7 @@ fn is_as_safe(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
         && before.partitions.iter().zip(&after.partitions).all(same)
 }
 
-/// An account as it is seen: without clocks and processor time, and with sizes and ages as coarse as they are shown.
+/// A report as it is seen: without clocks and processor time, and with sizes and ages as coarse as they are shown.
 fn seen(snapshot: &v1::NodeSnapshot) -> v1::NodeSnapshot {
     let mut seen = v1::NodeSnapshot {
         taken_us: 0,
@@ -503,7 +503,7 @@ fn seen(snapshot: &v1::NodeSnapshot) -> v1::NodeSnapshot {
     seen
 }
 
-/// An account without what is only seen among the details of its node. Rates stand for the counters elsewhere.
+/// A report without what is only seen among the details of its node. Rates stand for the counters elsewhere.
 fn without_details(seen: &v1::NodeSnapshot) -> v1::NodeSnapshot {
     let mut rest = v1::NodeSnapshot {
         counters: None,
@@ -522,31 +522,31 @@ mod tests {
 
     #[test]
     fn round_trips_have_few_words() {
-        let told = [0, 999, 1000, 1999, 2000, 4999, 5000, 9999, 10_000, 150_000, u64::MAX].map(round_trip_ms);
-        assert_eq!(told, [1, 1, 2, 2, 5, 5, 10, 10, 20, 200, 1_000_000]);
+        let reported = [0, 999, 1000, 1999, 2000, 4999, 5000, 9999, 10_000, 150_000, u64::MAX].map(round_trip_ms);
+        assert_eq!(reported, [1, 1, 2, 2, 5, 5, 10, 10, 20, 200, 1_000_000]);
     }
 
     #[test]
     fn what_is_new_is_told_by_where_it_is_seen() {
-        let check = |change: fn(&mut v1::NodeSnapshot), expected: News| {
+        let check = |change: fn(&mut v1::NodeSnapshot), expected: Change| {
             let peer = v1::PeerOpinion { node: 2, state: v1::MemberState::Up.into(), ..v1::PeerOpinion::default() };
             let mut before = v1::NodeSnapshot { peers: vec![peer], ..v1::NodeSnapshot::default() };
             (before.usage, before.counters) = (Some(v1::Usage::default()), Some(v1::Counters::default()));
             let mut after = before.clone();
             change(&mut after);
             let changed = after.clone();
-            assert_eq!(news(&mut before, &mut after), expected, "{changed:?}");
+            assert_eq!(change_between(&mut before, &mut after), expected, "{changed:?}");
             assert_eq!(after, changed, "nothing is lost by looking");
         };
-        check(|snapshot| snapshot.taken_us = 9, News::Nothing);
-        check(|snapshot| snapshot.uptime_us = 59_000_000, News::Nothing);
-        check(|snapshot| snapshot.peers[0].reason = "heard 0.1 s ago".to_owned(), News::Nothing);
-        check(|snapshot| snapshot.usage.as_mut().expect("set").disk_bytes = 1 << 20, News::Details);
-        check(|snapshot| snapshot.counters.as_mut().expect("set").commits = 1, News::Details);
-        check(|snapshot| snapshot.peers[0].round_trip_us = 5000, News::Details);
-        check(|snapshot| snapshot.usage.as_mut().expect("set").latency_p99_us = 7, News::Figures);
-        check(|snapshot| snapshot.peers[0].state = v1::MemberState::Down.into(), News::Figures);
-        check(|snapshot| snapshot.partitions = vec![v1::PartitionFigures::default()], News::Figures);
-        check(|snapshot| snapshot.keys = 1, News::Figures);
+        check(|snapshot| snapshot.taken_us = 9, Change::Nothing);
+        check(|snapshot| snapshot.uptime_us = 59_000_000, Change::Nothing);
+        check(|snapshot| snapshot.peers[0].reason = "heard 0.1 s ago".to_owned(), Change::Nothing);
+        check(|snapshot| snapshot.usage.as_mut().expect("set").disk_bytes = 1 << 20, Change::Details);
+        check(|snapshot| snapshot.counters.as_mut().expect("set").commits = 1, Change::Details);
+        check(|snapshot| snapshot.peers[0].round_trip_us = 5000, Change::Details);
+        check(|snapshot| snapshot.usage.as_mut().expect("set").latency_p99_us = 7, Change::Shown);
+        check(|snapshot| snapshot.peers[0].state = v1::MemberState::Down.into(), Change::Shown);
+        check(|snapshot| snapshot.partitions = vec![v1::PartitionFigures::default()], Change::Shown);
+        check(|snapshot| snapshot.keys = 1, Change::Shown);
     }
 }

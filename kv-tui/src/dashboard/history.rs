@@ -55,7 +55,7 @@ impl History {
         private(OpenOptions::new().append(true))?.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// Keeps lines on a thread of its own, so that no disk delays a key press. What goes wrong is told to `notices`.
+    /// Keeps lines on a thread of its own, so that no disk delays a key press. What goes wrong is sent to `notices`.
     ///
     /// # Errors
     /// If the system gives no thread.
@@ -64,7 +64,7 @@ impl History {
         let thread = thread::Builder::new().name("history".to_owned()).spawn(move || {
             for line in given {
                 if let Err(error) = self.add(&line) {
-                    // Where nobody listens any more, nobody is there to be told.
+                    // When the receiver is gone, nobody can read the notice.
                     notices.send(format!("cannot keep the history: {error}")).unwrap_or(());
                 }
             }
@@ -120,10 +120,10 @@ mod tests {
     #[test]
     fn a_failure_is_told() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (notices, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (notices, mut reported) = tokio::sync::mpsc::unbounded_channel();
         let keeper = History::open(folder.path().to_owned()).keep(notices).expect("a thread");
         keeper.give("get k".to_owned());
         drop(keeper);
-        assert!(told.try_recv().expect("a notice").contains("cannot keep the history"));
+        assert!(reported.try_recv().expect("a notice").contains("cannot keep the history"));
     }
 }

@@ -1,7 +1,7 @@
 //! What a terminal sends, as keys, clicks and pastes: a pure function of the bytes and of the pauses between them.
 //!
 //! A paste ends with its mark. Where the mark does not come, the paste ends with a pause, or with Esc or Ctrl-C alone,
-//! and keys work again; its rest may still come, and is told from keys by coming in lots. Nothing is kept without bound.
+//! and keys work again; its rest may still come, and is distinguished from keys because it arrives in chunks. Nothing is kept without bound.
 
 use std::time::Duration;
 
@@ -292,14 +292,14 @@ mod tests {
     use crate::dashboard::mouse::Mouse;
 
     /// What the dashboard understands of events.
-    fn told(events: Vec<Event>) -> Vec<String> {
-        let told = events.iter().filter_map(|event| match event {
+    fn decoded(events: Vec<Event>) -> Vec<String> {
+        let decoded = events.iter().filter_map(|event| match event {
             Event::Key(key) => Key::from_event(key).map(Key::name),
             Event::Mouse(mouse) => Mouse::from_event(mouse).map(|mouse| format!("{:?} {}", mouse.kind, mouse.at)),
             Event::Paste(text) => Some(format!("paste {text:?}")),
             _ => None,
         });
-        told.collect()
+        decoded.collect()
     }
 
     fn check(bytes: &[u8], expected: &[&str]) {
@@ -308,14 +308,14 @@ mod tests {
         if decoder.patience().is_some() {
             events.extend(decoder.pause());
         }
-        assert_eq!(told(events), expected, "{:?}", String::from_utf8_lossy(bytes));
+        assert_eq!(decoded(events), expected, "{:?}", String::from_utf8_lossy(bytes));
         // The same one by one.
         let mut decoder = Decoder::default();
         let mut events: Vec<Event> = bytes.iter().flat_map(|byte| decoder.take(&[*byte])).collect();
         if decoder.patience().is_some() {
             events.extend(decoder.pause());
         }
-        assert_eq!(told(events), expected, "{:?} byte by byte", String::from_utf8_lossy(bytes));
+        assert_eq!(decoded(events), expected, "{:?} byte by byte", String::from_utf8_lossy(bytes));
     }
 
     #[test]
@@ -345,36 +345,36 @@ mod tests {
         let mut decoder = Decoder::default();
         assert!(decoder.take(b"\x1b[200~get k").is_empty());
         assert_eq!(decoder.patience(), Some(PASTE_PAUSE));
-        assert_eq!(told(decoder.pause()), ["paste \"get k\""]);
-        assert_eq!(told(decoder.take(b"\r")), ["Enter"]);
-        assert_eq!(told(decoder.take(b"a long line that is typed at once")).len(), 33);
+        assert_eq!(decoded(decoder.pause()), ["paste \"get k\""]);
+        assert_eq!(decoded(decoder.take(b"\r")), ["Enter"]);
+        assert_eq!(decoded(decoder.take(b"a long line that is typed at once")).len(), 33);
     }
 
     #[test]
     fn escape_or_ctrl_c_alone_ends_a_paste() {
         let mut decoder = Decoder::default();
         assert!(decoder.take(b"\x1b[200~get k").is_empty());
-        assert_eq!(told(decoder.take(b"\x03")), ["paste \"get k\""]);
-        assert_eq!(told(decoder.take(b"q")), ["q"]);
+        assert_eq!(decoded(decoder.take(b"\x03")), ["paste \"get k\""]);
+        assert_eq!(decoded(decoder.take(b"q")), ["q"]);
         assert!(decoder.take(b"\x1b[200~get k").is_empty());
         assert!(decoder.take(b"\x1b").is_empty(), "it may be the beginning of the mark");
         assert_eq!(
-            (decoder.patience(), told(decoder.pause())),
+            (decoder.patience(), decoded(decoder.pause())),
             (Some(ESCAPE_PAUSE), vec!["paste \"get k\"".to_owned()])
         );
-        assert_eq!(told(decoder.take(b"q")), ["q"]);
+        assert_eq!(decoded(decoder.take(b"q")), ["q"]);
     }
 
     #[test]
     fn the_rest_of_a_paste_that_was_held_up_runs_no_line() {
         let mut decoder = Decoder::default();
         assert!(decoder.take(b"\x1b[200~one\n").is_empty());
-        assert_eq!(told(decoder.pause()), ["paste \"one\\n\""]);
-        assert_eq!(told(decoder.take(b"two\r\x1b[201~q")), ["paste \"two\\r\"", "q"]);
+        assert_eq!(decoded(decoder.pause()), ["paste \"one\\n\""]);
+        assert_eq!(decoded(decoder.take(b"two\r\x1b[201~q")), ["paste \"two\\r\"", "q"]);
         assert!(decoder.take(b"\x1b[200~one\n").is_empty());
-        assert_eq!(told(decoder.pause()).len(), 1);
+        assert_eq!(decoded(decoder.pause()).len(), 1);
         assert!(decoder.take(b"many more lines of it\rand no mark yet\r").is_empty());
-        assert_eq!(told(decoder.take(b"\x1b[201~")), ["paste \"many more lines of it\\rand no mark yet\\r\""]);
+        assert_eq!(decoded(decoder.take(b"\x1b[201~")), ["paste \"many more lines of it\\rand no mark yet\\r\""]);
     }
 
     #[test]
@@ -403,7 +403,7 @@ mod tests {
             }
             decoder.pause();
             decoder.pause();
-            prop_assert_eq!(told(decoder.take(b"q")), vec!["q".to_owned()]);
+            prop_assert_eq!(decoded(decoder.take(b"q")), vec!["q".to_owned()]);
         }
     }
 }

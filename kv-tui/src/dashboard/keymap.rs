@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// A key as the dashboard tells keys apart.
+/// A key as the dashboard distinguishes keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the keys of a keyboard")]
 pub enum Key {
@@ -228,7 +228,7 @@ const ROWS: &[Row] = &[
         &[K::Char('v')],
         A::Map,
         "view",
-        "the map: first places, all copies, or the ring where it has no room",
+        "the map: primaries, all copies, or the ring where it has no room",
         &[S::Overview],
     ),
     ("left", &[K::Char('h'), K::Left], A::Left, "", "the partition before", &[S::Overview]),
@@ -241,7 +241,7 @@ const ROWS: &[Row] = &[
         &[K::Char('r')],
         A::Resume,
         "resume/retry",
-        "go on; while it runs, let the selected move try another source",
+        "resume; while it runs, let the selected move try another source",
         &[S::Migration],
     ),
     (
@@ -273,7 +273,7 @@ const ROWS: &[Row] = &[
         &[K::Char('E')],
         A::Export,
         "export",
-        "write the operation with its receipts to a file, as op show --output json tells it",
+        "write the operation with its receipts to a file, as op show --output json prints it",
         &[S::Migration],
     ),
     ("flow", &[K::Char('v')], A::View, "view", "moves, flow or map, where there is no room for all", &[S::Migration]),
@@ -359,14 +359,7 @@ const ROWS: &[Row] = &[
     ("next-screen", &[K::Char(']')], A::NextScreen, "", "the next screen", &[]),
     ("previous-screen", &[K::Char('[')], A::PreviousScreen, "", "the screen before", &[]),
     ("copy", &[K::Char('y')], A::Copy, "copy", "copy what is selected: address, key, event or output", &[]),
-    (
-        "freeze",
-        &[K::Char(' ')],
-        A::Freeze,
-        "freeze",
-        "hold the view while figures are still collected, and let go",
-        &[],
-    ),
+    ("freeze", &[K::Char(' ')], A::Freeze, "freeze", "freeze the view while data is still collected, and resume", &[]),
     ("mouse", &[K::Char('M')], A::Mouse, "", "leave the mouse to the terminal, to select text, and take it back", &[]),
     ("redraw", &[K::Ctrl('l')], A::Redraw, "", "draw the screen again", &[]),
     ("suspend", &[K::Ctrl('z')], A::Suspend, "", "suspend; fg brings it back", &[]),

@@ -1,5 +1,5 @@
 //! How much something matters, whatever it is about. Colours and symbols of states come from here and from nowhere else, so
-//! that danger never looks like good news.
+//! that danger never looks like health.
 
 use kv_proto::v1::{MemberState, OperationState, Severity};
 
@@ -33,7 +33,7 @@ impl Level {
         }
     }
 
-    /// The mark before a text; nothing where nobody has to look. Without colours it alone tells danger from the rest.
+    /// The mark before a text; nothing where no attention is needed. Without colours it alone marks danger.
     #[must_use]
     pub fn mark(self) -> Option<char> {
         match self {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn danger_is_told_apart_with_and_without_colours() {
+    fn danger_is_visible_with_and_without_colours() {
         let all = [Level::Good, Level::Quiet, Level::Attention, Level::Danger];
         for palette in [Palette::Dark, Palette::Light] {
             let theme = Theme { palette, ..Theme::default() };

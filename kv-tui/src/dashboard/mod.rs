@@ -9,7 +9,6 @@ pub mod config;
 pub mod dialog;
 pub mod history;
 pub mod input;
-pub mod kept;
 pub mod keymap;
 pub mod level;
 pub mod list;
@@ -18,10 +17,11 @@ pub mod mouse;
 pub mod msg;
 pub mod once;
 pub mod operations;
-pub mod picture;
 pub mod planning;
 pub mod runtime;
+pub mod saved;
 pub mod source;
+pub mod svg;
 pub mod terminal;
 pub mod theme;
 pub mod update;
@@ -42,14 +42,14 @@ use crate::output::time::now_us;
 use crate::paths::Paths;
 use config::Config;
 use history::History;
-use kept::Kept;
 use model::Model;
+use saved::SavedView;
 use source::grpc::Grpc;
 use theme::{Depth, Marks, Palette, Theme};
 
 /// How the dashboard looks and what it may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
-pub struct Look {
+pub struct DisplayOptions {
     /// Refuse what changes the cluster.
     #[arg(long)]
     pub read_only: bool,
@@ -73,8 +73,8 @@ pub struct Look {
     pub json: bool,
 }
 
-impl Look {
-    /// This look, or what another one says beside it.
+impl DisplayOptions {
+    /// These options, and those of `other` where they are set.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -114,7 +114,7 @@ pub struct Start {
     /// Some of its nodes, as host:port.
     pub addresses: Vec<String>,
     /// What the arguments say.
-    pub look: Look,
+    pub display: DisplayOptions,
     /// What the configuration says.
     pub config: Config,
     /// Messages from whoever else is at work, and where they are sent.
@@ -128,23 +128,23 @@ pub struct Start {
 pub async fn run(start: Start) -> Result<(), CommandError> {
     let failed = |error: std::io::Error| CommandError::failed(format!("the terminal cannot be used: {error}"));
     let size = terminal::size().map_err(failed)?;
-    let Start { target, addresses, look, config, notices } = start;
-    let mut model = Model::new(target, look.theme(&config), look.read_only, size, now_us());
+    let Start { target, addresses, display, config, notices } = start;
+    let mut model = Model::new(target, display.theme(&config), display.read_only, size, now_us());
     model.keymap = Arc::clone(&config.keymap);
     for (columns, configured) in model.columns.iter_mut().zip(config.columns) {
         *columns = configured.unwrap_or_else(|| Arc::clone(columns));
     }
     let paths = Paths::new().ok();
     if let Some(paths) = &paths {
-        Kept::read(&paths.kept()).apply(&mut model);
+        SavedView::read(&paths.saved_view()).apply(&mut model);
     }
     let history = paths.as_ref().map(|paths| History::open(paths.history())).unwrap_or_default();
-    let source = Box::new(Grpc { addresses, read_only: look.read_only });
+    let source = Box::new(Grpc { addresses, read_only: display.read_only });
     let parts = runtime::Parts { model, source, history, notices, view: view::draw };
     let left = runtime::run(parts).await.map_err(failed)?;
     if let Some(paths) = &paths {
         // The choices of a run are a convenience; a full disk must not make leaving fail.
-        Kept::of(&left).write(&paths.kept()).unwrap_or(());
+        SavedView::of(&left).write(&paths.saved_view()).unwrap_or(());
     }
     Ok(())
 }

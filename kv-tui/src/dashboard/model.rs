@@ -145,7 +145,7 @@ pub enum Pane {
 /// What the map on the overview shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Map {
-    /// The first place of every partition.
+    /// The primaries of all partitions.
     #[default]
     First,
     /// All places of every partition.
@@ -237,7 +237,7 @@ pub struct Output {
     pub error: String,
     /// The first row shown; `None`: that of its head, or of its end if it follows what goes on.
     pub first_row: Option<usize>,
-    /// It tells what goes on, of which the newest is worth most.
+    /// It prints changes as they happen; the newest matter most.
     pub follows: bool,
     /// It is only shown if it fails; otherwise its last line becomes the message to the person.
     pub quiet: bool,

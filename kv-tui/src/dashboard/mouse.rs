@@ -1,4 +1,4 @@
-//! The mouse. What lies where is told by the view, so a click means what is seen.
+//! The mouse. The view says what lies where, so a click means what is seen.
 
 use crossterm::event::{MouseButton, MouseEvent, MouseEventKind};
 use kv_core::types::NodeId;

@@ -1,4 +1,4 @@
-//! What the dashboard is told, and what it asks for in return.
+//! The messages that the dashboard receives, and what it asks for in return.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::mouse::Mouse;
 /// Everything that can change the model.
 #[derive(Clone, Debug)]
 pub enum Msg {
-    /// The time, in microseconds since 1970-01-01T00:00:00Z. Told before each of the others, and once a second.
+    /// The time, in microseconds since 1970-01-01T00:00:00Z. Sent before each of the others, and once a second.
     Clock(u64),
     /// A key was pressed.
     Key(Key),
@@ -24,7 +24,7 @@ pub enum Msg {
     Paste(String),
     /// The terminal has this size, in columns and rows.
     Resize(u16, u16),
-    /// The cluster tells something.
+    /// The source sent something.
     Feed(Feed),
     /// The lines of the history of earlier runs, oldest first.
     History(Vec<String>),
@@ -32,7 +32,7 @@ pub enum Msg {
     Notice(String),
 }
 
-/// What a source tells.
+/// What a source sends.
 #[derive(Clone, Debug)]
 pub enum Feed {
     /// A connection stands, and this is what the members agree on.
@@ -44,9 +44,9 @@ pub enum Feed {
         /// When it is tried again, in microseconds since 1970.
         retry_us: u64,
     },
-    /// A member's figures.
+    /// A member's report.
     Snapshot(NodeId, Box<v1::NodeSnapshot>),
-    /// A member does not tell its figures.
+    /// A member does not report.
     Lost(NodeId, String),
     /// Something happened on a node.
     Event(v1::Event),
@@ -91,8 +91,8 @@ pub enum Feed {
     },
     /// A process that was started for a new node was taken away again, or stays.
     TakenAway(String),
-    /// Something to tell the person.
-    Told(String),
+    /// A notice for the user.
+    Notice(String),
     /// Lines that a command printed.
     Output(Vec<String>),
     /// The command has ended.

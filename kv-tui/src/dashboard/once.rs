@@ -1,4 +1,4 @@
-//! One look at the cluster, for pipes and for terminals that are not taken: the overview and the operation as text.
+//! The cluster printed once, for pipes and for terminals that are not taken: the overview and the operation as text.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use crate::run::report::Report;
 /// The size of the text when no terminal says one.
 const SIZE: (u16, u16) = (120, 36);
 
-/// How long a member may take to tell its figures.
+/// How long a member may take to report.
 const REPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Gives the overview and the newest operation as text. Rates of requests need two accounts of each node, so a single
+/// Gives the overview and the newest operation as text. Rates of requests need two reports of each node, so a single
 /// look shows them as unknown.
 ///
 /// # Errors
@@ -59,9 +59,9 @@ pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn 
     let mut lines: Vec<String> = shown.into_iter().map(str::to_owned).collect();
     if let Some(report) = operation(client).await? {
         // Of what has ended the facts are enough; op show lists its moves.
-        let told = if report.progress.is_active() { report.lines() } else { report.facts() };
+        let printed = if report.progress.is_active() { report.lines() } else { report.facts() };
         lines.push(String::new());
-        lines.extend(told.iter().map(|line| printable(line.as_bytes())));
+        lines.extend(printed.iter().map(|line| printable(line.as_bytes())));
     }
     let text = lines.join("\n");
     sink.item(Item {

@@ -9,8 +9,8 @@ use super::columns::{MoveOrder, OperationOrder};
 use super::list::List;
 use super::progress::{MoveId, MoveState, Progress, Step};
 use crate::run::operation::state_word;
-use crate::run::picture::Picture;
 use crate::run::preview;
+use crate::run::snapshot::ClusterSnapshot;
 
 /// The operations that are remembered.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ pub struct Operations {
     pub progress: Option<Progress>,
     /// The limit on copying.
     pub throttle: Option<v1::ThrottleSetting>,
-    /// The highest p99 of any node before the operation began, in microseconds; `None`: nobody looked.
+    /// The highest p99 of any node before the operation began, in microseconds; `None`: it was not observed.
     pub p99_before_us: Option<u64>,
     /// The requests that have failed since the operation was first seen.
     failures: Failures,
@@ -36,11 +36,11 @@ impl Operations {
         self.progress.as_ref().filter(|progress| progress.is_active()).map(|progress| &progress.operation)
     }
 
-    /// Takes a member's account.
-    pub(super) fn report(&mut self, snapshot: &v1::NodeSnapshot, picture: &Picture) {
+    /// Takes a member's report.
+    pub(super) fn observe_report(&mut self, snapshot: &v1::NodeSnapshot, cluster: &ClusterSnapshot) {
         self.failures.count(snapshot);
         if let Some(operation) = &snapshot.operation {
-            self.tell(operation, picture);
+            self.observe(operation, cluster);
         }
         if let Some(throttle) = &snapshot.throttle {
             let newer = self.throttle.as_ref().is_none_or(|known| known.set_us <= throttle.set_us);
@@ -49,19 +49,20 @@ impl Operations {
             }
         }
         if let Some(progress) = &mut self.progress {
-            progress.tell_snapshot(snapshot);
+            progress.observe_report(snapshot);
         }
         if self.active().is_none() {
-            let worst = picture.snapshots().filter_map(|told| told.usage).map(|usage| usage.latency_p99_us).max();
+            let worst =
+                cluster.node_reports().filter_map(|reported| reported.usage).map(|usage| usage.latency_p99_us).max();
             self.p99_idle_us = worst.filter(|us| *us > 0);
         }
     }
 
-    fn tell(&mut self, operation: &v1::Operation, picture: &Picture) {
+    fn observe(&mut self, operation: &v1::Operation, cluster: &ClusterSnapshot) {
         let newest = self.progress.as_ref().map_or(0, |progress| progress.operation.id);
         if operation.id > newest {
             self.progress = Some(Progress::new(operation));
-            // Of one that was under way before anybody looked nobody knows how it was before.
+            // The latency before an operation is unknown if it was running before the first observation.
             self.p99_before_us = self.p99_idle_us;
             self.failures.begin_anew();
         }
@@ -70,8 +71,8 @@ impl Operations {
             let known = progress.steps.get(&(step.partition, step.to));
             known.is_none_or(|known| known.total == (0, 0))
         });
-        let sizes = if unknown { preview::sizes(picture) } else { BTreeMap::new() };
-        progress.tell_operation(operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
+        let sizes = if unknown { preview::sizes(cluster) } else { BTreeMap::new() };
+        progress.observe_operation(operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
         let known = self.all.iter().position(|known| known.id >= operation.id);
         let plain = v1::Operation { details: Vec::new(), ..progress.operation.clone() };
         match known {
@@ -87,17 +88,17 @@ impl Operations {
         self.failures.since()
     }
 
-    /// The figures of an operation, the same wherever it is told of: for the newest those of its moves.
+    /// The stats of an operation, the same wherever it is shown: for the newest those of its moves.
     #[must_use]
-    pub fn figures(&self, operation: &v1::Operation) -> Figures {
+    pub fn stats(&self, operation: &v1::Operation) -> OperationStats {
         match self.progress.as_ref().filter(|progress| progress.operation.id == operation.id) {
             Some(progress) => {
                 let ((keys, bytes), _) = progress.copied();
-                Figures { moved: progress.moved(), keys, bytes }
+                OperationStats { moved: progress.moved(), keys, bytes }
             }
             None => {
                 let v1::Operation { moved, keys_moved: keys, bytes_moved: bytes, .. } = *operation;
-                Figures { moved, keys, bytes }
+                OperationStats { moved, keys, bytes }
             }
         }
     }
@@ -105,7 +106,7 @@ impl Operations {
 
 /// How far an operation is, for a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
+pub struct OperationStats {
     /// Replicas that are cut over.
     pub moved: u64,
     /// Keys that are copied.
@@ -114,7 +115,7 @@ pub struct Figures {
     pub bytes: u64,
 }
 
-/// Requests that have failed since a moment, of all processes that have told of them: of those that have ended as well.
+/// Requests that have failed since a moment, of all processes that have reported them: of those that have ended as well.
 #[derive(Clone, Debug, Default)]
 struct Failures {
     /// By store: the newest process of each.
@@ -128,7 +129,7 @@ struct Process {
     boot: u32,
     /// What it had counted at the moment.
     before: u64,
-    /// The most that it has told.
+    /// The most that it has reported.
     newest: u64,
 }
 
@@ -139,18 +140,18 @@ impl Process {
 }
 
 impl Failures {
-    fn count(&mut self, told: &v1::NodeSnapshot) {
-        let Some(counters) = told.counters else { return };
+    fn count(&mut self, reported: &v1::NodeSnapshot) {
+        let Some(counters) = reported.counters else { return };
         let newest = counters.failures;
-        match self.processes.get_mut(&told.store_id) {
-            // What a process has counted before anybody looked is not known.
+        match self.processes.get_mut(&reported.store_id) {
+            // What a process had counted before the first observation is not known.
             None => {
-                self.processes.insert(told.store_id, Process { boot: told.boot, before: newest, newest });
+                self.processes.insert(reported.store_id, Process { boot: reported.boot, before: newest, newest });
             }
-            Some(known) if known.boot == told.boot => known.newest = known.newest.max(newest),
-            Some(known) if known.boot < told.boot => {
+            Some(known) if known.boot == reported.boot => known.newest = known.newest.max(newest),
+            Some(known) if known.boot < reported.boot => {
                 self.ended = self.ended.saturating_add(known.since());
-                *known = Process { boot: told.boot, before: 0, newest };
+                *known = Process { boot: reported.boot, before: 0, newest };
             }
             // A late word of a process that has ended.
             Some(_) => {}
@@ -171,11 +172,11 @@ impl Failures {
 
 impl Cluster {
     /// Takes the operations that are remembered.
-    pub fn tell_operations(&mut self, told: v1::OperationsResponse) {
-        if told.throttle.is_some() {
-            self.operations.throttle = told.throttle;
+    pub fn observe_operations(&mut self, reported: v1::OperationsResponse) {
+        if reported.throttle.is_some() {
+            self.operations.throttle = reported.throttle;
         }
-        for operation in &told.operations {
+        for operation in &reported.operations {
             match self.operations.all.binary_search_by_key(&operation.id, |known| known.id) {
                 Ok(_) => {}
                 Err(at) => {
@@ -184,10 +185,10 @@ impl Cluster {
                 }
             }
         }
-        if let Some(newest) = told.operations.last() {
-            self.operations.tell(newest, &self.picture);
+        if let Some(newest) = reported.operations.last() {
+            self.operations.observe(newest, &self.snapshot);
         }
-        if let Some(first) = told.operations.first().map(|operation| operation.id) {
+        if let Some(first) = reported.operations.first().map(|operation| operation.id) {
             self.operations.all.retain(|operation| operation.id >= first);
         }
     }

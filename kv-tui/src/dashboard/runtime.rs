@@ -30,14 +30,14 @@ const ASKS_MAX: usize = 64;
 /// Messages applied before a frame is drawn.
 const MESSAGES_A_FRAME: usize = 256;
 
-/// How often the time is told and the terminal is looked after.
+/// How often the time is sent and the terminal is checked.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Everything that the dashboard is made of.
 pub struct Parts {
     /// What it knows at the start.
     pub model: Model,
-    /// Where its figures come from.
+    /// Where its data comes from.
     pub source: Box<dyn Source>,
     /// The lines typed in earlier runs.
     pub history: History,
@@ -56,7 +56,7 @@ pub async fn run(mut parts: Parts) -> io::Result<Model> {
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     parts.source.start(feed, asked)?;
     update(&mut parts.model, Msg::History(parts.history.lines()));
-    let (tell, written) = mpsc::unbounded_channel();
+    let (done, written) = mpsc::unbounded_channel();
     let mut runtime = Runtime {
         feeds,
         asks,
@@ -64,7 +64,7 @@ pub async fn run(mut parts: Parts) -> io::Result<Model> {
         notices: parts.notices.1,
         view: parts.view,
         painter: Painter::default(),
-        writer: Writer::start(tell)?,
+        writer: Writer::start(done)?,
         written,
         beside: Vec::new(),
         model: parts.model,
@@ -121,25 +121,25 @@ impl Runtime {
                 },
                 feed = self.feeds.recv() => match feed {
                     Some(feed) => self.on_feeds(feed)?,
-                    None => return Err(io::Error::other("the source of the figures has ended")),
+                    None => return Err(io::Error::other("the data source has ended")),
                 },
                 Some(done) = self.written.recv() => {
                     done?;
                     self.writer.written();
                 },
-                Some(text) = self.notices.recv() => self.tell(vec![Msg::Notice(text)])?,
+                Some(text) = self.notices.recv() => self.handle(vec![Msg::Notice(text)])?,
                 _ = tick.tick() => {
                     if !terminal::is_there() {
                         return Ok(());
                     }
-                    self.tell(Vec::new())?;
+                    self.handle(Vec::new())?;
                 },
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
                 _ = hangup.recv() => return Ok(()),
                 _ = resized.recv() => {
                     let (width, height) = terminal::size()?;
-                    self.tell(vec![Msg::Resize(width, height)])?;
+                    self.handle(vec![Msg::Resize(width, height)])?;
                 },
                 _ = suspend.recv() => self.suspend()?,
                 _ = resume.recv() => self.retake()?,
@@ -169,7 +169,7 @@ impl Runtime {
             Event::Paste(text) => Some(Msg::Paste(text)),
             Event::Resize(..) | Event::FocusGained | Event::FocusLost => None,
         };
-        msg.map_or(Ok(()), |msg| self.tell(vec![msg]))
+        msg.map_or(Ok(()), |msg| self.handle(vec![msg]))
     }
 
     fn on_feeds(&mut self, first: Feed) -> io::Result<()> {
@@ -179,10 +179,10 @@ impl Runtime {
         {
             messages.push(Msg::Feed(feed));
         }
-        self.tell(messages)
+        self.handle(messages)
     }
 
-    fn tell(&mut self, messages: Vec<Msg>) -> io::Result<()> {
+    fn handle(&mut self, messages: Vec<Msg>) -> io::Result<()> {
         let clock = Msg::Clock(now_us());
         for msg in [clock].into_iter().chain(messages) {
             for effect in update(&mut self.model, msg) {
@@ -230,6 +230,6 @@ impl Runtime {
         self.suspended = false;
         terminal::enter(self.model.mouse)?;
         let (width, height) = terminal::size()?;
-        self.tell(vec![Msg::Resize(width, height)])
+        self.handle(vec![Msg::Resize(width, height)])
     }
 }

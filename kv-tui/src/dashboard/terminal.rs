@@ -73,7 +73,7 @@ pub fn leave() {
     if !TAKEN.swap(false, Ordering::SeqCst) {
         return;
     }
-    // Every step is tried even where one before it fails; there is nobody left to tell.
+    // Every step is tried even if one before it fails; an error cannot be shown any more.
     let mut out = io::stdout().lock();
     drop(out.write_all(MOUSE_OFF));
     drop(queue!(out, EndSynchronizedUpdate, ResetColor, DisableBracketedPaste).and_then(|()| out.flush()));
@@ -82,11 +82,11 @@ pub fn leave() {
     drop(disable_raw_mode());
 }
 
-/// What is told below the report of a panic: how to end what is left running.
+/// What is printed below the message of a panic: how to end what is left running.
 static RESCUE: OnceLock<String> = OnceLock::new();
 
 /// Tells a text below the report of a panic, after which nobody can clean up any more.
-pub fn tell_after_panic(text: String) {
+pub fn say_after_panic(text: String) {
     RESCUE.get_or_init(|| text);
 }
 
@@ -98,7 +98,7 @@ pub fn guard_panics() {
             leave();
             report(what);
             if let Some(text) = RESCUE.get() {
-                // Where standard error is closed there is nobody to tell.
+                // If standard error is closed, the text cannot be shown.
                 drop(writeln!(io::stderr(), "{text}"));
             }
             remove_incomplete();
@@ -122,7 +122,7 @@ pub fn size() -> io::Result<(u16, u16)> {
 /// # Errors
 /// If the system gives no thread.
 pub fn events() -> io::Result<mpsc::Receiver<io::Result<Event>>> {
-    let (tell, told) = mpsc::channel(EVENTS_MAX);
+    let (send, events) = mpsc::channel(EVENTS_MAX);
     thread::Builder::new().name("keys".to_owned()).spawn(move || {
         let mut decoder = Decoder::default();
         let mut bytes = [0; READ_BYTES];
@@ -133,18 +133,18 @@ pub fn events() -> io::Result<mpsc::Receiver<io::Result<Event>>> {
                 Ok(Some(count)) => decoder.take(bytes.get(..count).unwrap_or_default()),
                 Err(error) => {
                     // Nobody may listen any more.
-                    tell.blocking_send(Err(error)).unwrap_or(());
+                    send.blocking_send(Err(error)).unwrap_or(());
                     return;
                 }
             };
             for event in events {
-                if tell.blocking_send(Ok(event)).is_err() {
+                if send.blocking_send(Ok(event)).is_err() {
                     return;
                 }
             }
         }
     })?;
-    Ok(told)
+    Ok(events)
 }
 
 /// Bytes that are read from the terminal at once.
@@ -229,7 +229,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread, which tells how each frame was written.
+    /// Starts the thread, which reports how each frame was written.
     ///
     /// # Errors
     /// If the system gives no thread.

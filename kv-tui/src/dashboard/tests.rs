@@ -41,17 +41,17 @@ impl Session {
         let model = Model::new("local".to_owned(), Theme { palette, ..Theme::default() }, false, size, START_US);
         let mut session = Self { fake, model, second: 0, effects: Vec::new() };
         for feed in session.fake.first() {
-            session.tell(Msg::Feed(feed));
+            session.send(Msg::Feed(feed));
         }
         session
     }
 
     /// Applies a message; what it asks of the source is answered at once.
-    fn tell(&mut self, msg: Msg) {
+    fn send(&mut self, msg: Msg) {
         for effect in update(&mut self.model, msg) {
             if let Effect::Ask(ask) = &effect {
                 for feed in self.fake.answer(ask.clone()) {
-                    self.tell(Msg::Feed(feed));
+                    self.send(Msg::Feed(feed));
                 }
             }
             self.effects.push(effect);
@@ -61,9 +61,9 @@ impl Session {
     fn pass(&mut self, seconds: u64) -> &mut Self {
         for _ in 0..seconds {
             self.second += 1;
-            self.tell(Msg::Clock(START_US + self.second * 1_000_000));
+            self.send(Msg::Clock(START_US + self.second * 1_000_000));
             for feed in self.fake.second(self.second) {
-                self.tell(Msg::Feed(feed));
+                self.send(Msg::Feed(feed));
             }
         }
         self
@@ -71,13 +71,13 @@ impl Session {
 
     fn keys(&mut self, text: &str) -> &mut Self {
         for c in text.chars() {
-            self.tell(Msg::Key(if c == '\n' { Key::Enter } else { Key::Char(c) }));
+            self.send(Msg::Key(if c == '\n' { Key::Enter } else { Key::Char(c) }));
         }
         self
     }
 
     fn key(&mut self, key: Key) -> &mut Self {
-        self.tell(Msg::Key(key));
+        self.send(Msg::Key(key));
         self
     }
 
@@ -91,7 +91,7 @@ impl Session {
         let (y, line) = screen.lines().enumerate().find(|(_, line)| line.contains(text)).expect("it is on the screen");
         let x = unicode_width::UnicodeWidthStr::width(line.split(text).next().expect("a first part"));
         let at = Position::new(u16::try_from(x).expect("a column"), u16::try_from(y).expect("a row"));
-        self.tell(Msg::Mouse(Mouse { kind, at }));
+        self.send(Msg::Mouse(Mouse { kind, at }));
         self
     }
 
@@ -110,7 +110,7 @@ fn session(width: u16, height: u16) -> Session {
     session
 }
 
-/// A key with two versions of which no write had seen the other, one owner that lacks one, and a stand-in.
+/// A key with two versions of which no write had seen the other, one owner that lacks one, and a fallback that holds a hint.
 fn conflict(session: &mut Session) {
     let version = |store: u64, value: &'static str| v1::VersionView {
         dot: Some(v1::Dot { actor: format!("{}/1.1", kv_core::types::StoreId(store)), counter: 3 }),
@@ -133,7 +133,7 @@ fn conflict(session: &mut Session) {
     let seen = v1::InspectResponse { token: 0x9e31_0000_0000_e07a, partition: 158, epoch: 4, replicas };
     let generation = session.model.keys.generation;
     let key = bytes::Bytes::from("cart:강남점");
-    session.tell(Msg::Feed(Feed::Inspected { generation, key, result: Ok(Box::new(seen)) }));
+    session.send(Msg::Feed(Feed::Inspected { generation, key, result: Ok(Box::new(seen)) }));
 }
 
 #[test]
@@ -170,11 +170,11 @@ fn what_is_special() {
     insta::assert_snapshot!("keyspaces-80x24", session(80, 24).keys("4K").text());
     insta::assert_snapshot!("too-small", session(40, 10).text());
     let mut lost = session(120, 36);
-    lost.tell(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
+    lost.send(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
     insta::assert_snapshot!("lost-120x36", lost.text());
     insta::assert_snapshot!("lost-node-80x24", {
         let mut lost = session(80, 24);
-        lost.tell(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
+        lost.send(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
         lost.keys("2j").text()
     });
     let mut offline = Model::new("a:1".to_owned(), Theme::default(), false, (80, 24), START_US);
@@ -314,7 +314,7 @@ fn the_mouse_reaches_everything() {
     let line = session.text().lines().nth(row).expect("a row").to_owned();
     let x = unicode_width::UnicodeWidthStr::width(line.split("   64 ").next().expect("a part")) + 6;
     let at = Position::new(u16::try_from(x).expect("a column"), u16::try_from(row).expect("a row"));
-    session.tell(Msg::Mouse(Mouse { kind: MouseKind::Click, at }));
+    session.send(Msg::Mouse(Mouse { kind: MouseKind::Click, at }));
     assert_eq!(session.model.partition, Some(64));
     assert!(session.text().contains("partition 64: "));
     session.keys("l");
@@ -367,11 +367,11 @@ fn an_idle_cluster_is_not_drawn_again() {
     for screen in "12345".chars() {
         let mut session = session(120, 36);
         session.keys(&screen.to_string());
-        // The counters stand still: the same accounts, later.
+        // The counters stand still: the same reports, later.
         let still: Vec<Feed> = session.fake.second(5);
         let mut drawn = 0;
         for second in 6..4000 {
-            session.tell(Msg::Clock(START_US + second * 1_000_000));
+            session.send(Msg::Clock(START_US + second * 1_000_000));
             for mut feed in still.clone() {
                 if let Feed::Snapshot(_, snapshot) = &mut feed {
                     snapshot.taken_us += second * 1_000_000;
@@ -380,7 +380,7 @@ fn an_idle_cluster_is_not_drawn_again() {
                         usage.cpu_us += second;
                     }
                 }
-                session.tell(Msg::Feed(feed));
+                session.send(Msg::Feed(feed));
             }
             drawn = if std::mem::take(&mut session.model.changed) { second } else { drawn };
         }
@@ -396,10 +396,10 @@ fn seconds_without_figures_are_gaps() {
         let cluster = session.model.cluster.as_ref().expect("a cluster");
         cluster.throughput.iter().map(|slot: &Option<Rates>| slot.is_some()).collect::<Vec<bool>>()
     };
-    session.tell(Msg::Clock(START_US + 12_000_000));
+    session.send(Msg::Clock(START_US + 12_000_000));
     let slots = full(&session);
     let expected: Vec<bool> = [vec![true; 3], vec![false; 7]].concat();
-    assert_eq!(slots, expected, "rates from the third second on, and nothing told after the fifth");
+    assert_eq!(slots, expected, "rates from the third second on, and nothing reported after the fifth");
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn rates_come_from_one_process() {
     assert!((rates.writes - 500.0).abs() < 1e-6, "{rates:?}");
     let Feed::Snapshot(node, mut restarted) = session.fake.snapshot(NodeId(2), 6) else { panic!("a snapshot") };
     (restarted.boot, restarted.uptime_us) = (2, 1_000_000);
-    session.tell(Msg::Feed(Feed::Snapshot(node, restarted)));
+    session.send(Msg::Feed(Feed::Snapshot(node, restarted)));
     assert_eq!(session.model.cluster.as_ref().and_then(|cluster| cluster.tracks[&NodeId(2)].rates), None);
 }
 
@@ -460,7 +460,7 @@ proptest! {
         let fake = Fake::with_spares(3, 1).expect("a layout");
         let mut session = Session::on(fake, (width, height), Palette::Dark);
         for msg in messages {
-            session.tell(msg);
+            session.send(msg);
             let model = &session.model;
             for bar in [&model.bar, &model.filter].into_iter().flatten() {
                 prop_assert!(bar.text.is_char_boundary(bar.cursor));
@@ -485,12 +485,12 @@ fn the_overview_names_what_is_the_matter_and_what_helps() {
         for entry in &mut layout.partitions {
             entry.owners.retain(|owner| owner.node != NodeId(3));
         }
-        uneven.tell(Msg::Feed(Feed::Description(Arc::new(description))));
+        uneven.send(Msg::Feed(Feed::Description(Arc::new(description))));
         let text = uneven.text();
         assert!(text.contains("helps: :rebalance"), "{text}");
         assert!(text.contains("the copies are not spread"), "{text}");
         let mut lost = session(size.0, size.1);
-        lost.tell(Msg::Feed(Feed::Lost(NodeId(3), "connection refused".to_owned())));
+        lost.send(Msg::Feed(Feed::Lost(NodeId(3), "connection refused".to_owned())));
         let text = lost.text();
         assert!(text.contains("n3 is not in reach") && text.contains("helps: start n3"), "{text}");
         assert!(text.contains("✗ copies: 2 at least, no node may fail") || size.0 == 60, "{text}");

@@ -40,7 +40,7 @@ pub enum Depth {
 }
 
 impl Depth {
-    /// The depth that the environment tells: COLORTERM, else TERM.
+    /// The depth that the environment names: COLORTERM, else TERM.
     #[must_use]
     pub fn of(colorterm: &str, term: &str) -> Self {
         if matches!(colorterm, "truecolor" | "24bit") || term.ends_with("-direct") {
@@ -83,7 +83,7 @@ pub enum Role {
     Node(usize),
 }
 
-/// Hues that people with colour-blindness tell apart (Okabe and Ito), for dark and for light backgrounds: sky, orange,
+/// Hues that people with colour-blindness can distinguish (Okabe and Ito), for dark and for light backgrounds: sky, orange,
 /// green, yellow, purple, vermillion; then the nearest ones of 256, and of 16.
 const DARK: [u32; 6] = [0x56_b4e9, 0xe6_9f00, 0x00_9e73, 0xf0_e442, 0xcc_79a7, 0xd5_5e00];
 const LIGHT: [u32; 6] = [0x0b_6ea8, 0x9a_6700, 0x00_704f, 0x7a_6f00, 0x98_457a, 0xb3_4700];

@@ -1,4 +1,4 @@
-//! How the model changes: a pure function of the model and what it is told.
+//! How the model changes: a pure function of the model and a message.
 
 mod actions;
 mod feed;
@@ -23,7 +23,7 @@ pub fn update(model: &mut Model, msg: Msg) -> Vec<Effect> {
 }
 
 fn apply(model: &mut Model, msg: Msg) -> Vec<Effect> {
-    // What is told every second shows nothing new most of the time; everything else does.
+    // What is sent every second shows nothing new most of the time; everything else does.
     match msg {
         Msg::Clock(now_us) => {
             model.changed |= pass_time(model, now_us);

@@ -101,7 +101,7 @@ pub async fn script(file: &OsStr, keep_going: bool, client: &Client, settings: S
             let closed = error.class == Class::OutputClosed;
             error.message = format!("{path}: line {number}: {}", error.message);
             if !closed {
-                tell(&error, format);
+                print_error(&error, format);
             }
             first.get_or_insert(error);
             if closed || unreadable || !keep_going {
@@ -122,11 +122,11 @@ pub fn help(error: &CommandError) -> Result<(), CommandError> {
 
 /// Tells an error on standard error, and gives its exit code.
 pub fn fail(error: &CommandError, format: Format) -> ExitCode {
-    tell(error, format);
+    print_error(error, format);
     ExitCode::from(error.class.exit_code())
 }
 
-fn tell(error: &CommandError, format: Format) {
+fn print_error(error: &CommandError, format: Format) {
     let mut out = io::stderr().lock();
     // Where standard error is closed, the exit code is all that is left to say.
     drop(match format {

@@ -177,7 +177,7 @@ impl Shown {
         }
         let nodes = if count == 1 { "node" } else { "nodes" };
         let named = if self.named { format!(" --dir {}", self.folder.display()) } else { String::new() };
-        Ok(format!("the {count} {nodes} of the local cluster go on running; kv-tui local stop{named} ends them"))
+        Ok(format!("the {count} {nodes} of the local cluster keep running; kv-tui local stop{named} ends them"))
     }
 
     /// The command that ends an ephemeral cluster which could not be ended in order.

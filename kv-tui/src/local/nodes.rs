@@ -11,7 +11,7 @@ use crate::command::{Process, did_you_mean};
 use crate::error::{Class, CommandError};
 use crate::output::{Format, Sink};
 use crate::run::operation::asker;
-use crate::run::picture::Picture;
+use crate::run::snapshot::ClusterSnapshot;
 
 /// A node that was started for the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(crate) async fn act(action: Process, name: &str, sink: &mut dyn Sink) -> Res
         (Process::Start, Some(process)) if process.is_frozen() => {
             return Err(CommandError::new(
                 Class::Conflict,
-                format!("{name} runs and is frozen; let it go on with: node thaw {name}"),
+                format!("{name} runs and is frozen; resume it with: node thaw {name}"),
             ));
         }
         (Process::Start, Some(_)) | (Process::Stop | Process::Kill, None) => {}
@@ -140,9 +140,9 @@ async fn start(folder: &Folder, state: &mut State, index: usize) -> Result<(), C
 /// Whether the node at `address` serves as the member called `name`.
 async fn serves(name: &str, address: &str) -> Result<(), CommandError> {
     let client = Client::connect(&[address.to_owned()], Options::default()).await?;
-    let picture = Picture::take(&client, false).await?;
-    match picture.description.member(name) {
-        Some(member) if picture.serves(member.id) => Ok(()),
+    let cluster = ClusterSnapshot::take(&client, false).await?;
+    match cluster.description.member(name) {
+        Some(member) if cluster.serves(member.id) => Ok(()),
         Some(_) => Err(CommandError::new(Class::Unavailable, format!("{name} acts on no layout yet"))),
         None => Err(CommandError::new(Class::Unavailable, format!("{name} is not a member yet"))),
     }
@@ -188,7 +188,7 @@ pub(crate) async fn add(zone: Option<&str>, weight: Option<f64>, taken: &[String
     let index = state.nodes.len() - 1;
     if let Err(error) = start(&folder, &mut state, index).await {
         drop(folder);
-        let after = take_away(&started.name).await.told(&started.name);
+        let after = take_away(&started.name).await.message(&started.name);
         return Err(CommandError { message: format!("{}; {after}", error.message), ..error });
     }
     Ok(started)
@@ -204,8 +204,8 @@ pub(crate) enum TakenAway {
 }
 
 impl TakenAway {
-    /// What is told of it.
-    pub(crate) fn told(&self, name: &str) -> String {
+    /// The message about it.
+    pub(crate) fn message(&self, name: &str) -> String {
         match self {
             Self::Gone => format!("{name} was taken away again: its process has ended, and its folder is deleted"),
             Self::Stays(why) => {
@@ -263,10 +263,10 @@ async fn leave(name: &str, client: &Client) -> Result<(), CommandError> {
     let deadline = Instant::now() + LEAVE_TIMEOUT;
     let mut asked = false;
     loop {
-        let picture = Picture::take(client, false).await?;
-        let Some(member) = picture.description.member(name) else { return Ok(()) };
+        let cluster = ClusterSnapshot::take(client, false).await?;
+        let Some(member) = cluster.description.member(name) else { return Ok(()) };
         let owns = |layout: &kv_core::ring::Layout| layout.partitions.iter().any(|entry| entry.owns(member.id));
-        if !member.member.spare || picture.description.layout.as_deref().is_some_and(owns) {
+        if !member.member.spare || cluster.description.layout.as_deref().is_some_and(owns) {
             return Err(CommandError::new(Class::Conflict, "it owns partitions"));
         }
         if !asked {

@@ -24,7 +24,7 @@ const IDENTITY: &str = "data/control/identity";
 pub(crate) struct Identity {
     /// Its number.
     pub pid: u32,
-    /// When it started, as the system tells it.
+    /// When it started, as the operating system reports it.
     pub started: String,
 }
 
@@ -55,7 +55,7 @@ impl Identity {
         self.signal(Signal::KILL)
     }
 
-    /// Stops it in its tracks, until it is told to go on.
+    /// Suspends it (SIGSTOP).
     pub(crate) fn freeze(&self) -> Result<(), CommandError> {
         self.signal(Signal::STOP)
     }
@@ -89,24 +89,24 @@ fn started(pid: u32) -> Option<String> {
 /// When a process started; `None` if there is none, or if it has ended and only waits for its parent.
 #[cfg(not(target_os = "linux"))]
 fn started(pid: u32) -> Option<String> {
-    let told = Command::new("ps").args(["-o", "state=,lstart=", "-p", &pid.to_string()]).output().ok()?;
-    let text = String::from_utf8_lossy(&told.stdout).trim().to_owned();
+    let reported = Command::new("ps").args(["-o", "state=,lstart=", "-p", &pid.to_string()]).output().ok()?;
+    let text = String::from_utf8_lossy(&reported.stdout).trim().to_owned();
     (!text.is_empty() && !text.starts_with('Z'))
         .then(|| text.split_once(' ').map_or("", |(_, at)| at).trim().to_owned())
 }
 
-/// Whether the process does nothing until it is told to go on.
+/// Whether the process is suspended.
 #[cfg(target_os = "linux")]
 fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
 }
 
-/// Whether the process does nothing until it is told to go on.
+/// Whether the process is suspended.
 #[cfg(not(target_os = "linux"))]
 fn is_stopped(pid: u32) -> bool {
-    let told = Command::new("ps").args(["-o", "state=", "-p", &pid.to_string()]).output();
-    told.is_ok_and(|told| String::from_utf8_lossy(&told.stdout).trim().starts_with('T'))
+    let reported = Command::new("ps").args(["-o", "state=", "-p", &pid.to_string()]).output();
+    reported.is_ok_and(|reported| String::from_utf8_lossy(&reported.stdout).trim().starts_with('T'))
 }
 
 /// Starts a node as a process of its own, which no signal of this terminal reaches.
@@ -211,25 +211,25 @@ mod tests {
     #[test]
     fn the_first_node_forms_the_cluster_and_the_others_join() {
         let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
-        let told = |state: &State, index| {
+        let reported = |state: &State, index| {
             let arguments = arguments(state, index, Path::new("/c"));
             arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(
-            told(&state, 0),
+            reported(&state, 0),
             "run-node --data-dir /c/n1/data --log-dir /c/n1 --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
         );
         assert_eq!(
-            told(&state, 1),
+            reported(&state, 1),
             "run-node --data-dir /c/n2/data --log-dir /c/n2 --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1"
         );
         state.add("127.0.0.1:3".to_owned(), vec!["--zone".to_owned(), "b".to_owned()], &["n3".to_owned()]);
         assert_eq!(
-            told(&state, 2),
+            reported(&state, 2),
             "run-node --data-dir /c/n4/data --log-dir /c/n4 --listen 127.0.0.1:3 --name n4 \
              --join 127.0.0.1:1,127.0.0.1:2 --zone b"
         );
         state.nodes.remove(0);
-        assert!(told(&state, 0).ends_with("--name n2 --join 127.0.0.1:3"), "a founder that is gone founds nothing");
+        assert!(reported(&state, 0).ends_with("--name n2 --join 127.0.0.1:3"), "a founder that is gone founds nothing");
     }
 }

@@ -149,7 +149,7 @@ impl State {
         };
         let damaged = |why: String| {
             CommandError::failed(format!(
-                "{shown} is damaged: {why}; stop the nodes that still run, and delete the file to start anew"
+                "{shown} is damaged: {why}; stop the nodes that still run, and delete the file to start again"
             ))
         };
         let state: Self = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;

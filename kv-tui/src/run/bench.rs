@@ -18,7 +18,7 @@ use crate::command::BenchArgs;
 use crate::error::{Class, CommandError};
 use crate::output::{Human, Item, Sink};
 
-/// The longest latency that is told apart.
+/// The longest latency that is recorded exactly.
 const LATENCY_MAX_US: u64 = 60_000_000;
 
 /// Keys that are read back at the end.
@@ -114,7 +114,7 @@ async fn work(client: Client, run: Arc<Run>, worker: u64, clients: u64, mine: u6
             match client.get(&run.how, &key).await {
                 Ok(got) => {
                     let values = got.values.iter().map(|version| &version.value[..]);
-                    outcome.judge(verdict(run.id, index, *known, values));
+                    outcome.record(verdict(run.id, index, *known, values));
                     None
                 }
                 Err(error) => Some(error),
@@ -152,7 +152,7 @@ impl Outcome {
         })
     }
 
-    fn judge(&mut self, verdict: Verdict) {
+    fn record(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Good => {}
             Verdict::Lost => self.lost += 1,
@@ -191,7 +191,7 @@ impl Outcome {
 
 impl Tally {
     fn new() -> Result<Self, CommandError> {
-        // Two digits are enough to tell latencies apart, and small enough for thousands of clients.
+        // Two digits are precise enough for latencies, and small enough for thousands of clients.
         let latency = Histogram::new_with_bounds(1, LATENCY_MAX_US, 2)
             .map_err(|error| CommandError::failed(format!("no histogram: {error}")))?;
         Ok(Self { latency, failures: 0 })
@@ -246,7 +246,7 @@ async fn verify(client: &Client, run: &Run, total: &mut Outcome) -> u64 {
         match done {
             Ok((index, known, Ok(got))) => {
                 verified += 1;
-                total.judge(verdict(run.id, index, known, got.values.iter().map(|version| &version.value[..])));
+                total.record(verdict(run.id, index, known, got.values.iter().map(|version| &version.value[..])));
             }
             Ok((_, _, Err(error))) => {
                 total.first_error.get_or_insert(error);
@@ -271,7 +271,7 @@ fn report(
     let done = total.reads.latency.len() + total.writes.latency.len();
     let failures = total.reads.failures + total.writes.failures;
     let sampled = u64::try_from(total.keys.len().min(SAMPLE)).unwrap_or(u64::MAX);
-    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    #[allow(clippy::cast_precision_loss, reason = "a number for people")]
     let cpu_us = (cpu.as_micros() as f64 / done.max(1) as f64 * 100.0).round() / 100.0;
     let transport = if args.unary { "unary" } else { "batch" };
     sink.item(Item {
@@ -326,7 +326,7 @@ fn report(
     }
     let counts =
         Counts { done, failures, sampled, verified, bad: total.lost + total.wrong, allowed: args.allow_failures };
-    counts.judge(total)
+    counts.check(total)
 }
 
 /// What decides whether a run was good.
@@ -342,7 +342,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn judge(self, total: &Outcome) -> Result<(), CommandError> {
+    fn check(self, total: &Outcome) -> Result<(), CommandError> {
         let Self { done, failures, sampled, verified, bad, allowed } = self;
         if bad > 0 {
             return Err(CommandError::failed(format!(

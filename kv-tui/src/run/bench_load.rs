@@ -1,4 +1,4 @@
-//! The keys and values of the benchmark: each value names its run, key and write, so that every read can be judged.
+//! The keys and values of the benchmark: each value names its run, key and write, so that every read can be checked.
 
 use bytes::Bytes;
 
@@ -45,7 +45,7 @@ pub(super) enum Seen {
 }
 
 /// Judges a value that was read.
-pub(super) fn judge(run: u64, index: u64, found: &[u8]) -> Seen {
+pub(super) fn classify(run: u64, index: u64, found: &[u8]) -> Seen {
     let word = |at: usize| found.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
     match (word(0), word(16)) {
         (Some(found_run), Some(sequence)) if found_run == run => {
@@ -114,7 +114,7 @@ pub(super) enum Verdict {
 pub(super) fn verdict<'a>(run: u64, index: u64, known: Known, values: impl Iterator<Item = &'a [u8]>) -> Verdict {
     let mut newest = 0;
     for found in values {
-        match judge(run, index, found) {
+        match classify(run, index, found) {
             Seen::Write(sequence) if sequence <= known.tried => newest = newest.max(sequence),
             Seen::Write(_) | Seen::Damaged => return Verdict::Wrong,
             Seen::Foreign => {}
@@ -132,14 +132,14 @@ mod tests {
         for size in [32, 33, 100, 4096] {
             let written = value(7, 3, 9, size);
             assert_eq!(written.len(), size);
-            assert_eq!(judge(7, 3, &written), Seen::Write(9));
-            assert_eq!(judge(8, 3, &written), Seen::Foreign);
-            assert_eq!(judge(7, 4, &written), Seen::Damaged);
+            assert_eq!(classify(7, 3, &written), Seen::Write(9));
+            assert_eq!(classify(8, 3, &written), Seen::Foreign);
+            assert_eq!(classify(7, 4, &written), Seen::Damaged);
             let mut damaged = written.to_vec();
             damaged[size - 1] ^= 1;
-            assert_eq!(judge(7, 3, &damaged), Seen::Damaged);
+            assert_eq!(classify(7, 3, &damaged), Seen::Damaged);
         }
-        assert_eq!(judge(7, 3, b"short"), Seen::Foreign);
+        assert_eq!(classify(7, 3, b"short"), Seen::Foreign);
     }
 
     #[test]

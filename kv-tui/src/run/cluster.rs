@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::health::Health;
 use super::operation::asker;
-use super::picture::{Picture, Share, state_word};
 use super::safety::{Safety, Verdict};
+use super::snapshot::{ClusterSnapshot, Share, state_word};
 use super::topology::no_node;
 use super::uneven;
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
@@ -18,15 +18,15 @@ use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};
 
 pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let (picture, keyspace) = Picture::with(client, |picture| keyspace_id(picture, &within.keyspace)).await?;
-    let Some(layout) = picture.description.layout.as_deref() else { return Err(forming(&picture)) };
-    let keys = picture.count(layout, keyspace).map_err(|partition| {
+    let (cluster, keyspace) = ClusterSnapshot::with(client, |cluster| keyspace_id(cluster, &within.keyspace)).await?;
+    let Some(layout) = cluster.description.layout.as_deref() else { return Err(forming(&cluster)) };
+    let keys = cluster.count(layout, keyspace).map_err(|partition| {
         CommandError::new(
             Class::Unavailable,
             format!("no owner of partition {} is in reach and complete; start the nodes that are down", partition.0),
         )
     })?;
-    let (pending, idle) = (picture.pending(), Health::of(&picture).idle);
+    let (pending, idle) = (cluster.pending(), Health::of(&cluster).idle);
     let mut text = keys.to_string();
     if !idle {
         text.push_str(&format!(
@@ -48,19 +48,19 @@ pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> 
 }
 
 pub(super) async fn status(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    sink.item(status_item(&picture))
+    let cluster = ClusterSnapshot::take(client, true).await?;
+    sink.item(status_item(&cluster))
 }
 
-/// The health of a picture as a result.
-pub(super) fn status_item(picture: &Picture) -> Item {
-    let health = Health::of(picture);
-    let safety = Safety::of(picture);
-    let description = &picture.description;
+/// The health of a snapshot as a result.
+pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
+    let health = Health::of(cluster);
+    let safety = Safety::of(cluster);
+    let description = &cluster.description;
     let members = &description.members;
-    let up = members.iter().filter(|member| picture.serves(member.id)).count();
+    let up = members.iter().filter(|member| cluster.serves(member.id)).count();
     let layout = description.layout.as_deref();
-    let cluster = description.cluster.map(|cluster| cluster.to_string());
+    let cluster_id = description.cluster.map(|id| id.to_string());
     let reasons: Vec<Value> =
         health.reasons.iter().map(|reason| json!({"what": reason.what, "remedy": reason.remedy})).collect();
     let json = json!({
@@ -69,7 +69,7 @@ pub(super) fn status_item(picture: &Picture) -> Item {
         "ready": health.ready,
         "idle": health.idle,
         "reasons": reasons,
-        "cluster": cluster,
+        "cluster": cluster_id,
         "epoch": layout.map(|layout| layout.epoch.0),
         "members": members.len(),
         "up": up,
@@ -77,9 +77,9 @@ pub(super) fn status_item(picture: &Picture) -> Item {
         "partitions": layout.map(kv_core::ring::Layout::partition_count),
         "leader": description.leader.map(|leader| description.name_of(leader)),
         "forming": description.forming.map(|(present, expected)| json!({"present": present, "expected": expected})),
-        "pending": pending_json(&picture.pending()),
+        "pending": pending_json(&cluster.pending()),
         "safety": safety.json(),
-        "uneven": uneven::json(picture),
+        "uneven": uneven::json(cluster),
     });
     let mut lines = vec![match layout {
         Some(layout) => format!(
@@ -119,12 +119,12 @@ fn pending_json(pending: &v1::Pending) -> Value {
 }
 
 pub(super) async fn node_list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    let shares = picture.shares();
-    for member in &picture.description.members {
-        sink.item(node_item(&picture, member, shares.get(&member.id).copied().unwrap_or_default()))?;
+    let cluster = ClusterSnapshot::take(client, true).await?;
+    let shares = cluster.shares();
+    for member in &cluster.description.members {
+        sink.item(node_item(&cluster, member, shares.get(&member.id).copied().unwrap_or_default()))?;
     }
-    if picture.description.members.is_empty() { Err(forming(&picture)) } else { Ok(()) }
+    if cluster.description.members.is_empty() { Err(forming(&cluster)) } else { Ok(()) }
 }
 
 const NODE_HEADER: &[&str] = &[
@@ -132,13 +132,13 @@ const NODE_HEADER: &[&str] = &[
     ">UP",
 ];
 
-fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
-    let snapshot = picture.snapshot(member.id);
-    let state = state_word(picture.state(member));
-    let told = |figure: fn(&v1::NodeSnapshot) -> u64| snapshot.map(figure);
-    let cell = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
+fn node_item(cluster: &ClusterSnapshot, member: &MemberView, share: Share) -> Item {
+    let snapshot = cluster.report(member.id);
+    let state = state_word(cluster.state(member));
+    let reported = |metric: fn(&v1::NodeSnapshot) -> u64| snapshot.map(metric);
+    let cell = |metric: Option<u64>| metric.map_or_else(|| "-".to_owned(), |metric| metric.to_string());
     let pending = snapshot.and_then(|snapshot| snapshot.pending).unwrap_or_default();
-    let verdict = Verdict::of(picture, member.id);
+    let verdict = Verdict::of(cluster, member.id);
     let uptime = snapshot.map(|snapshot| std::time::Duration::from_micros(snapshot.uptime_us));
     let name = &member.member.name;
     let json = json!({
@@ -151,17 +151,17 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
         "weight": member.member.weight,
         "partitions": share.partitions,
         "primary": share.primary,
-        "keys": told(|snapshot| snapshot.keys),
-        "keys_primary": told(|snapshot| snapshot.keys_primary),
-        "bytes": told(|snapshot| snapshot.bytes),
+        "keys": reported(|snapshot| snapshot.keys),
+        "keys_primary": reported(|snapshot| snapshot.keys_primary),
+        "bytes": reported(|snapshot| snapshot.bytes),
         "ownership": share.ownership,
         "fair_share": share.fair,
         "store": member.member.store.to_string(),
-        "leader": picture.description.leader == Some(member.id),
-        "voter": picture.description.voters.contains(&member.id),
-        "epoch": told(|snapshot| snapshot.layout_epoch),
+        "leader": cluster.description.leader == Some(member.id),
+        "voter": cluster.description.voters.contains(&member.id),
+        "epoch": reported(|snapshot| snapshot.layout_epoch),
         "build": snapshot.map(|snapshot| snapshot.build.clone()),
-        "pid": told(|snapshot| u64::from(snapshot.pid)),
+        "pid": reported(|snapshot| u64::from(snapshot.pid)),
         "uptime_seconds": uptime.map(|uptime| uptime.as_secs()),
         "pending": snapshot.map(|_| pending_json(&pending)),
         "residue": snapshot.map(|_| pending.residue),
@@ -178,8 +178,8 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
         member.member.weight.to_string(),
         share.partitions.to_string(),
         share.primary.to_string(),
-        cell(told(|snapshot| snapshot.keys)),
-        told(|snapshot| snapshot.bytes).map_or_else(|| "-".to_owned(), size),
+        cell(reported(|snapshot| snapshot.keys)),
+        reported(|snapshot| snapshot.bytes).map_or_else(|| "-".to_owned(), size),
         percent(share.ownership),
         percent(share.fair),
         cell(snapshot.map(|_| pending.hints)),
@@ -189,14 +189,14 @@ fn node_item(picture: &Picture, member: &MemberView, share: Share) -> Item {
 }
 
 pub(super) async fn node_show(node: &str, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let (picture, member) = Picture::with(client, |picture| {
-        picture.description.member(node).cloned().ok_or_else(|| no_node(picture, node))
+    let (cluster, member) = ClusterSnapshot::with(client, |cluster| {
+        cluster.description.member(node).cloned().ok_or_else(|| no_node(cluster, node))
     })
     .await?;
-    let share = picture.shares().get(&member.id).copied().unwrap_or_default();
-    let mut item = node_item(&picture, &member, share);
-    if let Some(snapshot) = picture.snapshot(member.id) {
-        let peers: Vec<Value> = snapshot.peers.iter().map(|peer| peer_json(&picture, peer)).collect();
+    let share = cluster.shares().get(&member.id).copied().unwrap_or_default();
+    let mut item = node_item(&cluster, &member, share);
+    if let Some(snapshot) = cluster.report(member.id) {
+        let peers: Vec<Value> = snapshot.peers.iter().map(|peer| peer_json(&cluster, peer)).collect();
         item.json["peers"] = Value::from(peers);
         item.json["counters"] = counters_json(&snapshot.counters.unwrap_or_default());
         item.json["usage"] = usage_json(&snapshot.usage.unwrap_or_default());
@@ -225,9 +225,9 @@ fn flat(name: &str, value: &Value) -> Vec<String> {
     }
 }
 
-fn peer_json(picture: &Picture, peer: &v1::PeerOpinion) -> Value {
+fn peer_json(cluster: &ClusterSnapshot, peer: &v1::PeerOpinion) -> Value {
     json!({
-        "name": picture.description.name_of(NodeId(peer.node)),
+        "name": cluster.description.name_of(NodeId(peer.node)),
         "state": state_word(peer.state()),
         "reason": peer.reason,
         "since": crate::output::time::rfc3339(peer.since_us),
@@ -267,9 +267,9 @@ fn usage_json(usage: &v1::Usage) -> Value {
 }
 
 pub(super) async fn ring(args: RingArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture { description: client.refresh().await?, reports: Vec::new() };
-    let Some(layout) = picture.description.layout.as_deref() else { return Err(forming(&picture)) };
-    let name = |id: NodeId| picture.description.name_of(id);
+    let cluster = ClusterSnapshot { description: client.refresh().await?, reports: Vec::new() };
+    let Some(layout) = cluster.description.layout.as_deref() else { return Err(forming(&cluster)) };
+    let name = |id: NodeId| cluster.description.name_of(id);
     if args.grid || args.copies {
         for (id, entry) in layout.partition_ids().zip(&layout.partitions) {
             let places = if args.copies { entry.owners.len() } else { 1 };
@@ -286,7 +286,7 @@ pub(super) async fn ring(args: RingArgs, client: &Client, sink: &mut dyn Sink) -
         }
         return Ok(());
     }
-    for (id, share) in picture.shares() {
+    for (id, share) in cluster.shares() {
         let member = layout.members.get(&id);
         let zone = member.map(|member| member.zone.clone()).unwrap_or_default();
         #[allow(clippy::cast_precision_loss, reason = "at most 65,536 partitions of 16 copies")]
@@ -406,12 +406,12 @@ pub(super) async fn keyspace_drop(
     })
 }
 
-fn keyspace_id(picture: &Picture, name: &str) -> Result<KeyspaceId, CommandError> {
+fn keyspace_id(cluster: &ClusterSnapshot, name: &str) -> Result<KeyspaceId, CommandError> {
     // A node outside of any cluster knows no keyspaces, and that is the better answer.
-    if picture.description.layout.is_none() {
-        return Err(forming(picture));
+    if cluster.description.layout.is_none() {
+        return Err(forming(cluster));
     }
-    let keyspaces = &picture.description.keyspaces;
+    let keyspaces = &cluster.description.keyspaces;
     keyspaces.iter().find(|keyspace| keyspace.name == name).map(|keyspace| keyspace.id).ok_or_else(|| {
         let known: Vec<&str> = keyspaces.iter().map(|keyspace| keyspace.name.as_str()).take(20).collect();
         CommandError::new(
@@ -421,8 +421,8 @@ fn keyspace_id(picture: &Picture, name: &str) -> Result<KeyspaceId, CommandError
     })
 }
 
-fn forming(picture: &Picture) -> CommandError {
-    let (what, remedy) = picture.why_no_layout();
-    let forming = if picture.description.forming.is_some() { "the cluster is forming: " } else { "" };
+fn forming(cluster: &ClusterSnapshot) -> CommandError {
+    let (what, remedy) = cluster.why_no_layout();
+    let forming = if cluster.description.forming.is_some() { "the cluster is forming: " } else { "" };
     CommandError::new(Class::Unavailable, format!("{forming}{what}; {remedy}"))
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::picture::REPORT_TIMEOUT;
+use super::snapshot::REPORT_TIMEOUT;
 use crate::command::EventsArgs;
 use crate::error::CommandError;
 use crate::output::bytes::printable;
@@ -54,8 +54,7 @@ pub(super) async fn events(args: EventsArgs, client: &Client, sink: &mut dyn Sin
     if follows { follow(client, seen, audit, sink).await } else { Ok(()) }
 }
 
-/// What tells an event from all others, in the order in which they are shown. Changes of the cluster are told by every
-/// node, and are the same.
+/// What identifies an event, in the order in which events are shown. Every node reports the same changes of the cluster.
 type Id = (u64, u64, bool, u64);
 
 fn id(event: &v1::Event) -> Id {
@@ -94,7 +93,7 @@ async fn follow(
     sink: &mut dyn Sink,
 ) -> Result<(), CommandError> {
     let (found, mut events) = mpsc::channel(QUEUED_MAX);
-    // Every node tells the changes of the cluster; the first one counts.
+    // Every node reports the changes of the cluster; the first report counts.
     let mut newest = seen.values().map(|from| from.audit).max().unwrap_or(0);
     for (node, from) in seen {
         let (client, found) = (client.clone(), found.clone());

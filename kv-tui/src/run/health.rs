@@ -1,4 +1,4 @@
-//! The cluster's health in words, with the reasons and what to do: a pure function of the picture.
+//! The cluster's health in words, with the reasons and what to do: a pure function of the snapshot.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use kv_core::ring::{Layout, Owner};
 use kv_core::types::NodeId;
 use kv_proto::v1;
 
-use super::picture::{Picture, state_word};
+use super::snapshot::{ClusterSnapshot, state_word};
 use super::uneven;
 
 /// The word for a cluster's health, the worst that applies.
@@ -64,21 +64,21 @@ pub struct Health {
 }
 
 impl Health {
-    /// The health that a picture shows.
+    /// The health that a snapshot shows.
     #[must_use]
-    pub fn of(picture: &Picture) -> Self {
+    pub fn of(cluster: &ClusterSnapshot) -> Self {
         let mut health = Self { word: Word::Healthy, reasons: Vec::new(), ready: true, idle: true };
-        if picture.description.layout.is_none() {
+        if cluster.description.layout.is_none() {
             health.ready = false;
-            let (what, remedy) = picture.why_no_layout();
+            let (what, remedy) = cluster.why_no_layout();
             health.because(Word::Forming, what, remedy);
             return health;
         }
-        health.look_at_members(picture);
-        health.look_at_partitions(picture);
-        health.look_at_operation(picture);
-        health.look_at_balance(picture);
-        health.look_at_pending(picture);
+        health.check_members(cluster);
+        health.check_partitions(cluster);
+        health.check_operation(cluster);
+        health.check_balance(cluster);
+        health.check_pending(cluster);
         health
     }
 
@@ -87,13 +87,13 @@ impl Health {
         self.reasons.push(Reason { what: what.into(), remedy: remedy.into() });
     }
 
-    fn look_at_members(&mut self, picture: &Picture) {
-        let newest = picture.snapshots().map(|snapshot| snapshot.layout_epoch).max().unwrap_or(0);
-        for member in &picture.description.members {
+    fn check_members(&mut self, cluster: &ClusterSnapshot) {
+        let newest = cluster.node_reports().map(|snapshot| snapshot.layout_epoch).max().unwrap_or(0);
+        for member in &cluster.description.members {
             let name = &member.member.name;
-            match picture.snapshot(member.id) {
+            match cluster.report(member.id) {
                 None => {
-                    let why = picture.reports.iter().find(|report| report.node == member.id).map_or_else(
+                    let why = cluster.reports.iter().find(|report| report.node == member.id).map_or_else(
                         || "its address is not known".to_owned(),
                         |report| report.snapshot.as_ref().map_or_else(|error| error.message.clone(), |_| String::new()),
                     );
@@ -122,17 +122,17 @@ impl Health {
                 Some(_) => {}
             }
         }
-        self.look_at_opinions(picture);
+        self.look_at_opinions(cluster);
     }
 
     /// A member may be in reach from here and not from its peers.
-    fn look_at_opinions(&mut self, picture: &Picture) {
-        for snapshot in picture.snapshots() {
+    fn look_at_opinions(&mut self, cluster: &ClusterSnapshot) {
+        for snapshot in cluster.node_reports() {
             for peer in &snapshot.peers {
                 let state = peer.state();
                 let bad = matches!(state, v1::MemberState::Down | v1::MemberState::Suspect);
-                if bad && picture.serves(NodeId(peer.node)) {
-                    let name = picture.description.name_of(NodeId(peer.node));
+                if bad && cluster.serves(NodeId(peer.node)) {
+                    let name = cluster.description.name_of(NodeId(peer.node));
                     let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
                     self.because(
                         Word::Degraded,
@@ -144,17 +144,17 @@ impl Health {
         }
     }
 
-    fn look_at_partitions(&mut self, picture: &Picture) {
-        let Some(layout) = picture.description.layout.as_deref() else { return };
-        let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
+    fn check_partitions(&mut self, cluster: &ClusterSnapshot) {
+        let Some(layout) = cluster.description.layout.as_deref() else { return };
+        let strictest = cluster.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
         let serving: BTreeSet<u64> =
-            picture.snapshots().map(|snapshot| snapshot.node).filter(|node| picture.serves(NodeId(*node))).collect();
+            cluster.node_reports().map(|snapshot| snapshot.node).filter(|node| cluster.serves(NodeId(*node))).collect();
         let lacks =
             |set: &[Owner]| set.iter().filter(|owner| serving.contains(&owner.node.0)).count() < needed.min(set.len());
         // While a partition migrates, both its old and its new owners must be enough.
         let short = layout.partitions.iter().filter(|entry| entry.sets().any(lacks)).count();
-        let unsynced: usize = picture.snapshots().map(|snapshot| unsynced_copies(snapshot, layout)).sum();
+        let unsynced: usize = cluster.node_reports().map(|snapshot| unsynced_copies(snapshot, layout)).sum();
         if short > 0 {
             self.ready = false;
             self.because(
@@ -179,8 +179,8 @@ impl Health {
     }
 
     /// An operation under way, and nodes that have not gone yet.
-    fn look_at_operation(&mut self, picture: &Picture) {
-        if let Some(operation) = picture.operation() {
+    fn check_operation(&mut self, cluster: &ClusterSnapshot) {
+        if let Some(operation) = cluster.operation() {
             let (id, command) = (operation.id, &operation.command);
             let moved = format!("{} of {} replicas moved", operation.moved, operation.moves);
             match operation.state() {
@@ -192,13 +192,13 @@ impl Health {
                 v1::OperationState::Paused => {
                     self.idle = false;
                     let what = format!("operation {id} ({command}) is paused, {moved}");
-                    self.because(Word::Settling, what, format!("go on with op resume {id}"));
+                    self.because(Word::Settling, what, format!("continue it with op resume {id}"));
                 }
                 _ => {}
             }
         }
-        for member in &picture.description.members {
-            if picture.snapshot(member.id).is_some_and(|told| told.state() == v1::MemberState::Leaving) {
+        for member in &cluster.description.members {
+            if cluster.report(member.id).is_some_and(|reported| reported.state() == v1::MemberState::Leaving) {
                 self.idle = false;
                 let name = &member.member.name;
                 self.because(Word::Settling, format!("{name} is leaving and hands over what it holds"), "");
@@ -206,14 +206,14 @@ impl Health {
         }
     }
 
-    fn look_at_balance(&mut self, picture: &Picture) {
-        for (lacks_copies, what) in uneven::reasons(picture) {
+    fn check_balance(&mut self, cluster: &ClusterSnapshot) {
+        for (lacks_copies, what) in uneven::reasons(cluster) {
             self.because(if lacks_copies { Word::Degraded } else { Word::Uneven }, what, "rebalance");
         }
     }
 
-    fn look_at_pending(&mut self, picture: &Picture) {
-        let pending = picture.pending();
+    fn check_pending(&mut self, cluster: &ClusterSnapshot) {
+        let pending = cluster.pending();
         let parts = [
             (pending.requests, "requests in flight"),
             (pending.replications, "writes on their way to a copy"),
@@ -237,11 +237,11 @@ impl Health {
 
 /// Copies that a node should hold and that are not complete. One that is on its way to a new owner is not missing yet.
 fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
-    let owned = |figures: &v1::PartitionFigures| {
-        let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+    let owned = |stats: &v1::PartitionFigures| {
+        let at = usize::try_from(stats.partition).unwrap_or(usize::MAX);
         layout.partitions.get(at).is_some_and(|entry| entry.owners.iter().any(|owner| owner.node.0 == snapshot.node))
     };
-    snapshot.partitions.iter().filter(|figures| !figures.synced && owned(figures)).count()
+    snapshot.partitions.iter().filter(|stats| !stats.synced && owned(stats)).count()
 }
 
 #[cfg(test)]
@@ -258,7 +258,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Four partitions on three nodes, each with all of its keys, nothing pending.
-    pub(in crate::run) fn picture() -> Picture {
+    pub(in crate::run) fn cluster() -> ClusterSnapshot {
         let member = |id: u64| Member {
             name: format!("n{id}"),
             zone: "a".to_owned(),
@@ -283,7 +283,7 @@ pub(super) mod tests {
             address: format!("127.0.0.1:{id}"),
             state: v1::MemberState::Up,
         };
-        let figures = |partition: u32| v1::PartitionFigures {
+        let stats = |partition: u32| v1::PartitionFigures {
             partition,
             synced: true,
             keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 10 + u64::from(partition), bytes: 1 }],
@@ -297,12 +297,12 @@ pub(super) mod tests {
                 name: format!("n{id}"),
                 state: v1::MemberState::Up.into(),
                 layout_epoch: 3,
-                partitions: (0..4).map(figures).collect(),
+                partitions: (0..4).map(stats).collect(),
                 ..Default::default()
             })),
             events: Vec::new(),
         };
-        Picture {
+        ClusterSnapshot {
             description: Arc::new(Description {
                 cluster: Some(ClusterId(1)),
                 seed: HashSeed(1),
@@ -317,106 +317,120 @@ pub(super) mod tests {
         }
     }
 
-    fn lose(picture: &mut Picture, index: usize) {
-        picture.reports[index].snapshot = Err(RequestError::unavailable("connection refused"));
+    fn lose(cluster: &mut ClusterSnapshot, index: usize) {
+        cluster.reports[index].snapshot = Err(RequestError::unavailable("connection refused"));
     }
 
-    fn snapshot(picture: &mut Picture, index: usize) -> &mut v1::NodeSnapshot {
-        picture.reports[index].snapshot.as_mut().expect("told")
+    fn snapshot(cluster: &mut ClusterSnapshot, index: usize) -> &mut v1::NodeSnapshot {
+        cluster.reports[index].snapshot.as_mut().expect("reported")
     }
 
-    fn check(change: impl FnOnce(&mut Picture), expected: &str) {
-        let mut picture = picture();
-        change(&mut picture);
-        let health = Health::of(&picture);
+    fn check(change: impl FnOnce(&mut ClusterSnapshot), expected: &str) {
+        let mut cluster = cluster();
+        change(&mut cluster);
+        let health = Health::of(&cluster);
         let reasons: Vec<&str> = health.reasons.iter().map(|reason| reason.what.as_str()).collect();
-        let told = format!(
+        let reported = format!(
             "{}{}{}: {}",
             health.word.text(),
             if health.ready { " ready" } else { "" },
             if health.idle { " idle" } else { "" },
             reasons.join("; ")
         );
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
+    }
+
+    /// Two copies, both of which n1 and n3 hold.
+    fn make_uneven(cluster: &mut ClusterSnapshot) {
+        let layout = Arc::make_mut(&mut cluster.description).layout.as_mut().expect("formed");
+        let layout = Arc::make_mut(layout);
+        layout.settled = false;
+        layout.copies = 2;
+        for entry in &mut layout.partitions {
+            entry.owners = [1, 3].map(|node| Owner { node: NodeId(node), since: Epoch(1) }).to_vec();
+        }
     }
 
     #[test]
-    fn every_word_has_its_reasons() {
+    fn a_healthy_cluster_needs_no_reasons() {
         check(|_| {}, "healthy ready idle: ");
-        let uneven = |picture: &mut Picture| {
-            let Description { layout: Some(layout), .. } = Arc::make_mut(&mut picture.description) else { return };
-            let layout = Arc::make_mut(layout);
-            layout.settled = false;
-            layout.copies = 2;
-            for entry in &mut layout.partitions {
-                entry.owners =
-                    vec![Owner { node: NodeId(1), since: Epoch(1) }, Owner { node: NodeId(3), since: Epoch(1) }];
-            }
-        };
+        check(|cluster| Arc::make_mut(&mut cluster.description).keyspaces[0].w = 3, "healthy ready idle: ");
+    }
+
+    #[test]
+    fn copies_that_are_spread_unevenly_are_named() {
         check(
-            uneven,
+            make_uneven,
             "uneven ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %), n1 holds 50 % (fair 33 %), n3 \
              holds 50 % (fair 33 %)",
         );
         check(
-            |picture| {
-                uneven(picture);
-                Arc::make_mut(Arc::make_mut(&mut picture.description).layout.as_mut().expect("formed")).copies = 3;
+            |cluster| {
+                make_uneven(cluster);
+                Arc::make_mut(Arc::make_mut(&mut cluster.description).layout.as_mut().expect("formed")).copies = 3;
             },
             "degraded ready idle: the copies are not spread evenly: n2 holds 0 % (fair 33 %); 4 partitions have fewer than 3 \
              copies",
         );
         // An operation that is under way leads to another balance.
         check(
-            |picture| {
-                uneven(picture);
+            |cluster| {
+                make_uneven(cluster);
                 let state = v1::OperationState::Paused.into();
-                snapshot(picture, 1).operation = Some(v1::Operation { id: 1, state, ..Default::default() });
+                snapshot(cluster, 1).operation = Some(v1::Operation { id: 1, state, ..Default::default() });
             },
             "settling ready: operation 1 () is paused, 0 of 0 replicas moved",
         );
+    }
+
+    #[test]
+    fn work_that_is_pending_means_settling() {
         check(
-            |picture| snapshot(picture, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
+            |cluster| snapshot(cluster, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
             "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",
         );
         check(
-            |picture| {
-                snapshot(picture, 1).pending = Some(v1::Pending { transfers: 3, residue: 7, ..Default::default() });
+            |cluster| {
+                snapshot(cluster, 1).pending = Some(v1::Pending { transfers: 3, residue: 7, ..Default::default() });
                 let operation =
                     v1::Operation { id: 4, command: "node add n4".to_owned(), moves: 9, ..Default::default() };
                 let older = v1::Operation { state: v1::OperationState::Running.into(), ..operation.clone() };
                 let newer = v1::Operation { moved: 2, state: v1::OperationState::Paused.into(), ..operation };
-                snapshot(picture, 1).operation = Some(newer);
-                snapshot(picture, 2).operation = Some(older);
-                snapshot(picture, 0).state = v1::MemberState::Leaving.into();
+                snapshot(cluster, 1).operation = Some(newer);
+                snapshot(cluster, 2).operation = Some(older);
+                snapshot(cluster, 0).state = v1::MemberState::Leaving.into();
             },
             "settling ready: operation 4 (node add n4) is paused, 2 of 9 replicas moved; n1 is leaving and hands over what \
              it holds; 3 partitions being copied to new owners, 7 records to be handed over by former owners",
         );
         check(
-            |picture| snapshot(picture, 2).layout_epoch = 2,
+            |cluster| snapshot(cluster, 2).layout_epoch = 2,
             "settling ready idle: n3 acts on layout 2, the newest is 3",
         );
-        check(|picture| lose(picture, 1), "degraded ready: n2 is not in reach (connection refused)");
+    }
+
+    #[test]
+    fn failures_mean_degraded_or_unavailable() {
+        check(|cluster| lose(cluster, 1), "degraded ready: n2 is not in reach (connection refused)");
         check(
-            |picture| {
-                lose(picture, 1);
-                lose(picture, 2);
+            |cluster| {
+                lose(cluster, 1);
+                lose(cluster, 2);
             },
             "unavailable: n2 is not in reach (connection refused); n3 is not in reach (connection refused); \
              4 of 4 partitions have too few owners in reach for R or W",
         );
         check(
-            |picture| snapshot(picture, 0).poisoned = "fsync failed".to_owned(),
+            |cluster| snapshot(cluster, 0).poisoned = "fsync failed".to_owned(),
             "degraded ready: n1 has stopped serving: fsync failed",
         );
         check(
-            |picture| snapshot(picture, 0).partitions[2].synced = false,
+            |cluster| snapshot(cluster, 0).partitions[2].synced = false,
             "degraded ready idle: 1 copies of partitions are being refilled",
         );
         check(
-            |picture| {
-                snapshot(picture, 0).peers.push(v1::PeerOpinion {
+            |cluster| {
+                snapshot(cluster, 0).peers.push(v1::PeerOpinion {
                     node: 2,
                     state: v1::MemberState::Down.into(),
                     reason: "no heartbeat".to_owned(),
@@ -425,18 +439,21 @@ pub(super) mod tests {
             },
             "degraded ready idle: n1 takes n2 to be down: no heartbeat",
         );
-        check(|picture| Arc::make_mut(&mut picture.description).keyspaces[0].w = 3, "healthy ready idle: ");
+    }
+
+    #[test]
+    fn a_cluster_that_is_forming_says_how_far() {
         check(
-            |picture| {
-                let description = Arc::make_mut(&mut picture.description);
+            |cluster| {
+                let description = Arc::make_mut(&mut cluster.description);
                 description.layout = None;
                 description.forming = Some((2, 3));
             },
             "forming idle: 2 of 3 members have reported",
         );
         check(
-            |picture| {
-                let description = Arc::make_mut(&mut picture.description);
+            |cluster| {
+                let description = Arc::make_mut(&mut cluster.description);
                 description.layout = None;
                 description.waiting = "joining: 127.0.0.1:1: connection refused".to_owned();
             },
@@ -446,23 +463,23 @@ pub(super) mod tests {
 
     #[test]
     fn keys_are_counted_at_the_first_complete_owner() {
-        let mut picture = picture();
-        let layout = picture.description.layout.clone().expect("formed");
+        let mut cluster = cluster();
+        let layout = cluster.description.layout.clone().expect("formed");
         let keyspace = KeyspaceId(0);
-        assert_eq!(picture.count(&layout, keyspace), Ok(10 + 11 + 12 + 13));
-        assert_eq!(picture.count(&layout, KeyspaceId(9)), Ok(0));
+        assert_eq!(cluster.count(&layout, keyspace), Ok(10 + 11 + 12 + 13));
+        assert_eq!(cluster.count(&layout, KeyspaceId(9)), Ok(0));
         // Partition 1 belongs to n2 first, whose copy is not complete; n3 holds another number.
-        snapshot(&mut picture, 1).partitions[1].synced = false;
-        snapshot(&mut picture, 2).partitions[1].keyspaces[0].keys = 100;
-        assert_eq!(picture.count(&layout, keyspace), Ok(10 + 100 + 12 + 13));
-        lose(&mut picture, 0);
-        lose(&mut picture, 2);
-        assert_eq!(picture.count(&layout, keyspace), Err(PartitionId(1)));
+        snapshot(&mut cluster, 1).partitions[1].synced = false;
+        snapshot(&mut cluster, 2).partitions[1].keyspaces[0].keys = 100;
+        assert_eq!(cluster.count(&layout, keyspace), Ok(10 + 100 + 12 + 13));
+        lose(&mut cluster, 0);
+        lose(&mut cluster, 2);
+        assert_eq!(cluster.count(&layout, keyspace), Err(PartitionId(1)));
     }
 
     #[test]
     fn shares_add_up() {
-        let shares = picture().shares();
+        let shares = cluster().shares();
         assert_eq!(shares.values().map(|share| share.partitions).sum::<u64>(), 12);
         assert_eq!(shares.values().map(|share| share.primary).sum::<u64>(), 4);
         let owned: f64 = shares.values().map(|share| share.ownership).sum();

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::how;
-use super::ndjson::{Kept, Record};
+use super::ndjson::{ImportedValue, Record};
 use super::stream::{In, read_line};
 use crate::command::ImportArgs;
 use crate::error::CommandError;
@@ -24,10 +24,10 @@ use crate::output::{Human, Item, Sink};
 /// Records read ahead of those in flight.
 const READ_AHEAD: usize = 256;
 
-/// How often progress is told on a terminal.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often progress is printed on a terminal.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Problems that are told one by one.
+/// Problems that are reported one by one.
 const TOLD_MAX: u64 = 10;
 
 /// A line that was read, with its number, or what is wrong.
@@ -59,8 +59,8 @@ pub(super) async fn import(args: &ImportArgs, client: &Client, sink: &mut dyn Si
     let started = Instant::now();
     let mut progress = Progress::default();
     let mut writing: JoinSet<(u64, Result<bool, RequestError>)> = JoinSet::new();
-    let mut tell = interval(TELL_EVERY);
-    tell.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut ticks = interval(PROGRESS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let on_terminal = std::io::stderr().is_terminal();
     let mut reading = true;
     let interrupt = tokio::signal::ctrl_c();
@@ -100,7 +100,7 @@ pub(super) async fn import(args: &ImportArgs, client: &Client, sink: &mut dyn Si
                 }
                 Err(error) => progress.fail(CommandError::failed(format!("a writer ended: {error}")), sink),
             },
-            _ = tell.tick(), if on_terminal => progress.tell(started, sink),
+            _ = ticks.tick(), if on_terminal => progress.print(started, sink),
             _ = &mut interrupt, if !interrupted => {
                 interrupted = true;
                 reading = false;
@@ -120,7 +120,7 @@ impl Progress {
         self.first_failure.get_or_insert(error);
     }
 
-    fn tell(&self, started: Instant, sink: &mut dyn Sink) {
+    fn print(&self, started: Instant, sink: &mut dyn Sink) {
         if self.imported > 0 {
             sink.note(&format!("{} imported, {:.0} a second", self.imported, self.rate(started)));
         }
@@ -160,7 +160,7 @@ impl Progress {
             format!("{} ({} failed in all, {} imported)", error.message, self.failed, self.imported)
         } else {
             format!(
-                "{} (the {} records imported before stay; --keep-going goes on behind such lines)",
+                "{} (the {} records imported before stay; --keep-going skips such lines)",
                 error.message, self.imported
             )
         };
@@ -172,7 +172,7 @@ impl Progress {
 async fn write(client: &Client, how: &How, record: Record) -> Result<bool, RequestError> {
     let now = now_us();
     let mut live = Vec::with_capacity(record.values.len());
-    for Kept { value, expires } in record.values {
+    for ImportedValue { value, expires } in record.values {
         match expires.map(|at| at.saturating_sub(now)) {
             // Below a millisecond is as good as over.
             Some(left) if left < 1000 => {}

@@ -72,7 +72,7 @@ fn version_json(version: &v1::VersionView) -> Value {
 
 fn replica_lines(replica: &v1::ReplicaView, description: &Description) -> Vec<String> {
     let name = description.name_of(NodeId(replica.node));
-    let role = if replica.owner { "" } else { " (stand-in)" };
+    let role = if replica.owner { "" } else { " (fallback)" };
     match &replica.answer {
         Some(Answer::Record(record)) if record.versions.is_empty() => vec![format!("{name}{role}: nothing")],
         Some(Answer::Record(record)) => {

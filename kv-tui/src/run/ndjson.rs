@@ -16,12 +16,12 @@ use crate::output::time::{from_rfc3339, rfc3339};
 pub(super) struct Record {
     pub key: Bytes,
     /// At least one.
-    pub values: Vec<Kept>,
+    pub values: Vec<ImportedValue>,
 }
 
 /// One value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct ImportedValue {
     pub value: Bytes,
     /// From when on it reads as absent, in microseconds since 1970.
     pub expires: Option<u64>,
@@ -41,12 +41,12 @@ impl Record {
             return Err("\"key\" is empty; a key has at least 1 byte".to_owned());
         }
         let values = match fields.remove("values") {
-            None => vec![kept(fields)?],
+            None => vec![imported(fields)?],
             Some(Value::Array(values)) if !values.is_empty() => values
                 .into_iter()
                 .map(|value| match value {
-                    Value::Object(fields) => kept(fields),
-                    _ => Err("\"values\" holds something else than objects".to_owned()),
+                    Value::Object(fields) => imported(fields),
+                    _ => Err("\"values\" must hold objects only".to_owned()),
                 })
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err("\"values\" is not an array with at least one value".to_owned()),
@@ -77,7 +77,7 @@ impl Record {
     }
 }
 
-fn kept(mut fields: Map<String, Value>) -> Result<Kept, String> {
+fn imported(mut fields: Map<String, Value>) -> Result<ImportedValue, String> {
     let value = fields.remove("value").ok_or("has no \"value\"")?;
     let value = from_json(value).map_err(|error| format!("\"value\" {error}"))?;
     let expires = match fields.remove("expires") {
@@ -87,7 +87,7 @@ fn kept(mut fields: Map<String, Value>) -> Result<Kept, String> {
         }
         Some(_) => return Err("\"expires\" is not a string".to_owned()),
     };
-    Ok(Kept { value, expires })
+    Ok(ImportedValue { value, expires })
 }
 
 fn category(error: &serde_json::Error) -> String {
@@ -115,11 +115,11 @@ mod tests {
     fn lines_are_read() {
         check(
             r#"{"key":"k","value":"v","extra":1}"#,
-            r#"Record { key: b"k", values: [Kept { value: b"v", expires: None }] }"#,
+            r#"Record { key: b"k", values: [ImportedValue { value: b"v", expires: None }] }"#,
         );
         check(
             r#"{"value":{"base64":"/wA="},"key":{"base64":"AA=="},"expires":"1970-01-01T00:00:01Z"}"#,
-            r#"Record { key: b"\0", values: [Kept { value: b"\xff\0", expires: Some(1000000) }] }"#,
+            r#"Record { key: b"\0", values: [ImportedValue { value: b"\xff\0", expires: Some(1000000) }] }"#,
         );
     }
 
@@ -135,7 +135,7 @@ mod tests {
         check(r#"{"key":"k"}"#, "has no \"value\"");
         check(r#"{"key":"k","value":null}"#, "\"value\" is neither a string nor {\"base64\": ...}");
         check(r#"{"key":"k","values":[]}"#, "\"values\" is not an array with at least one value");
-        check(r#"{"key":"k","values":[1]}"#, "\"values\" holds something else than objects");
+        check(r#"{"key":"k","values":[1]}"#, "\"values\" must hold objects only");
         check(r#"{"key":"k","value":"v","expires":"soon"}"#, "\"expires\" \"soon\" is not a moment in UTC (RFC 3339)");
         check(r#"{"key":"k","value":"v","expires":5}"#, "\"expires\" is not a string");
     }
@@ -156,10 +156,13 @@ mod tests {
             let entry = entry(values);
             let read = Record::parse(Record::to_line(&entry).as_bytes()).expect("readable");
             assert_eq!(read.key, entry.key);
-            let expected: Vec<Kept> = entry
+            let expected: Vec<ImportedValue> = entry
                 .values
                 .iter()
-                .map(|version| Kept { value: version.value.clone(), expires: version.expires.map(|wall| wall.0) })
+                .map(|version| ImportedValue {
+                    value: version.value.clone(),
+                    expires: version.expires.map(|wall| wall.0),
+                })
                 .collect();
             assert_eq!(read.values, expected);
         }

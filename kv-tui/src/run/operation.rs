@@ -11,22 +11,22 @@ use kv_proto::v1;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::picture::Picture;
 use super::report::{Report, seconds, whole};
 use super::retry;
+use super::snapshot::ClusterSnapshot;
 use crate::command::{OpCommand, WatchArgs};
 use crate::error::{Class, CommandError};
 use crate::output::bytes::printable;
 use crate::output::time::{now_us, rfc3339, short, size};
 use crate::output::{Human, Item, Sink};
 
-/// How often something is looked at that is waited for.
+/// How often the state is asked for while something is waited for.
 pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
-/// How long an operation that is followed may not be heard of.
+/// How long an operation may be followed without an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A transfer that waits for no longer than this, in microseconds, is not worth a word.
+/// A transfer that waits for no longer than this, in microseconds, is not mentioned.
 const HELD_UP_US: u64 = 1_000_000;
 
 /// What is not known, or has not happened.
@@ -48,8 +48,8 @@ pub(super) async fn execute(command: &OpCommand, client: &Client, sink: &mut dyn
             return sink.item(throttle_item(&setting));
         }
     };
-    let picture = Picture::take(client, false).await?;
-    sink.item(steered(&changed, &picture, false))
+    let cluster = ClusterSnapshot::take(client, false).await?;
+    sink.item(steered(&changed, &cluster, false))
 }
 
 /// Why no process is started for a new node while an operation is under way.
@@ -62,7 +62,7 @@ pub(crate) fn in_the_way(running: &v1::Operation) -> String {
 }
 
 /// An operation that was begun or steered just now: what has become of it, and what can be done next.
-pub(crate) fn steered(operation: &v1::Operation, picture: &Picture, begun: bool) -> Item {
+pub(crate) fn steered(operation: &v1::Operation, cluster: &ClusterSnapshot, begun: bool) -> Item {
     let v1::Operation { id, command, moved, moves, .. } = operation;
     let far = format!("{moved} of {moves} replicas moved");
     let what = format!("operation {id} ({})", printable(command.as_bytes()));
@@ -71,11 +71,11 @@ pub(crate) fn steered(operation: &v1::Operation, picture: &Picture, begun: bool)
             format!("begun: {what}, {moves} replicas move; op watch {id} follows it, op cancel {id} ends it")
         }
         v1::OperationState::Running => format!("running: {what}, {far}; op watch {id} follows it"),
-        v1::OperationState::Paused => format!("paused: {what}, {far}; op resume {id} goes on"),
+        v1::OperationState::Paused => format!("paused: {what}, {far}; op resume {id} continues it"),
         v1::OperationState::Cancelled => format!("cancelled: {what}: {}", printable(operation.outcome.as_bytes())),
         v1::OperationState::Done | v1::OperationState::Unspecified => format!("done: {what}, {far}"),
     };
-    Item { human: Human::Text(text), ..item(operation, picture) }
+    Item { human: Human::Text(text), ..item(operation, cluster) }
 }
 
 /// Who asks, for the record: the user and the machine, as user@host.
@@ -83,9 +83,9 @@ pub(crate) fn asker() -> String {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let user = set("USER").or_else(|| set("LOGNAME")).or_else(|| set("USERNAME"));
     let user = user.unwrap_or_else(|| format!("uid{}", rustix::process::getuid().as_raw()));
-    let told =
+    let system =
         ["/proc/sys/kernel/hostname", "/etc/hostname"].iter().find_map(|file| std::fs::read_to_string(file).ok());
-    let host = told.or_else(|| set("HOSTNAME")).unwrap_or_default();
+    let host = system.or_else(|| set("HOSTNAME")).unwrap_or_default();
     // Half of the room for each: the nodes refuse longer texts.
     let part = |text: &str| {
         let plain: String = text.chars().filter(|letter| !letter.is_control() && !letter.is_whitespace()).collect();
@@ -98,9 +98,9 @@ pub(crate) fn asker() -> String {
 }
 
 async fn list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let picture = Picture::take(client, false).await?;
+    let cluster = ClusterSnapshot::take(client, false).await?;
     for operation in client.operations(v1::OperationsRequest::default()).await?.operations {
-        sink.item(item(&operation, &picture))?;
+        sink.item(item(&operation, &cluster))?;
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ async fn show(id: Option<u64>, client: &Client, sink: &mut dyn Sink) -> Result<(
 /// `NotFound` if there is none, or no node answers.
 pub(crate) async fn document(id: Option<u64>, client: &Client) -> Result<Item, CommandError> {
     let report = Report::with_rates(id, client).await?;
-    let plain = item(&report.progress.operation, &report.picture);
+    let plain = item(&report.progress.operation, &report.cluster);
     Ok(Item { json: report.json(), human: Human::Text(report.lines().join("\n")), ..plain })
 }
 
@@ -125,7 +125,7 @@ async fn watch(args: WatchArgs, client: &Client, sink: &mut dyn Sink) -> Result<
     follow(args.id, args.every, client, sink).await.map(drop)
 }
 
-/// Tells how an operation gets on until it ends, and how it ended; without a number the one under way, else the newest.
+/// Prints the progress of an operation until it ends, and how it ended; without a number the running one, else the newest.
 ///
 /// # Errors
 /// If it does not exist, or was cancelled.
@@ -136,15 +136,15 @@ pub(super) async fn follow(
     sink: &mut dyn Sink,
 ) -> Result<v1::Operation, CommandError> {
     let mut report = Report::take(id, client).await?;
-    let mut told = None;
+    let mut reported = None;
     let mut heard = Instant::now();
     loop {
         let operation = &report.progress.operation;
         let row = watch_row(&report);
-        // Nothing new is not worth a row, and rates alone are nothing new.
+        // A row is printed only for a change, and rates alone are no change.
         let new = ["state", "moved", "copied", "waiting_for"].map(|fact| row.json[fact].clone());
-        if told.as_ref() != Some(&new) {
-            told = Some(new);
+        if reported.as_ref() != Some(&new) {
+            reported = Some(new);
             sink.item(row)?;
             sink.pass()?;
         }
@@ -157,7 +157,7 @@ pub(super) async fn follow(
             _ => {}
         }
         sleep(every).await;
-        match report.look(client).await {
+        match report.refresh(client).await {
             Ok(()) => heard = Instant::now(),
             // A node that was away may not know it yet, and another may be asked next.
             Err(error) if (error.retry || error.class == Class::NotFound) && heard.elapsed() < PATIENCE => {}
@@ -198,30 +198,30 @@ pub fn part(moved: u64, moves: u64) -> f64 {
 
 /// What an operation under way waits for, the worst first; empty if nothing stands in its way or it has ended.
 #[must_use]
-pub fn waiting_for(operation: &v1::Operation, picture: &Picture) -> Vec<String> {
+pub fn waiting_for(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Vec<String> {
     match operation.state() {
-        v1::OperationState::Paused => return vec![format!("paused; op resume {} goes on", operation.id)],
+        v1::OperationState::Paused => return vec![format!("paused; op resume {} continues it", operation.id)],
         v1::OperationState::Running => {}
         _ => return Vec::new(),
     }
     let mut reasons = Vec::new();
-    if picture.description.leader.is_none() {
+    if cluster.description.leader.is_none() {
         reasons.push("no majority of the voters: nothing can be cut over or cancelled".to_owned());
     }
-    let layout = picture.description.layout.as_deref();
+    let layout = cluster.description.layout.as_deref();
     let joint = || layout.into_iter().flat_map(|layout| &layout.partitions).filter_map(|entry| entry.joint.as_ref());
     let receivers: BTreeSet<NodeId> = joint().flat_map(|joint| joint.receivers.iter().map(|it| it.node)).collect();
-    for node in receivers.iter().filter(|node| !picture.serves(**node)) {
-        let name = picture.description.name_of(*node);
+    for node in receivers.iter().filter(|node| !cluster.serves(**node)) {
+        let name = cluster.description.name_of(*node);
         reasons
             .push(format!("{name} is down and must get copies: start it, or end this with op cancel {}", operation.id));
     }
-    let mut told: BTreeSet<String> = BTreeSet::new();
-    for snapshot in picture.snapshots() {
+    let mut reported: BTreeSet<String> = BTreeSet::new();
+    for snapshot in cluster.node_reports() {
         for transfer in snapshot.transfers.iter().filter(|transfer| is_held_up(transfer)) {
             let stalled = if transfer.stalled { "stalled: " } else { "" };
             // One line for all transfers that wait for the same.
-            if told.insert(transfer.waiting_for.clone()) {
+            if reported.insert(transfer.waiting_for.clone()) {
                 reasons.push(format!(
                     "{stalled}{} waits with partition {}: {}",
                     snapshot.name, transfer.partition, transfer.waiting_for
@@ -233,9 +233,9 @@ pub fn waiting_for(operation: &v1::Operation, picture: &Picture) -> Vec<String> 
 }
 
 /// Why a node that was removed is still a member.
-pub(crate) fn why_not_gone(picture: &Picture, member: &MemberView) -> String {
+pub(crate) fn why_not_gone(cluster: &ClusterSnapshot, member: &MemberView) -> String {
     let name = &member.member.name;
-    let Some(snapshot) = picture.snapshot(member.id) else {
+    let Some(snapshot) = cluster.report(member.id) else {
         return format!("{name} is down: start it, or give it up with node remove {name} --dead");
     };
     let pending = snapshot.pending.unwrap_or_default();
@@ -253,12 +253,12 @@ pub(crate) fn why_not_gone(picture: &Picture, member: &MemberView) -> String {
 }
 
 /// An operation as a result.
-pub(super) fn item(operation: &v1::Operation, picture: &Picture) -> Item {
-    let waiting = waiting_for(operation, picture);
+pub(super) fn item(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Item {
+    let waiting = waiting_for(operation, cluster);
     let waiting = (!waiting.is_empty()).then(|| waiting.join("; "));
     let moment = |us: u64| (us > 0).then(|| rfc3339(us));
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let names = |ids: &[u64]| ids.iter().map(|id| picture.description.name_of(NodeId(*id))).collect::<Vec<_>>();
+    let names = |ids: &[u64]| ids.iter().map(|id| cluster.description.name_of(NodeId(*id))).collect::<Vec<_>>();
     let state = state_word(operation.state());
     let end = if operation.ended_us > 0 { operation.ended_us } else { now_us() };
     let took = Duration::from_micros(end.saturating_sub(operation.begun_us));
@@ -277,7 +277,7 @@ pub(super) fn item(operation: &v1::Operation, picture: &Picture) -> Item {
         "bytes_planned": operation.bytes_planned,
         "keys_moved": operation.keys_moved,
         "bytes_moved": operation.bytes_moved,
-        "joint": operation.joint,
+        "migrating": operation.joint,
         "waiting_for": waiting,
         "plan": operation.plan_hash,
         "parent_epoch": operation.parent_epoch,
@@ -315,16 +315,16 @@ pub(super) fn item(operation: &v1::Operation, picture: &Picture) -> Item {
     }
 }
 
-/// Whether a transfer has begun and does not get on, for longer than a moment.
+/// Whether a transfer has begun and makes no progress for longer than a moment.
 fn is_held_up(transfer: &v1::Transfer) -> bool {
     transfer.tries > 0 && !transfer.waiting_for.is_empty() && (transfer.stalled || transfer.idle_us >= HELD_UP_US)
 }
 
 /// An operation on its way, in a row.
 fn watch_row(report: &Report) -> Item {
-    let (progress, picture) = (&report.progress, &report.picture);
+    let (progress, cluster) = (&report.progress, &report.cluster);
     let operation = &progress.operation;
-    let plain = item(operation, picture);
+    let plain = item(operation, cluster);
     let mut json = plain.json;
     let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
     let eta = progress.eta();
@@ -332,9 +332,9 @@ fn watch_row(report: &Report) -> Item {
     json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
     json["rate"] = json!(whole(progress.rate()));
     json["eta_seconds"] = json!(eta.map(|(left, _)| left.as_secs_f64().ceil()));
-    json["slowest"] = json!(eta.map(|(_, node)| picture.description.name_of(NodeId(node))));
+    json["slowest"] = json!(eta.map(|(_, node)| cluster.description.name_of(NodeId(node))));
     let moment = rfc3339(if operation.ended_us > 0 { operation.ended_us } else { now_us() });
-    let waiting = waiting_for(operation, picture).join("; ");
+    let waiting = waiting_for(operation, cluster).join("; ");
     let cells = vec![
         moment.get(11..19).unwrap_or(NONE).to_owned(),
         operation.id.to_string(),
@@ -353,7 +353,7 @@ fn watch_row(report: &Report) -> Item {
     Item { json, human: Human::Row { header: WATCH_HEADER, cells }, ..plain }
 }
 
-/// The last column says why it does not get on, else what is carried out.
+/// The last column says why it makes no progress, else what it does.
 const WATCH_HEADER: &[&str] =
     &["TIME", ">OP", "STATE", ">MOVED", ">%", ">KEYS", ">BYTES", ">RATE", ">LEFT", "WAITS FOR, OR WHAT IT DOES"];
 
@@ -382,29 +382,30 @@ pub(super) fn move_json(step: &v1::OperationMove, names: &Description) -> Value 
 }
 
 /// The transfers of all nodes that belong to an operation under way.
-pub(super) fn transfers(operation: &v1::Operation, picture: &Picture) -> Vec<Value> {
+pub(super) fn transfers(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Vec<Value> {
     let active = matches!(operation.state(), v1::OperationState::Running | v1::OperationState::Paused);
-    let name = |id: u64| (id > 0).then(|| picture.description.name_of(NodeId(id)));
-    let told = picture
-        .snapshots()
+    let name = |id: u64| (id > 0).then(|| cluster.description.name_of(NodeId(id)));
+    let reported = cluster
+        .node_reports()
         .filter(|_| active)
         .flat_map(|snapshot| snapshot.transfers.iter().map(move |transfer| (snapshot.name.clone(), transfer)));
-    told.map(|(to, transfer)| {
-        json!({
-            "partition": transfer.partition,
-            "to": to,
-            "source": name(transfer.source),
-            "phase": phase_word(transfer.phase()),
-            "keys": transfer.keys,
-            "keys_total": transfer.keys_total,
-            "bytes": transfer.bytes,
-            "bytes_total": transfer.bytes_total,
-            "tries": transfer.tries,
-            "stalled": transfer.stalled,
-            "waiting_for": (!transfer.waiting_for.is_empty()).then(|| transfer.waiting_for.clone()),
+    reported
+        .map(|(to, transfer)| {
+            json!({
+                "partition": transfer.partition,
+                "to": to,
+                "source": name(transfer.source),
+                "phase": phase_word(transfer.phase()),
+                "keys": transfer.keys,
+                "keys_total": transfer.keys_total,
+                "bytes": transfer.bytes,
+                "bytes_total": transfer.bytes_total,
+                "tries": transfer.tries,
+                "stalled": transfer.stalled,
+                "waiting_for": (!transfer.waiting_for.is_empty()).then(|| transfer.waiting_for.clone()),
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 /// The word of a phase.
@@ -428,7 +429,7 @@ pub(super) fn throttle_text(throttle: &v1::ThrottleSetting) -> String {
         }
     };
     format!(
-        "{rate}; {} copies at once on each node; {} partitions in joint at once",
+        "{rate}; {} copies at once on each node; {} partitions migrate at once",
         throttle.transfers_max, throttle.joint_max
     )
 }
@@ -440,7 +441,7 @@ pub(super) fn throttle_json(throttle: &v1::ThrottleSetting) -> Value {
         "by": (!throttle.by.is_empty()).then(|| throttle.by.clone()),
         "set": (throttle.set_us > 0).then(|| rfc3339(throttle.set_us)),
         "transfers_max": throttle.transfers_max,
-        "joint_max": throttle.joint_max,
+        "migrating_max": throttle.joint_max,
     })
 }
 

@@ -8,7 +8,7 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::{Value, json};
 
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 use crate::command::for_shell;
 use crate::error::CommandError;
 use crate::output::table::Table;
@@ -27,12 +27,12 @@ const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Prints a plan.
 pub(super) fn show(
-    picture: &Picture,
+    cluster: &ClusterSnapshot,
     plan: &v1::PlanResponse,
     bytes_per_second: u64,
     sink: &mut dyn Sink,
 ) -> Result<(), CommandError> {
-    let names = Names(picture);
+    let names = Names(cluster);
     sink.item(Item {
         json: plan_json(&names, plan, bytes_per_second),
         raw: format!("{}\n", plan.hash).into_bytes(),
@@ -41,7 +41,7 @@ pub(super) fn show(
 }
 
 /// The names of the members.
-pub(super) struct Names<'a>(pub(super) &'a Picture);
+pub(super) struct Names<'a>(pub(super) &'a ClusterSnapshot);
 
 impl Names<'_> {
     fn of(&self, node: u64) -> String {

@@ -1,4 +1,4 @@
-//! What a command would change of the topology, as a question and as an answer: pure, for who has a picture already.
+//! What a command would change in the topology, as a request for a plan and its answer: pure functions of a snapshot.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::Value;
 
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 use super::{limits, plan, topology};
 use crate::command::{AddArgs, Command, NodeCommand};
 use crate::error::CommandError;
@@ -18,13 +18,13 @@ use crate::error::CommandError;
 /// `Usage` if it changes nothing there, `NotFound` for a node that is no member.
 pub fn request(
     command: &Command,
-    picture: &Picture,
+    cluster: &ClusterSnapshot,
     throttle: Option<&v1::ThrottleSetting>,
 ) -> Result<v1::PlanRequest, CommandError> {
     let Some(settings) = command.topology() else {
         return Err(CommandError::usage("this command does not change the topology"));
     };
-    Ok(topology::request(picture, &changes(command, picture)?, limits::assumed(&settings, throttle)))
+    Ok(topology::request(cluster, &changes(command, cluster)?, limits::assumed(&settings, throttle)))
 }
 
 /// What the addition of a node changes.
@@ -35,8 +35,8 @@ pub(super) fn addition(args: &AddArgs, node: NodeId) -> Vec<Change> {
 }
 
 /// What a command changes: the one place where the words of the language become changes.
-pub(super) fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change>, CommandError> {
-    let find = |node: &str| member(picture, node);
+pub(super) fn changes(command: &Command, cluster: &ClusterSnapshot) -> Result<Vec<Change>, CommandError> {
+    let find = |node: &str| member(cluster, node);
     let change = match command {
         Command::Node(NodeCommand::Add(args)) => {
             let name = args.node.as_deref().ok_or_else(|| {
@@ -60,24 +60,24 @@ pub(super) fn changes(command: &Command, picture: &Picture) -> Result<Vec<Change
 ///
 /// # Errors
 /// `NotFound`, naming those that there are.
-pub fn member(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
-    topology::find(picture, node)
+pub fn member(cluster: &ClusterSnapshot, node: &str) -> Result<NodeId, CommandError> {
+    topology::find(cluster, node)
 }
 
-/// Keys and bytes of one copy of each partition, by its number, as far as they are told.
+/// Keys and bytes of one copy of each partition, by its number, as far as reported.
 #[must_use]
-pub fn sizes(picture: &Picture) -> BTreeMap<u32, (u64, u64)> {
-    topology::sizes(picture).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect()
+pub fn sizes(cluster: &ClusterSnapshot) -> BTreeMap<u32, (u64, u64)> {
+    topology::sizes(cluster).into_iter().map(|size| (size.partition, (size.keys, size.bytes))).collect()
 }
 
 /// What a plan means, in lines of a word and a text: moves, time, safety, the way back, warnings and refusals.
 #[must_use]
-pub fn summary(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
-    plan::summary(&plan::Names(picture), plan, bytes_per_second)
+pub fn summary(cluster: &ClusterSnapshot, plan: &v1::PlanResponse, bytes_per_second: u64) -> Vec<String> {
+    plan::summary(&plan::Names(cluster), plan, bytes_per_second)
 }
 
 /// A plan as `--dry-run` prints it as JSON.
 #[must_use]
-pub fn json(picture: &Picture, plan: &v1::PlanResponse, bytes_per_second: u64) -> Value {
-    plan::plan_json(&plan::Names(picture), plan, bytes_per_second)
+pub fn json(cluster: &ClusterSnapshot, plan: &v1::PlanResponse, bytes_per_second: u64) -> Value {
+    plan::plan_json(&plan::Names(cluster), plan, bytes_per_second)
 }

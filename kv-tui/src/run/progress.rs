@@ -1,8 +1,8 @@
-//! How far an operation is: computed from its plan, fed by what is agreed on and by what the receiving nodes tell. Pure.
+//! The progress of an operation: a pure function of its plan, the agreed state and the reports of the receiving nodes.
 //!
-//! Whatever is told in whatever order, late or twice: the part that is done never shrinks and never passes the whole,
-//! which only the last cut-over completes. A cancel ends that: it undoes copies that were not cut over, and what counts
-//! from then on is what was moved.
+//! Reports may arrive late, twice or in any order: the part that is done never shrinks and never passes the whole, and
+//! only the last cut-over completes it. A cancel is the exception: it undoes copies that were not cut over, and from then
+//! on only cut-over moves count.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,11 +14,11 @@ const COPIED: f64 = 0.9;
 const VERIFYING: f64 = 0.95;
 const COVERED: f64 = 0.99;
 
-/// How far back rates look, in microseconds of the receiving node's clock.
+/// The window over which rates are computed, in microseconds of the receiving node's clock.
 const WINDOW_US: u64 = 10_000_000;
 
-/// The most looks that a window holds.
-const LOOKS_MAX: usize = 64;
+/// The most samples that a window holds.
+const SAMPLES_MAX: usize = 64;
 
 /// One replica that moves: its partition and who gets it.
 pub type MoveId = (u32, u64);
@@ -63,7 +63,7 @@ pub enum Wait {
     Paused,
     /// The limit on copying holds it back.
     Limited,
-    /// Its receiver does not tell anything any more.
+    /// Its receiver no longer reports.
     ReceiverAway,
     /// Something else, in the words of its receiver.
     Other(String),
@@ -85,13 +85,13 @@ impl Wait {
 pub struct Step {
     /// Whose place is taken; 0: the copy is created.
     pub from: u64,
-    /// From whom it is read: as the receiver tells, else as planned.
+    /// The node that it is read from: as the receiver reports, else as planned.
     pub source: u64,
     /// How it is.
     pub state: MoveState,
     /// The part that is done, 0 to 1. Never shrinks.
     pub share: f64,
-    /// Keys and bytes copied, each the most that was ever told.
+    /// Keys and bytes copied, each the largest value ever reported.
     pub copied: (u64, u64),
     /// Keys and bytes to copy; 0: not known.
     pub total: (u64, u64),
@@ -103,12 +103,12 @@ pub struct Step {
     pub covered_by: Vec<u64>,
     /// Bytes a second, smoothed; 0: nothing arrives.
     pub rate: f64,
-    /// Bytes that the transfer under way had told last, for rates.
-    told_bytes: u64,
+    /// Bytes that the running transfer reported last, for rates.
+    reported_bytes: u64,
 }
 
 impl Step {
-    /// Bytes that are still to be copied, as far as one can tell.
+    /// Bytes that are still to be copied, as far as known.
     #[must_use]
     pub fn remaining(&self) -> u64 {
         match self.state {
@@ -134,10 +134,10 @@ impl Step {
     }
 }
 
-/// A receiver of which so many accounts of others in a row say that it is not in reach has fallen silent.
+/// After so many reports in a row in which others call a receiver unreachable, it counts as unreachable.
 const MISSED_MAX: u32 = 3;
 
-/// The states in which a node tells nothing of what arrives.
+/// The states in which a node does not report what arrives.
 const OUT_OF_REACH: [v1::MemberState; 2] = [v1::MemberState::Suspect, v1::MemberState::Down];
 
 /// What travels from one node to another.
@@ -147,34 +147,34 @@ pub struct Link {
     pub ticks: u64,
     /// Bytes that have arrived.
     pub bytes: u64,
-    /// Looks: the receiver's clock, and the bytes then.
-    looks: VecDeque<(u64, u64)>,
+    /// Samples: the receiver's clock, and the bytes then.
+    samples: VecDeque<(u64, u64)>,
 }
 
 impl Link {
     /// Bytes a second over the last seconds; 0: nothing arrives.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0.0 };
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return 0.0 };
         let (passed, bytes) = (last.0.saturating_sub(first.0), last.1.saturating_sub(first.1));
         if passed == 0 { 0.0 } else { rate_of(bytes, passed) }
     }
 
-    fn look(&mut self, now_us: u64, arrived: u64) {
-        // Repeated accounts and clocks that were set back tell nothing of rates.
-        if self.looks.back().is_some_and(|(last, _)| now_us <= *last) {
+    fn sample(&mut self, now_us: u64, arrived: u64) {
+        // Repeated reports and clocks that were set back say nothing about rates.
+        if self.samples.back().is_some_and(|(last, _)| now_us <= *last) {
             return;
         }
         if arrived > 0 {
             self.bytes = self.bytes.saturating_add(arrived);
             self.ticks += 1;
         }
-        self.looks.push_back((now_us, self.bytes));
-        while self.looks.len() > LOOKS_MAX
-            || (self.looks.len() > 2
-                && self.looks.front().is_some_and(|(first, _)| now_us.saturating_sub(*first) > WINDOW_US))
+        self.samples.push_back((now_us, self.bytes));
+        while self.samples.len() > SAMPLES_MAX
+            || (self.samples.len() > 2
+                && self.samples.front().is_some_and(|(first, _)| now_us.saturating_sub(*first) > WINDOW_US))
         {
-            self.looks.pop_front();
+            self.samples.pop_front();
         }
     }
 }
@@ -188,12 +188,12 @@ pub struct Flow {
     pub moved: usize,
     /// The part that is done, 0 to 1.
     pub share: f64,
-    /// Bytes that are still to be copied, as far as one can tell.
+    /// Bytes that are still to be copied, as far as known.
     pub left: u64,
     /// Bytes a second; 0: nothing arrives.
     pub rate: f64,
     /// How long it needs at its present rate; `None`: unknown, or nothing is left. A source that is read slowly because
-    /// the others have their turn tells nothing of the end.
+    /// others are read first has no estimate.
     pub eta: Option<Duration>,
     /// Whether one of its moves has stalled.
     pub stalled: bool,
@@ -202,19 +202,19 @@ pub struct Flow {
 /// How far an operation is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
-    /// The operation, as it was told last.
+    /// The operation, as last reported.
     pub operation: v1::Operation,
     /// Its moves.
     pub steps: BTreeMap<MoveId, Step>,
     /// What travels, by source and receiver.
     pub links: BTreeMap<(u64, u64), Link>,
-    /// Bytes that receipts have told of and that no look at a link has counted yet.
+    /// Bytes that receipts confirm and that no sample of a link has counted yet.
     proven: BTreeMap<(u64, u64), u64>,
-    /// When each receiver told something last, by its clock.
-    told_us: BTreeMap<u64, u64>,
+    /// When each receiver last reported, by its clock.
+    reported_us: BTreeMap<u64, u64>,
     /// When the limit on copying last held a receiver back, by its clock.
     limited_us: BTreeMap<u64, u64>,
-    /// How often others have called a receiver out of reach since it told something last.
+    /// How often others have called a receiver unreachable since its last report.
     missed: BTreeMap<u64, u32>,
     /// The part that is done, 0 to 1.
     share: f64,
@@ -230,12 +230,12 @@ impl Progress {
             steps: BTreeMap::new(),
             links: BTreeMap::new(),
             proven: BTreeMap::new(),
-            told_us: BTreeMap::new(),
+            reported_us: BTreeMap::new(),
             limited_us: BTreeMap::new(),
             missed: BTreeMap::new(),
             share: 0.0,
         };
-        progress.judge();
+        progress.derive();
         progress
     }
 
@@ -245,9 +245,9 @@ impl Progress {
         matches!(self.operation.state(), v1::OperationState::Running | v1::OperationState::Paused)
     }
 
-    /// Takes what is agreed on, with or without details. `size` tells keys and bytes of a partition, 0 for what is not
-    /// known. What an outdated node tells takes nothing back.
-    pub fn tell_operation(&mut self, operation: &v1::Operation, size: impl Fn(u32) -> (u64, u64)) {
+    /// Observes the agreed state of the operation, with or without details. `size` gives keys and bytes of a partition,
+    /// 0 for unknown. A report of an outdated node undoes nothing.
+    pub fn observe_operation(&mut self, operation: &v1::Operation, size: impl Fn(u32) -> (u64, u64)) {
         if operation.id != self.operation.id {
             return;
         }
@@ -272,15 +272,15 @@ impl Progress {
                 wait: Wait::None,
                 covered_by: Vec::new(),
                 rate: 0.0,
-                told_bytes: 0,
+                reported_bytes: 0,
             });
             if kept.total == (0, 0) {
                 kept.total = size(step.partition);
             }
             if let Some(receipt) = &step.receipt {
-                // A small partition may come and be complete between two accounts of its receiver.
-                let more = receipt.bytes.saturating_sub(kept.told_bytes);
-                kept.told_bytes = kept.told_bytes.max(receipt.bytes);
+                // A small partition may be copied completely between two reports of its receiver.
+                let more = receipt.bytes.saturating_sub(kept.reported_bytes);
+                kept.reported_bytes = kept.reported_bytes.max(receipt.bytes);
                 let proven = self.proven.entry((kept.source, step.to)).or_default();
                 *proven = proven.saturating_add(more);
                 kept.copied = (kept.copied.0.max(receipt.keys), kept.copied.1.max(receipt.bytes));
@@ -312,11 +312,11 @@ impl Progress {
                 step.reach(1.0);
             }
         }
-        self.judge();
+        self.derive();
     }
 
-    /// Takes what a receiving node tells of its transfers.
-    pub fn tell_snapshot(&mut self, snapshot: &v1::NodeSnapshot) {
+    /// Observes what a receiving node reports of its transfers.
+    pub fn observe_report(&mut self, snapshot: &v1::NodeSnapshot) {
         if !self.is_active() {
             return;
         }
@@ -324,16 +324,16 @@ impl Progress {
         for peer in snapshot.peers.iter().filter(|peer| OUT_OF_REACH.contains(&peer.state())) {
             let missed = self.missed.entry(peer.node).or_default();
             *missed += 1;
-            // One that only some cannot reach goes on telling how it gets on.
+            // A receiver that only some nodes cannot reach still reports its own progress.
             if *missed == MISSED_MAX {
-                self.fall_silent(peer.node);
+                self.mark_unreachable(peer.node);
             }
         }
         let mut arrived: BTreeMap<u64, u64> = BTreeMap::new();
-        let before_us = self.told_us.insert(snapshot.node, snapshot.taken_us);
+        let before_us = self.reported_us.insert(snapshot.node, snapshot.taken_us);
         let passed_us = before_us.map_or(0, |before| snapshot.taken_us.saturating_sub(before));
         for ((_, to), step) in &mut self.steps {
-            // A transfer that is not told any more waits, or is done, which the operation tells.
+            // A transfer that is no longer reported waits or is done; the operation says which.
             if *to == snapshot.node && !matches!(step.state, MoveState::Moved | MoveState::Covered | MoveState::Undone)
             {
                 step.state = MoveState::Waiting;
@@ -356,8 +356,8 @@ impl Progress {
                 step.source = transfer.source;
             }
             // A transfer that begins anew counts from nothing.
-            let more = transfer.bytes.checked_sub(step.told_bytes).unwrap_or(transfer.bytes);
-            step.told_bytes = transfer.bytes;
+            let more = transfer.bytes.checked_sub(step.reported_bytes).unwrap_or(transfer.bytes);
+            step.reported_bytes = transfer.bytes;
             let sum = arrived.entry(step.source).or_default();
             *sum = sum.saturating_add(more);
             let now = if passed_us == 0 { step.rate } else { rate_of(more, passed_us) };
@@ -392,15 +392,15 @@ impl Progress {
             }
         }
         for (source, bytes) in arrived {
-            self.links.entry((source, snapshot.node)).or_default().look(snapshot.taken_us, bytes);
+            self.links.entry((source, snapshot.node)).or_default().sample(snapshot.taken_us, bytes);
         }
-        self.judge();
+        self.derive();
     }
 
-    /// Nothing arrives at a receiver that is not in reach, whatever it told last.
-    fn fall_silent(&mut self, receiver: u64) {
+    /// Nothing arrives at a receiver that is unreachable, whatever it reported last.
+    fn mark_unreachable(&mut self, receiver: u64) {
         for (_, link) in self.links.iter_mut().filter(|((_, to), _)| *to == receiver) {
-            link.looks.clear();
+            link.samples.clear();
         }
         for ((_, to), step) in &mut self.steps {
             if *to == receiver && matches!(step.state, MoveState::Copying | MoveState::Verifying | MoveState::Stalled) {
@@ -411,7 +411,7 @@ impl Progress {
         }
     }
 
-    fn judge(&mut self) {
+    fn derive(&mut self) {
         #[allow(clippy::cast_precision_loss, reason = "at most some million moves")]
         let share = if self.steps.is_empty() {
             part(self.operation.moved, self.operation.moves)
@@ -435,8 +435,8 @@ impl Progress {
         self.share
     }
 
-    /// Replicas that are cut over, as the moves show them: what is agreed on may be a moment ahead of these. Every place that
-    /// tells of this operation tells this figure.
+    /// Replicas that are cut over, as the moves show them; the agreed state may be a moment ahead. Every screen and command
+    /// shows this number.
     #[must_use]
     pub fn moved(&self) -> u64 {
         let known = u64::try_from(self.count(MoveState::Moved)).unwrap_or(u64::MAX);
@@ -512,8 +512,8 @@ impl Progress {
     /// Whether rates at a receiver are those of the limit on copying: it has held a copy back within the time that rates
     /// look back.
     fn is_limited(&self, receiver: u64) -> bool {
-        let (limited, told) = (self.limited_us.get(&receiver), self.told_us.get(&receiver));
-        limited.zip(told).is_some_and(|(limited, told)| told.saturating_sub(*limited) <= WINDOW_US)
+        let (limited, reported) = (self.limited_us.get(&receiver), self.reported_us.get(&receiver));
+        limited.zip(reported).is_some_and(|(limited, reported)| reported.saturating_sub(*limited) <= WINDOW_US)
     }
 
     /// How long a move needs for what is left at its present rate; `None`: unknown, or nothing is left.

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::operation::{FOLLOW_EVERY, asker};
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 use crate::command::RepairArgs;
 use crate::error::{Class, CommandError};
 use crate::output::{Human, Item, Sink};
@@ -75,7 +75,7 @@ pub(super) async fn repair(args: &RepairArgs, client: &Client, sink: &mut dyn Si
         let (ended, lost) = follow(before, client).await?;
         begun.ended = Some(ended);
         for node in lost {
-            begun.unreached.insert(name(node.0), "it has gone away meanwhile".to_owned());
+            begun.unreached.insert(name(node.0), "it stopped answering".to_owned());
         }
     }
     sink.item(begun.item())
@@ -85,7 +85,7 @@ fn is_out_of_reach(error: &RequestError) -> bool {
     matches!(error.kind, Kind::Unavailable | Kind::Unknown | Kind::Poisoned)
 }
 
-/// Waits until members have no comparison left that was asked for; tells those that do not answer any more.
+/// Waits until members have no requested comparison left; returns those that no longer answer.
 async fn follow(
     before: BTreeMap<NodeId, v1::RepairFigures>,
     client: &Client,
@@ -94,9 +94,9 @@ async fn follow(
     let mut ended = Ended::default();
     let mut lost = Vec::new();
     while !open.is_empty() {
-        let picture = Picture::take(client, false).await?;
+        let cluster = ClusterSnapshot::take(client, false).await?;
         open.retain(|node, before| {
-            let Some(now) = picture.snapshot(*node).map(|snapshot| snapshot.repairs.unwrap_or_default()) else {
+            let Some(now) = cluster.report(*node).map(|snapshot| snapshot.repairs.unwrap_or_default()) else {
                 lost.push(*node);
                 return false;
             };
@@ -120,7 +120,7 @@ impl Begun {
     fn item(&self) -> Item {
         let text = self.text();
         let ended = self.ended.unwrap_or_default();
-        let known = |figure: u64| self.ended.map(|_| figure);
+        let known = |metric: u64| self.ended.map(|_| metric);
         Item {
             json: json!({
                 "schema": 1,
@@ -151,7 +151,7 @@ impl Begun {
             }
         };
         if let Some(Ended { done, failed, records }) = self.ended {
-            text.push_str(&format!("; {done} done, {records} records mended"));
+            text.push_str(&format!("; {done} done, {records} records restored"));
             if failed > 0 {
                 text.push_str(&format!(", {failed} failed: repeat it when no layout changes and all owners are up"));
             }
@@ -188,12 +188,12 @@ mod tests {
         begun.unreached.clear();
         begun.partitions.insert(4);
         begun.ended = Some(Ended { done: 2, failed: 0, records: 7 });
-        check(&begun, "2 partitions are compared: 2 comparisons begun by n1, n2; 2 done, 7 records mended");
+        check(&begun, "2 partitions are compared: 2 comparisons begun by n1, n2; 2 done, 7 records restored");
         begun.incomplete = 1;
         begun.ended = Some(Ended { done: 1, failed: 1, records: 7 });
         check(
             &begun,
-            "2 partitions are compared: 2 comparisons begun by n1, n2; 1 done, 7 records mended, 1 failed: repeat it when \
+            "2 partitions are compared: 2 comparisons begun by n1, n2; 1 done, 7 records restored, 1 failed: repeat it when \
              no layout changes and all owners are up; 1 copies are left out, since they are being refilled",
         );
         check(&Begun::default(), "nothing to compare: no partition has another owner that is complete");

@@ -1,4 +1,4 @@
-//! How far an operation is, in lines and as JSON: what `op show`, `op watch`, `--once` and the migration screen tell.
+//! The progress of an operation as lines and as JSON: what `op show`, `op watch`, `--once` and the migration screen show.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,30 +10,30 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::operation::{NONE, item, state_word, throttle_json, waiting_for};
-use super::picture::Picture;
 use super::preview;
 use super::progress::{Flow, MoveId, MoveState, Progress, Step, Wait};
+use super::snapshot::ClusterSnapshot;
 use crate::error::{Class, CommandError};
 use crate::output::time::{now_us, rfc3339, short, size};
 
-/// The pause between two looks of which the rates are the difference.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The pause between the two observations that rates are computed from.
+const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An operation with its moves, as the cluster tells it at a moment.
+/// An operation with its moves at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
-    /// How far it is. Rates are known from the second look on.
+    /// Its progress. Rates are known from the second observation on.
     pub(crate) progress: Progress,
     /// The limit on copying.
     pub(crate) throttle: Option<v1::ThrottleSetting>,
     /// Its moves with their receipts; only the newest operations have them.
     details: Vec<v1::OperationMove>,
     /// The cluster.
-    pub(crate) picture: Picture,
+    pub(crate) cluster: ClusterSnapshot,
 }
 
 impl Report {
-    /// Looks at an operation; without a number at the one under way, else the newest.
+    /// Observes an operation; without a number the running one, else the newest.
     ///
     /// # Errors
     /// `NotFound` if there is none, or no node answers.
@@ -43,54 +43,54 @@ impl Report {
             None => newest(client).await?,
         };
         let (operation, throttle) = ask(id, true, client).await?;
-        let picture = Picture::take(client, true).await?;
-        let mut report = Self { progress: Progress::new(&operation), throttle, details: Vec::new(), picture };
-        report.tell(operation);
+        let cluster = ClusterSnapshot::take(client, true).await?;
+        let mut report = Self { progress: Progress::new(&operation), throttle, details: Vec::new(), cluster };
+        report.observe(operation);
         Ok(report)
     }
 
-    /// Looks at an operation as [`Self::take`], twice if it is carried out: rates are differences of two looks.
+    /// Observes an operation as [`Self::take`] does, twice if it is running: rates need two observations.
     ///
     /// # Errors
     /// `NotFound` if there is none, or no node answers.
     pub(crate) async fn with_rates(id: Option<u64>, client: &Client) -> Result<Self, CommandError> {
         let mut report = Self::take(id, client).await?;
         if report.progress.operation.state() == v1::OperationState::Running {
-            sleep(LOOK_AGAIN).await;
-            report.look(client).await?;
+            sleep(RATE_INTERVAL).await;
+            report.refresh(client).await?;
         }
         Ok(report)
     }
 
-    /// Looks again.
+    /// Observes it again.
     ///
     /// # Errors
     /// No node answers.
-    pub(crate) async fn look(&mut self, client: &Client) -> Result<(), CommandError> {
+    pub(crate) async fn refresh(&mut self, client: &Client) -> Result<(), CommandError> {
         let known = &self.progress.operation;
         let (id, far) = (known.id, (known.moved, known.receipts, known.state));
         let (mut operation, throttle) = ask(id, false, client).await?;
         if far != (operation.moved, operation.receipts, operation.state) {
             operation = ask(id, true, client).await?.0;
         }
-        self.picture = Picture::take(client, true).await?;
+        self.cluster = ClusterSnapshot::take(client, true).await?;
         self.throttle = throttle;
-        self.tell(operation);
+        self.observe(operation);
         Ok(())
     }
 
-    fn tell(&mut self, operation: v1::Operation) {
-        let sizes = preview::sizes(&self.picture);
-        self.progress.tell_operation(&operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
-        for snapshot in self.picture.snapshots() {
-            self.progress.tell_snapshot(snapshot);
+    fn observe(&mut self, operation: v1::Operation) {
+        let sizes = preview::sizes(&self.cluster);
+        self.progress.observe_operation(&operation, |partition| sizes.get(&partition).copied().unwrap_or_default());
+        for snapshot in self.cluster.node_reports() {
+            self.progress.observe_report(snapshot);
         }
         if !operation.details.is_empty() {
             self.details = operation.details;
         }
     }
 
-    /// All that there is to tell: the facts, and a line for each move.
+    /// The facts, and a line for each move.
     pub(crate) fn lines(&self) -> Vec<String> {
         let progress = &self.progress;
         let mut lines = self.facts();
@@ -105,7 +105,7 @@ impl Report {
 
     /// All but the moves, a line a fact.
     pub(crate) fn facts(&self) -> Vec<String> {
-        let (progress, picture) = (&self.progress, &self.picture);
+        let (progress, cluster) = (&self.progress, &self.cluster);
         let operation = &progress.operation;
         let moment = |us: u64| if us > 0 { rfc3339(us) } else { NONE.to_owned() };
         let by = if operation.by.is_empty() { String::new() } else { format!(", by {}", operation.by) };
@@ -127,7 +127,7 @@ impl Report {
                 progress.share() * 100.0
             ),
             format!("speed     {}", speed(progress, self.throttle.as_ref())),
-            format!("time      {}", time(progress, picture, now_us())),
+            format!("time      {}", time(progress, cluster, now_us())),
             format!("phases    {}", phases(progress, '→')),
             format!(
                 "begun     {}{by}; plan {} for epoch {}",
@@ -147,7 +147,7 @@ impl Report {
         if let Some(throttle) = &self.throttle {
             lines.push(format!("limits    {}", super::operation::throttle_text(throttle)));
         }
-        lines.extend(waiting_for(operation, picture).into_iter().map(|reason| format!("waits     {reason}")));
+        lines.extend(waiting_for(operation, cluster).into_iter().map(|reason| format!("waits     {reason}")));
         if !operation.outcome.is_empty() {
             lines.push(format!("outcome   {}", operation.outcome));
         }
@@ -161,7 +161,7 @@ impl Report {
     }
 
     fn name(&self, node: u64) -> String {
-        if node > 0 { self.picture.description.name_of(NodeId(node)) } else { NONE.to_owned() }
+        if node > 0 { self.cluster.description.name_of(NodeId(node)) } else { NONE.to_owned() }
     }
 
     fn flow_text(&self, source: u64, to: u64, flow: &Flow) -> String {
@@ -210,20 +210,20 @@ impl Report {
         text
     }
 
-    /// Why a move does not get on; empty: it does, or has ended.
+    /// Why a move makes no progress; empty: it does, or has ended.
     fn reason(&self, step: &Step) -> String {
         reason(&self.progress, self.throttle.as_ref(), step)
     }
 
-    /// The same for scripts: what `op ls` tells, and all moves.
+    /// The same for scripts: what `op ls` shows, and all moves.
     pub(crate) fn json(&self) -> Value {
-        let (progress, picture) = (&self.progress, &self.picture);
+        let (progress, cluster) = (&self.progress, &self.cluster);
         let operation = &progress.operation;
-        let mut json = item(operation, picture).json;
+        let mut json = item(operation, cluster).json;
         let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
         let eta = progress.eta();
         let count = |state: MoveState| progress.count(state);
-        // The figure that the moves below show, too.
+        // The number that the moves below show as well.
         json["moved"] = json!(progress.moved());
         json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
         json["share"] = json!(rounded(progress.share()));
@@ -255,12 +255,12 @@ impl Report {
         };
         json["flow"] = flows.iter().map(flow).collect();
         json["moves_detail"] = self.details.iter().map(|detail| self.move_json(detail)).collect();
-        json["transfers"] = Value::from(super::operation::transfers(operation, picture));
+        json["transfers"] = Value::from(super::operation::transfers(operation, cluster));
         json
     }
 
     fn move_json(&self, detail: &v1::OperationMove) -> Value {
-        let mut json = super::operation::move_json(detail, &self.picture.description);
+        let mut json = super::operation::move_json(detail, &self.cluster.description);
         if let Some(step) = self.progress.steps.get(&(detail.partition, detail.to)) {
             let reason = self.reason(step);
             json["state"] = json!(step.state.word());
@@ -291,7 +291,7 @@ async fn ask(
     Ok((operation, answer.throttle))
 }
 
-/// Why a move does not get on; empty: it does, or has ended.
+/// Why a move makes no progress; empty: it does, or has ended.
 #[must_use]
 pub(crate) fn reason(progress: &Progress, throttle: Option<&v1::ThrottleSetting>, step: &Step) -> String {
     if step.wait != Wait::None {
@@ -301,7 +301,7 @@ pub(crate) fn reason(progress: &Progress, throttle: Option<&v1::ThrottleSetting>
         (MoveState::Waiting, v1::OperationState::Paused) => "the operation is paused".to_owned(),
         (MoveState::Waiting, v1::OperationState::Running) => match throttle.map_or(0, |throttle| throttle.joint_max) {
             0 => "waits for its turn".to_owned(),
-            most => format!("waits for its turn: {most} partitions are in joint at once"),
+            most => format!("waits for its turn: at most {most} partitions migrate at once"),
         },
         (MoveState::Covered, v1::OperationState::Running) => {
             "is proven complete, and waits until its partition is cut over".to_owned()
@@ -328,7 +328,7 @@ pub(crate) fn speed(progress: &Progress, throttle: Option<&v1::ThrottleSetting>)
 
 /// How long it has taken, and how long it needs.
 #[must_use]
-pub(crate) fn time(progress: &Progress, picture: &Picture, now_us: u64) -> String {
+pub(crate) fn time(progress: &Progress, cluster: &ClusterSnapshot, now_us: u64) -> String {
     let operation = &progress.operation;
     let end = if operation.ended_us > 0 { operation.ended_us } else { now_us };
     // Whole seconds: fractions would be the only thing that moves.
@@ -339,10 +339,10 @@ pub(crate) fn time(progress: &Progress, picture: &Picture, now_us: u64) -> Strin
     match progress.eta() {
         _ if operation.state() == v1::OperationState::Paused => format!("{elapsed} so far, paused"),
         Some((left, slowest)) => {
-            let slowest = picture.description.name_of(NodeId(slowest));
+            let slowest = cluster.description.name_of(NodeId(slowest));
             format!("{elapsed} so far, about {} left, {slowest} is the slowest", seconds(left))
         }
-        None => format!("{elapsed} so far, no end in sight yet"),
+        None => format!("{elapsed} so far, ETA unknown"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What may fail now: copies, quorums and moves in flight, for the cluster and for each node. A pure function of the
-//! picture.
+//! What may fail now: copies, quorums and moves in flight, for the cluster and for each node. A pure function of a
+//! snapshot.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,7 +7,7 @@ use kv_core::ring::{Entry, FIRST_EPOCH, Owner};
 use kv_core::types::NodeId;
 use serde_json::{Value, json};
 
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 
 /// What may fail without a request failing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,36 +34,36 @@ pub struct Verdict {
 /// How a member is.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fact {
-    /// It tells its figures, acts on a layout, and its store works.
+    /// It reports, acts on a layout, and its store works.
     serving: bool,
-    /// The layout on which it acted when it told its figures.
+    /// The layout on which it acted when it reported.
     acted_on: Option<u64>,
 }
 
-/// What is needed to judge. Clusters have many more partitions than nodes, so nothing here is looked up by partition.
-struct Judge<'a> {
-    picture: &'a Picture,
+/// What the assessment needs. Clusters have many more partitions than nodes, so nothing here is looked up by partition.
+struct Assessment<'a> {
+    cluster: &'a ClusterSnapshot,
     facts: HashMap<NodeId, Fact>,
     /// The layout that is known here.
     epoch: u64,
     needed: usize,
 }
 
-impl<'a> Judge<'a> {
-    fn of(picture: &'a Picture) -> Self {
+impl<'a> Assessment<'a> {
+    fn of(cluster: &'a ClusterSnapshot) -> Self {
         let mut facts: HashMap<NodeId, Fact> =
-            picture.description.members.iter().map(|member| (member.id, Fact::default())).collect();
-        for report in &picture.reports {
-            let Ok(told) = &report.snapshot else { continue };
+            cluster.description.members.iter().map(|member| (member.id, Fact::default())).collect();
+        for report in &cluster.reports {
+            let Ok(reported) = &report.snapshot else { continue };
             if let Some(fact) = facts.get_mut(&report.node) {
-                let serving = told.layout_epoch > 0 && told.poisoned.is_empty();
-                *fact = Fact { serving, acted_on: Some(told.layout_epoch) };
+                let serving = reported.layout_epoch > 0 && reported.poisoned.is_empty();
+                *fact = Fact { serving, acted_on: Some(reported.layout_epoch) };
             }
         }
-        let strictest = picture.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
+        let strictest = cluster.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
         let needed = usize::from(strictest.unwrap_or(1));
-        let epoch = picture.description.layout.as_ref().map_or(0, |layout| layout.epoch.0);
-        Self { picture, facts, epoch, needed }
+        let epoch = cluster.description.layout.as_ref().map_or(0, |layout| layout.epoch.0);
+        Self { cluster, facts, epoch, needed }
     }
 
     fn fact(&self, node: NodeId) -> Fact {
@@ -82,49 +82,49 @@ impl<'a> Judge<'a> {
         entry.sets().map(|owners| self.spare(owners)).min().unwrap_or(0)
     }
 
-    /// Whether an owner has proven its copy: a partition is cut over to such owners only, and figures from before say
-    /// nothing else.
+    /// Whether an owner has proven its copy: a partition is cut over to such owners only, and a report from before the
+    /// cut-over cannot say otherwise.
     fn has_proven(&self, entry: &Entry, fact: Fact) -> bool {
         let acted_on = fact.acted_on.unwrap_or(self.epoch);
         acted_on < entry.changed.0 && entry.joint.is_none() && entry.changed > FIRST_EPOCH
     }
 
-    /// Whether an owner holds a complete copy in reach, which it told of or not.
-    fn holds(&self, entry: &Entry, node: NodeId, told: Option<bool>) -> bool {
+    /// Whether an owner is reachable and holds a complete copy, reported or not.
+    fn holds(&self, entry: &Entry, node: NodeId, reported: Option<bool>) -> bool {
         let fact = self.fact(node);
         // By a layout that is not known here yet the node has left, which it may when others have proven copies.
-        let complete = told.unwrap_or(fact.acted_on.unwrap_or(self.epoch) > self.epoch);
+        let complete = reported.unwrap_or(fact.acted_on.unwrap_or(self.epoch) > self.epoch);
         fact.serving && (self.has_proven(entry, fact) || complete)
     }
 
     /// Complete copies in reach of every partition.
     fn copies(&self, entries: &[Entry]) -> Vec<usize> {
         let mut copies = vec![0_usize; entries.len()];
-        // Of whom it matters what they have not told.
+        // Nodes ahead of this layout: for each partition, whether they reported it.
         let mut ahead: HashMap<NodeId, Vec<bool>> = HashMap::new();
-        for snapshot in self.picture.snapshots() {
+        for snapshot in self.cluster.node_reports() {
             let node = NodeId(snapshot.node);
-            let mut told = vec![false; if snapshot.layout_epoch > self.epoch { entries.len() } else { 0 }];
+            let mut reported = vec![false; if snapshot.layout_epoch > self.epoch { entries.len() } else { 0 }];
             let fact = self.fact(node);
-            for figures in &snapshot.partitions {
-                let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+            for stats in &snapshot.partitions {
+                let at = usize::try_from(stats.partition).unwrap_or(usize::MAX);
                 let Some(entry) = entries.get(at) else { continue };
-                if let Some(told) = told.get_mut(at) {
-                    *told = true;
+                if let Some(reported) = reported.get_mut(at) {
+                    *reported = true;
                 }
-                let counts = figures.synced && fact.serving && !self.has_proven(entry, fact);
+                let counts = stats.synced && fact.serving && !self.has_proven(entry, fact);
                 if counts && entry.nodes().any(|owner| owner == node) {
                     copies[at] += 1;
                 }
             }
-            if !told.is_empty() {
-                ahead.insert(node, told);
+            if !reported.is_empty() {
+                ahead.insert(node, reported);
             }
         }
         for (at, entry) in entries.iter().enumerate() {
             for owner in entry.nodes() {
                 let fact = self.fact(owner);
-                let silent = || ahead.get(&owner).is_some_and(|told| !told[at]);
+                let silent = || ahead.get(&owner).is_some_and(|reported| !reported[at]);
                 let counts = fact.serving && (self.has_proven(entry, fact) || silent());
                 copies[at] += usize::from(counts);
             }
@@ -134,20 +134,20 @@ impl<'a> Judge<'a> {
 }
 
 impl Safety {
-    /// What may fail, as a picture with the figures of the partitions shows it.
+    /// What may fail; the snapshot must have the stats of the partitions.
     #[must_use]
-    pub fn of(picture: &Picture) -> Self {
-        let judge = Judge::of(picture);
+    pub fn of(cluster: &ClusterSnapshot) -> Self {
+        let assessment = Assessment::of(cluster);
         let mut safety = Self { copies: None, short: 0, failures: 0, joint: 0 };
-        let Some(layout) = picture.description.layout.as_deref() else { return safety };
+        let Some(layout) = cluster.description.layout.as_deref() else { return safety };
         let mut least = isize::MAX;
         for entry in &layout.partitions {
-            let spare = judge.spare_of(entry);
+            let spare = assessment.spare_of(entry);
             least = least.min(spare);
             safety.short += usize::from(spare < 0);
             safety.joint += usize::from(entry.joint.is_some());
         }
-        safety.copies = judge.copies(&layout.partitions).into_iter().min();
+        safety.copies = assessment.copies(&layout.partitions).into_iter().min();
         safety.failures = usize::try_from(least).unwrap_or(0);
         safety
     }
@@ -208,36 +208,36 @@ impl Safety {
 impl Verdict {
     /// Whether `node` can be stopped now.
     #[must_use]
-    pub fn of(picture: &Picture, node: NodeId) -> Self {
+    pub fn of(cluster: &ClusterSnapshot, node: NodeId) -> Self {
         let no = |why: String| Self { safe: false, why };
-        let description = &picture.description;
+        let description = &cluster.description;
         let Some(layout) = description.layout.as_deref() else { return no("the cluster is forming".to_owned()) };
-        let judge = Judge::of(picture);
-        let in_reach = judge.fact(node).serving;
+        let assessment = Assessment::of(cluster);
+        let in_reach = assessment.fact(node).serving;
         if in_reach && description.voters.contains(&node) {
-            let others = description.voters.iter().filter(|voter| **voter != node && judge.fact(**voter).serving);
+            let others = description.voters.iter().filter(|voter| **voter != node && assessment.fact(**voter).serving);
             if others.count() < description.voters.len() / 2 + 1 && description.voters.len() > 1 {
                 return no("too few voters would be left to change anything".to_owned());
             }
         }
         let mut short = 0_usize;
         let mut fewest = usize::MAX;
-        let copies = judge.copies(&layout.partitions);
-        let told: BTreeMap<u32, bool> = picture.snapshot(node).map_or_else(BTreeMap::new, |snapshot| {
-            snapshot.partitions.iter().map(|figures| (figures.partition, figures.synced)).collect()
+        let copies = assessment.copies(&layout.partitions);
+        let reported: BTreeMap<u32, bool> = cluster.report(node).map_or_else(BTreeMap::new, |snapshot| {
+            snapshot.partitions.iter().map(|stats| (stats.partition, stats.synced)).collect()
         });
         let owned = (0_u32..).zip(layout.partitions.iter().zip(copies)).filter(|(_, (entry, _))| entry.owns(node));
         for (partition, (entry, copies)) in owned {
             let lost = |owners: &[Owner]| isize::from(in_reach && owners.iter().any(|owner| owner.node == node));
-            let spare = entry.sets().map(|owners| judge.spare(owners) - lost(owners)).min().unwrap_or(0);
+            let spare = entry.sets().map(|owners| assessment.spare(owners) - lost(owners)).min().unwrap_or(0);
             short += usize::from(spare < 0);
-            let own = usize::from(judge.holds(entry, node, told.get(&partition).copied()));
+            let own = usize::from(assessment.holds(entry, node, reported.get(&partition).copied()));
             fewest = fewest.min(copies.saturating_sub(own));
         }
         if short > 0 {
             return no(format!("{short} partitions would have too few owners for R or W"));
         }
-        let pending = picture.snapshot(node).and_then(|told| told.pending).unwrap_or_default();
+        let pending = cluster.report(node).and_then(|reported| reported.pending).unwrap_or_default();
         if pending.residue > 0 {
             return no(format!("it still hands over {} records", pending.residue));
         }
@@ -259,47 +259,47 @@ mod tests {
     use kv_proto::describe::Description;
 
     use super::*;
-    use crate::run::health::tests::picture;
+    use crate::run::health::tests::cluster;
 
     /// Four partitions on three nodes, changed; how many complete copies every key has at least.
     #[track_caller]
-    fn check(change: impl FnOnce(&mut Picture), copies: usize) {
-        let mut picture = picture();
-        change(&mut picture);
-        assert_eq!(Safety::of(&picture).copies, Some(copies));
+    fn check(change: impl FnOnce(&mut ClusterSnapshot), copies: usize) {
+        let mut cluster = cluster();
+        change(&mut cluster);
+        assert_eq!(Safety::of(&cluster).copies, Some(copies));
     }
 
-    fn entry(picture: &mut Picture, change: impl FnOnce(&mut Entry)) {
-        let description = Arc::make_mut(&mut picture.description);
+    fn entry(cluster: &mut ClusterSnapshot, change: impl FnOnce(&mut Entry)) {
+        let description = Arc::make_mut(&mut cluster.description);
         let Description { layout: Some(layout), .. } = description else { return };
         change(&mut Arc::make_mut(layout).partitions[2]);
     }
 
-    fn told(picture: &mut Picture, index: usize) -> &mut kv_proto::v1::NodeSnapshot {
-        picture.reports[index].snapshot.as_mut().expect("told")
+    fn reported(cluster: &mut ClusterSnapshot, index: usize) -> &mut kv_proto::v1::NodeSnapshot {
+        cluster.reports[index].snapshot.as_mut().expect("reported")
     }
 
     #[test]
     fn copies_are_counted_as_they_are_told() {
         check(|_| (), 3);
-        check(|picture| told(picture, 1).partitions[2].synced = false, 2);
-        check(|picture| drop(told(picture, 1).partitions.remove(2)), 2);
+        check(|cluster| reported(cluster, 1).partitions[2].synced = false, 2);
+        check(|cluster| drop(reported(cluster, 1).partitions.remove(2)), 2);
     }
 
     #[test]
     fn a_node_that_is_ahead_and_has_left_was_let_go() {
         check(
-            |picture| {
-                told(picture, 1).layout_epoch = 4;
-                told(picture, 1).partitions.remove(2);
+            |cluster| {
+                reported(cluster, 1).layout_epoch = 4;
+                reported(cluster, 1).partitions.remove(2);
             },
             3,
         );
-        // What it does tell counts as ever.
+        // What it does report counts as usual.
         check(
-            |picture| {
-                told(picture, 1).layout_epoch = 4;
-                told(picture, 1).partitions[2].synced = false;
+            |cluster| {
+                reported(cluster, 1).layout_epoch = 4;
+                reported(cluster, 1).partitions[2].synced = false;
             },
             2,
         );
@@ -307,21 +307,21 @@ mod tests {
 
     #[test]
     fn a_cut_over_proves_copies_and_a_migration_does_not() {
-        let behind = |picture: &mut Picture| {
-            told(picture, 1).layout_epoch = 2;
-            told(picture, 1).partitions[2].synced = false;
+        let behind = |cluster: &mut ClusterSnapshot| {
+            reported(cluster, 1).layout_epoch = 2;
+            reported(cluster, 1).partitions[2].synced = false;
         };
         check(
-            |picture| {
-                behind(picture);
-                entry(picture, |entry| entry.changed = Epoch(3));
+            |cluster| {
+                behind(cluster);
+                entry(cluster, |entry| entry.changed = Epoch(3));
             },
             3,
         );
         check(
-            |picture| {
-                behind(picture);
-                entry(picture, |entry| {
+            |cluster| {
+                behind(cluster);
+                entry(cluster, |entry| {
                     entry.changed = Epoch(3);
                     let owners = entry.owners.clone();
                     entry.joint = Some(Joint { epoch: Epoch(3), owners, receivers: Vec::new(), sources_min: 1 });

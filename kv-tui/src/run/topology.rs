@@ -11,7 +11,7 @@ use kv_proto::describe::MemberView;
 use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 use super::{limits, operation, plan, preview};
 use crate::command::{AddArgs, Command, NodeCommand, Topology, did_you_mean};
 use crate::error::{Class, CommandError};
@@ -27,12 +27,12 @@ pub(super) async fn execute(command: &Command, client: &Client, sink: &mut dyn S
         return Err(CommandError::usage("this command does not change the topology"));
     };
     if let Command::Node(NodeCommand::Add(args)) = command {
-        let Added { picture, node, fresh } = added(args, client, sink).await?;
-        let done = run(&picture, preview::addition(args, node), topology, client, sink).await;
+        let Added { cluster, node, fresh } = added(args, client, sink).await?;
+        let done = run(&cluster, preview::addition(args, node), topology, client, sink).await;
         return match (done, fresh) {
             // Whether it began is not known: what may own partitions soon stays.
             (Err(error), Some(name)) if error.class != Class::Unavailable => {
-                let after = nodes::take_away(&name).await.told(&name);
+                let after = nodes::take_away(&name).await.message(&name);
                 Err(CommandError { message: format!("{}; {after}", error.message), ..error })
             }
             (Err(error), Some(name)) => {
@@ -42,13 +42,13 @@ pub(super) async fn execute(command: &Command, client: &Client, sink: &mut dyn S
             (done, _) => done,
         };
     }
-    let (picture, changes) = Picture::with(client, |picture| preview::changes(command, picture)).await?;
-    run(&picture, changes, topology, client, sink).await
+    let (cluster, changes) = ClusterSnapshot::with(client, |cluster| preview::changes(command, cluster)).await?;
+    run(&cluster, changes, topology, client, sink).await
 }
 
 /// The node that is to be added.
 struct Added {
-    picture: Picture,
+    cluster: ClusterSnapshot,
     node: NodeId,
     /// Its name, if it is a process that was started just for that.
     fresh: Option<String>,
@@ -60,21 +60,21 @@ async fn added(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<A
     match spare(node, client).await {
         Err(error) if error.class == Class::NotFound && nodes::is_removed(node)? => new_spare(args, client, sink).await,
         Err(error) if error.class == Class::NotFound => {
-            coming(node, error, client).await.map(|(picture, node)| Added { picture, node, fresh: None })
+            coming(node, error, client).await.map(|(cluster, node)| Added { cluster, node, fresh: None })
         }
-        found => found.map(|(picture, node)| Added { picture, node, fresh: None }),
+        found => found.map(|(cluster, node)| Added { cluster, node, fresh: None }),
     }
 }
 
 /// Waits, as long as a command may take, for a node that says that it is ready and is no member yet: it joins after that.
-async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(Picture, NodeId), CommandError> {
+async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(ClusterSnapshot, NodeId), CommandError> {
     let deadline = Instant::now() + client.options().timeout;
     loop {
-        let picture = Picture::take_newest(client, true).await?;
-        if let Ok(id) = find(&picture, node)
-            && (picture.snapshot(id).is_some() || Instant::now() >= deadline)
+        let cluster = ClusterSnapshot::take_newest(client, true).await?;
+        if let Ok(id) = find(&cluster, node)
+            && (cluster.report(id).is_some() || Instant::now() >= deadline)
         {
-            return Ok((picture, id));
+            return Ok((cluster, id));
         }
         if Instant::now() >= deadline {
             return Err(unknown);
@@ -87,30 +87,30 @@ async fn coming(node: &str, unknown: CommandError, client: &Client) -> Result<(P
 const NAMED_MAX: usize = 20;
 
 /// There is no such member; names those that there are.
-pub(super) fn no_node(picture: &Picture, node: &str) -> CommandError {
-    let names = || picture.description.members.iter().map(|member| member.member.name.as_str());
+pub(super) fn no_node(cluster: &ClusterSnapshot, node: &str) -> CommandError {
+    let names = || cluster.description.members.iter().map(|member| member.member.name.as_str());
     let known: Vec<&str> = names().take(NAMED_MAX).collect();
     let meant = did_you_mean(node, names());
     CommandError::new(Class::NotFound, format!("no node {node:?}{meant}; the nodes are: {}", known.join(", ")))
 }
 
 /// The member of this name, number or address.
-pub(super) fn find(picture: &Picture, node: &str) -> Result<NodeId, CommandError> {
-    let description = &picture.description;
+pub(super) fn find(cluster: &ClusterSnapshot, node: &str) -> Result<NodeId, CommandError> {
+    let description = &cluster.description;
     let by_address = || description.members.iter().find(|member| member.address == node);
     // No name has a colon: what has one is meant as an address, and a wrong one is nobody's.
     if node.contains(':') && by_address().is_none() {
         check_address(node)?;
     }
     description.member(node).or_else(by_address).map(|member| member.id).ok_or_else(|| {
-        let mut error = no_node(picture, node);
+        let mut error = no_node(cluster, node);
         error.message.push_str("; a new one is started with --join first, and is then a spare");
         error
     })
 }
 
 async fn run(
-    picture: &Picture,
+    cluster: &ClusterSnapshot,
     changes: Vec<Change>,
     topology: Topology,
     client: &Client,
@@ -118,18 +118,18 @@ async fn run(
 ) -> Result<(), CommandError> {
     let throttle = throttle(client).await?;
     let assumed = limits::assumed(&topology, throttle.as_ref());
-    let planned = client.plan(request(picture, &changes, assumed)).await?;
+    let planned = client.plan(request(cluster, &changes, assumed)).await?;
     if let Some(expected) = topology.plan
         && expected.to_string() != planned.hash
     {
         let message = format!(
-            "plan {expected} is stale: at epoch {} the changes make plan {}; look at it with --dry-run",
+            "plan {expected} is stale: at epoch {} the changes make plan {}; show it with --dry-run",
             planned.parent_epoch, planned.hash
         );
         return Err(CommandError::new(Class::Conflict, message));
     }
     if topology.dry_run {
-        return plan::show(picture, &planned, assumed, sink);
+        return plan::show(cluster, &planned, assumed, sink);
     }
     if let Some(refusal) = planned.refusals.first() {
         return Err(CommandError::new(Class::Refused, format!("{}; {}", refusal.reason, refusal.remedy)));
@@ -157,7 +157,7 @@ async fn run(
         operation::follow(Some(operation.id), operation::FOLLOW_EVERY, client, sink).await?;
         return gone(&changes, client, sink).await;
     }
-    sink.item(operation::steered(&operation, picture, true))
+    sink.item(operation::steered(&operation, cluster, true))
 }
 
 /// The limit on copying that is in force.
@@ -181,47 +181,47 @@ async fn gone(changes: &[Change], client: &Client, sink: &mut dyn Sink) -> Resul
             _ => None,
         })
         .collect();
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
-        let picture = Picture::take(client, false).await?;
-        let members = &picture.description.members;
+        let cluster = ClusterSnapshot::take(client, false).await?;
+        let members = &cluster.description.members;
         let left: Vec<&MemberView> = members.iter().filter(|member| leaving.contains(&member.id)).collect();
         if left.is_empty() {
             return Ok(());
         }
-        if left.iter().all(|member| picture.snapshot(member.id).is_none()) {
+        if left.iter().all(|member| cluster.report(member.id).is_none()) {
             // Nothing that is waited for here brings it back.
-            left.iter().for_each(|member| sink.note(&operation::why_not_gone(&picture, member)));
+            left.iter().for_each(|member| sink.note(&operation::why_not_gone(&cluster, member)));
             return Ok(());
         }
-        let why = left.iter().map(|member| operation::why_not_gone(&picture, member)).collect::<Vec<_>>().join("; ");
-        if why != told {
+        let why = left.iter().map(|member| operation::why_not_gone(&cluster, member)).collect::<Vec<_>>().join("; ");
+        if why != reported {
             sink.note(&why);
-            told = why;
+            reported = why;
         }
         sleep(operation::FOLLOW_EVERY).await;
     }
 }
 
 /// The spare that is meant by a name, a number or an address.
-async fn spare(node: &str, client: &Client) -> Result<(Picture, NodeId), CommandError> {
-    let picture = Picture::take(client, true).await?;
-    match find(&picture, node) {
-        Ok(id) => Ok((picture, id)),
+async fn spare(node: &str, client: &Client) -> Result<(ClusterSnapshot, NodeId), CommandError> {
+    let cluster = ClusterSnapshot::take(client, true).await?;
+    match find(&cluster, node) {
+        Ok(id) => Ok((cluster, id)),
         // An address may lead to a member that advertises another one, or to something else altogether.
         Err(unknown) if node.contains(':') => {
-            let id = probe(node, &picture, client).await?;
-            let known = picture.description.members.iter().any(|member| member.id == id);
-            if known { Ok((picture, id)) } else { Err(unknown) }
+            let id = probe(node, &cluster, client).await?;
+            let known = cluster.description.members.iter().any(|member| member.id == id);
+            if known { Ok((cluster, id)) } else { Err(unknown) }
         }
         Err(unknown) => Err(unknown),
     }
 }
 
 /// Asks who answers at an address.
-async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<NodeId, CommandError> {
+async fn probe(address: &str, cluster: &ClusterSnapshot, client: &Client) -> Result<NodeId, CommandError> {
     let options = client.options().clone();
-    let join = picture.description.members.first().map_or_else(String::new, |member| member.address.clone());
+    let join = cluster.description.members.first().map_or_else(String::new, |member| member.address.clone());
     let remedy = format!("start a node there with --join {join}, which makes it a spare, then add it");
     let there = match Client::connect(&[address.to_owned()], options).await {
         Ok(there) => there.description(),
@@ -230,7 +230,7 @@ async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<Node
         }
     };
     let build = &there.build;
-    let mine = picture.description.cluster;
+    let mine = cluster.description.cluster;
     match there.cluster {
         Some(other) if Some(other) != mine => Err(CommandError::new(
             Class::Conflict,
@@ -250,8 +250,8 @@ async fn probe(address: &str, picture: &Picture, client: &Client) -> Result<Node
 
 /// Starts a node process of the local cluster, a new one or one that was removed, and waits until it is a spare.
 async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Result<Added, CommandError> {
-    let picture = Picture::take(client, false).await?;
-    let members = &picture.description.members;
+    let cluster = ClusterSnapshot::take(client, false).await?;
+    let members = &cluster.description.members;
     let addresses: Vec<String> = members.iter().map(|member| member.address.clone()).collect();
     nodes::check_local(&addresses)?;
     if args.topology.dry_run || args.topology.plan.is_some() {
@@ -260,7 +260,7 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
         ));
     }
     // A plan is refused then, and nobody could take the node away again.
-    if let Some(running) = picture.operation().filter(|operation| operation.ended_us == 0) {
+    if let Some(running) = cluster.operation().filter(|operation| operation.ended_us == 0) {
         return Err(CommandError::new(Class::Conflict, operation::in_the_way(running)));
     }
     let taken: Vec<String> = members.iter().map(|member| member.member.name.clone()).collect();
@@ -271,15 +271,15 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
     sink.note(&format!("started {} at {}", started.name, started.address));
     let deadline = Instant::now() + SPARE_TIMEOUT;
     loop {
-        let picture = Picture::take(client, true).await?;
-        if let Some(member) = picture.description.member(&started.name)
-            && picture.snapshot(member.id).is_some()
+        let cluster = ClusterSnapshot::take(client, true).await?;
+        if let Some(member) = cluster.description.member(&started.name)
+            && cluster.report(member.id).is_some()
         {
             let node = member.id;
-            return Ok(Added { picture, node, fresh: Some(started.name) });
+            return Ok(Added { cluster, node, fresh: Some(started.name) });
         }
         if Instant::now() >= deadline {
-            let after = nodes::take_away(&started.name).await.told(&started.name);
+            let after = nodes::take_away(&started.name).await.message(&started.name);
             let message = format!("{} runs but is no member yet; {after}", started.name);
             return Err(CommandError::new(Class::Unavailable, message));
         }
@@ -287,37 +287,37 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
     }
 }
 
-/// Asks for a plan, with what the members tell of themselves.
-pub(super) fn request(picture: &Picture, changes: &[Change], bytes_per_second: u64) -> v1::PlanRequest {
-    let nodes = picture.description.members.iter().map(|member| {
-        let usage = picture.snapshot(member.id).and_then(|snapshot| snapshot.usage.as_ref());
+/// A request for a plan, with what the members report of themselves.
+pub(super) fn request(cluster: &ClusterSnapshot, changes: &[Change], bytes_per_second: u64) -> v1::PlanRequest {
+    let nodes = cluster.description.members.iter().map(|member| {
+        let usage = cluster.report(member.id).and_then(|snapshot| snapshot.usage.as_ref());
         v1::NodeCondition {
             node: member.id.0,
-            down: picture.snapshot(member.id).is_none(),
+            down: cluster.report(member.id).is_none(),
             latency_p99_us: usage.map_or(0, |usage| usage.latency_p99_us),
             disk_free_bytes: usage.map(|usage| usage.disk_free_bytes).filter(|&free| free > 0),
         }
     });
     v1::PlanRequest {
         changes: changes.iter().map(Into::into).collect(),
-        sizes: sizes(picture),
+        sizes: sizes(cluster),
         nodes: nodes.collect(),
         bytes_per_second,
     }
 }
 
-/// What one copy of each partition holds, as its first owner in reach tells it; a complete copy counts before others.
-pub(super) fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
-    let mut told: BTreeMap<(u32, u64), &v1::PartitionFigures> = BTreeMap::new();
-    for snapshot in picture.snapshots() {
-        told.extend(snapshot.partitions.iter().map(|figures| ((figures.partition, snapshot.node), figures)));
+/// What one copy of each partition holds, as its first reachable owner reports it; a complete copy counts before others.
+pub(super) fn sizes(cluster: &ClusterSnapshot) -> Vec<v1::PartitionSize> {
+    let mut reported: BTreeMap<(u32, u64), &v1::PartitionFigures> = BTreeMap::new();
+    for snapshot in cluster.node_reports() {
+        reported.extend(snapshot.partitions.iter().map(|stats| ((stats.partition, snapshot.node), stats)));
     }
-    let Some(layout) = picture.description.layout.as_deref() else { return Vec::new() };
+    let Some(layout) = cluster.description.layout.as_deref() else { return Vec::new() };
     let size = |partition: PartitionId| {
         let number = u32::from(partition.0);
-        let owners = layout.entry(partition)?.nodes().filter_map(|owner| told.get(&(number, owner.0)));
-        let figures = owners.min_by_key(|figures| !figures.synced)?;
-        let sum = |of: fn(&v1::PartitionKeyspaceFigures) -> u64| figures.keyspaces.iter().map(of).sum();
+        let owners = layout.entry(partition)?.nodes().filter_map(|owner| reported.get(&(number, owner.0)));
+        let stats = owners.min_by_key(|stats| !stats.synced)?;
+        let sum = |of: fn(&v1::PartitionKeyspaceFigures) -> u64| stats.keyspaces.iter().map(of).sum();
         Some(v1::PartitionSize { partition: number, keys: sum(|it| it.keys), bytes: sum(|it| it.bytes) })
     };
     layout.partition_ids().filter_map(size).collect()

@@ -1,33 +1,33 @@
-//! What a cancelled operation or failures left uneven, with its figures: a pure function of the picture.
+//! What a cancelled operation or failures left uneven, in numbers: a pure function of a snapshot.
 
 use kv_core::ring::{Balance, Layout, Portion};
 use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::{Value, json};
 
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 
 /// Nodes that are named.
 const NAMED_MAX: usize = 6;
 
 /// How far the layout is from an even one, if it is and no operation is on its way to another one.
-fn balance(picture: &Picture) -> Option<(&Layout, Balance)> {
-    let layout = picture.description.layout.as_deref()?;
+fn balance(cluster: &ClusterSnapshot) -> Option<(&Layout, Balance)> {
+    let layout = cluster.description.layout.as_deref()?;
     let active = |operation: &v1::Operation| {
         matches!(operation.state(), v1::OperationState::Running | v1::OperationState::Paused)
     };
     let moving = layout.partitions.iter().any(|entry| entry.joint.is_some());
-    if layout.settled || moving || picture.operation().is_some_and(active) {
+    if layout.settled || moving || cluster.operation().is_some_and(active) {
         return None;
     }
     Some((layout, Balance::of(layout))).filter(|(_, balance)| !balance.is_even())
 }
 
 /// What is uneven, and whether it means that partitions lack copies.
-pub(super) fn reasons(picture: &Picture) -> Vec<(bool, String)> {
-    let Some((layout, balance)) = balance(picture) else { return Vec::new() };
+pub(super) fn reasons(cluster: &ClusterSnapshot) -> Vec<(bool, String)> {
+    let Some((layout, balance)) = balance(cluster) else { return Vec::new() };
     let mut found: Vec<(bool, String)> =
-        nodes(picture, layout, &balance).map(|what| (false, what)).into_iter().collect();
+        nodes(cluster, layout, &balance).map(|what| (false, what)).into_iter().collect();
     let wanted = layout.owners_per_partition();
     if balance.lacking > 0 {
         found.push((true, format!("{} partitions have fewer than {wanted} copies", balance.lacking)));
@@ -43,8 +43,8 @@ pub(super) fn reasons(picture: &Picture) -> Vec<(bool, String)> {
 }
 
 /// The nodes that are furthest from their fair share, with what they hold; `None`: no node is.
-fn nodes(picture: &Picture, layout: &Layout, balance: &Balance) -> Option<String> {
-    let name = |node: NodeId| picture.description.name_of(node);
+fn nodes(cluster: &ClusterSnapshot, layout: &Layout, balance: &Balance) -> Option<String> {
+    let name = |node: NodeId| cluster.description.name_of(node);
     let owners = f64::from(u8::try_from(layout.owners_per_partition()).unwrap_or(u8::MAX));
     let percent = f64::from(layout.partition_count()) * owners / 100.0;
     let away = |portion: &Portion| (f64::from(portion.copies) - portion.fair).abs();
@@ -53,7 +53,7 @@ fn nodes(picture: &Picture, layout: &Layout, balance: &Balance) -> Option<String
     let of_copies = unfair.iter().any(|(_, portion)| away(portion) > 1.0);
     unfair.retain(|(_, portion)| !of_copies || away(portion) > 1.0);
     let (named, more) = unfair.split_at(unfair.len().min(NAMED_MAX));
-    let figures = named.iter().map(|(node, portion)| match of_copies {
+    let parts = named.iter().map(|(node, portion)| match of_copies {
         true => {
             let (held, fair) = (f64::from(portion.copies) / percent, portion.fair / percent);
             format!("{} holds {held:.0} % (fair {fair:.0} %)", name(*node))
@@ -62,7 +62,7 @@ fn nodes(picture: &Picture, layout: &Layout, balance: &Balance) -> Option<String
             format!("{} is the primary of {} partitions (fair {:.0})", name(*node), portion.first, portion.first_fair)
         }
     });
-    let mut what = format!("the copies are not spread evenly: {}", figures.collect::<Vec<_>>().join(", "));
+    let mut what = format!("the copies are not spread evenly: {}", parts.collect::<Vec<_>>().join(", "));
     if !more.is_empty() {
         what.push_str(&format!(", and {} more nodes", more.len()));
     }
@@ -70,11 +70,11 @@ fn nodes(picture: &Picture, layout: &Layout, balance: &Balance) -> Option<String
 }
 
 /// The same for scripts; `null`: the layout is even, or an operation runs.
-pub(super) fn json(picture: &Picture) -> Value {
-    let Some((_, balance)) = balance(picture) else { return Value::Null };
+pub(super) fn json(cluster: &ClusterSnapshot) -> Value {
+    let Some((_, balance)) = balance(cluster) else { return Value::Null };
     let nodes = balance.unfair().map(|(node, portion)| {
         json!({
-            "name": picture.description.name_of(node),
+            "name": cluster.description.name_of(node),
             "partitions": portion.copies,
             "fair_partitions": portion.fair,
             "primary": portion.first,

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::cluster::status_item;
 use super::health::{Health, Word};
-use super::picture::Picture;
+use super::snapshot::ClusterSnapshot;
 use crate::command::{Until, WaitArgs};
 use crate::error::{Class, CommandError};
 use crate::output::Sink;
@@ -20,9 +20,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// # Errors
 /// Why not, or that no node is in reach.
 pub(crate) async fn all_serve(client: &Client) -> Result<(), CommandError> {
-    let picture = Picture::take(client, false).await?;
-    let health = Health::of(&picture);
-    if health.ready && picture.description.members.iter().all(|member| picture.serves(member.id)) {
+    let cluster = ClusterSnapshot::take(client, false).await?;
+    let health = Health::of(&cluster);
+    if health.ready && cluster.description.members.iter().all(|member| cluster.serves(member.id)) {
         return Ok(());
     }
     let reasons: Vec<String> = health.reasons.into_iter().map(|reason| reason.what).collect();
@@ -32,16 +32,16 @@ pub(crate) async fn all_serve(client: &Client) -> Result<(), CommandError> {
 pub(super) async fn wait(args: WaitArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let deadline = Instant::now() + args.timeout;
     loop {
-        let reasons = match Picture::take(client, true).await {
-            Ok(picture) => {
-                let health = Health::of(&picture);
+        let reasons = match ClusterSnapshot::take(client, true).await {
+            Ok(cluster) => {
+                let health = Health::of(&cluster);
                 let reached = match args.until {
                     Until::Ready => health.ready,
                     Until::Idle => health.ready && health.idle,
                     Until::Healthy => health.idle && matches!(health.word, Word::Healthy | Word::Uneven),
                 };
                 if reached {
-                    return sink.item(status_item(&picture));
+                    return sink.item(status_item(&cluster));
                 }
                 health.reasons.into_iter().map(|reason| reason.what).collect::<Vec<_>>().join("; ")
             }

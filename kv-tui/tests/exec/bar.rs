@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use clap::CommandFactory;
-use kv_proto::v1;
 use kv_tui::command::Line;
 use kv_tui::dashboard::msg::Feed;
 use kv_tui::dashboard::source::command;
@@ -11,7 +10,7 @@ use kv_tui::dashboard::source::grpc::Grpc;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::fake::Cluster;
+use crate::support::Cluster;
 
 /// What a line prints, and how it ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,13 +23,13 @@ struct Result {
 impl Cluster {
     /// Runs a line as the command bar does.
     fn bar(&self, line: &str) -> Result {
-        let (feed, mut told) = mpsc::channel(10_000);
+        let (feed, mut reported) = mpsc::channel(10_000);
         let (_stop, stopped) = oneshot::channel();
         let source = Grpc { addresses: vec![self.addresses.clone()], read_only: false };
         let source = Grpc { addresses: source.addresses[0].split(',').map(str::to_owned).collect(), ..source };
         command::run(line, false, &source, &feed, stopped);
         let mut result = Result { printed: Vec::new(), code: -1, error: String::new() };
-        while let Ok(feed) = told.try_recv() {
+        while let Ok(feed) = reported.try_recv() {
             match feed {
                 Feed::Output(lines) => result.printed.extend(lines.iter().map(|line| same(line))),
                 Feed::Ended { code, error } => {
@@ -46,11 +45,11 @@ impl Cluster {
     /// Runs a line as a script of one line, with its position taken out of errors.
     fn script(&self, line: &str) -> Result {
         let ran = self.exec_with(&["--file", "-"], line.as_bytes());
-        let told =
+        let reported =
             |line: &str| serde_json::from_str::<Value>(line).ok()?["error"]["message"].as_str().map(str::to_owned);
         let error = match ran.errors.split_once("error: ") {
             Some((_, error)) => Some(error.trim_end().to_owned()),
-            None => ran.errors.lines().find_map(told),
+            None => ran.errors.lines().find_map(reported),
         };
         // Without an error, what stands on standard error are notes.
         let notes = if error.is_some() { "" } else { ran.errors.as_str() };
@@ -86,133 +85,89 @@ fn same(text: &str) -> String {
     }
 }
 
+/// Lines of every command, in this order; later ones see what earlier ones changed.
+const LINES: &[&str] = &[
+    "put user:42 '{\"name\": \"안녕\"}'",
+    "put \\x00\\xff v --ttl 1h",
+    "put k v -c all",
+    "put k",
+    "get user:42",
+    "get user:42 --output json",
+    "get \\x00\\xff --output json",
+    "get user:42 --all-replicas",
+    "get absent",
+    "get absent --output json",
+    "get k -k nowhere",
+    "scan",
+    "scan user: --keys-only",
+    "scan --limit 1 --output json",
+    "del k",
+    "get k",
+    "count",
+    "count --output json",
+    "where user:42",
+    "where user:42 --output json",
+    "status",
+    "status --output json",
+    "wait ready",
+    "node ls",
+    "node ls --output json",
+    "node show n1",
+    "node show n9",
+    "ring",
+    "ring --grid",
+    "ring --copies --output json",
+    "keyspace create users --r 1 --w 1",
+    "keyspace ls",
+    "keyspace drop users",
+    "keyspace drop users --yes",
+    "keyspace drop users --yes",
+    "node add n9 --dry-run",
+    "node weight n1 2 --dry-run",
+    "copies 2 --dry-run",
+    "rebalance --dry-run",
+    "op ls",
+    "op show 9",
+    "op throttle 16MiB/s",
+    "op throttle fast",
+    "op retry 9",
+    "repair 3",
+    "repair 16 --output json",
+    "events",
+    "events --output json",
+    "import /nonexistent/file",
+    "scna",
+    "get",
+    "get 'k",
+    "help",
+    "put --help",
+    "# nothing",
+];
+
 #[test]
 fn a_line_gives_the_same_in_the_bar_and_in_exec() {
     let folder = tempfile::tempdir().expect("a folder");
-    let records = crate::file(folder.path(), "records.ndjson", "{\"key\":\"i1\",\"value\":\"v\"}\n");
+    let records = crate::support::file(folder.path(), "records.ndjson", "{\"key\":\"i1\",\"value\":\"v\"}\n");
     let (by_bar, by_exec) = (Cluster::start(), Cluster::start());
-    let lines = [
-        "put user:42 '{\"name\": \"안녕\"}'",
-        "put \\x00\\xff v --ttl 1h",
-        "put k v -c all",
-        "put k",
-        "get user:42",
-        "get user:42 --output json",
-        "get \\x00\\xff --output json",
-        "get user:42 --all-replicas",
-        "get absent",
-        "get absent --output json",
-        "get k -k nowhere",
-        "scan",
-        "scan user: --keys-only",
-        "scan --limit 1 --output json",
-        "del k",
-        "get k",
-        "count",
-        "count --output json",
-        "where user:42",
-        "where user:42 --output json",
-        "status",
-        "status --output json",
-        "wait ready",
-        "node ls",
-        "node ls --output json",
-        "node show n1",
-        "node show n9",
-        "ring",
-        "ring --grid",
-        "ring --copies --output json",
-        "keyspace create users --r 1 --w 1",
-        "keyspace ls",
-        "keyspace drop users",
-        "keyspace drop users --yes",
-        "keyspace drop users --yes",
-        "node add n9 --dry-run",
-        "node weight n1 2 --dry-run",
-        "copies 2 --dry-run",
-        "rebalance --dry-run",
-        "op ls",
-        "op show 9",
-        "op throttle 16MiB/s",
-        "op throttle fast",
-        "op retry 9",
-        "repair 3",
-        "repair 16 --output json",
-        "events",
-        "events --output json",
-        &format!("import {records}"),
-        "import /nonexistent/file",
-        "scna",
-        "get",
-        "get 'k",
-        "help",
-        "put --help",
-        "# nothing",
-    ];
-    for line in lines {
+    let import = format!("import {records}");
+    for line in LINES.iter().copied().chain([import.as_str()]) {
         assert_eq!(by_bar.bar(line), by_exec.script(line), "{line}");
     }
     // A file is written once: the bar's is put aside before `exec` writes its own.
     let path = folder.path().join("exported");
     let line = format!("export {}", path.display());
-    let (told, kept) = (by_bar.bar(&line), std::fs::read_to_string(&path).expect("exported"));
+    let (reported, kept) = (by_bar.bar(&line), std::fs::read_to_string(&path).expect("exported"));
     std::fs::remove_file(&path).expect("removed");
-    assert_eq!(told, by_exec.script(&line));
+    assert_eq!(reported, by_exec.script(&line));
     assert_eq!(same(&kept), same(&std::fs::read_to_string(&path).expect("exported")));
-
-    // Commands without a line above: what they print is measured, or they act on processes.
-    let others = ["bench"];
-    let tried: BTreeSet<&str> =
-        lines.iter().filter_map(|line| line.split(' ').next()).chain(["export"]).chain(others).collect();
-    for command in Line::command().get_subcommands() {
-        assert!(tried.contains(command.get_name()), "no line tries {}", command.get_name());
-    }
 }
 
 #[test]
-fn an_operation_is_followed_in_one_table_until_it_ends() {
-    let cluster = Cluster::start();
-    let begun = v1::Operation {
-        id: 3,
-        command: "node add n4".to_owned(),
-        state: v1::OperationState::Running.into(),
-        moves: 12,
-        moved: 3,
-        begun_us: 1,
-        ..v1::Operation::default()
-    };
-    cluster.world().operations = vec![begun];
-    let (feed, mut told) = mpsc::channel(100);
-    let (_stop, stopped) = oneshot::channel();
-    let addresses = cluster.addresses.split(',').map(str::to_owned).collect();
-    let source = Grpc { addresses, read_only: true };
-    let follows = std::thread::spawn(move || command::run("op watch --every 10ms", false, &source, &feed, stopped));
-    let mut printed: Vec<String> = Vec::new();
-    let code = loop {
-        match told.blocking_recv().expect("it ends") {
-            Feed::Output(lines) => printed.extend(lines),
-            Feed::Ended { code, .. } => break code,
-            other => panic!("{other:?}"),
-        }
-        // Each change is told by a row of its own, as soon as it is seen.
-        let mut world = cluster.world();
-        let operation = &mut world.operations[0];
-        match operation.moved {
-            3 if printed.len() >= 2 => operation.moved = 7,
-            7 if printed.len() >= 3 => {
-                (operation.moved, operation.ended_us) = (12, 2_000_001);
-                operation.set_state(v1::OperationState::Done);
-            }
-            _ => {}
-        }
-    };
-    follows.join().expect("it ends");
-    assert_eq!(code, 0, "{printed:#?}");
-    let words = |line: &String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let rows: Vec<Vec<String>> = printed.iter().map(words).collect();
-    assert_eq!(rows[0][..5], ["TIME", "OP", "STATE", "MOVED", "%"], "{printed:#?}");
-    let facts: Vec<&[String]> = rows[1..].iter().map(|row| &row[1..5]).collect();
-    let expected =
-        [["3", "running", "3/12", "25.0"], ["3", "running", "7/12", "58.3"], ["3", "done", "12/12", "100.0"]];
-    assert_eq!(facts, expected, "{printed:#?}");
+fn every_command_has_a_line() {
+    // Files are named by a test; what `bench` prints is measured.
+    let others = ["import", "export", "bench"];
+    let tried: BTreeSet<&str> = LINES.iter().filter_map(|line| line.split(' ').next()).chain(others).collect();
+    for command in Line::command().get_subcommands() {
+        assert!(tried.contains(command.get_name()), "no line tries {}", command.get_name());
+    }
 }

@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::fake::Cluster;
+use crate::support::Cluster;
 
 #[test]
 fn the_benchmark_verifies_what_it_wrote() {
@@ -14,15 +14,15 @@ fn the_benchmark_verifies_what_it_wrote() {
         arguments.extend(transport);
         let ran = cluster.json(&arguments);
         assert_eq!(ran.code, 0, "{}", ran.errors);
-        let told = ran.one();
-        let (reads, writes) = (&told["reads"]["operations"], &told["writes"]["operations"]);
+        let result = ran.one();
+        let (reads, writes) = (&result["reads"]["operations"], &result["writes"]["operations"]);
         assert_eq!(
             reads.as_u64().zip(writes.as_u64()).map(|(reads, writes)| reads + writes),
-            told["operations"].as_u64()
+            result["operations"].as_u64()
         );
-        assert_eq!((&told["failures"], &told["lost"], &told["wrong"]), (&json!(0), &json!(0), &json!(0)));
-        assert!(told["verified"].as_u64().is_some_and(|verified| verified > 0), "{told}");
-        assert_eq!(told["verified"], told["sampled"]);
+        assert_eq!((&result["failures"], &result["lost"], &result["wrong"]), (&json!(0), &json!(0), &json!(0)));
+        assert!(result["verified"].as_u64().is_some_and(|verified| verified > 0), "{result}");
+        assert_eq!(result["verified"], result["sampled"]);
     }
     // A key whose writes are refused shows as failures, not as lost.
     cluster.world().refuses = Some(|_| true);
@@ -41,9 +41,9 @@ fn two_benchmarks_at_once_do_not_blame_each_other() {
         runs.map(|run| run.join().expect("it ends"))
     });
     for run in &runs {
-        let told = run.one();
-        assert_eq!((run.code, &told["lost"], &told["wrong"]), (0, &json!(0), &json!(0)), "{}", run.errors);
-        assert!(told["verified"].as_u64().is_some_and(|verified| verified > 0));
+        let result = run.one();
+        assert_eq!((run.code, &result["lost"], &result["wrong"]), (0, &json!(0), &json!(0)), "{}", run.errors);
+        assert!(result["verified"].as_u64().is_some_and(|verified| verified > 0));
     }
     assert_ne!(runs[0].one()["prefix"], runs[1].one()["prefix"]);
 }
@@ -62,8 +62,8 @@ fn more_failures_than_are_allowed_are_a_failure() {
     assert_eq!(failed.code, 5);
     let says = ["operations failed", "1.0% may; --allow-failures sets it", "this key is refused"];
     assert!(says.iter().all(|says| failed.errors.contains(says)), "{}", failed.errors);
-    let told = failed.one();
-    assert!(told["operations"].as_u64() > Some(0) && told["failures"].as_u64() > Some(0), "{told}");
+    let result = failed.one();
+    assert!(result["operations"].as_u64() > Some(0) && result["failures"].as_u64() > Some(0), "{result}");
     let allowed = bench(&["--allow-failures", "50%"]);
     assert_eq!(allowed.code, 0, "{}", allowed.errors);
 }

@@ -6,8 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fake::Cluster;
-use crate::run_with;
+use crate::support::{Cluster, run_with};
 
 /// Runs the program with a standard output that nobody reads any more; its exit code, and what it says.
 fn run_closed(arguments: &[&str]) -> (Option<i32>, String) {
@@ -22,9 +21,9 @@ fn run_closed(arguments: &[&str]) -> (Option<i32>, String) {
         .spawn()
         .expect("the program starts");
     drop(reader);
-    let mut told = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
-    (child.wait().expect("it ends").code(), told)
+    let mut printed = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut printed).expect("text");
+    (child.wait().expect("it ends").code(), printed)
 }
 
 #[test]
@@ -48,11 +47,11 @@ fn a_reader_that_goes_away_is_no_panic() {
         exec(&["events"]),
         exec(&["-o", "json", "node", "ls"]),
     ] {
-        let (code, told) = run_closed(&arguments);
-        assert!(matches!(code, Some(0 | 1)), "{arguments:?}: {code:?} {told}");
-        assert!(!told.contains("panicked") && !told.contains("error"), "{arguments:?}: {told}");
+        let (code, printed) = run_closed(&arguments);
+        assert!(matches!(code, Some(0 | 1)), "{arguments:?}: {code:?} {printed}");
+        assert!(!printed.contains("panicked") && !printed.contains("error"), "{arguments:?}: {printed}");
     }
-    // Who reads neither output is told nothing, and the exit code is the same.
+    // Without a reader of either output nothing is printed, and the exit code is the same.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let mut child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
         .args(["exec", "--connect", &cluster.addresses, "get", "nothing"])
@@ -70,9 +69,9 @@ fn an_output_that_is_full_is_an_error() {
     for arguments in [&["completions", "bash"][..], &["info"], &["--help"], &["exec", "help"]] {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("the device");
         let ran = Command::new(env!("CARGO_BIN_EXE_kv-tui")).args(arguments).stdout(full).output().expect("it runs");
-        let told = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {told}");
-        assert!(told.contains("cannot write the output"), "{arguments:?}: {told}");
+        let printed = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {printed}");
+        assert!(printed.contains("cannot write the output"), "{arguments:?}: {printed}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Real node processes on this machine: started, filled, killed, restarted, stopped, destroyed.
 
-mod mending;
 mod moving;
+mod repair;
 mod support;
 mod truth;
 

@@ -1,4 +1,4 @@
-//! What the dashboard tells of an operation is what happens: fed by the live source from real processes.
+//! The dashboard shows of an operation what really happens: fed by the live source from real processes.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,24 +46,24 @@ impl Live {
         self.model.cluster.as_ref()?.operations.progress.as_ref()
     }
 
-    /// Takes what is told until `look` finds something, which sees the progress after every account of n4. The part that
+    /// Takes what is sent until `look` finds something, which sees the progress after every report of n4. The part that
     /// is done never shrinks meanwhile, but for what a cancel gives up, and nothing passes its whole.
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(&Progress, &v1::NodeSnapshot) -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
             assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}: {:?}", self.progress());
-            let told = self.feeds.blocking_recv().expect("the source goes on");
-            let receiver = match &told {
+            let reported = self.feeds.blocking_recv().expect("the source goes on");
+            let receiver = match &reported {
                 Feed::Snapshot(_, snapshot) if snapshot.name == "n4" => Some(snapshot.clone()),
                 _ => None,
             };
             update(&mut self.model, Msg::Clock(now_us()));
-            update(&mut self.model, Msg::Feed(told));
+            update(&mut self.model, Msg::Feed(reported));
             let Some(progress) = self.progress() else { continue };
             let (share, (done, all)) = (progress.share(), progress.copied());
             if progress.operation.state() == v1::OperationState::Cancelled {
-                // What was copied and not cut over was given up: what is left of it is what was moved. Every place tells what
-                // the moves tell, of which some may still be on their way.
+                // Copies that were not cut over are given up; what was moved counts. Every screen shows what the moves show,
+                // of which some may still be on their way.
                 let v1::Operation { moved: agreed, moves, .. } = progress.operation;
                 let moved = progress.moved();
                 assert!(moved <= agreed, "{moved} were moved of {agreed} that are agreed on");
@@ -100,10 +100,10 @@ fn filled() -> Local {
     local
 }
 
-/// What a receiver has told of the limit on copying.
+/// What a receiver has reported of the limit on copying.
 #[derive(Clone, Copy, Debug, Default)]
 struct Limited {
-    /// When it told so last.
+    /// When it last reported it.
     at_us: u64,
     /// Bytes that have come in.
     copied: u64,
@@ -128,10 +128,10 @@ impl Limited {
                     let request = v1::WatchRequest { once: true, ..v1::WatchRequest::default() };
                     // The node may have ended.
                     if let Ok(answer) = node.watch(request).await
-                        && let Ok(Some(told)) = answer.into_inner().message().await
-                        && let Some(v1::watch_response::Item::Snapshot(told)) = told.item
+                        && let Ok(Some(reported)) = answer.into_inner().message().await
+                        && let Some(v1::watch_response::Item::Snapshot(reported)) = reported.item
                     {
-                        known.lock().expect("lock").learn(&told);
+                        known.lock().expect("lock").learn(&reported);
                     }
                     drop(known);
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -141,15 +141,15 @@ impl Limited {
         known
     }
 
-    fn learn(&mut self, told: &v1::NodeSnapshot) {
+    fn learn(&mut self, reported: &v1::NodeSnapshot) {
         let holds_back = |transfer: &v1::Transfer| transfer.wait() == v1::TransferWait::Limited;
-        if told.taken_us < self.at_us + Self::BURST_US / 10 || !told.transfers.iter().any(holds_back) {
+        if reported.taken_us < self.at_us + Self::BURST_US / 10 || !reported.transfers.iter().any(holds_back) {
             return;
         }
-        let passed_us = if self.at_us == 0 { 0 } else { told.taken_us - self.at_us };
+        let passed_us = if self.at_us == 0 { 0 } else { reported.taken_us - self.at_us };
         self.allowed_us += passed_us.min(Self::BURST_US);
-        self.at_us = told.taken_us;
-        self.copied = told.counters.unwrap_or_default().copied_bytes;
+        self.at_us = reported.taken_us;
+        self.copied = reported.counters.unwrap_or_default().copied_bytes;
     }
 }
 
@@ -159,9 +159,9 @@ fn a_limit_is_kept_and_the_end_comes_when_it_was_promised() {
     let mut live = Live::of(&local);
     local.exec(&["op", "throttle", "1KiB/s"]).ok();
     local.exec(&["--timeout", "60s", "node", "add"]).ok();
-    let (bytes, receiver) = live.until("the plan is known", |progress, told| {
+    let (bytes, receiver) = live.until("the plan is known", |progress, reported| {
         let bytes = progress.operation.bytes_planned;
-        (bytes > 0 && !progress.steps.is_empty()).then(|| (bytes, told.address.clone()))
+        (bytes > 0 && !progress.steps.is_empty()).then(|| (bytes, reported.address.clone()))
     });
     // The whole takes 26 seconds.
     let limit = bytes / 26;
@@ -176,8 +176,8 @@ fn a_limit_is_kept_and_the_end_comes_when_it_was_promised() {
     });
     let (passed_us, arrived) = (second.at_us - first.at_us, second.copied - first.copied);
     let hundredths = |us: u64| arrived * 100 * SECOND_US / (limit * us);
-    let figures = format!("{arrived} bytes at {limit} B/s, {first:?}, {second:?}");
-    assert!(hundredths(passed_us) <= 110 && hundredths(second.allowed_us - first.allowed_us) >= 90, "{figures}");
+    let stats = format!("{arrived} bytes at {limit} B/s, {first:?}, {second:?}");
+    assert!(hundredths(passed_us) <= 110 && hundredths(second.allowed_us - first.allowed_us) >= 90, "{stats}");
     let (promised, slowest) = promised.expect("an end is promised");
     let ended_us = live.until("it is done", |progress, _| {
         (progress.operation.state() == v1::OperationState::Done).then_some(progress.operation.ended_us)
@@ -201,8 +201,8 @@ fn progress_never_goes_back_over_a_pause_a_killed_receiver_and_a_cancel() {
         (progress.operation.moved > 0 && done > 100_000).then_some(done)
     });
     local.exec(&["op", "pause", "1"]).ok();
-    live.until("it stands still", |progress, told| {
-        let paused = told.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Paused);
+    live.until("it stands still", |progress, reported| {
+        let paused = reported.transfers.iter().any(|transfer| transfer.wait() == v1::TransferWait::Paused);
         (paused && progress.rate() <= 0.0 && progress.eta().is_none()).then_some(())
     });
     local.exec(&["op", "resume", "1"]).ok();
@@ -210,7 +210,9 @@ fn progress_never_goes_back_over_a_pause_a_killed_receiver_and_a_cancel() {
     local.exec(&["node", "kill", "n4"]).ok();
     local.exec(&["node", "start", "n4"]).ok();
     let at = live.share;
-    live.until("it goes on again", |progress, told| (told.boot == 2 && progress.share() > at + 0.02).then_some(()));
+    live.until("it goes on again", |progress, reported| {
+        (reported.boot == 2 && progress.share() > at + 0.02).then_some(())
+    });
     local.exec(&["--yes", "op", "cancel", "1"]).ok();
     live.until("it is cancelled", |progress, _| {
         let is_cancelled = progress.operation.state() == v1::OperationState::Cancelled && !progress.is_active();

@@ -1,4 +1,4 @@
-//! What the dashboard shows is what `exec` tells: on real processes, from the live source and in `--once`.
+//! The dashboard shows what `exec` prints: on real processes, from the live source and in `--once`.
 
 use kv_tui::dashboard::model::{Link, Model};
 use kv_tui::dashboard::msg::{Feed, Msg};
@@ -58,7 +58,7 @@ fn check(text: &str, status: &Value, nodes: &[Value], count: u64) {
     assert!((owned - 1.0).abs() < 1e-5, "ownership adds up");
 }
 
-/// A result without what moves between two looks.
+/// A result without what changes between two observations.
 fn still(mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
         for moving in ["uptime_seconds", "pending"] {
@@ -79,8 +79,8 @@ fn the_screen_tells_the_truth() {
     assert_eq!((count, nodes.len()), (20_000, 3));
 
     let once = local.run(&["--once", "--json"]).ok().json();
-    let told: Vec<Value> = [status.clone()].into_iter().chain(nodes.clone()).map(still).collect();
-    assert_eq!(once.into_iter().map(still).collect::<Vec<_>>(), told);
+    let reported: Vec<Value> = [status.clone()].into_iter().chain(nodes.clone()).map(still).collect();
+    assert_eq!(once.into_iter().map(still).collect::<Vec<_>>(), reported);
     check(&local.run(&["--once", "--plain"]).ok().out, &status, &nodes, count);
 
     // The live source, as the dashboard runs it.
@@ -91,10 +91,10 @@ fn the_screen_tells_the_truth() {
     let mut model = Model::new("local".to_owned(), Theme::default(), true, (120, 36), now_us());
     let mut snapshots = 0;
     while snapshots < 6 {
-        let told = feeds.blocking_recv().expect("the source goes on");
-        snapshots += usize::from(matches!(told, Feed::Snapshot(..)));
+        let reported = feeds.blocking_recv().expect("the source goes on");
+        snapshots += usize::from(matches!(reported, Feed::Snapshot(..)));
         update(&mut model, Msg::Clock(now_us()));
-        update(&mut model, Msg::Feed(told));
+        update(&mut model, Msg::Feed(reported));
     }
     assert_eq!(model.link, Link::Live);
     check(&text_of(&draw(&model).buffer), &status, &nodes, count);

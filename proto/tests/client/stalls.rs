@@ -2,6 +2,8 @@
 //!
 //! Attempts may take longer than any test: whatever ends has not waited for the stopped node.
 
+use std::collections::BTreeSet;
+
 use kv_proto::client::Scan;
 
 use super::*;
@@ -12,7 +14,7 @@ fn moves_on() -> Options {
 
 /// Keys whose first owner is a node.
 fn keys_of(cluster: &Cluster, owner: usize) -> Vec<usize> {
-    (0..600).filter(|index| cluster.first_owner(&key(*index)) == owner).take(40).collect()
+    (0..600).filter(|index| cluster.primary(&key(*index)) == owner).take(40).collect()
 }
 
 async fn keys(scan: &mut Scan) -> usize {
@@ -24,11 +26,11 @@ async fn keys(scan: &mut Scan) -> usize {
 }
 
 async fn moves_on_from_a_stopped_node(transport: Transport) {
-    let cluster = Cluster::start(Some(layout(1)));
+    let cluster = cluster();
     let client = cluster.client(Options { transport, ..moves_on() }).await;
     let mine = keys_of(&cluster, 0);
     put_many(&client, 0..600).await;
-    cluster.world.writes.lock().expect("lock").clear();
+    cluster.world().writes.clear();
     let frozen = cluster.freeze(0);
     let before = client.figures();
     for &index in &mine {
@@ -49,7 +51,7 @@ async fn moves_on_from_a_stopped_node(transport: Transport) {
         put(&client, mine[0]).await.expect("written");
         assert!(begun.elapsed() < PATIENCE, "the client does not come back to a node that answers again");
     }
-    let writes = cluster.world.writes.lock().expect("lock").clone();
+    let writes = cluster.world().writes.clone();
     let requests: BTreeSet<_> = writes.iter().map(|(_, request)| *request).collect();
     assert!(writes.len() <= 3 * requests.len(), "{} writes of {} requests", writes.len(), requests.len());
 }
@@ -66,7 +68,7 @@ async fn unary_calls_move_on_from_a_stopped_node_and_come_back() {
 
 #[tokio::test]
 async fn what_is_under_way_moves_on_together() {
-    let cluster = Cluster::start(Some(layout(1)));
+    let cluster = cluster();
     let client = cluster.client(moves_on()).await;
     put_many(&client, 0..100).await;
     let frozen = cluster.freeze(1);
@@ -80,7 +82,7 @@ async fn what_is_under_way_moves_on_together() {
 #[tokio::test]
 async fn a_write_that_must_not_be_repeated_waits_for_its_node() {
     for retry in [Retry::Never, Retry::NothingDone] {
-        let cluster = Cluster::start(Some(layout(1)));
+        let cluster = cluster();
         let client = cluster.client(Options { retry, ..moves_on() }).await;
         let index = keys_of(&cluster, 2)[0];
         put(&client, index).await.expect("the connection is made");
@@ -96,7 +98,7 @@ async fn a_write_that_must_not_be_repeated_waits_for_its_node() {
             tokio::time::sleep(Duration::from_millis(400)).await;
         }
         assert!(!writing.is_finished(), "it waits");
-        let writes = || cluster.world.writes.lock().expect("lock").len();
+        let writes = || cluster.world().writes.len();
         assert_eq!(writes(), 1);
         drop(frozen);
         writing.await.expect("no panic").expect("written");
@@ -106,10 +108,10 @@ async fn a_write_that_must_not_be_repeated_waits_for_its_node() {
 
 #[tokio::test]
 async fn a_node_that_is_slow_but_answers_keeps_its_work() {
-    let cluster = Cluster::start(Some(layout(1)));
+    let cluster = cluster();
     let client = cluster.client(Options { attempt_timeout: Duration::from_millis(700), ..moves_on() }).await;
     let index = keys_of(&cluster, 0)[0];
-    cluster.nodes[0].script.lock().expect("lock").push_back(Act::Stall);
+    cluster.nodes[0].fail_next(&[Fault::Stall]);
     put(&client, index).await.expect("asked again after the time for an attempt");
     let figures = client.figures();
     assert_eq!((figures.moved, figures.attempts), (0, 2), "{figures:?}");
@@ -117,7 +119,7 @@ async fn a_node_that_is_slow_but_answers_keeps_its_work() {
 
 #[tokio::test]
 async fn scans_descriptions_and_questions_move_on() {
-    let cluster = Cluster::start(Some(layout(1)));
+    let cluster = cluster();
     let client = cluster.client(moves_on()).await;
     put_many(&client, 0..100).await;
     let mut scan = client.scan(&How::default(), ScanQuery::default());

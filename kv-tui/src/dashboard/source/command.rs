@@ -15,7 +15,7 @@ use crate::output::bytes::harmless;
 use crate::output::{Format, Printer};
 use crate::run::{execute, on_process};
 
-/// Carries out a line and tells what it prints and how it ends. What destroys is `confirmed` where a person has typed so.
+/// Carries out a line and sends what it prints and how it ends. Destructive commands are `confirmed` if a person typed so.
 pub fn run(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Sender<Feed>, stopped: oneshot::Receiver<()>) {
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Err(error) => Err(CommandError::failed(format!("no runtime: {error}"))),
@@ -55,7 +55,7 @@ async fn carry_out(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Send
 /// Does what concerns this machine alone.
 pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
     match ask {
-        Ask::Save { name, text } => Some(Feed::Told(match save(&name, &text) {
+        Ask::Save { name, text } => Some(Feed::Notice(match save(&name, &text) {
             Ok(path) => format!("written to {}", path.display()),
             Err(error) => format!("{name} is not written: {error}"),
         })),
@@ -64,8 +64,8 @@ pub fn beside(ask: Ask, addresses: &[String]) -> Option<Feed> {
             Some(Feed::Started { generation, result })
         }
         Ask::TakeAway { name } => Some(Feed::TakenAway(match runtime() {
-            Ok(runtime) => runtime.block_on(nodes::take_away(&name)).told(&name),
-            Err(error) => nodes::TakenAway::Stays(error.message).told(&name),
+            Ok(runtime) => runtime.block_on(nodes::take_away(&name)).message(&name),
+            Err(error) => nodes::TakenAway::Stays(error.message).message(&name),
         })),
         _ => None,
     }
@@ -76,7 +76,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     runtime.map_err(|error| CommandError::failed(format!("no runtime: {error}")))
 }
 
-/// Files of one name, told apart by numbers.
+/// How many files of one name are numbered.
 const SAME_NAME_MAX: usize = 100;
 
 /// Starts a process of the local cluster for a new node, and gives its name.
@@ -133,7 +133,7 @@ struct Lines<'a> {
     whole: Vec<String>,
 }
 
-/// Lines told at once.
+/// Lines sent at once.
 const LINES_AT_ONCE: usize = 200;
 
 /// Bytes of a line after which it is broken.
@@ -144,18 +144,18 @@ impl<'a> Lines<'a> {
         Self { feed, rest: Vec::new(), whole: Vec::new() }
     }
 
-    fn tell(&mut self) -> io::Result<()> {
+    fn send(&mut self) -> io::Result<()> {
         if self.whole.is_empty() {
             return Ok(());
         }
-        let mut told = Feed::Output(std::mem::take(&mut self.whole));
+        let mut reported = Feed::Output(std::mem::take(&mut self.whole));
         // A command's thread has nothing else to do than to wait, but its runtime must not be blocked by a channel.
         loop {
-            match self.feed.try_send(told) {
+            match self.feed.try_send(reported) {
                 Ok(()) => return Ok(()),
                 Err(mpsc::error::TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(mpsc::error::TrySendError::Full(back)) => {
-                    told = back;
+                    reported = back;
                     std::thread::yield_now();
                 }
             }
@@ -173,8 +173,8 @@ impl Write for Lines<'_> {
                 self.rest.push(*byte);
             }
         }
-        // A stream tells each line as it comes, a table in lots.
-        if self.whole.len() >= LINES_AT_ONCE || bytes.ends_with(b"\n") { self.tell() } else { Ok(()) }
+        // A stream sends each line as it comes, a table in batches.
+        if self.whole.len() >= LINES_AT_ONCE || bytes.ends_with(b"\n") { self.send() } else { Ok(()) }
             .map(|()| bytes.len())
     }
 
@@ -182,7 +182,7 @@ impl Write for Lines<'_> {
         if !self.rest.is_empty() {
             self.whole.push(harmless(&std::mem::take(&mut self.rest)));
         }
-        self.tell()
+        self.send()
     }
 }
 
@@ -215,13 +215,13 @@ mod tests {
 
     #[test]
     fn output_becomes_printable_lines() {
-        let (feed, mut told) = mpsc::channel(8);
+        let (feed, mut reported) = mpsc::channel(8);
         let mut lines = Lines::new(&feed);
         lines.write_all("강남\nb\u{1b}[31m\n".as_bytes()).expect("written");
         lines.write_all(b"rest").expect("written");
         lines.flush().expect("written");
         let mut found = Vec::new();
-        while let Ok(Feed::Output(lines)) = told.try_recv() {
+        while let Ok(Feed::Output(lines)) = reported.try_recv() {
             found.extend(lines);
         }
         assert_eq!(found, ["강남", "b\\x1b[31m", "rest"]);

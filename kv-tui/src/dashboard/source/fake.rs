@@ -1,4 +1,4 @@
-//! A cluster that exists only in memory and always tells the same: for tests of the screens.
+//! A cluster that exists only in memory and always reports the same: for tests of the screens and for the documents.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Fake {
         member.map_or(v1::MemberState::Unspecified, |member| member.state)
     }
 
-    /// What a member tells `second` seconds after the start.
+    /// What a member reports `second` seconds after the start.
     #[must_use]
     pub fn snapshot(&self, node: NodeId, second: u64) -> Feed {
         let id = node.0;
@@ -148,14 +148,14 @@ impl Fake {
         let primary = u32::try_from(primary).unwrap_or(u32::MAX);
         let up_us = (second + 100) * 1_000_000;
         let others = self.description.members.iter().filter(|member| member.id != node);
-        let figures = |partition: u32| v1::PartitionFigures {
+        let stats = |partition: u32| v1::PartitionFigures {
             partition,
             synced: !transfers.iter().any(|transfer| transfer.partition == partition),
             keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 1000, bytes: 120_000 }],
             merkle_root: u64::from(partition),
         };
         let owned = (0_u32..).zip(entries()).filter(|(_, entry)| entry.owns(node));
-        let partitions = owned.map(|(partition, _)| figures(partition)).collect();
+        let partitions = owned.map(|(partition, _)| stats(partition)).collect();
         let snapshot = v1::NodeSnapshot {
             taken_us: START_US + second * 1_000_000,
             node: id,
@@ -209,20 +209,20 @@ impl Fake {
         Feed::Snapshot(node, Box::new(snapshot))
     }
 
-    /// All that is told in a second.
+    /// All that is sent in a second.
     #[must_use]
     pub fn second(&self, second: u64) -> Vec<Feed> {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         if let Some(script) = &self.script {
-            told.push(Feed::Description(self.description_at(second)));
+            reported.push(Feed::Description(self.description_at(second)));
             let operations = script.operation(second).into_iter().collect();
-            told.push(Feed::Operations(Box::new(v1::OperationsResponse {
+            reported.push(Feed::Operations(Box::new(v1::OperationsResponse {
                 operations,
                 throttle: Some(Self::throttle()),
             })));
         }
-        told.extend(self.description.members.iter().map(|member| self.snapshot(member.id, second)));
-        told
+        reported.extend(self.description.members.iter().map(|member| self.snapshot(member.id, second)));
+        reported
     }
 
     fn throttle() -> v1::ThrottleSetting {
@@ -235,7 +235,7 @@ impl Fake {
         }
     }
 
-    /// What is told at the start: the members, and that they are up.
+    /// What is sent at the start: the members, and that they are up.
     #[must_use]
     pub fn first(&self) -> Vec<Feed> {
         let events = self.description.members.iter().map(|member| {
@@ -280,8 +280,8 @@ impl Fake {
                 vec![Feed::Started { generation, result: Err("no processes here".to_owned()) }]
             }
             Ask::TakeAway { name } => vec![Feed::TakenAway(format!("{name} was taken away again"))],
-            Ask::Save { name, .. } => vec![Feed::Told(format!("written to {name}"))],
-            Ask::Export { id } => vec![Feed::Told(format!("written to operation-{id}.json"))],
+            Ask::Save { name, .. } => vec![Feed::Notice(format!("written to {name}"))],
+            Ask::Export { id } => vec![Feed::Notice(format!("written to operation-{id}.json"))],
             Ask::Run { line, .. } => {
                 vec![Feed::Output(vec![format!("ran {line}")]), Feed::Ended { code: 0, error: String::new() }]
             }
@@ -318,21 +318,21 @@ impl Source for Fake {
     fn start(self: Box<Self>, feed: mpsc::Sender<Feed>, mut asks: mpsc::Receiver<Ask>) -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let telling = async move {
-            for told in self.first() {
-                feed.send(told).await.ok()?;
+            for reported in self.first() {
+                feed.send(reported).await.ok()?;
             }
             let mut tick = tokio::time::interval(Duration::from_secs(1));
             let mut second = 0;
             loop {
-                let told = tokio::select! {
+                let reported = tokio::select! {
                     _ = tick.tick() => {
                         second += 1;
                         self.second(second)
                     }
                     ask = asks.recv() => self.answer(ask?),
                 };
-                for told in told {
-                    feed.send(told).await.ok()?;
+                for reported in reported {
+                    feed.send(reported).await.ok()?;
                 }
             }
         };

@@ -1,4 +1,4 @@
-//! The live source: it follows every member's account, reconnects with growing pauses, and answers questions. It has a
+//! The live source: it follows every member's report, reconnects with growing pauses, and answers questions. It has a
 //! thread of its own, so that nothing that a network does delays a key press.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::dashboard::msg::{Ask, Feed};
 use crate::output::time::now_us;
 use crate::run::operation;
 
-/// How often members tell their figures.
+/// How often members report.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the members and the layout are asked for.
@@ -31,7 +31,7 @@ const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
 /// The pauses between attempts to connect: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// The longest pause before a member that does not tell its figures is asked again: one that is back is seen soon.
+/// The longest pause before a member that does not report is asked again: one that is back is seen soon.
 const WATCH_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// Keys of a page.
@@ -105,12 +105,12 @@ async fn follow(
     let mut known = client.description();
     feed.send(Feed::Description(Arc::clone(&known))).await.ok()?;
     watchers.keep(client, feed);
-    let (told, mut described) = mpsc::channel(1);
+    let (reported, mut described) = mpsc::channel(1);
     let describing = client.clone();
     let describer = tokio::spawn(async move {
         loop {
             sleep(DESCRIBE_EVERY).await;
-            if told.send(describing.refresh().await).await.is_err() {
+            if reported.send(describing.refresh().await).await.is_err() {
                 return;
             }
         }
@@ -136,14 +136,14 @@ async fn follow(
 
 /// Tells the operations whenever they change; the details of the newest only then, since they may be many.
 async fn follow_operations(client: Client, feed: mpsc::Sender<Feed>) {
-    let mut told = None;
+    let mut reported = None;
     let mut detailed = None;
     loop {
-        // What cannot be asked now is asked again; that no node is in reach is told elsewhere.
+        // What cannot be asked now is asked again; that no node is reachable is reported elsewhere.
         if let Ok(mut answer) = client.operations(v1::OperationsRequest::default()).await
-            && told.as_ref() != Some(&answer)
+            && reported.as_ref() != Some(&answer)
         {
-            told = Some(answer.clone());
+            reported = Some(answer.clone());
             if let Some(newest) = answer.operations.last_mut() {
                 let state = (newest.id, newest.state, newest.moved, newest.receipts);
                 if detailed != Some(state)
@@ -153,7 +153,7 @@ async fn follow_operations(client: Client, feed: mpsc::Sender<Feed>) {
                     *newest = operation;
                     detailed = Some(state);
                 } else if detailed != Some(state) {
-                    told = None;
+                    reported = None;
                 }
             }
             if feed.send(Feed::Operations(Box::new(answer))).await.is_err() {
@@ -215,17 +215,17 @@ async fn watch(client: Client, node: NodeId, feed: mpsc::Sender<Feed>) {
             Err(error) => error.message,
             Ok(mut stream) => loop {
                 match timeout(Duration::from_micros(FRESH_US), stream.message()).await {
-                    Err(_) => break format!("no figures for {} ms", FRESH_US / 1000),
+                    Err(_) => break format!("no report for {} ms", FRESH_US / 1000),
                     Ok(Err(status)) => break status.message().to_owned(),
                     Ok(Ok(None)) => break "the node has ended the stream".to_owned(),
-                    Ok(Ok(Some(told))) => {
-                        let told = match told.item {
+                    Ok(Ok(Some(reported))) => {
+                        let reported = match reported.item {
                             Some(Item::Snapshot(snapshot)) => Feed::Snapshot(node, snapshot),
                             Some(Item::Event(event)) => Feed::Event(event),
                             None => continue,
                         };
                         pause = BACKOFF.0;
-                        if feed.send(told).await.is_err() {
+                        if feed.send(reported).await.is_err() {
                             return;
                         }
                     }
@@ -279,8 +279,8 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
                         beside(Ask::Save { name, text }, addresses, feed);
                     }
                     Err(error) => {
-                        let told = format!("operation {id} is not written: {}", error.message);
-                        drop(feed.send(Feed::Told(told)).await);
+                        let reported = format!("operation {id} is not written: {}", error.message);
+                        drop(feed.send(Feed::Notice(reported)).await);
                     }
                 }
             });
@@ -297,13 +297,13 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
 fn beside(ask: Ask, addresses: Vec<String>, feed: mpsc::Sender<Feed>) {
     let failed = feed.clone();
     let started = thread::Builder::new().name("beside".to_owned()).spawn(move || {
-        if let Some(told) = command::beside(ask, &addresses) {
-            // Without a listener there is nobody to tell.
-            drop(feed.blocking_send(told));
+        if let Some(reported) = command::beside(ask, &addresses) {
+            // Without a receiver the answer is not needed.
+            drop(feed.blocking_send(reported));
         }
     });
     if let Err(error) = started {
-        drop(failed.try_send(Feed::Told(format!("cannot start a thread: {error}"))));
+        drop(failed.try_send(Feed::Notice(format!("cannot start a thread: {error}"))));
     }
 }
 
@@ -326,12 +326,12 @@ async fn page(
 
 /// What is asked while no node is in reach.
 async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut Commands) {
-    let told = match ask {
+    let reported = match ask {
         Ask::Browse { generation, .. } => Feed::Keys { generation, result: Err(error.to_owned()) },
         Ask::Complete { generation, .. } => Feed::Completions { generation, keys: Vec::new() },
         Ask::Inspect { generation, key, .. } => Feed::Inspected { generation, key, result: Err(error.to_owned()) },
         Ask::Plan { generation, .. } => Feed::Planned { generation, result: Err(error.to_owned()) },
-        Ask::Export { id } => Feed::Told(format!("operation {id} is not written: {error}")),
+        Ask::Export { id } => Feed::Notice(format!("operation {id} is not written: {error}")),
         Ask::NewNode { .. } | Ask::TakeAway { .. } | Ask::Save { .. } => {
             return beside(ask, commands.source.addresses.clone(), feed.clone());
         }
@@ -343,7 +343,7 @@ async fn refuse(ask: Ask, error: &str, feed: &mpsc::Sender<Feed>, commands: &mut
         }
     };
     // Nobody listens any more: the loop ends at its next turn.
-    drop(feed.send(told).await);
+    drop(feed.send(reported).await);
 }
 
 /// The command that runs; it ends when this is dropped.

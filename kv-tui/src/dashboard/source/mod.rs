@@ -1,4 +1,4 @@
-//! Where the dashboard's figures come from. Sources are interchangeable: the model cannot tell them apart.
+//! Where the dashboard's data comes from. Sources are interchangeable: the model cannot distinguish them.
 
 pub mod command;
 pub mod fake;
@@ -11,7 +11,7 @@ use super::msg::{Ask, Feed};
 
 /// Tells about a cluster and answers questions.
 pub trait Source: Send {
-    /// Starts to tell, on threads of its own, until the receiver of `feed` is dropped.
+    /// Starts to send, on threads of its own, until the receiver of `feed` is dropped.
     ///
     /// # Errors
     /// If the system gives no thread.

@@ -1,4 +1,4 @@
-//! A node that is added to the cluster in memory: what everybody tells of it, second by second.
+//! A node that is added to the cluster in memory: what every node reports of it, second by second.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::fake::START_US;
 /// Partitions that are cut over in a second.
 const A_SECOND: usize = 8;
 
-/// Partitions in joint at once.
+/// Partitions that migrate at once.
 const JOINT: usize = 8;
 
 /// Keys and bytes of each partition.
@@ -43,7 +43,7 @@ impl Script {
         u64::try_from(self.plan.partitions.len().div_ceil(A_SECOND)).unwrap_or(0) + 1
     }
 
-    /// How many of the partitions are cut over, and how many more are in joint.
+    /// How many of the partitions are cut over, and how many more migrate.
     fn cut_over(&self, second: u64) -> (usize, usize) {
         let all = self.plan.partitions.len();
         let done = usize::try_from(second.saturating_sub(1)).unwrap_or(usize::MAX).saturating_mul(A_SECOND).min(all);

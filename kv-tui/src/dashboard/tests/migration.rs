@@ -11,11 +11,11 @@ fn migrating(width: u16, height: u16, seconds: u64) -> Session {
     session
 }
 
-/// A member's account at a second.
-fn account(session: &Session, node: NodeId, second: u64) -> v1::NodeSnapshot {
+/// A member's report at a second.
+fn report_of(session: &Session, node: NodeId, second: u64) -> v1::NodeSnapshot {
     match session.fake.snapshot(node, second) {
         Feed::Snapshot(_, snapshot) => *snapshot,
-        other => panic!("no account but {other:?}"),
+        other => panic!("not a report: {other:?}"),
     }
 }
 
@@ -80,9 +80,9 @@ fn every_place_tells_the_same_of_an_operation_in_each_frame() {
     for second in 1..=seconds + 3 {
         // Accounts come one after the other, and each may be what a frame shows last.
         session.second += 1;
-        session.tell(Msg::Clock(START_US + session.second * 1_000_000));
+        session.send(Msg::Clock(START_US + session.second * 1_000_000));
         for feed in session.fake.second(session.second) {
-            session.tell(Msg::Feed(feed));
+            session.send(Msg::Feed(feed));
             let Some(cluster) = &session.model.cluster else { continue };
             let Some(progress) = &cluster.operations.progress else { continue };
             let text = session.text();
@@ -91,10 +91,13 @@ fn every_place_tells_the_same_of_an_operation_in_each_frame() {
             moved.retain(|_| !progress.steps.is_empty());
             assert!(moved.iter().all(|count| *count == progress.moved()), "second {second}: {moved:?}\n{text}");
             let ((keys, _), _) = progress.copied();
-            // The header tells the whole beside it while the operation runs.
-            let mut told = before(&text, " keys, ");
-            told.extend(before(&text, " keys   ").into_iter().filter(|_| !progress.is_active()));
-            assert!(told.iter().all(|told| *told == keys), "second {second}: {told:?} of {keys}\n{text}");
+            // The header shows the whole beside it while the operation runs.
+            let mut reported = before(&text, " keys, ");
+            reported.extend(before(&text, " keys   ").into_iter().filter(|_| !progress.is_active()));
+            assert!(
+                reported.iter().all(|reported| *reported == keys),
+                "second {second}: {reported:?} of {keys}\n{text}"
+            );
         }
     }
 }
@@ -113,13 +116,13 @@ fn a_source_is_named_when_it_has_changed_and_marked_when_it_is_gone() {
     let other = (1..=3).find(|node| *node != step.source).expect("another node");
     assert!(row(&session).contains(&format!("n{} → n4", step.source)), "{}", row(&session));
     let node = NodeId(4);
-    let mut snapshot = account(&session, node, 12);
-    let told = snapshot.transfers.iter_mut().filter(|transfer| transfer.partition == id.0);
-    told.for_each(|transfer| transfer.source = other);
+    let mut snapshot = report_of(&session, node, 12);
+    let reported = snapshot.transfers.iter_mut().filter(|transfer| transfer.partition == id.0);
+    reported.for_each(|transfer| transfer.source = other);
     snapshot.taken_us += 1;
-    session.tell(Msg::Feed(Feed::Snapshot(node, Box::new(snapshot))));
+    session.send(Msg::Feed(Feed::Snapshot(node, Box::new(snapshot))));
     assert!(row(&session).contains(&format!("n{other} → n4")), "{}", row(&session));
-    session.tell(Msg::Feed(Feed::Lost(NodeId(other), "connection refused".to_owned())));
+    session.send(Msg::Feed(Feed::Lost(NodeId(other), "connection refused".to_owned())));
     assert!(row(&session).contains(&format!("✗n{other} → n4")), "{}", row(&session));
     assert!(session.text().contains("which does not serve now"), "{}", session.text());
 }
@@ -129,21 +132,21 @@ fn failed_requests_since_it_began_only_grow() {
     let mut session = migrating(120, 36, 12);
     let since = |session: &Session| session.model.cluster.as_ref().expect("a cluster").operations.failures_since();
     let base = since(&session);
-    let tell = |session: &mut Session, boot: u32, failures: u64| {
-        let mut snapshot = account(session, NodeId(1), 12);
+    let report = |session: &mut Session, boot: u32, failures: u64| {
+        let mut snapshot = report_of(session, NodeId(1), 12);
         snapshot.boot = boot;
         let counters = v1::Counters { failures, ..snapshot.counters.unwrap_or_default() };
         snapshot.counters = Some(counters);
-        session.tell(Msg::Feed(Feed::Snapshot(NodeId(1), Box::new(snapshot))));
+        session.send(Msg::Feed(Feed::Snapshot(NodeId(1), Box::new(snapshot))));
         since(session) - base
     };
-    let known = account(&session, NodeId(1), 12);
+    let known = report_of(&session, NodeId(1), 12);
     let (boot, failures) = (known.boot, known.counters.unwrap_or_default().failures);
-    assert_eq!(tell(&mut session, boot, failures + 5), 5);
-    assert_eq!(tell(&mut session, boot, failures + 3), 5, "an account that comes late takes nothing back");
-    assert_eq!(tell(&mut session, boot + 1, 2), 7, "a process that has ended has failed what it has failed");
-    assert_eq!(tell(&mut session, boot, failures + 9), 7);
-    session.tell(Msg::Feed(Feed::Lost(NodeId(1), "connection refused".to_owned())));
+    assert_eq!(report(&mut session, boot, failures + 5), 5);
+    assert_eq!(report(&mut session, boot, failures + 3), 5, "a late report undoes nothing");
+    assert_eq!(report(&mut session, boot + 1, 2), 7, "a process that has ended has failed what it has failed");
+    assert_eq!(report(&mut session, boot, failures + 9), 7);
+    session.send(Msg::Feed(Feed::Lost(NodeId(1), "connection refused".to_owned())));
     assert_eq!(since(&session) - base, 7, "nor does a node that is away");
 }
 
@@ -154,7 +157,7 @@ fn an_operation_is_steered_by_keys() {
     assert_eq!(ran(&session), Some(("op pause 7".to_owned(), true)));
     assert!(session.model.output.is_none() && session.model.notice.contains("ran op pause 7"), "no output in the way");
     session.keys("r");
-    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7 157"), "the selected move begins anew");
+    assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7 157"), "the selected move is restarted");
     session.keys("R");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7"));
     session.click("[r] retry 157");
@@ -162,16 +165,16 @@ fn an_operation_is_steered_by_keys() {
     session.click("[R] retry all");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op retry 7"));
     session.keys("/moved\nr");
-    assert!(session.model.notice.contains("nothing to begin anew"), "{}", session.model.notice);
+    assert!(session.model.notice.contains("nothing to restart"), "{}", session.model.notice);
     session.key(Key::Esc).keys("E");
     assert!(session.effects.contains(&Effect::Ask(Ask::Export { id: 7 })));
     assert!(session.model.notice.contains("written to operation-7.json"), "{}", session.model.notice);
     let mut paused = session.fake.script().and_then(|script| script.operation(12)).expect("an operation");
     paused.state = v1::OperationState::Paused.into();
     let operations = v1::OperationsResponse { operations: vec![paused], throttle: None };
-    session.tell(Msg::Feed(Feed::Operations(Box::new(operations))));
+    session.send(Msg::Feed(Feed::Operations(Box::new(operations))));
     assert!(session.text().contains("[r] resume"), "{}", session.text());
-    assert!(session.text().contains("PAUSED") && session.text().contains("paused; op resume 7 goes on"));
+    assert!(session.text().contains("PAUSED") && session.text().contains("paused; op resume 7 continues it"));
     session.keys("r");
     assert_eq!(ran(&session).map(|ran| ran.0).as_deref(), Some("op resume 7"));
     session.keys("b");
@@ -222,7 +225,7 @@ fn marks_stand_still_without_bytes() {
     };
     let before = flow(&session);
     assert!(!before.is_empty());
-    session.tell(Msg::Clock(START_US + 13_000_000));
+    session.send(Msg::Clock(START_US + 13_000_000));
     assert_eq!(flow(&session), before, "time alone moves nothing");
     session.pass(1);
     assert_ne!(flow(&session), before);
@@ -232,9 +235,9 @@ fn marks_stand_still_without_bytes() {
 fn what_may_fail_follows_the_cluster() {
     let mut session = migrating(120, 36, 12);
     assert!(session.text().contains("every key has 3 copies at least; one more node may fail"), "{}", session.text());
-    session.tell(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
+    session.send(Msg::Feed(Feed::Lost(NodeId(2), "connection refused".to_owned())));
     assert!(session.text().contains("every key has 2 copies at least; no node may fail now"), "{}", session.text());
-    session.tell(Msg::Feed(Feed::Lost(NodeId(3), "connection refused".to_owned())));
+    session.send(Msg::Feed(Feed::Lost(NodeId(3), "connection refused".to_owned())));
     assert!(session.text().contains("partitions have too few owners in reach"), "{}", session.text());
     session.keys("2");
     assert!(session.text().contains("no: "), "{}", session.text());
@@ -245,7 +248,7 @@ fn hints_are_clicked_as_keys_are_pressed() {
     let mut session = migrating(120, 36, 12);
     session.click("p pause");
     assert_eq!(ran(&session), Some(("op pause 7".to_owned(), true)));
-    // What the command told stands there until something else is done.
+    // What the command printed stays there until something else is done.
     session.keys("g").click("x cancel");
     assert!(matches!(session.model.dialog, Some(Dialog::Confirm(_))));
 }
@@ -263,7 +266,7 @@ fn a_stall_offers_what_helps() {
         "the key is about the selected move: {}",
         session.text()
     );
-    session.tell(Msg::Feed(Feed::Lost(NodeId(4), "connection refused".to_owned())));
+    session.send(Msg::Feed(Feed::Lost(NodeId(4), "connection refused".to_owned())));
     assert!(helps(&session).contains(":node start n4"), "{}", session.text());
     assert!(helps(&session).contains("[x] cancel"), "{}", session.text());
     let done = migrating(80, 24, 40);
@@ -279,7 +282,7 @@ fn a_cancelled_operation_tells_what_was_moved() {
     cancelled.ended_us = START_US + 12_000_000;
     cancelled.outcome = "88 replicas stay moved, 104 went back".to_owned();
     let operations = v1::OperationsResponse { operations: vec![cancelled], throttle: None };
-    session.tell(Msg::Feed(Feed::Operations(Box::new(operations))));
+    session.send(Msg::Feed(Feed::Operations(Box::new(operations))));
     let text = session.text();
     assert!(text.contains("CANCELLED") && text.contains(" 45.8%") && text.contains("88,000/192,000 keys"), "{text}");
 }
@@ -309,9 +312,9 @@ fn the_overview_follows_the_cut_overs() {
         let small = grid(&session).chars().filter(|letter| letter.is_ascii_lowercase()).count();
         assert_eq!(small, joint, "second {second}: {}", session.text());
         let share = cluster.shares[&NodeId(4)].partitions;
-        let told = cluster.picture.snapshot(NodeId(4)).map_or(0, |told| told.keys);
-        assert!(share >= owned && told >= keys, "second {second}");
-        (owned, keys) = (share, told);
+        let reported = cluster.snapshot.report(NodeId(4)).map_or(0, |reported| reported.keys);
+        assert!(share >= owned && reported >= keys, "second {second}");
+        (owned, keys) = (share, reported);
     }
     assert_eq!((owned, of_d(&session)), (192, 64));
     assert!(session.text().contains("D n4    ● UP         192,000"), "{}", session.text());

@@ -9,7 +9,7 @@ fn printed(line: &str, lines: &[String], code: Option<u8>) -> Session {
     let mut session = session(80, 24);
     let follows = Line::parse_line(line.as_bytes()).ok().flatten().is_some_and(|line| line.command.follows());
     session.model.output = Some(Output { line: line.to_owned(), follows, code, ..Output::default() });
-    session.tell(Msg::Feed(Feed::Output(lines.to_vec())));
+    session.send(Msg::Feed(Feed::Output(lines.to_vec())));
     session
 }
 
@@ -57,10 +57,10 @@ fn what_goes_on_is_followed_at_its_end() {
     let mut session = printed("events --follow", &lines, None);
     assert!(session.text().contains("event 39"), "{}", session.text());
     session.keys("k");
-    session.tell(Msg::Feed(Feed::Output(vec!["event 40".to_owned()])));
+    session.send(Msg::Feed(Feed::Output(vec!["event 40".to_owned()])));
     assert!(!session.text().contains("event 40"), "who has scrolled stays there: {}", session.text());
     session.keys("G");
-    session.tell(Msg::Feed(Feed::Output(vec!["event 41".to_owned()])));
+    session.send(Msg::Feed(Feed::Output(vec!["event 41".to_owned()])));
     assert!(session.text().contains("event 41"), "{}", session.text());
 }
 
@@ -68,7 +68,7 @@ fn what_goes_on_is_followed_at_its_end() {
 fn a_paste_that_is_too_long_is_refused_with_a_word() {
     let mut session = session(80, 24);
     session.keys(":put k ");
-    session.tell(Msg::Paste("x".repeat(70_000)));
+    session.send(Msg::Paste("x".repeat(70_000)));
     assert!(session.model.notice.contains("--value-file"), "{}", session.model.notice);
     assert_eq!(session.model.bar.as_ref().map(|bar| bar.text.as_str()), Some("put k "));
 }

@@ -37,7 +37,7 @@ fn change_epoch(session: &mut Session) {
     let mut description = (*session.fake.description()).clone();
     let layout = description.layout.as_mut().map(Arc::make_mut).expect("a layout");
     layout.epoch.0 += 1;
-    session.tell(Msg::Feed(Feed::Description(Arc::new(description))));
+    session.send(Msg::Feed(Feed::Description(Arc::new(description))));
 }
 
 #[test]
@@ -118,12 +118,12 @@ fn what_cannot_be_planned_says_why() {
 fn a_new_local_node_is_planned_when_it_is_a_member() {
     let mut session = with_spare(120, 36);
     session.keys("a").key(Key::Ctrl('u'));
-    // The question is answered by hand.
+    // The question is answered by the user.
     let generation = session.model.plans + 1;
     let asked = update(&mut session.model, Msg::Key(Key::Enter));
     let taken = ["n1", "n2", "n3", "n4"].map(str::to_owned).to_vec();
     assert_eq!(asked, [Effect::Ask(Ask::NewNode { generation, zone: None, weight: None, taken })]);
-    session.tell(Msg::Feed(Feed::Started { generation, result: Ok("n4".to_owned()) }));
+    session.send(Msg::Feed(Feed::Started { generation, result: Ok("n4".to_owned()) }));
     assert!(matches!(planning(&session).stage, Stage::Joining(_)));
     session.pass(1);
     assert!(is_reviewed(&session), "{:?}", planning(&session));
@@ -160,7 +160,7 @@ fn a_node_that_was_started_for_a_change_goes_when_the_change_is_given_up() {
         }
         assert_eq!(update(&mut session.model, Msg::Key(*last)), taken("n4"), "{keys:?}");
         assert_eq!(session.model.notice, "nothing was changed; n4, which was started for it, is taken away again");
-        session.tell(Msg::Feed(Feed::TakenAway("n4 was taken away again".to_owned())));
+        session.send(Msg::Feed(Feed::TakenAway("n4 was taken away again".to_owned())));
         assert_eq!((session.model.fresh.clone(), session.model.notice.as_str()), (None, "n4 was taken away again"));
     }
     // Before it ran.
@@ -202,8 +202,8 @@ fn the_dashboard_ends_when_nothing_is_left_of_a_node_that_was_started() {
     session.key(Key::Esc).key(Key::Esc);
     assert_eq!(leave(&mut session), [], "its process is being started");
     assert_eq!(started(&mut session, generation, "n4"), taken("n4"));
-    let told = Feed::TakenAway("n4 was taken away again".to_owned());
-    assert_eq!(update(&mut session.model, Msg::Feed(told)), [Effect::Quit]);
+    let reported = Feed::TakenAway("n4 was taken away again".to_owned());
+    assert_eq!(update(&mut session.model, Msg::Feed(reported)), [Effect::Quit]);
     let mut session = with_spare(120, 36);
     ask_for_a_new_node(&mut session);
     session.key(Key::Esc).key(Key::Esc);
@@ -226,7 +226,7 @@ fn a_name_that_is_typed_means_nothing_else() {
     }
     let mut session = with_spare(120, 36);
     session.keys("a\n").keys("beta1").key(Key::Down).key(Key::PageUp);
-    session.tell(Msg::Paste("ow".to_owned()));
+    session.send(Msg::Paste("ow".to_owned()));
     session.click("[Sources]").click("[Sources]").keys("y");
     let Stage::Review(review) = &planning(&session).stage else { panic!("the plan is still there") };
     assert_eq!(review.confirm.typed.text, "beta1owy");
@@ -348,5 +348,5 @@ fn waiting_is_not_dropped_on_the_way_to_the_plan() {
     session.keys("n4\n");
     assert_eq!(session.model.followed.as_deref(), Some(hash.as_str()));
     session.key(Key::Esc);
-    assert!(session.model.followed.is_none() && session.model.notice.contains("the operation goes on"));
+    assert!(session.model.followed.is_none() && session.model.notice.contains("the operation continues"));
 }

@@ -210,7 +210,7 @@ fn back(model: &mut Model) -> Vec<Effect> {
         None => {}
     }
     if model.followed.take().is_some() {
-        "the operation goes on; nothing waits for it any more".clone_into(&mut model.notice);
+        "the operation continues; nothing waits for it any more".clone_into(&mut model.notice);
         return Vec::new();
     }
     if model.audit && model.screen == Screen::Events {
@@ -277,7 +277,7 @@ fn reverse(model: &mut Model) {
 
 /// Moves the mark in the map.
 fn mark(model: &mut Model, by: isize) {
-    let layout = model.shown().and_then(|cluster| cluster.picture.description.layout.as_deref());
+    let layout = model.shown().and_then(|cluster| cluster.snapshot.description.layout.as_deref());
     let count = layout.map_or(0, |layout| layout.partitions.len());
     model.partition = match model.partition {
         _ if count == 0 => None,

@@ -1,10 +1,10 @@
-//! What the source tells, and what is asked of it.
+//! What the source sends, and what is asked of it.
 
 use bytes::Bytes;
 
 use super::{fresh, plan, steer};
 use crate::command::unescape;
-use crate::dashboard::cluster::{Cluster, News};
+use crate::dashboard::cluster::{Change, Cluster};
 use crate::dashboard::keymap::Screen;
 use crate::dashboard::model::{Link, Model, OUTPUT_LINES_MAX};
 use crate::dashboard::msg::{Ask, Effect, Feed};
@@ -17,35 +17,35 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
     if let Feed::Snapshot(node, snapshot) = feed {
         let Some(cluster) = &mut model.cluster else { return Vec::new() };
         let stale = cluster.is_stale(now_us);
-        let news = cluster.report(node, snapshot, now_us);
-        let shown = match news {
-            News::Nothing => false,
-            News::Details => model.screen == Screen::Nodes,
-            News::Figures => true,
+        let change = cluster.observe_report(node, snapshot, now_us);
+        let shown = match change {
+            Change::Nothing => false,
+            Change::Details => model.screen == Screen::Nodes,
+            Change::Shown => true,
         };
         model.changed |= (stale || shown) && model.frozen.is_none();
-        steer::on_news(model);
-        return plan::on_news(model);
+        steer::on_change(model);
+        return plan::on_change(model);
     }
     model.changed = true;
     match feed {
         Feed::Description(description) => {
             let new = model.cluster.as_ref().is_none_or(|cluster| {
-                let known = cluster.picture.description.cluster;
+                let known = cluster.snapshot.description.cluster;
                 known.is_some() && known != description.cluster
             });
             if new {
                 model.cluster = Some(Cluster::new(description, now_us));
             } else if let Some(cluster) = &mut model.cluster {
                 cluster.describe(description);
-                cluster.told_us = now_us;
+                cluster.reported_us = now_us;
             }
             model.link = Link::Live;
             if model.screen == Screen::Keys && !model.keys.asked {
                 return browse(model, true);
             }
-            steer::on_news(model);
-            return plan::on_news(model);
+            steer::on_change(model);
+            return plan::on_change(model);
         }
         Feed::Offline { error, retry_us } => model.link = Link::Offline { error, retry_us },
         Feed::Lost(node, error) => with_cluster(model, |cluster| cluster.lose(node, error)),
@@ -68,14 +68,14 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
             model.keys.inspected = Some((key, result));
             model.keys.top = 0;
         }
-        Feed::Operations(told) => {
-            with_cluster(model, |cluster| cluster.tell_operations(*told));
-            steer::on_news(model);
+        Feed::Operations(reported) => {
+            with_cluster(model, |cluster| cluster.observe_operations(*reported));
+            steer::on_change(model);
         }
         Feed::Planned { generation, result } => plan::on_planned(model, generation, result),
         Feed::Started { generation, result } => return plan::on_started(model, generation, result),
-        Feed::TakenAway(told) => return fresh::taken_away(model, told),
-        Feed::Told(text) => model.notice = text,
+        Feed::TakenAway(reported) => return fresh::taken_away(model, reported),
+        Feed::Notice(text) => model.notice = text,
         // Answers to questions that nobody asks any more.
         Feed::Keys { .. } | Feed::Completions { .. } | Feed::Inspected { .. } | Feed::Snapshot(..) => {}
         Feed::Output(lines) => {

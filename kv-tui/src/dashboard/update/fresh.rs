@@ -3,7 +3,7 @@
 use crate::dashboard::model::{Fresh, Model};
 use crate::dashboard::msg::{Ask, Effect};
 
-/// What the person is told when a change is given up.
+/// The notice when a change is given up.
 const NOTHING: &str = "nothing was changed";
 
 /// A change was given up: what was started for it goes as well.
@@ -65,9 +65,9 @@ pub(super) fn ended(model: &mut Model, code: u8) -> Vec<Effect> {
     if effects.is_empty() && model.quits { vec![Effect::Quit] } else { effects }
 }
 
-/// Nothing is left of it, or it stays, which `told` says.
-pub(super) fn taken_away(model: &mut Model, told: String) -> Vec<Effect> {
-    model.notice = told;
+/// Nothing is left of it, or it stays; `message` says which.
+pub(super) fn taken_away(model: &mut Model, message: String) -> Vec<Effect> {
+    model.notice = message;
     model.fresh = None;
     if model.quits { vec![Effect::Quit] } else { Vec::new() }
 }

@@ -16,7 +16,7 @@ use kv_proto::v1;
 
 /// Asks which node is to be added: the selected one if it is a spare, else any spare.
 pub(super) fn add(model: &mut Model) {
-    let members = model.shown().map_or(&[][..], |cluster| &cluster.picture.description.members);
+    let members = model.shown().map_or(&[][..], |cluster| &cluster.snapshot.description.members);
     let spare = model.selected().into_iter().chain(members).find(|member| member.member.spare);
     let spare = spare.map(|member| member.member.name.clone()).unwrap_or_default();
     open(model, Planning::new(Kind::Add, &[&spare]));
@@ -28,7 +28,7 @@ pub(super) fn remove(model: &mut Model) {
 }
 
 pub(super) fn replace(model: &mut Model) {
-    let members = model.shown().map_or(&[][..], |cluster| &cluster.picture.description.members);
+    let members = model.shown().map_or(&[][..], |cluster| &cluster.snapshot.description.members);
     let spare = members.iter().find(|member| member.member.spare);
     let spare = spare.map(|member| member.member.name.clone()).unwrap_or_default();
     let name = selected(model);
@@ -81,7 +81,7 @@ fn parsed(line: &str) -> Result<Line, CommandError> {
 fn question(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandError> {
     let cluster = model.cluster.as_ref().ok_or_else(|| CommandError::failed("no node is in reach"))?;
     let line = parsed(&planning.line())?;
-    let request = Box::new(preview::request(&line.command, &cluster.picture, cluster.operations.throttle.as_ref())?);
+    let request = Box::new(preview::request(&line.command, &cluster.snapshot, cluster.operations.throttle.as_ref())?);
     Ok((Stage::Asked, Ask::Plan { generation: planning.generation, request }))
 }
 
@@ -134,7 +134,7 @@ fn review(model: &Model, planning: &Planning, plan: v1::PlanResponse) -> Result<
     let word = match planning.kind {
         Kind::Copies => "copies".to_owned(),
         Kind::Rebalance => "rebalance".to_owned(),
-        _ => cluster.name_of(preview::member(&cluster.picture, planning.value("node"))?),
+        _ => cluster.name_of(preview::member(&cluster.snapshot, planning.value("node"))?),
     };
     let confirm = Confirm::new(format!("{line} --plan {}", plan.hash), String::new(), word);
     let throttle = cluster.operations.throttle.as_ref();
@@ -173,12 +173,12 @@ pub(super) fn on_started(model: &mut Model, generation: u64, result: Result<Stri
 }
 
 /// Something new is known of the cluster: a node that was waited for may be there.
-pub(super) fn on_news(model: &mut Model) -> Vec<Effect> {
+pub(super) fn on_change(model: &mut Model) -> Vec<Effect> {
     let Some(Dialog::Plan(planning)) = &model.dialog else { return Vec::new() };
     let Stage::Joining(name) = &planning.stage else { return Vec::new() };
     let there = model.cluster.as_ref().is_some_and(|cluster| {
-        let member = cluster.picture.description.member(name);
-        member.is_some_and(|member| cluster.picture.snapshot(member.id).is_some())
+        let member = cluster.snapshot.description.member(name);
+        member.is_some_and(|member| cluster.snapshot.report(member.id).is_some())
     });
     match model.dialog.take_if(|_| there) {
         Some(Dialog::Plan(planning)) => submit(model, planning),
@@ -274,7 +274,7 @@ fn begin(model: &mut Model, planning: Box<Planning>) -> Vec<Effect> {
 
 fn export(model: &Model, review: &Review) -> Vec<Effect> {
     let Some(cluster) = &model.cluster else { return Vec::new() };
-    let text = format!("{:#}\n", preview::json(&cluster.picture, &review.plan, review.bytes_per_second));
+    let text = format!("{:#}\n", preview::json(&cluster.snapshot, &review.plan, review.bytes_per_second));
     vec![Effect::Ask(Ask::Save { name: format!("plan-{}.json", review.plan.hash), text })]
 }
 
@@ -282,7 +282,7 @@ impl Model {
     /// The epoch of the newest layout that is known.
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
-        let layout = self.cluster.as_ref()?.picture.description.layout.as_deref()?;
+        let layout = self.cluster.as_ref()?.snapshot.description.layout.as_deref()?;
         Some(layout.epoch.0)
     }
 }

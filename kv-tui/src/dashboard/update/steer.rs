@@ -34,7 +34,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
     let operations = model.cluster.as_ref().map(|cluster| &cluster.operations);
     let active = operations.and_then(|operations| operations.active().map(|operation| (operations, operation)));
     let active = active.map(|(operations, operation)| {
-        let left = operation.moves.saturating_sub(operations.figures(operation).moved);
+        let left = operation.moves.saturating_sub(operations.stats(operation).moved);
         (operation.id, operation.state(), operation.command.clone(), left)
     });
     let Some((id, state, command, left)) = active else {
@@ -65,7 +65,7 @@ fn retry(model: &mut Model, id: u64) -> Vec<Effect> {
     match selected {
         None => "no move is selected".clone_into(&mut model.notice),
         Some((partition, MoveState::Moved)) => {
-            model.notice = format!("partition {partition} has moved; there is nothing to begin anew");
+            model.notice = format!("partition {partition} has moved; there is nothing to restart");
         }
         Some((partition, _)) => return start_quietly(model, format!("op retry {id} {partition}")),
     }
@@ -108,13 +108,13 @@ pub(super) fn show(model: &mut Model) -> Vec<Effect> {
 }
 
 /// Tells of an operation that is followed when it has ended, and the nodes that it removed have left.
-pub(super) fn on_news(model: &mut Model) {
+pub(super) fn on_change(model: &mut Model) {
     let Some((operation, leaving)) = followed(model) else { return };
     if operation.ended_us == 0 || leaving.is_some() {
         return;
     }
     let (id, command) = (operation.id, &operation.command);
-    let moved = model.cluster.as_ref().map_or(operation.moved, |cluster| cluster.operations.figures(operation).moved);
+    let moved = model.cluster.as_ref().map_or(operation.moved, |cluster| cluster.operations.stats(operation).moved);
     let text = match operation.state() {
         OperationState::Cancelled => {
             format!("operation {id} ({command}) was cancelled: {}", operation.outcome)
@@ -134,11 +134,11 @@ pub fn followed(model: &Model) -> Option<(&v1::Operation, Option<String>)> {
     let hash = model.followed.as_ref()?;
     let cluster = model.cluster.as_ref()?;
     let operation = cluster.operations.all.iter().rev().find(|operation| operation.plan_hash == *hash)?;
-    let members = &cluster.picture.description.members;
+    let members = &cluster.snapshot.description.members;
     let done = operation.state() == OperationState::Done;
     // Who is not in reach does not leave by waiting for it.
     let left = members.iter().find(|member| {
-        done && operation.leaving.contains(&member.id.0) && cluster.picture.snapshot(member.id).is_some()
+        done && operation.leaving.contains(&member.id.0) && cluster.snapshot.report(member.id).is_some()
     });
-    Some((operation, left.map(|member| why_not_gone(&cluster.picture, member))))
+    Some((operation, left.map(|member| why_not_gone(&cluster.snapshot, member))))
 }

@@ -65,7 +65,7 @@ fn want_keys(model: &mut Model) -> Vec<Effect> {
 pub fn names(model: &Model) -> Names {
     let keys = model.completion.keys.clone();
     let Some(cluster) = model.shown() else { return Names { keys, ..Names::default() } };
-    let description = &cluster.picture.description;
+    let description = &cluster.snapshot.description;
     Names {
         nodes: description.members.iter().map(|member| member.member.name.clone()).collect(),
         keyspaces: description.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),

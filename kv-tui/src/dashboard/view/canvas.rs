@@ -46,7 +46,7 @@ impl<'a> Canvas<'a> {
         }
     }
 
-    /// Writes at a place within `area`, cut at its right edge, and tells the column behind the text. What does not fit
+    /// Writes at a place within `area`, cut at its right edge, and returns the column behind the text. What does not fit
     /// is left out; control characters never reach a cell.
     pub(super) fn text(&mut self, area: Rect, x: u16, y: u16, text: &str, role: Role) -> u16 {
         let area = area.intersection(self.buffer.area);

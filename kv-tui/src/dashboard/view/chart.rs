@@ -1,4 +1,4 @@
-//! Throughput over time: dots, two moments and four levels to a cell. Where nothing was told there is a gap.
+//! Throughput over time: dots, two moments and four levels to a cell. Where nothing was reported there is a gap.
 
 use ratatui::layout::Rect;
 
@@ -25,11 +25,11 @@ type Half<'a> = (Rect, &'a str, String, Role, fn(&Rates) -> f64);
 
 /// Draws gets above puts.
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    let now = cluster.rates(if model.frozen.is_some() { cluster.told_us } else { model.now_us });
+    let now = cluster.rates(if model.frozen.is_some() { cluster.reported_us } else { model.now_us });
     let words = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), rate);
     let (gets, puts) = (words(now.map(|rates| rates.gets)), words(now.map(|rates| rates.writes)));
     if area.height < 3 {
-        // Without room for a chart the figures stand in a line.
+        // Without room for a chart the rates are shown in a line.
         let line = format!("Throughput   GET {gets}/s   PUT {puts}/s");
         canvas.text(area, 1, 0, &line, Role::Text);
         return;
@@ -71,7 +71,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     }
 }
 
-/// The newest points, each the mean of `seconds` seconds; `None` where none of them was told. Points begin at whole
+/// The newest points, each the mean of `seconds` seconds; `None` where none of them was reported. Points begin at whole
 /// multiples of `seconds`, so that they keep their values while the chart moves on.
 fn points(cluster: &Cluster, seconds: usize, count: usize) -> Vec<Option<Rates>> {
     let kept = &cluster.throughput;
@@ -83,20 +83,20 @@ fn points(cluster: &Cluster, seconds: usize, count: usize) -> Vec<Option<Rates>>
         if points.last().is_none_or(|(last, _, _)| *last != number) {
             points.push((number, Rates::default(), 0));
         }
-        if let (Some((_, sum, told)), Some(rates)) = (points.last_mut(), slot) {
+        if let (Some((_, sum, reported)), Some(rates)) = (points.last_mut(), slot) {
             sum.gets += rates.gets;
             sum.writes += rates.writes;
-            *told += 1;
+            *reported += 1;
         }
     }
-    let mean = |(_, sum, told): (u64, Rates, u32)| {
-        (told > 0).then(|| Rates { gets: sum.gets / f64::from(told), writes: sum.writes / f64::from(told) })
+    let mean = |(_, sum, reported): (u64, Rates, u32)| {
+        (reported > 0).then(|| Rates { gets: sum.gets / f64::from(reported), writes: sum.writes / f64::from(reported) })
     };
     let skipped = points.len().saturating_sub(count);
     points.into_iter().skip(skipped).map(mean).collect()
 }
 
-/// A filled area from the right, the newest point last. A point that was not told is a gap with a dot in the middle of
+/// A filled area from the right, the newest point last. A point that was not reported is a gap with a dot in the middle of
 /// nothing, which no rate looks like.
 fn draw_area(canvas: &mut Canvas<'_>, plot: Rect, values: &[Option<f64>], peak: f64, role: Role, dots: bool) {
     let each = points_of_cell(dots);

@@ -122,7 +122,7 @@ fn row(canvas: &mut Canvas<'_>, cluster: &Cluster, event: &v1::Event, area: Rect
     let undo =
         if event.undo.is_empty() { String::new() } else { format!("   undo: {}", printable(event.undo.as_bytes())) };
     let width = area.width.saturating_sub(MESSAGE);
-    // The way back is worth more than the end of the message, as long as that can still be told.
+    // The undo command matters more than the end of the message, as long as the message keeps half of the width.
     let kept = width.saturating_sub(canvas.width(&undo)).max(width / 2);
     let message = canvas.fitted(&message, kept);
     let x = canvas.text(area, MESSAGE, y, &message, Role::Text);

@@ -39,7 +39,7 @@ pub(super) fn links(
     let none = Link::default();
     for (y, ((from, to), flow)) in (0..inner.height).step_by(usize::from(rows)).zip(order.iter().take(fitting)) {
         let link = progress.links.get(&(*from, *to)).unwrap_or(&none);
-        let away = flow.moved < flow.moves && !cluster.picture.serves(NodeId(*from)) && progress.is_active();
+        let away = flow.moved < flow.moves && !cluster.snapshot.serves(NodeId(*from)) && progress.is_active();
         let x = draw_end(canvas, cluster, *from, away, inner, 0, y);
         let rate = format!("{:>11}/s ", size(whole(flow.rate)));
         let end = canvas.width(&rate) + 12;
@@ -95,7 +95,7 @@ fn about(canvas: &Canvas<'_>, flow: &Flow) -> String {
 
 /// Draws the partitions in token order: how each of them is, and who has got those that have moved.
 pub(super) fn map(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    let count = cluster.picture.description.layout.as_deref().map_or(0, |layout| layout.partitions.len());
+    let count = cluster.snapshot.description.layout.as_deref().map_or(0, |layout| layout.partitions.len());
     let moving = cluster.moving();
     let cursor = {
         let ids: Vec<_> = cluster.moves_of(&model.moves).into_iter().map(|(id, _)| id).collect();

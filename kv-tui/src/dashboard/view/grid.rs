@@ -27,7 +27,7 @@ pub(super) struct Grid<'a> {
 
 impl<'a> Grid<'a> {
     pub(super) fn of(cluster: &'a Cluster, copies: bool, width: u16) -> Self {
-        let layout = cluster.picture.description.layout.as_deref();
+        let layout = cluster.snapshot.description.layout.as_deref();
         let room = usize::from(width.saturating_sub(LABEL));
         let across = [64, 32, 16].into_iter().find(|across| across + across / 16 - 1 <= room).unwrap_or(16);
         let places = layout.map_or(1, |layout| if copies { layout.owners_per_partition().max(1) } else { 1 });
@@ -51,13 +51,13 @@ impl<'a> Grid<'a> {
         let moving = self.entries.iter().filter(|entry| entry.joint.is_some()).count();
         if moving > 0 {
             let mark = letter_of(canvas, cluster, Some(0), true);
-            let what = if self.places > 1 { "all copies" } else { "first places" };
+            let what = if self.places > 1 { "all copies" } else { "primaries" };
             return format!("{what}, {mark}: {moving} on the move   {key} view");
         }
         if self.places > 1 {
             format!("all {} copies, a line a place   {key} view", self.places)
         } else {
-            format!("first places   {key} view")
+            format!("primaries   {key} view")
         }
     }
 }
@@ -69,7 +69,7 @@ fn letter_of(canvas: &Canvas<'_>, cluster: &Cluster, index: Option<usize>, movin
     let letter = Theme::letter(index);
     if !moving {
         letter
-    } else if cluster.picture.description.members.len() > CAPITALS {
+    } else if cluster.snapshot.description.members.len() > CAPITALS {
         canvas.symbol('▸')
     } else {
         letter.to_ascii_lowercase()

@@ -1,4 +1,4 @@
-//! What offers help where an operation does not get on: keys that can also be clicked, and commands.
+//! What helps an operation that makes no progress: keys that can also be clicked, and commands.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ pub(super) struct Remedy {
     what: String,
 }
 
-/// What helps an operation that does not get on, the most likely first; empty while it does.
+/// What helps an operation that makes no progress, the most likely first; empty while it does.
 pub(super) fn remedies(model: &Model, cluster: &Cluster, progress: &Progress) -> Vec<Remedy> {
     let by_key = |action: Action, what: String| Remedy { action: Some(action), key: model.keymap.key_of(action), what };
     if progress.operation.state() == OperationState::Paused {
@@ -38,7 +38,7 @@ pub(super) fn remedies(model: &Model, cluster: &Cluster, progress: &Progress) ->
     let mut helps = Vec::new();
     let unfinished =
         || progress.steps.iter().filter(|(_, step)| !matches!(step.state, MoveState::Moved | MoveState::Undone));
-    let away = |node: &u64| *node > 0 && !cluster.picture.serves(NodeId(*node));
+    let away = |node: &u64| *node > 0 && !cluster.snapshot.serves(NodeId(*node));
     let receivers: BTreeSet<u64> = unfinished().map(|((_, to), _)| *to).filter(away).collect();
     let sources: BTreeSet<u64> = unfinished().map(|(_, step)| step.source).filter(away).collect();
     for node in receivers.union(&sources).take(NODES_MAX) {

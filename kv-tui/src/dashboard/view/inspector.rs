@@ -168,7 +168,7 @@ fn replica_line(
     let index = cluster.index(node);
     let name = canvas.fitted(&printable(cluster.name_of(node).as_bytes()), 10);
     let pad = " ".repeat(usize::from(12_u16.saturating_sub(canvas.width(&name))));
-    let part = if replica.owner { "owner" } else { "stand-in" };
+    let part = if replica.owner { "owner" } else { "fallback" };
     let (holds, role) = match &replica.answer {
         Some(Answer::Record(record)) if record.versions.is_empty() => ("no copy".to_owned(), Role::Dim),
         Some(Answer::Record(record)) => {
@@ -192,7 +192,7 @@ fn replica_line(
 fn dot_text(cluster: &Cluster, version: &v1::VersionView) -> String {
     let Some(dot) = &version.dot else { return String::new() };
     let (store, instance) = dot.actor.split_once('/').unwrap_or((dot.actor.as_str(), ""));
-    let members = &cluster.picture.description.members;
+    let members = &cluster.snapshot.description.members;
     let name = members.iter().find(|member| member.member.store.to_string() == store);
     let name = name.map_or_else(|| store.to_owned(), |member| member.member.name.clone());
     let slash = if instance.is_empty() { "" } else { "/" };

@@ -37,7 +37,7 @@ fn draw_list(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Re
         let text = if keys.loading { "reading" } else { "no keys; p writes one" };
         canvas.text(list, 2, 0, text, Role::Dim);
     }
-    let layout = cluster.picture.description.layout.as_deref();
+    let layout = cluster.snapshot.description.layout.as_deref();
     let first = top_of(keys.cursor, rows);
     for (y, (index, key)) in (0_u16..).zip(keys.keys.iter().enumerate().skip(first).take(rows)) {
         let names = Rect { width: list.width.saturating_sub(2), ..list };

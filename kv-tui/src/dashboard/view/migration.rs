@@ -144,7 +144,7 @@ fn summary(
     };
     let throttle = cluster.operations.throttle.as_ref();
     let speed = report::speed(progress, throttle);
-    let time = report::time(progress, &cluster.picture, model.now_us);
+    let time = report::time(progress, &cluster.snapshot, model.now_us);
     if room == Room::Wide {
         lines.push(fact("speed", format!("{speed}   {time}"), Role::Text));
     } else {
@@ -163,7 +163,7 @@ fn summary(
         let (text, role) = safety(canvas, cluster, &may_fail.line());
         lines.push(fact("safety", text, role));
     }
-    let waits = waiting_for(operation, &cluster.picture).join("; ");
+    let waits = waiting_for(operation, &cluster.snapshot).join("; ");
     if !waits.is_empty() {
         lines.push(fact("waits", waits, Role::Warn));
     } else if !operation.outcome.is_empty() {
@@ -182,7 +182,8 @@ fn summary(
 
 /// What clients notice.
 fn effect(cluster: &Cluster) -> String {
-    let worst = cluster.picture.snapshots().filter_map(|told| told.usage).map(|usage| usage.latency_p99_us).max();
+    let worst =
+        cluster.snapshot.node_reports().filter_map(|reported| reported.usage).map(|usage| usage.latency_p99_us).max();
     let before = known(cluster.operations.p99_before_us, latency);
     let now = known(worst.filter(|us| *us > 0), latency);
     let failed = cluster.operations.failures_since();

@@ -164,7 +164,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
         canvas.text(area, 1, 0, &title, Role::Title);
         return;
     };
-    let description = &cluster.picture.description;
+    let description = &cluster.snapshot.description;
     let health = cluster.health().word;
     let role = Level::from(health).role();
     let symbol = match health {
@@ -174,7 +174,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
         Word::Unavailable => '✗',
         Word::Forming => '○',
     };
-    let up = description.members.iter().filter(|member| cluster.picture.serves(member.id)).count();
+    let up = description.members.iter().filter(|member| cluster.snapshot.serves(member.id)).count();
     let mut facts = match description.forming {
         Some((present, expected)) => format!("  {present}/{expected} members"),
         None => format!("  {up}/{} up", description.members.len()),
@@ -188,7 +188,7 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     }
     facts.push_str(if model.read_only { "  RO " } else { "  RW " });
     let (link, link_role) = link_words(canvas, model);
-    // Without a row of tabs, old figures are marked as such here.
+    // Without a row of tabs, old data is marked as such here.
     let (word, role, facts) = if room == Room::Small && link_role != Role::Good {
         (link, link_role, " ".to_owned())
     } else {
@@ -235,16 +235,16 @@ fn link_words(canvas: &Canvas<'_>, model: &Model) -> (String, Role) {
         |since: u64| short(std::time::Duration::from_secs((model.now_us.saturating_sub(since) / 1_000_000).max(1)));
     if let Some(frozen) = &model.frozen {
         // The moment, not an age, so that nothing moves on a frozen screen.
-        return (format!("FROZEN at {}  Space goes on", canvas::clock(frozen.told_us)), Role::Warn);
+        return (format!("FROZEN at {}  Space resumes", canvas::clock(frozen.reported_us)), Role::Warn);
     }
     match (&model.link, &model.cluster) {
         (Link::Connecting, _) => ("connecting".to_owned(), Role::Warn),
         (Link::Offline { .. }, Some(cluster)) => {
-            (format!("{} OFFLINE  data {} old", canvas.symbol('✗'), age(cluster.told_us)), Role::Bad)
+            (format!("{} OFFLINE  data {} old", canvas.symbol('✗'), age(cluster.reported_us)), Role::Bad)
         }
         (Link::Offline { .. }, None) => (format!("{} OFFLINE", canvas.symbol('✗')), Role::Bad),
-        (Link::Live, Some(cluster)) if model.now_us.saturating_sub(cluster.told_us) > super::cluster::FRESH_US => {
-            (format!("{} data {} old", canvas.symbol('▲'), age(cluster.told_us)), Role::Warn)
+        (Link::Live, Some(cluster)) if model.now_us.saturating_sub(cluster.reported_us) > super::cluster::FRESH_US => {
+            (format!("{} data {} old", canvas.symbol('▲'), age(cluster.reported_us)), Role::Warn)
         }
         (Link::Live, _) => (format!("{} LIVE", canvas.symbol('▶')), Role::Good),
     }

@@ -22,7 +22,7 @@ use crate::run::operation::state_word;
 use crate::run::report::{self, seconds, whole};
 
 /// The symbol and the role of a state.
-fn look(state: MoveState) -> (char, Role) {
+fn mark(state: MoveState) -> (char, Role) {
     let symbol = match state {
         MoveState::Stalled => '▲',
         MoveState::Copying | MoveState::Verifying => '▶',
@@ -85,7 +85,7 @@ pub(super) fn table(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, a
 /// Whether a move that is not done yet would be read from a node that does not serve.
 fn is_away(cluster: &Cluster, step: &Step) -> bool {
     let open = !matches!(step.state, MoveState::Covered | MoveState::Moved | MoveState::Undone);
-    open && step.source > 0 && !cluster.picture.serves(NodeId(step.source))
+    open && step.source > 0 && !cluster.snapshot.serves(NodeId(step.source))
 }
 
 /// What there is to say of a move.
@@ -175,7 +175,7 @@ impl Columns {
             0 => "-".to_owned(),
             node => printable(cluster.name_of(NodeId(node)).as_bytes()),
         };
-        let (symbol, role) = look(step.state);
+        let (symbol, role) = mark(step.state);
         // From whom it is read, which may be another node than the one whose place is taken.
         let away = is_away(cluster, step);
         let mark = if away { canvas.symbol('✗').to_string() } else { String::new() };
@@ -239,15 +239,15 @@ pub(super) fn finished(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster
         canvas.text(inner, 8, y, state_word(operation.state()), role);
         let end = if operation.ended_us > 0 { operation.ended_us } else { model.now_us };
         let took = short(Duration::from_secs(end.saturating_sub(operation.begun_us) / 1_000_000));
-        let figures = cluster.operations.figures(operation);
+        let stats = cluster.operations.stats(operation);
         let mut text = format!(
             "{}  {}  {}/{} moves, {} keys, {}, {took}",
             clock(operation.begun_us),
             operation.command,
-            grouped(figures.moved),
+            grouped(stats.moved),
             grouped(operation.moves),
-            grouped(figures.keys),
-            size(figures.bytes),
+            grouped(stats.keys),
+            size(stats.bytes),
         );
         if !operation.undo.is_empty() && operation.ended_us > 0 {
             text.push_str(&format!("   undo: {}", operation.undo));

@@ -1,4 +1,4 @@
-//! The nodes screen: the table, all that the selected node tells, and its partitions.
+//! The nodes screen: the table, the report of the selected node, and its partitions.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
-use crate::run::picture::state_word;
 use crate::run::safety::Verdict;
+use crate::run::snapshot::state_word;
 
 /// Cells of the names of facts.
 const FACT: u16 = 12;
@@ -29,7 +29,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
     let inner = canvas.panel(top, pane(model, Pane::Main, "Nodes", &note, room));
     table::draw(canvas, model, cluster, inner, table::Table { columns: &model.columns[1], totals });
     let Some(member) = model.selected() else { return };
-    // With less room the node's figures or its partitions are seen, whichever the keys move in.
+    // With less room either the node's report or its partitions are shown: the one in which the keys move.
     let (details, parts) = match room {
         Room::Wide => {
             let (left, right) = columns(below, below.width / 2);
@@ -48,9 +48,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
 
 fn draw_details(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, node: NodeId, area: Rect, room: Room) {
     let title = printable(cluster.name_of(node).as_bytes());
-    let Some(snapshot) = cluster.picture.snapshot(node) else {
+    let Some(snapshot) = cluster.snapshot.report(node) else {
         let inner = canvas.panel(area, plain(&title, "not in reach", room));
-        let report = cluster.picture.reports.iter().find(|report| report.node == node);
+        let report = cluster.snapshot.reports.iter().find(|report| report.node == node);
         let why =
             report.and_then(|report| report.snapshot.as_ref().err()).map(|error| printable(error.message.as_bytes()));
         let why = why.unwrap_or_else(|| "its address is not known".to_owned());
@@ -69,7 +69,7 @@ fn draw_details(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, node:
     let mut y = 0;
     for (name, value) in &facts {
         canvas.text(inner, 0, y, name, Role::Dim);
-        // What does not fit is the end of a sentence, not of a figure.
+        // What does not fit is the end of a sentence, not of a number.
         for line in canvas.wrapped(value, inner.width.saturating_sub(FACT)) {
             canvas.text(inner, FACT, y, &line, Role::Text);
             y += 1;
@@ -84,17 +84,17 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
     let usage = snapshot.usage.unwrap_or_default();
     let track = cluster.tracks.get(&NodeId(snapshot.node));
     let minutes = Duration::from_micros(snapshot.uptime_us).as_secs() / 60 * 60;
-    let age = track.map(|track| model.now_us.saturating_sub(track.told_us)).filter(|age| *age > FRESH_US);
+    let age = track.map(|track| model.now_us.saturating_sub(track.reported_us)).filter(|age| *age > FRESH_US);
     let up = if minutes == 0 { "less than a minute".to_owned() } else { short(Duration::from_secs(minutes)) };
-    let told = |us: u64| known(Some(us).filter(|us| *us > 0), latency);
+    let reported = |us: u64| known(Some(us).filter(|us| *us > 0), latency);
     let mut facts = Vec::new();
     if let Some(age) = age {
-        facts.push(("age", format!("these figures are {} s old", age / 1_000_000)));
+        facts.push(("age", format!("this report is {} s old", age / 1_000_000)));
     }
     if !snapshot.poisoned.is_empty() {
         facts.push(("stopped", printable(snapshot.poisoned.as_bytes())));
     }
-    let verdict = Verdict::of(&cluster.picture, NodeId(snapshot.node));
+    let verdict = Verdict::of(&cluster.snapshot, NodeId(snapshot.node));
     let comparisons = match pending.comparisons {
         0 => String::new(),
         count => format!(", {} comparisons", grouped(count)),
@@ -103,10 +103,10 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ("may stop", format!("{}: {}", if verdict.safe { "yes" } else { "no" }, verdict.why)),
         ("address", printable(snapshot.address.as_bytes())),
         ("up", format!("{up}, boot {}, layout epoch {}", snapshot.boot, snapshot.layout_epoch)),
-        ("partitions", format!("{} copies, {} first places", snapshot.partitions_held, snapshot.primary)),
-        ("keys", format!("{} copies, {} in first places", grouped(snapshot.keys), grouped(snapshot.keys_primary))),
+        ("partitions", format!("{} copies, {} primaries", snapshot.partitions_held, snapshot.primary)),
+        ("keys", format!("{} copies, {} as primary", grouped(snapshot.keys), grouped(snapshot.keys_primary))),
         ("bytes", format!("{} of keys and records", size(snapshot.bytes))),
-        ("latency", format!("p50 {}, p99 {}", told(usage.latency_p50_us), told(usage.latency_p99_us))),
+        ("latency", format!("p50 {}, p99 {}", reported(usage.latency_p50_us), reported(usage.latency_p99_us))),
         ("in flight", format!("{} requests, {} writes to copies", pending.requests, pending.replications)),
         (
             "waiting",
@@ -183,10 +183,11 @@ fn draw_peers(canvas: &mut Canvas<'_>, cluster: &Cluster, snapshot: &v1::NodeSna
 
 /// What the others think of a node.
 fn draw_opinions(canvas: &mut Canvas<'_>, cluster: &Cluster, node: NodeId, area: Rect, top: u16) {
-    let opinions = cluster.picture.snapshots().flat_map(|told| told.peers.iter().map(move |peer| (told, peer)));
-    for (y, (told, peer)) in (top..area.height).zip(opinions.filter(|(_, peer)| peer.node == node.0)) {
+    let opinions =
+        cluster.snapshot.node_reports().flat_map(|reported| reported.peers.iter().map(move |peer| (reported, peer)));
+    for (y, (reported, peer)) in (top..area.height).zip(opinions.filter(|(_, peer)| peer.node == node.0)) {
         let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
-        let text = format!("{} takes it to be {}{why}", told.name, state_word(peer.state()));
+        let text = format!("{} considers it {}{why}", reported.name, state_word(peer.state()));
         let text = canvas.fitted(&printable(text.as_bytes()), area.width);
         canvas.text(area, 0, y, &text, opinion_role(peer));
     }

@@ -44,8 +44,8 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn of(canvas: &Canvas<'_>, output: &'a Output, error: &'a [String], width: u16) -> Self {
-        let told = output.lines.iter().map(|line| (line.as_str(), Role::Text));
-        let lines: Vec<_> = told.chain(error.iter().map(|line| (line.as_str(), Role::Bad))).collect();
+        let reported = output.lines.iter().map(|line| (line.as_str(), Role::Text));
+        let lines: Vec<_> = reported.chain(error.iter().map(|line| (line.as_str(), Role::Bad))).collect();
         let heights = lines.iter().map(|(line, _)| height(canvas, line, width)).collect();
         Self { lines, heights, width }
     }

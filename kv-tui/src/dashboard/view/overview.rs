@@ -60,7 +60,7 @@ fn draw_reason(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: 
     rest
 }
 
-/// The ring and what belongs to it at the left, the exact figures at the right, events at the bottom.
+/// The ring and what belongs to it at the left, the exact numbers at the right, events at the bottom.
 fn draw_wide(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect) {
     let room = Room::Wide;
     let (left, right) = columns(area, RING_WIDTH);
@@ -141,7 +141,7 @@ fn draw_nodes(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: R
 
 /// What is filtered and how it is sorted.
 pub(super) fn nodes_note(model: &Model, cluster: &Cluster) -> String {
-    let all = cluster.picture.description.members.len();
+    let all = cluster.snapshot.description.members.len();
     let filter = filter_note(&model.nodes.filter, cluster.ordered(&model.nodes).len(), all);
     let turned = if model.nodes.reverse { ", turned round" } else { "" };
     let column = if model.nodes.sort == Column::Name { "as they joined" } else { model.nodes.sort.title() };

@@ -30,7 +30,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, no
     let all = cluster.shares.get(&node).map_or(0, |share| share.partitions);
     let filter = filter_note(&model.partitions.filter, rows.len(), usize::try_from(all).unwrap_or(0));
     let first = rows.iter().filter(|row| row.place == 0).count();
-    let note = if filter.is_empty() { format!("{} copies, {first} first places", grouped(all)) } else { filter };
+    let note = if filter.is_empty() { format!("{} copies, {first} primaries", grouped(all)) } else { filter };
     let inner = canvas.panel(area, pane(model, Pane::Side, &title, &note, room));
     for (title, x, order, text) in HEADINGS {
         let sorted = *order == Some(model.partitions.sort) && model.partitions.sort != PartitionOrder::Number;
@@ -96,14 +96,14 @@ fn draw_detail(canvas: &mut Canvas<'_>, cluster: &Cluster, row: &PartitionRow, a
     let roots: Vec<u64> = row
         .owners
         .iter()
-        .filter_map(|owner| cluster.picture.snapshot(*owner))
-        .filter_map(|told| told.partitions.iter().find(|figures| figures.partition == row.partition))
-        .map(|figures| figures.merkle_root)
+        .filter_map(|owner| cluster.snapshot.report(*owner))
+        .filter_map(|reported| reported.partitions.iter().find(|stats| stats.partition == row.partition))
+        .map(|stats| stats.merkle_root)
         .collect();
     let equal = roots.windows(2).all(|pair| pair[0] == pair[1]);
     let (text, role) = match (roots.len() == row.owners.len(), equal) {
         (true, true) => ("all copies hold the same", Role::Good),
-        (false, true) => ("an owner does not tell; the others hold the same", Role::Warn),
+        (false, true) => ("an owner does not report; the others hold the same", Role::Warn),
         (_, false) => ("copies differ: writes are on their way, or an owner lacks some", Role::Warn),
     };
     canvas.text(area, 0, 1, text, role);

@@ -57,7 +57,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, planning: &Planning, 
     match &planning.stage {
         Stage::Form => {
             let spares: Vec<&str> = cluster
-                .picture
+                .snapshot
                 .description
                 .members
                 .iter()
@@ -229,7 +229,7 @@ fn lines(canvas: &Canvas<'_>, cluster: &Cluster, review: &Review, width: u16) ->
     lines.extend(ownership(canvas, cluster, plan, width));
     lines.extend(map(canvas, cluster, plan, width));
     lines.push(Vec::new());
-    for text in preview::summary(&cluster.picture, plan, review.bytes_per_second) {
+    for text in preview::summary(&cluster.snapshot, plan, review.bytes_per_second) {
         let (word, rest) = text.split_at_checked(usize::from(LABEL)).unwrap_or((&text, ""));
         let role = match word.trim() {
             "refused" => Role::Bad,
@@ -256,11 +256,11 @@ fn checks(canvas: &Canvas<'_>, cluster: &Cluster, plan: &v1::PlanResponse) -> Ve
         Some(Kinds::Replace(replace)) => Some(replace.new),
         _ => None,
     });
-    let description = &cluster.picture.description;
+    let description = &cluster.snapshot.description;
     let mut lines = Vec::new();
     for member in entering.filter_map(|node| description.members.iter().find(|member| member.id == NodeId(node))) {
-        let snapshot = cluster.picture.snapshot(member.id);
-        let builds: BTreeSet<&str> = cluster.picture.snapshots().map(|snapshot| snapshot.build.as_str()).collect();
+        let snapshot = cluster.snapshot.report(member.id);
+        let builds: BTreeSet<&str> = cluster.snapshot.node_reports().map(|snapshot| snapshot.build.as_str()).collect();
         let facts = format!(
             "{}   {}   zone {}   weight {}",
             member.member.name, member.address, member.member.zone, member.member.weight
@@ -331,7 +331,7 @@ fn ownership(canvas: &Canvas<'_>, cluster: &Cluster, plan: &v1::PlanResponse, wi
 
 /// The partitions in token order: who gets a copy.
 fn map(canvas: &Canvas<'_>, cluster: &Cluster, plan: &v1::PlanResponse, width: u16) -> Vec<Line> {
-    let Some(layout) = cluster.picture.description.layout.as_deref() else { return Vec::new() };
+    let Some(layout) = cluster.snapshot.description.layout.as_deref() else { return Vec::new() };
     let count = layout.partitions.len();
     if plan.moves.is_empty() {
         return Vec::new();

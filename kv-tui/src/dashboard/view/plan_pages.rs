@@ -28,12 +28,12 @@ pub(super) fn sources(canvas: &Canvas<'_>, cluster: &Cluster, review: &Review, w
     let mut lines = head(
         canvas,
         &[
-            "Each copy is read whole from one owner, and what other owners hold besides is fetched after that. An owner \
-             that does not answer is passed over for the next one, without being told to.",
+            "Each copy is read completely from one owner; then what other owners hold in addition is fetched. If an owner \
+             does not answer, the next one is asked automatically.",
         ],
         width,
     );
-    let layout = cluster.picture.description.layout.as_deref();
+    let layout = cluster.snapshot.description.layout.as_deref();
     let mut read: BTreeMap<u64, (u64, u64, BTreeMap<NodeId, u64>)> = BTreeMap::new();
     for step in &review.plan.moves {
         let (moves, bytes, others) = read.entry(step.source).or_default();
@@ -49,7 +49,7 @@ pub(super) fn sources(canvas: &Canvas<'_>, cluster: &Cluster, review: &Review, w
         let (letter, role) = lettered(canvas, cluster, source);
         let name = canvas.fitted(&cluster.name_of(NodeId(source)), 10);
         let p99 = known(cluster.latency_us(NodeId(source), |usage| usage.latency_p99_us), latency);
-        let away = if cluster.picture.serves(NodeId(source)) { "" } else { "  not in reach" };
+        let away = if cluster.snapshot.serves(NodeId(source)) { "" } else { "  not in reach" };
         let others: Vec<String> =
             others.iter().map(|(node, moves)| format!("{} {moves}", cluster.name_of(*node))).collect();
         let facts = format!(" {:>10} {:>13} {p99:>8}", grouped(moves), size(bytes));

@@ -56,7 +56,7 @@ struct Arc {
 fn arcs(cluster: &Cluster) -> Vec<Arc> {
     let mut from = 0.0;
     let mut arcs = Vec::new();
-    for (index, member) in cluster.picture.description.members.iter().enumerate() {
+    for (index, member) in cluster.snapshot.description.members.iter().enumerate() {
         let share = cluster.shares.get(&member.id).map_or(0.0, |share| share.ownership);
         if share > 0.0 {
             arcs.push(Arc { index, node: member.id, from, to: from + share });
@@ -94,7 +94,7 @@ fn draw_ring(canvas: &mut Canvas<'_>, cluster: &Cluster, arcs: &[Arc], selected:
                     let Some(at) = arcs.iter().position(|arc| turn < arc.to).or(arcs.len().checked_sub(1)) else {
                         continue;
                     };
-                    // A gap of about two dots tells neighbours apart without colours.
+                    // A gap of about two dots separates neighbours without colours.
                     let arc = &arcs[at];
                     let edge = (turn - arc.from).min(arc.to - turn) * std::f64::consts::TAU * radius;
                     if arcs.len() > 1 && edge < 0.9 {
@@ -116,7 +116,7 @@ fn draw_ring(canvas: &mut Canvas<'_>, cluster: &Cluster, arcs: &[Arc], selected:
         let radius = inner - 4.5;
         let x = ((middle + angle.sin() * radius) / f64::from(DOTS.0)) as u16;
         let y = ((middle - angle.cos() * radius) / f64::from(DOTS.1)) as u16;
-        let member = cluster.picture.description.members.get(arc.index);
+        let member = cluster.snapshot.description.members.get(arc.index);
         let shown = member.map(|member| state(cluster, member)).filter(|(symbol, _, _)| *symbol != '●');
         let x = canvas.text(area, x, y, &Theme::letter(arc.index).to_string(), role(arc));
         // A node that is not up carries the symbol of its state.
@@ -145,10 +145,10 @@ fn mark(theme: Theme, index: usize, dots: u32) -> Option<char> {
 
 /// What stands in the hole.
 fn draw_sums(canvas: &mut Canvas<'_>, cluster: &Cluster, ring: Rect) {
-    let Some(layout) = cluster.picture.description.layout.as_deref() else { return };
+    let Some(layout) = cluster.snapshot.description.layout.as_deref() else { return };
     let most = cluster.shares.values().filter(|share| share.fair > 0.0).map(|share| share.ownership / share.fair);
     let skew = most.fold(0.0, f64::max);
-    let pending = cluster.picture.pending();
+    let pending = cluster.snapshot.pending();
     let lines = [
         format!("{} keys", known(cluster.live_keys(), grouped)),
         format!("{} partitions", layout.partitions.len()),

@@ -15,7 +15,7 @@ use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::{Role, Theme};
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
-use crate::run::picture::state_word;
+use crate::run::snapshot::state_word;
 
 /// Cells of the bar of shares.
 const METER: usize = 8;
@@ -40,7 +40,7 @@ pub(super) struct Table<'a> {
 
 /// Draws the table, the selected row marked, scrolled so that it is seen.
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, table: Table<'_>) {
-    let names = cluster.picture.description.members.iter().map(|member| canvas.width(&member.member.name));
+    let names = cluster.snapshot.description.members.iter().map(|member| canvas.width(&member.member.name));
     let name_width = names.max().unwrap_or(0).clamp(4, NAME_MAX) + 2;
     let first = LEAD + name_width + STATE;
     let mut columns: Vec<Column> = table.columns.to_vec();
@@ -117,11 +117,11 @@ pub(super) fn rows(cluster: &Cluster, model: &Model, totals: bool) -> u16 {
 
 /// The symbol, word and role of a member's state.
 pub(super) fn state(cluster: &Cluster, member: &MemberView) -> (char, String, Role) {
-    let snapshot = cluster.picture.snapshot(member.id);
+    let snapshot = cluster.snapshot.report(member.id);
     if snapshot.is_some_and(|snapshot| !snapshot.poisoned.is_empty()) {
         return ('✗', "STOPPED".to_owned(), Level::Danger.role());
     }
-    let state = cluster.picture.state(member);
+    let state = cluster.snapshot.state(member);
     let symbol = match state {
         MemberState::Up => '●',
         MemberState::Spare | MemberState::Unspecified => '○',
@@ -135,7 +135,7 @@ pub(super) fn state(cluster: &Cluster, member: &MemberView) -> (char, String, Ro
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "figures that were counted, back from the form in which they are compared"
+    reason = "counts, back from the form in which they are compared"
 )]
 fn shown(canvas: &Canvas<'_>, column: Column, value: f64) -> String {
     let whole = value.max(0.0) as u64;
@@ -160,15 +160,15 @@ fn cell(canvas: &Canvas<'_>, cluster: &Cluster, member: &MemberView, column: Col
         // The whole bar is the largest share, so that differences are seen.
         Column::Bar => {
             let largest = cluster.shares.values().map(|share| share.ownership).fold(f64::MIN_POSITIVE, f64::max);
-            cluster.figure(member, column).map_or_else(String::new, |value| canvas.meter(value / largest, METER))
+            cluster.metric(member, column).map_or_else(String::new, |value| canvas.meter(value / largest, METER))
         }
-        _ => known(cluster.figure(member, column), |value| shown(canvas, column, value)),
+        _ => known(cluster.metric(member, column), |value| shown(canvas, column, value)),
     }
 }
 
-/// The sum over the members shown; nothing for what has no sum, `-` where a member does not tell its part.
+/// The sum over the members shown; nothing for what has no sum, `-` where a member does not report its part.
 fn total(cluster: &Cluster, members: &[&MemberView], column: Column) -> String {
-    let sum = || members.iter().map(|member| cluster.figure(member, column)).sum::<Option<f64>>();
+    let sum = || members.iter().map(|member| cluster.metric(member, column)).sum::<Option<f64>>();
     match column {
         Column::Partitions | Column::Primary | Column::Keys | Column::Hints =>
         {

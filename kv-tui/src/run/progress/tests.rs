@@ -1,4 +1,4 @@
-//! Progress never goes back, whatever is told in whatever order.
+//! Progress never goes back, whatever is reported in whatever order.
 
 use proptest::prelude::*;
 
@@ -30,9 +30,9 @@ fn copying(partition: u32, bytes: u64, bytes_total: u64) -> v1::Transfer {
 #[test]
 fn a_steady_transfer_has_its_rate_and_its_end() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (10, 100_000));
+    progress.observe_operation(&operation(5, v1::OperationState::Running), |_| (10, 100_000));
     for second in 0..=10 {
-        progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        progress.observe_report(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
     }
     let link = &progress.links[&(1, 4)];
     assert!((link.rate() - 1000.0).abs() < 1.0 && link.ticks == 10, "{link:?}");
@@ -40,7 +40,7 @@ fn a_steady_transfer_has_its_rate_and_its_end() {
     assert_eq!((left.as_secs(), slowest), (90, 4));
     // Nothing more arrives: the marks stand still at once, and soon no end is promised.
     for second in 11..=30 {
-        progress.tell_snapshot(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
+        progress.observe_report(&snapshot(second, vec![copying(5, 10_000, 100_000)]));
     }
     assert_eq!((progress.links[&(1, 4)].ticks, progress.eta()), (10, None));
 }
@@ -48,9 +48,9 @@ fn a_steady_transfer_has_its_rate_and_its_end() {
 #[test]
 fn under_a_limit_the_end_is_that_of_the_receiver() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    progress.tell_operation(&operation(4, v1::OperationState::Running), |_| (10, 100_000));
+    progress.observe_operation(&operation(4, v1::OperationState::Running), |_| (10, 100_000));
     // Two sources take turns at 1,000 bytes a second together, and the one that gave less has as much left.
-    let told = |second: u64, waiting: [v1::TransferWait; 2]| {
+    let reported = |second: u64, waiting: [v1::TransferWait; 2]| {
         let mut transfers = vec![copying(4, 900 * second, 100_000), copying(5, 100 * second, 100_000)];
         transfers[1].source = 2;
         for (transfer, wait) in transfers.iter_mut().zip(waiting) {
@@ -59,13 +59,13 @@ fn under_a_limit_the_end_is_that_of_the_receiver() {
         snapshot(second, transfers)
     };
     for second in 0..=9 {
-        progress.tell_snapshot(&told(second, [v1::TransferWait::Limited; 2]));
+        progress.observe_report(&reported(second, [v1::TransferWait::Limited; 2]));
     }
-    progress.tell_snapshot(&told(10, [v1::TransferWait::Unspecified; 2]));
+    progress.observe_report(&reported(10, [v1::TransferWait::Unspecified; 2]));
     assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((190, 4)));
     // Without a limit the slow source decides.
     for second in 11..=20 {
-        progress.tell_snapshot(&told(second, [v1::TransferWait::Unspecified; 2]));
+        progress.observe_report(&reported(second, [v1::TransferWait::Unspecified; 2]));
     }
     assert_eq!(progress.eta().map(|(left, slowest)| (left.as_secs(), slowest)), Some((980, 2)));
 }
@@ -73,9 +73,9 @@ fn under_a_limit_the_end_is_that_of_the_receiver() {
 #[test]
 fn nothing_arrives_at_a_receiver_that_is_down() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    progress.tell_operation(&operation(0, v1::OperationState::Running), |_| (10, 100_000));
+    progress.observe_operation(&operation(0, v1::OperationState::Running), |_| (10, 100_000));
     for second in 0..=5 {
-        progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        progress.observe_report(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
     }
     let other = |second: u64| v1::NodeSnapshot {
         node: 1,
@@ -85,20 +85,20 @@ fn nothing_arrives_at_a_receiver_that_is_down() {
     };
     // Others may lose sight of it while it makes progress.
     for second in 6..=9 {
-        progress.tell_snapshot(&other(second));
-        progress.tell_snapshot(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
+        progress.observe_report(&other(second));
+        progress.observe_report(&snapshot(second, vec![copying(5, 1000 * second, 100_000)]));
     }
     assert!(progress.rate() > 999.0 && progress.count(MoveState::Copying) == 1, "{progress:?}");
     let share = progress.share();
     for second in 10..=15 {
-        progress.tell_snapshot(&other(second));
+        progress.observe_report(&other(second));
     }
     let step = &progress.steps[&(5, 4)];
     assert_eq!((step.state, &step.wait), (MoveState::Stalled, &Wait::ReceiverAway));
     assert_eq!((progress.rate(), step.rate, progress.eta()), (0.0, 0.0, None));
     // It comes back and goes on.
     for second in 16..=20 {
-        progress.tell_snapshot(&snapshot(second, vec![copying(5, 9000 + 1000 * (second - 15), 100_000)]));
+        progress.observe_report(&snapshot(second, vec![copying(5, 9000 + 1000 * (second - 15), 100_000)]));
     }
     assert!(progress.rate() > 0.0 && progress.share() >= share, "{progress:?}");
     assert_eq!(progress.count(MoveState::Stalled), 0);
@@ -107,18 +107,18 @@ fn nothing_arrives_at_a_receiver_that_is_down() {
 #[test]
 fn what_comes_between_two_looks_is_counted() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    let told = |moved: u64| {
-        let mut told = operation(moved, v1::OperationState::Running);
-        for step in &mut told.details {
+    let reported = |moved: u64| {
+        let mut reported = operation(moved, v1::OperationState::Running);
+        for step in &mut reported.details {
             step.source = 1;
             step.receipt = step.moved.then(|| v1::Receipt { bytes: 500, ..Default::default() });
         }
-        told
+        reported
     };
     for second in 0..=5 {
-        progress.tell_operation(&told(second), |_| (0, 500));
-        progress.tell_operation(&told(second), |_| (0, 500));
-        progress.tell_snapshot(&snapshot(second, Vec::new()));
+        progress.observe_operation(&reported(second), |_| (0, 500));
+        progress.observe_operation(&reported(second), |_| (0, 500));
+        progress.observe_report(&snapshot(second, Vec::new()));
     }
     let link = &progress.links[&(1, 4)];
     assert!((link.rate() - 500.0).abs() < 1.0 && link.ticks == 5 && link.bytes == 2500, "{link:?}");
@@ -128,32 +128,32 @@ fn what_comes_between_two_looks_is_counted() {
 #[test]
 fn the_end_is_the_last_cut_over() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    progress.tell_operation(&operation(5, v1::OperationState::Running), |_| (0, 0));
+    progress.observe_operation(&operation(5, v1::OperationState::Running), |_| (0, 0));
     let covered = v1::Transfer { phase: v1::TransferPhase::Covered.into(), ..copying(5, 5, 5) };
-    progress.tell_snapshot(&snapshot(1, vec![covered]));
+    progress.observe_report(&snapshot(1, vec![covered]));
     assert!(progress.share() < 1.0, "{}", progress.share());
-    progress.tell_operation(&operation(6, v1::OperationState::Done), |_| (0, 0));
+    progress.observe_operation(&operation(6, v1::OperationState::Done), |_| (0, 0));
     assert!((progress.share() - 1.0).abs() < f64::EPSILON);
     assert_eq!(progress.count(MoveState::Moved), 6);
-    // A node that was away tells an older state.
-    progress.tell_operation(&operation(2, v1::OperationState::Running), |_| (0, 0));
+    // A node that was away reports an older state.
+    progress.observe_operation(&operation(2, v1::OperationState::Running), |_| (0, 0));
     assert_eq!((progress.operation.state(), progress.count(MoveState::Moved)), (v1::OperationState::Done, 6));
 }
 
 #[test]
 fn what_a_cancel_undid_does_not_count() {
     let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
-    let told = |state: v1::OperationState| {
-        let mut told = operation(2, state);
-        let receipts = told.details.iter_mut().filter(|step| step.moved);
+    let reported = |state: v1::OperationState| {
+        let mut reported = operation(2, state);
+        let receipts = reported.details.iter_mut().filter(|step| step.moved);
         receipts.for_each(|step| step.receipt = Some(v1::Receipt { keys: 5, bytes: 50, ..Default::default() }));
-        v1::Operation { keys_planned: 60, bytes_planned: 600, ..told }
+        v1::Operation { keys_planned: 60, bytes_planned: 600, ..reported }
     };
-    progress.tell_operation(&told(v1::OperationState::Running), |_| (10, 100));
-    progress.tell_snapshot(&snapshot(1, vec![copying(5, 50, 100)]));
+    progress.observe_operation(&reported(v1::OperationState::Running), |_| (10, 100));
+    progress.observe_report(&snapshot(1, vec![copying(5, 50, 100)]));
     assert!(progress.share() > 2.0 / 6.0 && progress.copied().0.1 == 150, "{progress:?}");
     // Once the operation is known to be cancelled, only what was moved is left of it.
-    progress.tell_operation(&told(v1::OperationState::Cancelled), |_| (10, 100));
+    progress.observe_operation(&reported(v1::OperationState::Cancelled), |_| (10, 100));
     assert!((progress.share() - 2.0 / 6.0).abs() < f64::EPSILON, "{progress:?}");
     assert_eq!((progress.copied(), progress.count(MoveState::Undone)), (((10, 100), (60, 600)), 4));
 }
@@ -176,34 +176,34 @@ fn any_transfer() -> impl Strategy<Value = v1::Transfer> {
 }
 
 #[derive(Clone, Debug)]
-enum Told {
+enum Observation {
     Operation(u64, u64, i32),
     Snapshot(u64, u64, Vec<v1::Transfer>),
 }
 
-fn any_told() -> impl Strategy<Value = Told> {
+fn any_observation() -> impl Strategy<Value = Observation> {
     prop_oneof![
-        (6..8_u64, 0..=MOVES, 0..5_i32).prop_map(|(id, moved, state)| Told::Operation(id, moved, state)),
+        (6..8_u64, 0..=MOVES, 0..5_i32).prop_map(|(id, moved, state)| Observation::Operation(id, moved, state)),
         (3..5_u64, 0..100_u64, prop::collection::vec(any_transfer(), 0..8))
-            .prop_map(|(node, second, transfers)| Told::Snapshot(node, second, transfers)),
+            .prop_map(|(node, second, transfers)| Observation::Snapshot(node, second, transfers)),
     ]
 }
 
 proptest! {
     #[test]
-    fn progress_never_goes_back_nor_past_the_whole(told in prop::collection::vec(any_told(), 0..60)) {
+    fn progress_never_goes_back_nor_past_the_whole(reported in prop::collection::vec(any_observation(), 0..60)) {
         let mut progress = Progress::new(&operation(0, v1::OperationState::Running));
         let mut before = 0.0;
         let mut moved_before = 0;
-        for told in told {
-            match told {
-                Told::Operation(id, moved, state) => {
-                    let mut told = operation(moved, v1::OperationState::Running);
-                    (told.id, told.state) = (id, state);
-                    progress.tell_operation(&told, |partition| (u64::from(partition), 100));
+        for reported in reported {
+            match reported {
+                Observation::Operation(id, moved, state) => {
+                    let mut reported = operation(moved, v1::OperationState::Running);
+                    (reported.id, reported.state) = (id, state);
+                    progress.observe_operation(&reported, |partition| (u64::from(partition), 100));
                 }
-                Told::Snapshot(node, second, transfers) => {
-                    progress.tell_snapshot(&v1::NodeSnapshot { node, ..snapshot(second, transfers) });
+                Observation::Snapshot(node, second, transfers) => {
+                    progress.observe_report(&v1::NodeSnapshot { node, ..snapshot(second, transfers) });
                 }
             }
             let share = progress.share();

@@ -51,7 +51,7 @@ impl In {
         Self { source: Box::new(io::Cursor::new(content)), path: name.to_owned(), ending: ending(OsStr::new(name)) }
     }
 
-    /// The lines, decompressed. Waits for the first bytes, and refuses what is something else than its name says.
+    /// The lines, decompressed. Waits for the first bytes, and refuses a file whose content does not match its name.
     pub(super) fn lines(self) -> io::Result<Box<dyn BufRead + Send>> {
         let Self { mut source, path, ending } = self;
         let kind = Kind::of(source.fill_buf()?);
@@ -362,7 +362,7 @@ mod tests {
         check("a.gz", &packed("a.gz", "\u{feff}alpha"), Ok(&["alpha"]));
         check("empty", b"", Ok(&[]));
         let folder = tempfile::tempdir().expect("a folder");
-        let told = read(folder.path()).expect_err("a folder");
-        assert!(told.to_string().contains("it is a folder"), "{told}");
+        let error = read(folder.path()).expect_err("a folder");
+        assert!(error.to_string().contains("it is a folder"), "{error}");
     }
 }

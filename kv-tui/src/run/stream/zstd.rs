@@ -58,12 +58,12 @@ impl<R: Read> Frames<R> {
         if fill(&mut self.source, &mut descriptor)? == 0 {
             return Err(cut_off());
         }
-        // The decoder gives 0 for a size of 0 and for one that is not told. The descriptor tells them apart: a size is
-        // told unless both its flag (two bits) and the bit of a single segment are clear.
-        let told = descriptor[0] & 0b1110_0000 != 0;
+        // The decoder gives 0 for a size of 0 and for an absent one. The descriptor distinguishes them: a size is
+        // present unless both its flag (two bits) and the bit of a single segment are clear.
+        let stated = descriptor[0] & 0b1110_0000 != 0;
         let head = Cursor::new([&MAGIC[..], &descriptor].concat());
         self.decoder.init(head.chain(&mut self.source)).map_err(explained)?;
-        self.frame = Some((told.then(|| self.decoder.content_size()), 0));
+        self.frame = Some((stated.then(|| self.decoder.content_size()), 0));
         Ok(())
     }
 
@@ -75,8 +75,8 @@ impl<R: Read> Frames<R> {
                 "frame {frame} holds {read} bytes, and says that it holds {promised}"
             )));
         }
-        let told = self.decoder.get_checksum_from_data();
-        if told.is_some() && told != self.decoder.get_calculated_checksum() {
+        let stated = self.decoder.get_checksum_from_data();
+        if stated.is_some() && stated != self.decoder.get_calculated_checksum() {
             return Err(io::Error::other(format!(
                 "the checksum of frame {} does not match: it is damaged",
                 self.frames
@@ -150,7 +150,7 @@ fn explained(error: FrameDecoderError) -> io::Error {
 }
 
 /// Compresses what `source` gives into `drain` as one frame. The encoder panics where either fails, so each is asked in
-/// its place and what went wrong is told afterwards.
+/// its place and what went wrong is reported afterwards.
 pub(super) fn compress(source: impl Read, drain: impl Write) -> io::Result<()> {
     use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 
@@ -219,10 +219,10 @@ mod tests {
         frame
     }
 
-    /// A frame of one raw block whose header tells the size of its content, without a checksum (RFC 8878, 3.1.1).
-    fn sized(content: &[u8], told: u8) -> Vec<u8> {
+    /// A frame of one raw block whose header has the size of its content, without a checksum (RFC 8878, 3.1.1).
+    fn sized(content: &[u8], stated: u8) -> Vec<u8> {
         let length = u8::try_from(content.len()).expect("short");
-        [&MAGIC[..], &[0b0010_0000, told, (length << 3) | 1, length >> 5, 0], content].concat()
+        [&MAGIC[..], &[0b0010_0000, stated, (length << 3) | 1, length >> 5, 0], content].concat()
     }
 
     fn check(file: &[u8], expected: Result<&[u8], &str>) {
@@ -283,7 +283,7 @@ mod tests {
                 Ok(())
             }
         }
-        let told = compress(&b"content"[..], Full).expect_err("full");
-        assert_eq!(told.kind(), io::ErrorKind::StorageFull);
+        let error = compress(&b"content"[..], Full).expect_err("full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }

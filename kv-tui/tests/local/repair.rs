@@ -1,4 +1,4 @@
-//! What is mended by hand, on real processes: copies that differ, and transfers that wait.
+//! Repairs that an operator requests, on real processes: copies that differ, and transfers that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -33,26 +33,30 @@ impl Asker {
         self.runtime.block_on(self.client.put(&How::default(), &key, &value, &Write::default())).expect("written");
     }
 
-    /// The accounts of the nodes that answer, by name.
-    fn accounts(&self) -> BTreeMap<String, v1::NodeSnapshot> {
+    /// The reports of the nodes that answer, by name.
+    fn reports(&self) -> BTreeMap<String, v1::NodeSnapshot> {
         let request = v1::WatchRequest { once: true, partitions: true, ..v1::WatchRequest::default() };
         let reports = self.runtime.block_on(async {
             // Members may have come since.
             drop(self.client.refresh().await);
             self.client.reports(request, Duration::from_secs(5)).await
         });
-        reports.into_iter().filter_map(|report| report.snapshot.ok()).map(|told| (told.name.clone(), *told)).collect()
+        reports
+            .into_iter()
+            .filter_map(|report| report.snapshot.ok())
+            .map(|reported| (reported.name.clone(), *reported))
+            .collect()
     }
 
-    /// Waits until the accounts are as they are meant to be.
-    fn until<T>(&self, what: &str, mut look: impl FnMut(&BTreeMap<String, v1::NodeSnapshot>) -> Option<T>) -> T {
+    /// Waits until the reports are as they are meant to be.
+    fn until<T>(&self, what: &str, mut check: impl FnMut(&BTreeMap<String, v1::NodeSnapshot>) -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
-            let accounts = self.accounts();
-            if let Some(found) = look(&accounts) {
+            let reports = self.reports();
+            if let Some(found) = check(&reports) {
                 return found;
             }
-            assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}: {accounts:?}");
+            assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}: {reports:?}");
         }
     }
 }
@@ -60,12 +64,12 @@ impl Asker {
 /// Partitions in which two copies are made to differ.
 const APART: usize = 12;
 
-fn roots(account: &v1::NodeSnapshot) -> BTreeMap<u32, u64> {
-    account.partitions.iter().map(|figures| (figures.partition, figures.merkle_root)).collect()
+fn roots(report: &v1::NodeSnapshot) -> BTreeMap<u32, u64> {
+    report.partitions.iter().map(|stats| (stats.partition, stats.merkle_root)).collect()
 }
 
 #[test]
-fn a_repair_waits_for_its_end_and_tells_what_it_mended() {
+fn a_repair_waits_for_its_end_and_tells_what_it_restored() {
     let local = Local::new();
     local.start();
     let asker = Asker::of(&local);
@@ -85,24 +89,24 @@ fn a_repair_waits_for_its_end_and_tells_what_it_mended() {
     }
     // So slow that a record takes minutes: whatever makes copies equal by itself moves one or two, and then waits.
     local.exec(&["op", "throttle", "1KiB/s"]).ok();
-    asker.until("every node knows the limit", |accounts| {
-        let limited = |told: &v1::NodeSnapshot| {
-            told.throttle.as_ref().is_some_and(|throttle| throttle.bytes_per_second_max == Some(1024))
+    asker.until("every node knows the limit", |reports| {
+        let limited = |reported: &v1::NodeSnapshot| {
+            reported.throttle.as_ref().is_some_and(|throttle| throttle.bytes_per_second_max == Some(1024))
         };
-        (accounts.len() == 3 && accounts.values().all(limited)).then_some(())
+        (reports.len() == 3 && reports.values().all(limited)).then_some(())
     });
     local.exec(&["node", "kill", "n2"]).ok();
     keys.values().for_each(|key| asker.put(key, &[b'v'; 200 * 1024]));
     // What n2 misses only n1 remembers.
     local.exec(&["node", "kill", "n1"]).ok();
     local.exec(&["node", "start", "n2"]).ok();
-    let apart = asker.until("n2 and n3 know each other", |accounts| {
-        let (second, third) = (accounts.get("n2")?, accounts.get("n3")?);
-        let up = |told: &v1::NodeSnapshot, node: u64| {
-            told.peers.iter().any(|peer| peer.node == node && peer.state() == v1::MemberState::Up)
+    let apart = asker.until("n2 and n3 know each other", |reports| {
+        let (second, third) = (reports.get("n2")?, reports.get("n3")?);
+        let up = |reported: &v1::NodeSnapshot, node: u64| {
+            reported.peers.iter().any(|peer| peer.node == node && peer.state() == v1::MemberState::Up)
         };
-        let gone = |told: &v1::NodeSnapshot| {
-            told.peers.iter().any(|peer| peer.node == first.0 && peer.state() == v1::MemberState::Down)
+        let gone = |reported: &v1::NodeSnapshot| {
+            reported.peers.iter().any(|peer| peer.node == first.0 && peer.state() == v1::MemberState::Down)
         };
         let known = up(second, third.node) && up(third, second.node) && gone(second) && gone(third);
         let (second, third) = (roots(second), roots(third));
@@ -111,32 +115,36 @@ fn a_repair_waits_for_its_end_and_tells_what_it_mended() {
     assert!(apart + 2 >= APART, "{apart} partitions differ");
 
     let repair = local.begin(&["repair", "--wait"]);
-    asker.until("the comparisons are asked for", |accounts| {
-        let asked = |told: &v1::NodeSnapshot| told.repairs.is_some_and(|figures| figures.asked > 0);
-        (accounts.len() == 2 && accounts.values().all(asked)).then_some(())
+    asker.until("the comparisons are asked for", |reports| {
+        let asked = |reported: &v1::NodeSnapshot| reported.repairs.is_some_and(|stats| stats.asked > 0);
+        (reports.len() == 2 && reports.values().all(asked)).then_some(())
     });
     local.exec(&["--timeout", "60s", "op", "throttle", "off"]).ok();
-    let told = repair.end().ok().one();
-    let figures = ["partitions", "comparisons", "done", "failed", "incomplete"].map(|field| told[field].clone());
-    assert_eq!(figures, [256, 512, 512, 0, 0].map(Value::from), "{told}");
-    assert_eq!((&told["nodes"], &told["unreached"]), (&json!({"n2": 256, "n3": 256}), &json!(["n1"])), "{told}");
+    let reported = repair.end().ok().one();
+    let stats = ["partitions", "comparisons", "done", "failed", "incomplete"].map(|field| reported[field].clone());
+    assert_eq!(stats, [256, 512, 512, 0, 0].map(Value::from), "{reported}");
+    assert_eq!(
+        (&reported["nodes"], &reported["unreached"]),
+        (&json!({"n2": 256, "n3": 256}), &json!(["n1"])),
+        "{reported}"
+    );
     // Each of both may have had a comparison under way that nobody had asked for.
-    let mended = told["records"].as_u64().expect("a number");
-    assert!(mended + 2 >= apart as u64, "{told}");
-    let message = told["message"].as_str().expect("text");
-    assert!(message.contains(&format!("512 done, {mended} records mended; out of reach")), "{message}");
-    let accounts = asker.accounts();
-    assert_eq!(roots(&accounts["n2"]), roots(&accounts["n3"]), "what was compared is equal");
+    let restored = reported["records"].as_u64().expect("a number");
+    assert!(restored + 2 >= apart as u64, "{reported}");
+    let message = reported["message"].as_str().expect("text");
+    assert!(message.contains(&format!("512 done, {restored} records restored; out of reach")), "{message}");
+    let reports = asker.reports();
+    assert_eq!(roots(&reports["n2"]), roots(&reports["n3"]), "what was compared is equal");
 
     // What is equal has nothing to mend.
     let partition = keys.keys().next().expect("a key").to_string();
     let again = local.exec(&["repair", &partition, "--wait"]).ok().one();
-    let figures = ["partitions", "comparisons", "done", "records"].map(|field| again[field].clone());
-    assert_eq!(figures, [1, 2, 2, 0].map(Value::from), "{again}");
+    let stats = ["partitions", "comparisons", "done", "records"].map(|field| again[field].clone());
+    assert_eq!(stats, [1, 2, 2, 0].map(Value::from), "{again}");
     local.exec(&["node", "start", "n1"]).ok();
     local.exec(&["wait", "healthy", "--timeout", "90s"]).ok();
-    let accounts = asker.accounts();
-    assert!(accounts.len() == 3 && accounts.values().all(|told| roots(told) == roots(&accounts["n2"])));
+    let reports = asker.reports();
+    assert!(reports.len() == 3 && reports.values().all(|reported| roots(reported) == roots(&reports["n2"])));
 }
 
 /// The transfers of an operation that wait for nothing but a node that is down, by partition, with how often they were
@@ -159,8 +167,8 @@ fn transfers_that_wait_for_a_frozen_source_try_again_and_the_operation_ends_when
     (0..200).for_each(|index| asker.put(&format!("k{index}"), &[b'v'; 2000]));
     local.exec(&["op", "throttle", "16KiB/s"]).ok();
     local.exec(&["--timeout", "60s", "node", "add"]).ok();
-    let frozen = asker.until("something is copied from n3", |accounts| {
-        let (third, receiver) = (accounts.get("n3")?, accounts.get("n4")?);
+    let frozen = asker.until("something is copied from n3", |reports| {
+        let (third, receiver) = (reports.get("n3")?, reports.get("n4")?);
         let copies = |it: &v1::Transfer| it.source == third.node && it.keys > 0;
         receiver.transfers.iter().any(copies).then_some(NodeId(third.node))
     });
@@ -176,14 +184,15 @@ fn transfers_that_wait_for_a_frozen_source_try_again_and_the_operation_ends_when
     };
 
     let one = before.keys().next().expect("a partition").to_string();
-    let told = local.exec(&["--timeout", "60s", "op", "retry", "2", &one]).ok().one();
-    assert_eq!((&told["retried"], &told["retries"]), (&json!([before.keys().next()]), &json!(1)), "{told}");
-    assert_eq!(told["message"], json!(format!("1 transfer tries again: {one}")));
-    let told = local.exec(&["--timeout", "60s", "op", "retry", "2"]).ok().one();
+    let reported = local.exec(&["--timeout", "60s", "op", "retry", "2", &one]).ok().one();
+    assert_eq!((&reported["retried"], &reported["retries"]), (&json!([before.keys().next()]), &json!(1)), "{reported}");
+    assert_eq!(reported["message"], json!(format!("1 transfer tries again: {one}")));
+    let reported = local.exec(&["--timeout", "60s", "op", "retry", "2"]).ok().one();
     // More may have come to wait for it.
-    let retried: BTreeSet<u64> = told["retried"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-    assert!(before.keys().all(|partition| retried.contains(partition)), "{before:?}: {told}");
-    assert_eq!((&told["retries"], &told["unreached"]), (&json!(2), &json!([])), "{told}");
+    let retried: BTreeSet<u64> =
+        reported["retried"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    assert!(before.keys().all(|partition| retried.contains(partition)), "{before:?}: {reported}");
+    assert_eq!((&reported["retries"], &reported["unreached"]), (&json!(2), &json!([])), "{reported}");
     let after = waiting_for(&local, "2", frozen, "n3");
     for (partition, tries) in &before {
         let more = if partition.to_string() == one { 2 } else { 1 };

@@ -1,4 +1,4 @@
-//! What is kept from one run to the next: the screen, and the filters, orders and views chosen.
+//! The view that is saved from one run to the next: the screen, and the filters, orders and views chosen.
 
 use std::fs;
 use std::io;
@@ -15,10 +15,10 @@ use super::list::List;
 use super::model::{Map, Model, ZOOMS};
 use super::progress::MoveId;
 
-/// What is kept. What an older or newer build does not know is left as it is without it.
+/// The saved view. Fields that another build does not know are ignored; missing ones get their defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Kept {
+pub struct SavedView {
     screen: Screen,
     map: Map,
     zoom: usize,
@@ -29,8 +29,8 @@ pub struct Kept {
     prefix: String,
 }
 
-impl Kept {
-    /// What is kept of a model.
+impl SavedView {
+    /// What is saved of a model.
     #[must_use]
     pub fn of(model: &Model) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl Kept {
         }
     }
 
-    /// Gives a model what was kept.
+    /// Restores a model from what was saved.
     pub fn apply(self, model: &mut Model) {
         model.screen = self.screen;
         model.map = self.map;
@@ -55,7 +55,7 @@ impl Kept {
         model.keys.prefix = self.prefix;
     }
 
-    /// Reads the file. What cannot be read is not worth a message: everything is as at the first start.
+    /// Reads the file. If it cannot be read, everything is as at the first start.
     #[must_use]
     pub fn read(path: &Path) -> Self {
         fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
@@ -87,15 +87,15 @@ mod tests {
         model.nodes.sort_by(Column::P99);
         model.nodes.filter = "n1".to_owned();
         model.nodes.selected = Some(NodeId(3));
-        Kept::of(&model).write(&path).expect("written");
+        SavedView::of(&model).write(&path).expect("written");
         let mut next = Model::new("local".to_owned(), Theme::default(), false, (80, 24), 0);
-        Kept::read(&path).apply(&mut next);
-        assert_eq!(Kept::of(&next), Kept::of(&model));
+        SavedView::read(&path).apply(&mut next);
+        assert_eq!(SavedView::of(&next), SavedView::of(&model));
         assert_eq!(next.nodes.selected, None, "what was selected is a matter of the moment");
         let text = fs::read(&path).expect("read");
         for damage in [&b""[..], &text[..text.len() / 2], b"\0\0\0\0", b"{\"screen\": \"Nothing\"}"] {
             fs::write(&path, damage).expect("written");
-            assert_eq!(Kept::read(&path), Kept::default(), "as at the first start");
+            assert_eq!(SavedView::read(&path), SavedView::default(), "as at the first start");
         }
     }
 }

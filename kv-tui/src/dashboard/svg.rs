@@ -1,4 +1,4 @@
-//! A drawn screen as a picture (SVG), for documents. The same screen always gives the same bytes.
+//! A drawn screen as SVG, for documents. The same screen always gives the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const MARGIN: usize = 12;
 const BACKGROUND: &str = "#16181d";
 const FOREGROUND: &str = "#d5d8de";
 
-/// The picture of a screen.
+/// A screen as SVG.
 #[must_use]
 pub fn svg(screen: &Buffer) -> String {
     let (columns, rows) = (usize::from(screen.area.width), usize::from(screen.area.height));
@@ -169,13 +169,13 @@ fn wave(second: u64, period: u64) -> u64 {
     at.min(period - at) * 200 / period
 }
 
-/// The picture in the README: the overview of five nodes in memory after three minutes of work.
+/// The image in the README: the overview of five nodes in memory after three minutes of work.
 #[must_use]
 pub fn overview() -> String {
     let Ok(fake) = Fake::new(5) else { return String::new() };
     let theme = Theme { palette: Palette::Dark, ..Theme::default() };
     let mut model = Model::new("local".to_owned(), theme, false, (120, 36), START_US);
-    let mut tell = |msg: Msg| {
+    let mut send = |msg: Msg| {
         for effect in update(&mut model, msg) {
             if let Effect::Ask(ask) = effect {
                 for feed in fake.answer(ask) {
@@ -184,10 +184,10 @@ pub fn overview() -> String {
             }
         }
     };
-    fake.first().into_iter().map(Msg::Feed).for_each(&mut tell);
+    fake.first().into_iter().map(Msg::Feed).for_each(&mut send);
     let mut sums = BTreeMap::new();
     for second in 1..=180 {
-        tell(Msg::Clock(START_US + second * 1_000_000));
+        send(Msg::Clock(START_US + second * 1_000_000));
         for mut feed in fake.second(second) {
             if let Feed::Snapshot(node, snapshot) = &mut feed {
                 let (gets, puts) = sums.entry(*node).or_insert((0, 0));
@@ -195,10 +195,10 @@ pub fn overview() -> String {
                 *puts += 600 + 40 * wave(second + 20, 97) / 10 + 5 * wave(second + node.0 * 3, 13);
                 snapshot.counters = Some(v1::Counters { gets: *gets, puts: *puts, ..v1::Counters::default() });
             }
-            tell(Msg::Feed(feed));
+            send(Msg::Feed(feed));
         }
     }
-    tell(Msg::Key(Key::Down));
+    send(Msg::Key(Key::Down));
     svg(&draw(&model).buffer)
 }
 
@@ -210,11 +210,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_in_the_documents_is_current() {
+    fn the_image_in_the_documents_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/overview.svg");
-        let kept = std::fs::read_to_string(path).expect("the picture");
+        let saved = std::fs::read_to_string(path).expect("the image");
         let again = "cargo run -p kv-tui --example overview > docs/overview.svg";
-        assert!(kept == overview(), "the screen has changed; draw the picture again: {again}");
+        assert!(saved == overview(), "the screen has changed; draw the image again: {again}");
     }
 
     #[test]
@@ -222,8 +222,8 @@ mod tests {
         let mut buffer = Buffer::empty(Rect::new(0, 0, 8, 1));
         buffer.set_string(0, 0, "a<강", Style::new().fg(Color::Rgb(1, 2, 3)));
         buffer.set_string(5, 0, "b", Style::new().add_modifier(Modifier::REVERSED));
-        let picture = svg(&buffer);
-        assert!(picture.contains("textLength=\"32\" fill=\"#010203\">a&lt;강</text>"), "{picture}");
-        assert!(picture.contains("<rect x=\"52\""), "{picture}");
+        let drawn = svg(&buffer);
+        assert!(drawn.contains("textLength=\"32\" fill=\"#010203\">a&lt;강</text>"), "{drawn}");
+        assert!(drawn.contains("<rect x=\"52\""), "{drawn}");
     }
 }

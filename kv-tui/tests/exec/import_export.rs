@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use kv_testing::ScanFault;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tonic::Status;
 
-use crate::fake::Cluster;
-use crate::file;
+use crate::support::{Cluster, file};
 
 #[test]
 fn imports_name_bad_lines_and_keep_what_was_imported() {
@@ -23,8 +23,8 @@ fn imports_name_bad_lines_and_keep_what_was_imported() {
 
     let stopped = cluster.json(&["import", &path]);
     assert_eq!(stopped.code, 1);
-    let told = stopped.one();
-    assert_eq!((&told["imported"], &told["failed"], &told["lines"]), (&json!(500), &json!(1), &json!(502)));
+    let result = stopped.one();
+    assert_eq!((&result["imported"], &result["failed"], &result["lines"]), (&json!(500), &json!(1), &json!(502)));
     assert!(stopped.errors.contains("line 502 is not JSON"), "{}", stopped.errors);
     assert!(stopped.errors.contains("the 500 records imported before stay"), "{}", stopped.errors);
     assert_eq!(cluster.exec(&["-o", "raw", "count"]).text(), "500\n");
@@ -34,7 +34,7 @@ fn imports_name_bad_lines_and_keep_what_was_imported() {
     assert_eq!(cluster.exec(&["-o", "raw", "get", "late"]).text(), "v");
 
     // A record that the cluster refuses is named by its line, too.
-    cluster.world().full.push(Bytes::from_static(b"k7"));
+    cluster.world().refuses = Some(|key| key == b"k7");
     let refused = cluster.json(&["import", "--keep-going", &path]);
     assert_eq!((refused.code, &refused.one()["failed"]), (1, &json!(2)));
     assert!(refused.errors.contains("line 8: this key is refused"), "{}", refused.errors);
@@ -65,13 +65,13 @@ fn an_interrupted_import_tells_what_it_did() {
     while cluster.world().records.len() < 10 {
         std::thread::yield_now();
     }
-    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, Signal::INT).expect("interrupted");
     let ran = child.wait_with_output().expect("ends while its input is open");
     drop(input);
     assert_eq!(ran.status.code(), Some(1));
-    let told: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-    assert_eq!(told["imported"], json!(10));
+    let result: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!(result["imported"], json!(10));
     let errors = String::from_utf8_lossy(&ran.stderr);
     assert!(errors.contains("interrupted behind line 10"), "{errors}");
 }
@@ -93,9 +93,9 @@ fn the_package_catalogue_is_imported_and_exported_whole() {
         lines
     };
     let mut original = String::new();
-    let file = std::fs::File::open(catalogue).expect("the catalogue");
+    let file = fs::File::open(catalogue).expect("the catalogue");
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(file), &mut original).expect("text");
-    assert!(sorted(std::fs::read_to_string(&path).expect("exported")) == sorted(original), "a record differs");
+    assert!(sorted(fs::read_to_string(&path).expect("exported")) == sorted(original), "a record differs");
 }
 
 #[test]
@@ -164,11 +164,11 @@ fn an_export_that_fails_leaves_no_file() {
         let unknown = cluster.exec(&["export", &path, "-k", "nope"]);
         assert_eq!((unknown.code, names(folder.path()).len()), (3, 0), "{}", unknown.errors);
         // The cluster answers the first page, and then no more.
-        cluster.world().pages_max = Some(1);
+        cluster.world().scan_fault = Some(ScanFault::Break(1, Status::data_loss("no more pages")));
         let failed = cluster.exec(&["export", &path]);
         assert_ne!(failed.code, 0);
         assert!(names(folder.path()).is_empty(), "{name}: {:?}", names(folder.path()));
-        cluster.world().pages_max = None;
+        cluster.world().scan_fault = None;
         let again = cluster.json(&["export", &path]);
         assert_eq!((again.code, &again.one()["exported"]), (0, &json!(120)), "{}", again.errors);
         assert_eq!(names(folder.path()), [name], "nothing blocks the next try, and nothing is left beside it");
@@ -189,7 +189,7 @@ fn a_signal_ends_an_export_without_a_file() {
     assert_eq!(cluster.exec(&["put", "k", "v"]).code, 0);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let folder = tempfile::tempdir().expect("a folder");
-        cluster.world().scans_hang = true;
+        cluster.world().scan_fault = Some(ScanFault::Hang);
         let mut child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
             .args(["exec", "--connect", &cluster.addresses, "--timeout", "60s", "export"])
             .arg(folder.path().join("out.ndjson.zst"))
@@ -208,7 +208,7 @@ fn a_signal_ends_an_export_without_a_file() {
         let status = child.wait().expect("it ends");
         assert_eq!(status.code(), Some(1), "{signal:?}");
         assert!(names(folder.path()).is_empty(), "{signal:?}: {:?}", names(folder.path()));
-        cluster.world().scans_hang = false;
+        cluster.world().scan_fault = None;
     }
 }
 

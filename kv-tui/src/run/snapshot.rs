@@ -1,4 +1,4 @@
-//! The cluster at one moment: what is agreed on, and every member's own account.
+//! The cluster at one moment: the agreed state, and every member's own report.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,43 +12,43 @@ use kv_proto::v1;
 
 use crate::error::{Class, CommandError};
 
-/// How long a member may take to tell its figures.
+/// How long a member may take to report.
 pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cluster at one moment.
 #[derive(Clone, Debug)]
-pub struct Picture {
-    /// What is agreed on.
+pub struct ClusterSnapshot {
+    /// The agreed state.
     pub description: Arc<Description>,
-    /// What each member tells.
+    /// The report of each member, or why there is none.
     pub reports: Vec<NodeReport>,
 }
 
-impl Picture {
-    /// Asks all members; with the figures of every partition if `partitions`.
+impl ClusterSnapshot {
+    /// Asks all members for their reports; with the stats of every partition if `partitions`.
     pub(crate) async fn take(client: &Client, partitions: bool) -> Result<Self, CommandError> {
         Self::of(client.refresh().await?, client, partitions).await
     }
 
-    /// The same, by a node that knows all that was agreed on until now: what is missing here does not exist.
+    /// The same, from a node that has the newest agreed state: what is missing in it does not exist.
     pub(crate) async fn take_newest(client: &Client, partitions: bool) -> Result<Self, CommandError> {
         Self::of(client.refresh_newest().await?, client, partitions).await
     }
 
-    /// Takes a picture in which `find` finds what is meant. What the node that is asked first does not know may have come a
-    /// moment ago.
+    /// Takes a snapshot in which `find` finds what is meant. The node that is asked first may not know yet what was added a
+    /// moment ago; then the newest state is asked for.
     pub(crate) async fn with<T>(
         client: &Client,
         find: impl Fn(&Self) -> Result<T, CommandError>,
     ) -> Result<(Self, T), CommandError> {
-        let picture = Self::take(client, true).await?;
-        match find(&picture) {
+        let cluster = Self::take(client, true).await?;
+        match find(&cluster) {
             Err(error) if error.class == Class::NotFound => {
                 let newest = Self::take_newest(client, true).await?;
                 let found = find(&newest)?;
                 Ok((newest, found))
             }
-            found => found.map(|found| (picture, found)),
+            found => found.map(|found| (cluster, found)),
         }
     }
 
@@ -72,35 +72,35 @@ impl Picture {
         )
     }
 
-    /// The figures of a member; `None` if it does not tell them.
+    /// The report of a member; `None` if it does not report.
     #[must_use]
-    pub fn snapshot(&self, node: NodeId) -> Option<&v1::NodeSnapshot> {
+    pub fn report(&self, node: NodeId) -> Option<&v1::NodeSnapshot> {
         let report = self.reports.iter().find(|report| report.node == node)?;
         report.snapshot.as_deref().ok()
     }
 
-    /// All figures that are told.
-    pub fn snapshots(&self) -> impl Iterator<Item = &v1::NodeSnapshot> + '_ {
+    /// All reports that were received.
+    pub fn node_reports(&self) -> impl Iterator<Item = &v1::NodeSnapshot> + '_ {
         self.reports.iter().filter_map(|report| report.snapshot.as_deref().ok())
     }
 
-    /// Whether a member serves: it tells its figures, acts on a layout, and its store works.
+    /// Whether a member serves: it reports, acts on a layout, and its store works.
     #[must_use]
     pub fn serves(&self, node: NodeId) -> bool {
-        self.snapshot(node).is_some_and(|snapshot| snapshot.layout_epoch > 0 && snapshot.poisoned.is_empty())
+        self.report(node).is_some_and(|snapshot| snapshot.layout_epoch > 0 && snapshot.poisoned.is_empty())
     }
 
-    /// How a member is: by its own account, or else by what the others think of it.
+    /// The state of a member: from its own report, else from what the others report of it.
     #[must_use]
     pub fn state(&self, member: &MemberView) -> v1::MemberState {
-        if let Some(snapshot) = self.snapshot(member.id) {
+        if let Some(snapshot) = self.report(member.id) {
             return match snapshot.state() {
                 v1::MemberState::Unspecified if member.member.spare => v1::MemberState::Spare,
                 v1::MemberState::Unspecified => v1::MemberState::Up,
                 state => state,
             };
         }
-        let opinions = self.snapshots().flat_map(|snapshot| &snapshot.peers);
+        let opinions = self.node_reports().flat_map(|snapshot| &snapshot.peers);
         let mut states = opinions.filter(|peer| peer.node == member.id.0).map(v1::PeerOpinion::state);
         if states.any(|state| state == v1::MemberState::Suspect) {
             v1::MemberState::Suspect
@@ -112,9 +112,9 @@ impl Picture {
     /// The newest operation that any member knows; not set if there never was one.
     #[must_use]
     pub fn operation(&self) -> Option<&v1::Operation> {
-        // Of two accounts of one operation the one that is further on is newer.
+        // Of two reports on one operation the one with more progress is newer.
         let ended = |operation: &v1::Operation| operation.ended_us > 0;
-        let known = self.snapshots().filter_map(|snapshot| snapshot.operation.as_ref());
+        let known = self.node_reports().filter_map(|snapshot| snapshot.operation.as_ref());
         known.max_by_key(|operation| (operation.id, ended(operation), operation.moved, operation.receipts))
     }
 
@@ -122,7 +122,7 @@ impl Picture {
     #[must_use]
     pub fn pending(&self) -> v1::Pending {
         let mut sum = v1::Pending::default();
-        for pending in self.snapshots().filter_map(|snapshot| snapshot.pending.as_ref()) {
+        for pending in self.node_reports().filter_map(|snapshot| snapshot.pending.as_ref()) {
             sum.requests += pending.requests;
             sum.replications += pending.replications;
             sum.hints += pending.hints;
@@ -138,45 +138,43 @@ impl Picture {
         sum
     }
 
-    /// The live keys of a keyspace, each once: those of each partition as its first synced owner in reach tells them.
-    /// The figures of the partitions must be part of the picture.
+    /// The live keys of a keyspace, each once: those of each partition as its first reachable synced owner reports them.
+    /// The stats of the partitions must be part of the snapshot.
     ///
     /// # Errors
     /// The first partition that has no such owner.
     pub fn count(&self, layout: &Layout, keyspace: KeyspaceId) -> Result<u64, PartitionId> {
-        let figures: BTreeMap<(u64, u32), &v1::PartitionFigures> = self
-            .snapshots()
-            .flat_map(|snapshot| {
-                snapshot.partitions.iter().map(move |figures| ((snapshot.node, figures.partition), figures))
-            })
+        let stats: BTreeMap<(u64, u32), &v1::PartitionFigures> = self
+            .node_reports()
+            .flat_map(|snapshot| snapshot.partitions.iter().map(move |stats| ((snapshot.node, stats.partition), stats)))
             .collect();
         let mut keys = 0;
         for partition in layout.partition_ids() {
             let owners = layout.entry(partition).into_iter().flat_map(|entry| entry.nodes());
             let synced = owners
-                .filter_map(|owner| figures.get(&(owner.0, u32::from(partition.0))))
-                .find(|figures| figures.synced)
+                .filter_map(|owner| stats.get(&(owner.0, u32::from(partition.0))))
+                .find(|stats| stats.synced)
                 .ok_or(partition)?;
-            let of_keyspace = synced.keyspaces.iter().filter(|figures| figures.keyspace == keyspace.0);
-            keys += of_keyspace.map(|figures| figures.keys).sum::<u64>();
+            let of_keyspace = synced.keyspaces.iter().filter(|stats| stats.keyspace == keyspace.0);
+            keys += of_keyspace.map(|stats| stats.keys).sum::<u64>();
         }
         Ok(keys)
     }
 
     /// The live keys of all keyspaces, each once, as `count` counts them; `None` if some partition has no complete owner
-    /// in reach, or the figures of the partitions are not part of the picture.
+    /// in reach, or the stats of the partitions are not part of the snapshot.
     #[must_use]
     pub fn live_keys(&self) -> Option<u64> {
         let layout = self.description.layout.as_deref()?;
-        // The best place among the owners that tell a complete copy, and its keys.
+        // The first place among the owners that report a complete copy, and its keys.
         let mut best: Vec<Option<(usize, u64)>> = vec![None; layout.partitions.len()];
-        for snapshot in self.snapshots() {
-            for figures in snapshot.partitions.iter().filter(|figures| figures.synced) {
-                let at = usize::try_from(figures.partition).unwrap_or(usize::MAX);
+        for snapshot in self.node_reports() {
+            for stats in snapshot.partitions.iter().filter(|stats| stats.synced) {
+                let at = usize::try_from(stats.partition).unwrap_or(usize::MAX);
                 let (Some(entry), Some(best)) = (layout.partitions.get(at), best.get_mut(at)) else { continue };
                 let Some(place) = entry.nodes().position(|owner| owner.0 == snapshot.node) else { continue };
                 if best.is_none_or(|(other, _)| place < other) {
-                    *best = Some((place, figures.keyspaces.iter().map(|keyspace| keyspace.keys).sum()));
+                    *best = Some((place, stats.keyspaces.iter().map(|keyspace| keyspace.keys).sum()));
                 }
             }
         }
@@ -215,7 +213,7 @@ impl Picture {
 pub struct Share {
     /// Copies of partitions.
     pub partitions: u64,
-    /// First places.
+    /// Partitions of which it is the primary.
     pub primary: u64,
     /// The part of all copies, 0 to 1.
     pub ownership: f64,

@@ -1,0 +1,20 @@
+//! keyspace create, ls and drop.
+
+use kv_core::types::KeyspaceId;
+use serde_json::json;
+
+use crate::support::Cluster;
+
+#[test]
+fn keyspaces_are_created_and_dropped() {
+    let cluster = Cluster::start();
+    let created = cluster.json(&["keyspace", "create", "users", "--r", "1", "--conflict", "lww"]).one();
+    assert_eq!((&created["r"], &created["w"], &created["conflict"]), (&json!(1), &json!(2), &json!("lww")));
+    assert_eq!(cluster.exec(&["put", "k", "v", "-k", "users"]).code, 0);
+    assert_eq!(cluster.exec(&["get", "k"]).code, 3);
+    assert!(cluster.world().records.keys().any(|(keyspace, _)| *keyspace == KeyspaceId(1)));
+    assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\nusers\n");
+    assert_eq!(cluster.exec(&["--yes", "keyspace", "drop", "users"]).code, 0);
+    assert_eq!(cluster.exec(&["keyspace", "drop", "users", "--yes"]).code, 3);
+    assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\n");
+}
