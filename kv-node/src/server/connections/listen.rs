@@ -183,7 +183,7 @@ async fn answer(
         connections.counters.refused.fetch_add(1, Ordering::Relaxed);
         refusal(is_grpc, connections.settings.division.clients)
     } else {
-        let received = Received::new(&connections);
+        let received = Received::new(&connections.incoming, &connection);
         let (mut head, body) = request.into_parts();
         head.extensions.insert(Arc::clone(&connection));
         let body = if is_peers {
