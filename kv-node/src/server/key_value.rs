@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use kv_core::error::RequestError;
 use kv_core::message::{Request as CoreRequest, Response as CoreResponse};
@@ -12,11 +13,12 @@ use kv_proto::status::to_status;
 use kv_proto::v1::key_value_server::KeyValue;
 use kv_proto::v1::{self, BatchRequest};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
-use super::connections::{Connection, Received};
-use super::{Shared, batch};
+use super::connections::{Connection, Deadline, Received};
+use super::{Shared, batch, usual_timeout};
 use crate::budget::Share;
 use crate::engine::{Answer, Engine, bytes_of_request};
 
@@ -45,6 +47,7 @@ impl Stream for Pages {
 }
 
 impl Service {
+    /// Has a request done. Its caller may wait shorter than the message says.
     async fn ask(
         &self,
         extensions: &Extensions,
@@ -58,6 +61,7 @@ impl Service {
         };
         match self.0.known(timeout_ms, check).await {
             Ok(Incoming { request, timeout }) => {
+                let timeout = within(extensions, timeout);
                 match self.0.turn(extensions.get(), bytes_of_request(&request), timeout).await {
                     // It lasts until the answer is there.
                     Ok((_ticket, waited)) => engine.answer(request, timeout.map(|timeout| timeout - waited)).await,
@@ -67,6 +71,11 @@ impl Service {
             Err(error) => Err(error).into(),
         }
     }
+}
+
+/// How long a request may take: as its message says, as its caller's `grpc-timeout` says, or as the node does.
+fn within(extensions: &Extensions, timeout: Option<Duration>) -> Option<Duration> {
+    extensions.get::<Deadline>().map_or(timeout, |deadline| deadline.shortens(Instant::now(), timeout, usual_timeout()))
 }
 
 #[tonic::async_trait]

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::Status;
 
+use super::deadline::End;
 use super::{Begun, Connection};
 use crate::budget::{Budget, Share};
 
@@ -111,6 +112,8 @@ pub(super) struct Answer {
     pub(super) body: axum::body::Body,
     pub(super) request: Begun,
     pub(super) held: Option<Arc<Share>>,
+    /// When its caller waits no longer, if it has said so.
+    pub(super) end: Option<End>,
 }
 
 impl Body for Answer {
@@ -122,6 +125,13 @@ impl Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.request.asked();
+        if let Some(end) = &mut self.end
+            && let Poll::Ready(trailers) = end.poll(context)
+        {
+            // Whatever makes the rest of it stops.
+            (self.body, self.end, self.held) = (axum::body::Body::empty(), None, None);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) if frame.is_data() => self.request.gave(),

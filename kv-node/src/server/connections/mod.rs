@@ -9,7 +9,7 @@
 //! time-out is asked to close (GOAWAY), as is everybody when the node stops. Keep-alive pings find connections whose other
 //! end has vanished.
 //!
-//! Writes are let in by turns of connections (`admission`).
+//! Writes are let in by turns of connections (`admission`). A call ends when its caller's time is up (`grpc-timeout`).
 //!
 //! **Bytes.** Requests that come in are counted until they are whole, answers until the client has taken them, both for all
 //! connections together. While the answers nearly fill their budget, a client that takes none of its own loses its
@@ -17,6 +17,7 @@
 
 mod admission;
 mod bodies;
+mod deadline;
 mod listen;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 use admission::Admission;
 pub use admission::{AdmissionStats, Ticket};
 pub use bodies::Received;
+pub use deadline::Deadline;
 pub use listen::serve;
 
 use crate::budget::{Budget, BudgetStats};
