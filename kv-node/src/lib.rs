@@ -13,6 +13,7 @@
 //! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
+pub mod admission;
 pub mod budget;
 pub mod clock;
 pub mod control;

@@ -31,6 +31,8 @@ const LONG: Duration = Duration::from_millis(300);
 /// What the clients of one turn have seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
+    /// When the turn began.
+    began: Moment,
     pub(crate) operations: u64,
     pub(crate) unavailable: u64,
     pub(crate) unknown: u64,
@@ -38,7 +40,7 @@ pub(crate) struct Seen {
     pub(crate) other: u64,
     /// The longest time from the first attempt of an operation to its success.
     pub(crate) longest: Duration,
-    /// Whose it was.
+    /// Whose it was, and when.
     pub(crate) whose: String,
     /// Waits of more than 300 ms.
     pub(crate) long: u64,
@@ -52,6 +54,22 @@ pub(crate) struct Seen {
     pub(crate) lost: u64,
     /// Whose these were, and what was found.
     pub(crate) violations: Vec<String>,
+}
+
+/// A moment, by default that in which it is made.
+#[derive(Clone, Copy, Debug)]
+struct Moment(Instant);
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Moment {
+    fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
 }
 
 /// Violations that are told in words.
@@ -213,7 +231,8 @@ impl Worker {
                     let strict = self.consistency.strict;
                     seen.judged(judged, strict, || format!("{} {index}: {judged:?}", self.name));
                     if counted {
-                        seen.succeeded(began.elapsed(), || format!("{} {action:?}", self.name));
+                        let moment = seen.began.elapsed().as_secs_f64();
+                        seen.succeeded(began.elapsed(), || format!("{} {action:?} at {moment:.1} s", self.name));
                     }
                     return;
                 }

@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub use counters::{BUCKETS_US, Counters, Durations, Latency, RequestClass, RequestKind};
 
+use crate::admission::Ticket;
 use crate::budget::{Budget, Share};
 use crate::clock::Clock;
 use crate::outbox::Outbox;
@@ -56,6 +57,8 @@ pub enum ReplyTo {
         results: mpsc::UnboundedSender<StreamResult>,
         /// Counts what waits in the stream.
         waiting: Arc<Budget>,
+        /// The turn of the message that it came with, if that had writes.
+        ticket: Option<Arc<Ticket>>,
     },
 }
 
@@ -93,7 +96,7 @@ impl ReplyTo {
         let answer = answer.into();
         match self {
             Self::One(sender) => drop(sender.send(answer)),
-            Self::Stream { id, kind, results, waiting } => {
+            Self::Stream { id, kind, results, waiting, ticket: _ } => {
                 let waits = waiting.hold(bytes_of(&answer.outcome));
                 drop(results.send(StreamResult { id, kind, answer, waits }));
             }
@@ -122,7 +125,7 @@ fn bytes_of_values(values: &[Value]) -> usize {
 }
 
 /// Bytes that a request brings.
-fn bytes_of_request(request: &Request) -> usize {
+pub(crate) fn bytes_of_request(request: &Request) -> usize {
     match request {
         Request::Key(KeyRequest { key, operation: Operation::Write { value, .. }, .. }) => {
             key.len() + value.as_ref().map_or(0, bytes::Bytes::len)

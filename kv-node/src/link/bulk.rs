@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::dial::{PAUSE_MAX, PAUSE_MIN, connect};
+use super::dial::{CONNECT_PATIENCE, PAUSE_MAX, PAUSE_MIN, connect};
 use super::session::{Ending, Frames, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame};
 use super::{Links, Open};
 use crate::outbox::{Outbox, Outgoing};
@@ -72,7 +72,7 @@ impl Links {
 
     async fn dial_bulk(&self, node: NodeId, address: &str) -> Result<(), SessionError> {
         let session = self.session(node, |_| true)?;
-        let mut client = connect(address).await?;
+        let mut client = connect(address, CONNECT_PATIENCE).await?;
         let mut mine = self.hello(self.0.engine.seen(node, None).await);
         let (sender, outgoing) = frames();
         if sender.send(hello_frame(&mine)).await.is_err() {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_core::types::NodeId;
+use kv_core::types::{Monotonic, NodeId};
 use kv_proto::limits::MESSAGE_BYTES_MAX;
+use kv_proto::v1;
 use kv_proto::v1::peer_client::PeerClient;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -14,11 +15,17 @@ use super::Links;
 use super::session::{SessionError, frames, hello_frame};
 
 /// How long opening a connection may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The pause behind a failed attempt: doubled each time between these bounds.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// The same, for a link that carried a session until `LATELY` ago: it may be back at any moment, and the system repeats the
+/// first packet of a connection only after a second.
+const PAUSE_LATELY_MAX: Duration = Duration::from_millis(200);
+const CONNECT_PATIENCE_LATELY: Duration = Duration::from_millis(500);
+const LATELY: Duration = Duration::from_secs(10);
 
 /// An attempt that took this long and reached the peer had a session.
 const USED_FOR: Duration = Duration::from_millis(200);
@@ -54,10 +61,15 @@ pub async fn keep_links(links: Links, mut members: watch::Receiver<Members>) {
 async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
+    let mut used: Option<Monotonic> = None;
     loop {
+        let (patience, pause_max) = match used {
+            Some(used) if links.0.clock.now().mono.since(used) < LATELY => (CONNECT_PATIENCE_LATELY, PAUSE_LATELY_MAX),
+            _ => (CONNECT_PATIENCE, PAUSE_MAX),
+        };
         let began = links.0.clock.now().mono;
         let mut met = false;
-        if let Err(error) = dial(&links, node, &address, &mut met).await {
+        if let Err(error) = dial(&links, node, &address, patience, &mut met).await {
             // The same failure every second would fill the log.
             let error = error.to_string();
             if error != told {
@@ -65,18 +77,26 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
                 told = error;
             }
         }
-        let lasted = links.0.clock.now().mono.since(began);
+        let ended = links.0.clock.now().mono;
+        let lasted = ended.since(began);
         // A link that comes and goes is used while it is there. One that ends at once for a reason of its own is not.
         let was_used = met && lasted >= USED_FOR;
-        pause = if was_used { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        used = if was_used { Some(ended) } else { used };
+        pause = if was_used { PAUSE_MIN } else { (pause * 2).min(pause_max) };
         tokio::time::sleep(pause).await;
     }
 }
 
 /// Opens a session and runs it to its end; `met`: the peer has answered.
-async fn dial(links: &Links, node: NodeId, address: &str, met: &mut bool) -> Result<(), SessionError> {
+async fn dial(
+    links: &Links,
+    node: NodeId,
+    address: &str,
+    patience: Duration,
+    met: &mut bool,
+) -> Result<(), SessionError> {
     links.check_running()?;
-    let mut client = connect(address).await?;
+    let mut client = connect(address, patience).await?;
     let mine = links.hello(links.0.engine.seen(node, None).await);
     let (sender, outgoing) = frames();
     // The hello must be on its way before the answer can come.
@@ -88,14 +108,24 @@ async fn dial(links: &Links, node: NodeId, address: &str, met: &mut bool) -> Res
     links.opened(node, address, mine, &mut incoming, &sender).await
 }
 
+/// Whether a node answers on a new connection, whatever it says.
+pub(super) async fn answers(address: &str) -> bool {
+    let Ok(mut client) = connect(address, CONNECT_PATIENCE).await else { return false };
+    match client.identify(v1::IdentifyRequest::default()).await {
+        Ok(_) => true,
+        // A status without a cause came from the other end.
+        Err(status) => std::error::Error::source(&status).is_none(),
+    }
+}
+
 /// A connection of its own to the node at `address`.
-pub(super) async fn connect(address: &str) -> Result<PeerClient<Channel>, SessionError> {
+pub(super) async fn connect(address: &str, patience: Duration) -> Result<PeerClient<Channel>, SessionError> {
     let unreachable = |error: tonic::transport::Error| {
         SessionError::from(tonic::Status::unavailable(format!("{address} cannot be reached: {}", root_cause(&error))))
     };
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
-        .connect_timeout(CONNECT_PATIENCE)
+        .connect_timeout(patience)
         .tcp_nodelay(true);
     let channel = endpoint.connect().await.map_err(unreachable)?;
     Ok(PeerClient::new(channel)

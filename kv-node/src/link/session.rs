@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::dial::answers;
 use super::{Links, Open};
 use crate::delay::Delays;
 use crate::engine::Command;
@@ -23,6 +24,11 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often each end shows that it is alive.
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+
+/// A session that is silent for longer than a heartbeat should take may be broken without a word. How long the peer has to show
+/// that it is by answering elsewhere, and how much longer the session then has to say something after all.
+const SILENT_FOR: Duration = Duration::from_millis(750);
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Frames between the queue and the stream. One more and they would gather behind a busy stream half empty.
 const FRAMES_AHEAD: usize = 1;
@@ -76,6 +82,9 @@ pub(super) enum Ending {
     /// The peer has opened another one.
     #[error("the peer has begun another session")]
     BegunAnew,
+    /// The other end has closed the connection, and the word of it was lost.
+    #[error("the connection is broken: the peer answers on another one")]
+    HalfOpen,
     /// The stream for bulk belongs to the session and ends with it.
     #[error("the stream for bulk ended: {0}")]
     Bulk(String),
@@ -202,8 +211,10 @@ impl Links {
         self.heard(node);
         self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;
         let echo = Echo::default();
+        let heard = AtomicU64::new(self.0.clock.now().mono.0);
         let outcome = tokio::select! {
-            outcome = self.receive(node, number, incoming, &echo, &round_trip_us) => outcome,
+            outcome = self.receive(node, number, incoming, &echo, &round_trip_us, &heard) => outcome,
+            ending = self.half_open(address, &heard) => Err(ending.into()),
             outcome = self.transmit(outgoing, frames, &echo) => outcome,
             ending = told_to_close(told) => Err(ending.into()),
             never = self.keep_bulk(node, address) => match never {},
@@ -225,11 +236,13 @@ impl Links {
         incoming: &mut Streaming<v1::Frame>,
         echo: &Echo,
         round_trip_us: &AtomicU64,
+        heard: &AtomicU64,
     ) -> Result<(), SessionError> {
         let (mut delays, mut late) = (Delays::default(), Standstill::default());
         while let Some(frame) = incoming.message().await? {
             self.heard(node);
             let read = self.0.clock.now().mono;
+            heard.store(read.0, Ordering::Relaxed);
             let delay = late.of(delays.of(frame.sent_us, read), read);
             if let Some(heartbeat) = frame.heartbeat {
                 let now = read.0;
@@ -247,6 +260,27 @@ impl Links {
             self.0.engine.messages(node, session, messages, bytes_of(&frame.messages), sent).await;
         }
         Err(SessionError::Closed)
+    }
+
+    /// Ends when the session is silent and the peer answers on another connection: the other end has closed this one while the
+    /// word of it could not come through. The system here finds that out only when it sends again, after ever longer pauses.
+    async fn half_open(&self, address: Option<&str>, heard: &AtomicU64) -> Ending {
+        // Whoever has not opened the session is dialled anew.
+        let Some(address) = address else { return std::future::pending().await };
+        loop {
+            let last = heard.load(Ordering::Relaxed);
+            let silent = self.0.clock.now().mono.since(Monotonic(last));
+            if silent < SILENT_FOR {
+                tokio::time::sleep(SILENT_FOR - silent).await;
+                continue;
+            }
+            let answers = tokio::time::timeout(SILENT_FOR, answers(address)).await.unwrap_or(false);
+            // A node that has just been busy sends on both.
+            tokio::time::sleep(GRACE).await;
+            if answers && heard.load(Ordering::Relaxed) == last {
+                return Ending::HalfOpen;
+            }
+        }
     }
 
     async fn transmit(&self, mut outgoing: Outgoing, frames: &impl Sink, echo: &Echo) -> Result<(), SessionError> {

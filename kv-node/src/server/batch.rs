@@ -18,10 +18,10 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::Shared;
-use super::connections::Received;
+use super::connections::{Connection, Received};
 use crate::budget::{Budget, Share};
 use crate::delay::Delays;
-use crate::engine::{ReplyTo, StreamResult};
+use crate::engine::{ReplyTo, StreamResult, bytes_of_request};
 
 /// Operations of one stream that may be in flight or have a result that waits. A client that sends more is not read until
 /// some of its results have left.
@@ -32,6 +32,13 @@ const STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Messages between the results and the connection.
 const RESULTS_AHEAD: usize = 2;
+
+/// How often a client is shown that the node is there while its writes wait for their turn: more often than it takes a silent
+/// node for stalled.
+const SHOW_EVERY: Duration = Duration::from_millis(50);
+
+/// Operations for the loop.
+type Requests = Vec<(CoreRequest, Option<Duration>, ReplyTo)>;
 
 /// What goes to the client, with the room that it takes.
 type Outgoing = Result<(BatchResponse, Held), Status>;
@@ -78,9 +85,14 @@ impl Stream for Results {
 }
 
 /// Serves a stream; what comes back goes to the client.
-pub(super) fn serve(shared: Arc<Shared>, incoming: Streaming<BatchRequest>, received: Option<Received>) -> Results {
+pub(super) fn serve(
+    shared: Arc<Shared>,
+    incoming: Streaming<BatchRequest>,
+    connection: Option<Arc<Connection>>,
+    received: Option<Received>,
+) -> Results {
     let (responses, messages) = mpsc::channel(RESULTS_AHEAD);
-    tokio::spawn(run(shared, incoming, received, responses));
+    tokio::spawn(run(shared, incoming, connection, received, responses));
     Results { messages, held: Held::default() }
 }
 
@@ -88,6 +100,7 @@ pub(super) fn serve(shared: Arc<Shared>, incoming: Streaming<BatchRequest>, rece
 async fn run(
     shared: Arc<Shared>,
     incoming: Streaming<BatchRequest>,
+    connection: Option<Arc<Connection>>,
     received: Option<Received>,
     responses: mpsc::Sender<Outgoing>,
 ) {
@@ -97,6 +110,7 @@ async fn run(
     let stream = Operations {
         shared,
         incoming,
+        connection,
         received,
         room,
         waiting: Budget::new(STREAM_BYTES_MAX),
@@ -121,6 +135,7 @@ async fn run(
 struct Operations {
     shared: Arc<Shared>,
     incoming: Streaming<BatchRequest>,
+    connection: Option<Arc<Connection>>,
     received: Option<Received>,
     room: Arc<Semaphore>,
     waiting: Arc<Budget>,
@@ -142,11 +157,7 @@ impl Operations {
             let Some(BatchRequest { operations, sent_us }) = message else { return Ok(()) };
             let delay = self.delays.of(sent_us, self.shared.clock.now().mono);
             if operations.is_empty() {
-                // The client asks whether the node is there. Without room there are results on their way that say so.
-                drop(self.responses.try_send(Ok((BatchResponse::default(), Held::default()))));
-            }
-            if let Some(received) = &self.received {
-                received.taken();
+                self.show();
             }
             let count = operations.len();
             if count > BATCH_OPERATIONS_MAX {
@@ -157,6 +168,49 @@ impl Operations {
             }
             for part in operations.chunks(FRAME_OPERATIONS_MAX) {
                 self.begin(part, delay).await;
+            }
+            // What waited for its turn until now counted among what comes in.
+            if let Some(received) = &self.received {
+                received.taken();
+            }
+        }
+    }
+
+    /// The client asks whether the node is there. Without room there are results on their way that say so.
+    fn show(&self) {
+        drop(self.responses.try_send(Ok((BatchResponse::default(), Held::default()))));
+    }
+
+    /// Waits for the turn of requests; what they wait for is taken off their time.
+    async fn turn(&self, requests: &mut Requests) {
+        let bytes = requests.iter().map(|(request, _, _)| bytes_of_request(request)).sum();
+        if bytes == 0 {
+            return;
+        }
+        let shortest = requests.iter().filter_map(|(_, timeout, _)| *timeout).min();
+        let turn = self.shared.turn(self.connection.as_ref(), bytes, shortest);
+        tokio::pin!(turn);
+        // The stream is not read meanwhile, and a client that asks whether the node is there must not take it for stalled.
+        let mut shows = tokio::time::interval(SHOW_EVERY);
+        let began = tokio::time::Instant::now();
+        let turn = loop {
+            tokio::select! {
+                biased;
+                turn = &mut turn => break turn,
+                _ = shows.tick() => if began.elapsed() >= SHOW_EVERY { self.show() },
+            }
+        };
+        let all = std::mem::take(requests);
+        match turn {
+            Err(error) => all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone()))),
+            Ok((turn, waited)) => {
+                let turn = turn.map(Arc::new);
+                for (request, timeout, mut reply) in all {
+                    if let ReplyTo::Stream { ticket, .. } = &mut reply {
+                        ticket.clone_from(&turn);
+                    }
+                    requests.push((request, timeout.map(|timeout| timeout.saturating_sub(waited)), reply));
+                }
             }
         }
     }
@@ -170,12 +224,12 @@ impl Operations {
         let keyspaces = self.shared.keyspaces();
         let edge = self.shared.edge(&keyspaces);
         let serving = self.shared.serving();
-        let mut requests: Vec<(CoreRequest, Option<Duration>, ReplyTo)> = Vec::with_capacity(operations.len());
+        let mut requests: Requests = Vec::with_capacity(operations.len());
         let mut unknown = Vec::new();
         for operation in operations {
             let kind = BatchKind::of(operation);
             let (results, waiting) = (self.results.clone(), Arc::clone(&self.waiting));
-            let reply = ReplyTo::Stream { id: operation.id, kind, results, waiting };
+            let reply = ReplyTo::Stream { id: operation.id, kind, results, waiting, ticket: None };
             match (&serving, edge.operation(operation)) {
                 // Its client has stopped waiting, and may have written something else since.
                 (Ok(_), Ok(incoming)) if incoming.timeout.is_some_and(|timeout| timeout <= delay) => {
@@ -197,6 +251,7 @@ impl Operations {
             tokio::spawn(async move { shared.retry_unknown(unknown).await });
         }
         if let Ok(serving) = serving {
+            self.turn(&mut requests).await;
             serving.engine.requests(requests).await;
         }
     }

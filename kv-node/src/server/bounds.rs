@@ -21,6 +21,12 @@ pub(super) async fn add(registry: &mut Registry, shared: &Shared) {
         ("peer_connections_max", "Places for connections of peers", stats.peers_max),
         ("streams", "Requests and streams that are being served", stats.requests),
         ("incoming_bytes", "Bytes of requests that are coming in", stats.incoming.held),
+        ("write_window_bytes", "Bytes of writes of clients that may be under way at present", stats.writes.window),
+        (
+            "writes_waiting",
+            "Writes of clients, or messages with writes, that wait for their turn",
+            stats.writes.waiting,
+        ),
         ("answer_bytes", "Bytes of answers that wait for clients", stats.answers.held),
         ("request_bytes", "Bytes of writes in flight", status.request_bytes),
         ("read_bytes", "Bytes that replicas have answered to reads in flight", status.answer_bytes),

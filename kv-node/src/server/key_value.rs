@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use kv_core::error::RequestError;
 use kv_core::message::{Request as CoreRequest, Response as CoreResponse};
@@ -12,13 +13,14 @@ use kv_proto::status::to_status;
 use kv_proto::v1::key_value_server::KeyValue;
 use kv_proto::v1::{self, BatchRequest};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
-use super::connections::Received;
-use super::{Shared, batch};
+use super::connections::{Connection, Deadline, Received};
+use super::{Shared, batch, usual_timeout};
 use crate::budget::Share;
-use crate::engine::{Answer, Engine};
+use crate::engine::{Answer, Engine, bytes_of_request};
 
 /// The service.
 pub(super) struct Service(pub(super) Arc<Shared>);
@@ -45,24 +47,42 @@ impl Stream for Pages {
 }
 
 impl Service {
-    async fn ask(&self, timeout_ms: u32, check: impl Fn(&Edge<'_>) -> Result<Incoming, RequestError>) -> Answer {
+    /// Has a request done. Its caller may wait shorter than the message says.
+    async fn ask(
+        &self,
+        extensions: &Extensions,
+        timeout_ms: u32,
+        check: impl Fn(&Edge<'_>) -> Result<Incoming, RequestError>,
+    ) -> Answer {
         // Before the cluster has formed no keyspace is known: that it is forming is the better answer.
         let engine = match self.0.serving() {
             Ok(serving) => serving.engine,
             Err(error) => return Err(error).into(),
         };
         match self.0.known(timeout_ms, check).await {
-            Ok(Incoming { request, timeout }) => engine.answer(request, timeout).await,
+            Ok(Incoming { request, timeout }) => {
+                let timeout = within(extensions, timeout);
+                match self.0.turn(extensions.get(), bytes_of_request(&request), timeout).await {
+                    // It lasts until the answer is there.
+                    Ok((_ticket, waited)) => engine.answer(request, timeout.map(|timeout| timeout - waited)).await,
+                    Err(error) => Err(error).into(),
+                }
+            }
             Err(error) => Err(error).into(),
         }
     }
 }
 
+/// How long a request may take: as its message says, as its caller's `grpc-timeout` says, or as the node does.
+fn within(extensions: &Extensions, timeout: Option<Duration>) -> Option<Duration> {
+    extensions.get::<Deadline>().map_or(timeout, |deadline| deadline.shortens(Instant::now(), timeout, usual_timeout()))
+}
+
 #[tonic::async_trait]
 impl KeyValue for Service {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
-        let request = request.get_ref();
-        let Answer { outcome, share } = self.ask(request.timeout_ms, |edge| edge.get(request)).await;
+        let (_, extensions, request) = request.into_parts();
+        let Answer { outcome, share } = self.ask(&extensions, request.timeout_ms, |edge| edge.get(&request)).await;
         let mut response = Response::new(reply::get(outcome).map_err(to_status)?);
         if let Some(share) = share {
             // It is given back when the client has taken the answer.
@@ -72,14 +92,14 @@ impl KeyValue for Service {
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        let request = request.get_ref();
-        let put = self.ask(request.timeout_ms, |edge| edge.put(request)).await;
+        let (_, extensions, request) = request.into_parts();
+        let put = self.ask(&extensions, request.timeout_ms, |edge| edge.put(&request)).await;
         reply::put(put.outcome).map(Response::new).map_err(to_status)
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        let request = request.get_ref();
-        reply::delete(self.ask(request.timeout_ms, |edge| edge.delete(request)).await.outcome)
+        let (_, extensions, request) = request.into_parts();
+        reply::delete(self.ask(&extensions, request.timeout_ms, |edge| edge.delete(&request)).await.outcome)
             .map(Response::new)
             .map_err(to_status)
     }
@@ -99,7 +119,8 @@ impl KeyValue for Service {
 
     async fn batch(&self, request: Request<Streaming<BatchRequest>>) -> Result<Response<Self::BatchStream>, Status> {
         let received = request.extensions().get::<Received>().cloned();
-        Ok(Response::new(batch::serve(Arc::clone(&self.0), request.into_inner(), received)))
+        let connection = request.extensions().get::<Arc<Connection>>().cloned();
+        Ok(Response::new(batch::serve(Arc::clone(&self.0), request.into_inner(), connection, received)))
     }
 }
 

@@ -17,8 +17,9 @@ mod snapshot;
 mod unknown;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use kv_core::config::ClusterConfig;
+use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::RequestError;
 use kv_core::types::{Incarnation, NodeId};
 use kv_proto::edge::{Edge, Keyspaces};
@@ -28,10 +29,12 @@ use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
-use connections::Connections;
+use crate::admission::Ticket;
+use connections::{Connection, Connections};
 
 use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
@@ -139,10 +142,37 @@ impl Shared {
         Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
     }
 
+    /// Waits for the turn of writes with so many bytes; how long that took, and what lasts until they have ended.
+    ///
+    /// # Errors
+    /// `Exhausted` if it takes half of the time that they have.
+    async fn turn(
+        &self,
+        connection: Option<&Arc<Connection>>,
+        bytes: usize,
+        timeout: Option<Duration>,
+    ) -> Result<(Option<Ticket>, Duration), RequestError> {
+        let began = Instant::now();
+        let turn = self.connections.turn(connection, bytes);
+        // Told in time it is an answer; told at the end of its time it would come too late.
+        match tokio::time::timeout(timeout.unwrap_or_else(usual_timeout) / 2, turn).await {
+            Ok(ticket) => Ok((ticket, began.elapsed().min(timeout.unwrap_or_default()))),
+            Err(_) => Err(RequestError::exhausted(format!(
+                "{bytes} bytes of writes waited {} ms for their turn behind others; nothing was done, slow down and try again",
+                began.elapsed().as_millis()
+            ))),
+        }
+    }
+
     /// Remembers that something happened.
     pub fn event(&self, event: NewEvent) {
         self.events.add(self.node().0, self.clock.now().wall, event);
     }
+}
+
+/// How long a request may take that does not say so.
+fn usual_timeout() -> Duration {
+    NodeConfig::new(NodeId(0)).deadline
 }
 
 /// Ends when the node stops.

@@ -7,6 +7,7 @@ mod bad_input;
 mod bulk;
 mod connections;
 mod data;
+mod deadlines;
 mod dropping;
 mod faults;
 mod health;

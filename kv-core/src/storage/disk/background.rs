@@ -57,6 +57,7 @@ pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
 
 /// Brings what is in memory now into tables, and waits for nothing that is written meanwhile. Ends with an error if the thread
 /// that should do so has failed.
+#[allow(clippy::disallowed_methods, reason = "this thread does nothing else, and nothing tells it when")]
 fn flush(shared: &Shared) -> Result<(), fjall::Error> {
     let Shared { tree, database, .. } = shared;
     let newest = tree.tree.get_highest_seqno();

@@ -1,7 +1,8 @@
 //! The bodies of requests and answers: each counts the bytes that it holds.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -9,25 +10,64 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::Status;
 
-use super::{Begun, Connections};
-use crate::budget::Share;
+use super::deadline::End;
+use super::{Begun, Connection};
+use crate::budget::{Budget, Share};
 
 /// Bytes of a request that have come and were not taken as a message yet. Streams take message after message.
 #[derive(Clone, Debug)]
-pub struct Received(Arc<Mutex<Share>>);
+pub struct Received(Arc<Mutex<Coming>>);
+
+#[derive(Debug)]
+struct Coming {
+    share: Share,
+    /// Those that came although there was no room, because their connection had next to none.
+    free: usize,
+    connection: Arc<Connection>,
+}
+
+/// Bytes that each connection may bring although others have taken all the room: whoever asks for little is served beside
+/// those that bring too much.
+const FREE_BYTES: usize = 64 * 1024;
 
 impl Received {
-    pub(super) fn new(connections: &Connections) -> Self {
-        Self(Arc::new(Mutex::new(connections.incoming.hold(0))))
+    pub(super) fn new(incoming: &Arc<Budget>, connection: &Arc<Connection>) -> Self {
+        let coming = Coming { share: incoming.hold(0), free: 0, connection: Arc::clone(connection) };
+        Self(Arc::new(Mutex::new(coming)))
     }
 
     /// A message was taken.
     pub fn taken(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.coming().clear();
     }
 
-    fn grow(&self, bytes: usize) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes)
+    pub(super) fn grow(&self, bytes: usize) -> bool {
+        let mut coming = self.coming();
+        coming.share.grow(bytes) || coming.grow_free(bytes)
+    }
+
+    fn coming(&self) -> MutexGuard<'_, Coming> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Coming {
+    fn grow_free(&mut self, bytes: usize) -> bool {
+        let fits = |free: usize| Some(free + bytes).filter(|free| *free <= FREE_BYTES);
+        let taken = self.connection.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        self.free += if taken { bytes } else { 0 };
+        taken
+    }
+
+    fn clear(&mut self) {
+        self.share.clear();
+        self.connection.free.fetch_sub(std::mem::take(&mut self.free), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -72,6 +112,8 @@ pub(super) struct Answer {
     pub(super) body: axum::body::Body,
     pub(super) request: Begun,
     pub(super) held: Option<Arc<Share>>,
+    /// When its caller waits no longer, if it has said so.
+    pub(super) end: Option<End>,
 }
 
 impl Body for Answer {
@@ -83,6 +125,13 @@ impl Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.request.asked();
+        if let Some(end) = &mut self.end
+            && let Poll::Ready(trailers) = end.poll(context)
+        {
+            // Whatever makes the rest of it stops.
+            (self.body, self.end, self.held) = (axum::body::Body::empty(), None, None);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) if frame.is_data() => self.request.gave(),

@@ -22,6 +22,7 @@ use tonic::Status;
 use tower_service::Service as _;
 
 use super::bodies::{Answer, Received, Request};
+use super::deadline::{Deadline, End};
 use super::{CLOSE_PATIENCE, Connection, Connections, HANDSHAKE_TIMEOUT, Verdict};
 use crate::budget::Share;
 use crate::descriptors;
@@ -179,24 +180,36 @@ async fn answer(
     let begun = connection.begin();
     let is_peers = request.uri().path().starts_with(PEER_PATHS);
     let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(is_grpc);
+    let deadline = if is_grpc { Deadline::of(request.headers(), Instant::now()) } else { Ok(None) };
+    let ends = deadline.as_ref().ok().copied().flatten();
     let response = if !is_peers && connection.is_on_trial() {
         connections.counters.refused.fetch_add(1, Ordering::Relaxed);
         refusal(is_grpc, connections.settings.division.clients)
+    } else if let Err(status) = deadline {
+        status.into_http()
     } else {
-        let received = Received::new(&connections);
+        let received = Received::new(&connections.incoming, &connection);
         let (mut head, body) = request.into_parts();
         head.extensions.insert(Arc::clone(&connection));
+        if let Some(deadline) = ends {
+            head.extensions.insert(deadline);
+        }
         let body = if is_peers {
             axum::body::Body::new(body)
         } else {
             head.extensions.insert(received.clone());
             axum::body::Body::new(Request { body, received })
         };
-        routes.call(http::Request::from_parts(head, body)).await?
+        let served = routes.call(http::Request::from_parts(head, body));
+        tokio::select! {
+            biased;
+            response = served => response?,
+            () = Deadline::passed(ends) => ends.map(|ends| ends.status().into_http()).unwrap_or_default(),
+        }
     };
     let (mut head, body) = response.into_parts();
     let held = head.extensions.remove::<Arc<Share>>();
-    Ok(http::Response::from_parts(head, Answer { body, request: begun, held }))
+    Ok(http::Response::from_parts(head, Answer { body, request: begun, held, end: ends.map(End::new) }))
 }
 
 fn is_grpc(content_type: &HeaderValue) -> bool {

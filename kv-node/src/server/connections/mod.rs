@@ -9,11 +9,14 @@
 //! time-out is asked to close (GOAWAY), as is everybody when the node stops. Keep-alive pings find connections whose other
 //! end has vanished.
 //!
+//! Writes are let in by turns of connections (`admission`). A call ends when its caller's time is up (`grpc-timeout`).
+//!
 //! **Bytes.** Requests that come in are counted until they are whole, answers until the client has taken them, both for all
 //! connections together. While the answers nearly fill their budget, a client that takes none of its own loses its
 //! connection.
 
 mod bodies;
+mod deadline;
 mod listen;
 
 use std::collections::BTreeMap;
@@ -24,7 +27,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::admission::{Admission, AdmissionStats, Ticket};
+
 pub use bodies::Received;
+pub use deadline::Deadline;
 pub use listen::serve;
 
 use crate::budget::{Budget, BudgetStats};
@@ -75,6 +81,7 @@ pub struct Connections {
     pub incoming: Arc<Budget>,
     /// Bytes of answers that wait for clients.
     pub answers: Arc<Budget>,
+    writes: Arc<Admission>,
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +138,8 @@ pub struct ConnectionStats {
     pub incoming: BudgetStats,
     /// Answers that wait.
     pub answers: BudgetStats,
+    /// Writes that are under way, and those that wait for it.
+    pub writes: AdmissionStats,
 }
 
 /// In whose place a connection is.
@@ -150,6 +159,8 @@ pub struct Connection {
     state: Mutex<State>,
     /// Bytes that have come, as far as it matters.
     heard: AtomicUsize,
+    /// Bytes of its requests that came although there was no room.
+    free: AtomicUsize,
     must_close: AtomicBool,
     told: Notify,
 }
@@ -186,6 +197,7 @@ impl Connections {
             counters: Counters::default(),
             incoming: Budget::new(INCOMING_BYTES_MAX),
             answers: Budget::new(ANSWER_BYTES_MAX),
+            writes: Admission::new(),
         })
     }
 
@@ -210,7 +222,14 @@ impl Connections {
             accept_failures: read(&counters.accept_failures),
             incoming: self.incoming.stats(),
             answers: self.answers.stats(),
+            writes: self.writes.stats(),
         }
+    }
+
+    /// Waits until a write of so many bytes may begin, which came on `connection`. It lasts until the ticket is dropped.
+    pub async fn turn(&self, connection: Option<&Arc<Connection>>, bytes: usize) -> Option<Ticket> {
+        let connection = connection.map_or(0, |connection| connection.id);
+        if bytes == 0 { None } else { Some(self.writes.admit(connection, bytes).await) }
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
@@ -253,6 +272,7 @@ impl Connections {
                 last_answer: 0,
             }),
             heard: AtomicUsize::new(0),
+            free: AtomicUsize::new(0),
             must_close: AtomicBool::new(false),
             told: Notify::new(),
         });
@@ -473,6 +493,24 @@ mod tests {
         connections.is_peers(&peer);
         assert_eq!(place(&connections.admit(now).unwrap()), Place::Client);
         assert_eq!((connections.stats().clients, connections.stats().peers), (1, 1));
+    }
+
+    #[test]
+    fn who_brings_little_is_served_beside_those_that_bring_too_much() {
+        let connections = connections(8, 1);
+        let now = Instant::now();
+        let (greedy, modest) = (connections.admit(now).unwrap(), connections.admit(now).unwrap());
+        let incoming = &connections.incoming;
+        let large: Vec<Received> = (0..65).map(|_| Received::new(incoming, &greedy)).collect();
+        let taken = large.iter().filter(|request| request.grow(1 << 20)).count();
+        assert_eq!(taken, 64, "as much as there is room for");
+        let small: Vec<Received> = (0..5).map(|_| Received::new(incoming, &modest)).collect();
+        let taken = small.iter().filter(|request| request.grow(16 << 10)).count();
+        assert_eq!(taken, 4, "not without end");
+        small[0].taken();
+        assert!(small[4].grow(16 << 10), "what was taken is free again");
+        drop((small, large));
+        assert_eq!((incoming.held(), modest.free.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]
