@@ -49,8 +49,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use config::{ControlConfig, Entrance, PROPOSALS_MAX, StartError, Timing};
 pub use files::FileError;
 pub use leader::{Candidate, REPORT_EVERY, TransferReport, choose};
@@ -68,8 +66,3 @@ pub use state::{
     OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
     Throttle, already_running, joint_max,
 };
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every holder of these locks only moves values in or out.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -1,11 +1,12 @@
 //! The handle of the control plane: start, look, shut down.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kv_core::types::{NodeId, StoreId};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -16,7 +17,6 @@ use super::member::{ControlStatus, Member, ProposeError, Reported, Standing, dis
 use super::peers::transport::{IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport};
 use super::raft::{Group, GroupStart};
 use super::state::{Arrival, ClusterState, Command, CommandId, Done, Proposal, check_arrival, check_place};
-use super::unpoisoned;
 
 /// The control plane of one node. Clones share it.
 #[derive(Clone)]
@@ -132,7 +132,7 @@ impl ControlPlane {
         }
         let group = &inner.member.group;
         group.proposals.close();
-        let mut tasks = std::mem::take(&mut *unpoisoned(&inner.tasks));
+        let mut tasks = std::mem::take(&mut *inner.tasks.lock());
         tasks.shutdown().await;
         group.shutdown().await;
     }

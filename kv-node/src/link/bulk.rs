@@ -90,7 +90,7 @@ impl Links {
 
     /// The open session with a peer.
     fn session(&self, node: NodeId, is_meant: impl Fn(&Open) -> bool) -> Result<Session, SessionError> {
-        let open = self.open();
+        let open = self.0.open.lock();
         let open = open.get(&node).filter(|open| is_meant(open)).ok_or(SessionError::Closed)?;
         let (number, outbox) = (open.number, open.outbox.clone());
         Ok(Session { node, number, outbox, told: open.ending.subscribe() })
@@ -116,7 +116,7 @@ impl Links {
             }
         };
         outbox.detach_bulk(&id);
-        if let Some(open) = self.open().get(&node).filter(|open| open.number == number) {
+        if let Some(open) = self.0.open.lock().get(&node).filter(|open| open.number == number) {
             let why = outcome.as_ref().err().map_or_else(|| "it was closed".to_owned(), ToString::to_string);
             open.end(Ending::Bulk(why));
         }

@@ -192,7 +192,7 @@ impl Links {
         let open =
             Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), ending };
         {
-            let mut sessions = self.open();
+            let mut sessions = self.0.open.lock();
             self.check_running()?;
             if let Some(older) = sessions.insert(node, open) {
                 // The peer has begun anew; the older stream may take long to notice.
@@ -209,9 +209,9 @@ impl Links {
             never = self.keep_bulk(node, address) => match never {},
         };
         self.0.engine.tell(Command::PeerDown { node, session: number }).await;
-        let current = self.open().get(&node).is_some_and(|open| open.number == number);
+        let current = self.0.open.lock().get(&node).is_some_and(|open| open.number == number);
         if current {
-            self.open().remove(&node);
+            self.0.open.lock().remove(&node);
             let reason = outcome.as_ref().err().map_or_else(|| "the session ended".to_owned(), ToString::to_string);
             self.lost(node, &reason);
         }

@@ -1,10 +1,11 @@
 //! Everything that runs in a node: control plane, services, and the data plane once the node is a member.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::storage::{DiskCommitter, DiskReader, Opened};
 use kv_proto::request_id::RequestIds;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::live::live;

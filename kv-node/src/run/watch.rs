@@ -1,6 +1,6 @@
 //! What the peers and the engine are like, for operators and for whoever sends requests.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::v1::{EventKind, Severity};
@@ -41,7 +41,7 @@ pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
     loop {
         let now = shared.clock.now().mono;
         let (transitions, next) = {
-            let mut liveness = shared.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut liveness = shared.liveness.lock();
             (liveness.transitions(now), liveness.next_change(now))
         };
         for transition in transitions {

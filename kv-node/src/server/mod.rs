@@ -16,7 +16,7 @@ mod repair;
 mod snapshot;
 mod unknown;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kv_core::config::ClusterConfig;
 use kv_core::error::RequestError;
@@ -27,6 +27,7 @@ use kv_proto::request_id::RequestIds;
 use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -130,7 +131,7 @@ impl Shared {
     /// The keyspaces by name.
     #[must_use]
     pub fn keyspaces(&self) -> Arc<Keyspaces> {
-        Arc::clone(&self.keyspaces.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keyspaces.lock())
     }
 
     /// Validates requests against what the cluster has agreed on, with these keyspaces.

@@ -1,7 +1,7 @@
 //! One node's own account: its figures, and its opinion of its peers.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kv_core::node::left_of_dropped;
 use kv_core::ring::Member;
@@ -70,7 +70,7 @@ fn role_of(state: &ClusterState, id: NodeId, spare: bool) -> MemberState {
 
 fn opinion(shared: &Shared, id: NodeId) -> Option<Opinion> {
     let now = shared.clock.now().mono;
-    shared.liveness.lock().unwrap_or_else(PoisonError::into_inner).opinion(id, now)
+    shared.liveness.lock().opinion(id, now)
 }
 
 /// The node's account at this moment.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_core::config::ClusterConfig;
@@ -15,6 +15,7 @@ use kv_node::control::{
     Timing, Transport, TransportError,
 };
 use kv_node::liveness::{Heartbeats, Patience};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// A condition that has not come true by then never will.
@@ -92,7 +93,7 @@ struct Wires {
 
 impl Wires {
     fn target(&self, address: &str) -> Result<ControlPlane, TransportError> {
-        let net = self.net.lock().unwrap();
+        let net = self.net.lock();
         let refused = |reason: &str| TransportError {
             address: address.to_owned(),
             reason: reason.to_owned(),
@@ -142,7 +143,7 @@ impl World {
     pub(crate) async fn try_start(&self, spec: &Spec) -> Result<ControlPlane, StartError> {
         let wires = Wires { from: spec.address.clone(), net: Arc::clone(&self.net) };
         let control = self.start_over(spec, Arc::new(wires)).await?;
-        self.net.lock().unwrap().nodes.insert(spec.address.clone(), control.clone());
+        self.net.lock().nodes.insert(spec.address.clone(), control.clone());
         Ok(control)
     }
 
@@ -203,17 +204,17 @@ impl World {
 
     /// Stops a node; others get no answer from it any more.
     pub(crate) async fn stop(&self, spec: &Spec, control: ControlPlane) {
-        self.net.lock().unwrap().nodes.remove(&spec.address);
+        self.net.lock().nodes.remove(&spec.address);
         control.shutdown().await;
     }
 
     /// Cuts all links of a node.
     pub(crate) fn cut(&self, spec: &Spec) {
-        self.net.lock().unwrap().cut.insert(spec.address.clone());
+        self.net.lock().cut.insert(spec.address.clone());
     }
 
     pub(crate) fn mend(&self, spec: &Spec) {
-        self.net.lock().unwrap().cut.remove(&spec.address);
+        self.net.lock().cut.remove(&spec.address);
     }
 }
 

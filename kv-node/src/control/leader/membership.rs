@@ -13,7 +13,6 @@ use super::{Leader, report_failure};
 use crate::control::peers::{RaftId, raft_id};
 use crate::control::raft::{Metrics, TypeConfig};
 use crate::control::state::ClusterState;
-use crate::control::unpoisoned;
 
 /// A learner that is behind by at most this many entries may become a voter.
 const LAG_MAX: u64 = 16;
@@ -50,7 +49,7 @@ pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metri
     }
     let surplus: BTreeSet<RaftId> = present.difference(&wanted).filter(|&id| !voters.contains(id)).copied().collect();
     let told = |id: RaftId| keeps_up(metrics, id);
-    farewell(&mut unpoisoned(&leader.surplus), &surplus, told, leader.group.timing.election_max).map(Change::Remove)
+    farewell(&mut leader.surplus.lock(), &surplus, told, leader.group.timing.election_max).map(Change::Remove)
 }
 
 /// Which of the surplus stores may be removed from the group now: after a while, so that the node learns why, and a node

@@ -18,8 +18,9 @@ mod propose;
 mod reports;
 pub(super) mod status;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::config::Entrance;
@@ -28,7 +29,6 @@ use super::files::checked::encode;
 use super::leader::Leader;
 use super::peers::transport::GroupId;
 use super::raft::Group;
-use super::unpoisoned;
 use catch_up::CatchingUp;
 use identity::Identity;
 pub use identity::{Remembered, remembered};
@@ -75,7 +75,7 @@ impl Member {
     /// Remembers the group that the node was admitted to; it takes part from then on.
     async fn admitted(&self, group: GroupId) -> Result<(), FileError> {
         let identity = {
-            let mut identity = unpoisoned(&self.identity);
+            let mut identity = self.identity.lock();
             identity.group = Some(group);
             identity.replaces.clear();
             identity.clone()

@@ -1,16 +1,16 @@
 //! Where the other nodes are, what they have shown, and whether they answer.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use kv_core::handshake::is_rolled_back;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_proto::address::check_address;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{RaftId, raft_id, store_of};
 use crate::control::state::{ClusterState, MEMBERS_MAX};
-use crate::control::unpoisoned;
 use crate::liveness::{Condition, Liveness, Opinion};
 
 /// The most nodes whose contacts are remembered: members, their former stores, and nodes that are joining.
@@ -69,7 +69,7 @@ impl Peers {
         let id = raft_id(incarnation.store);
         let member = self.node_of(id);
         {
-            let mut contacts = self.contacts();
+            let mut contacts = self.contacts.lock();
             let told = contacts.get(&id).map(|contact| contact.incarnation);
             let agreed = self.state.borrow().member_of(incarnation.store).map(|(_, member)| member.incarnation);
             if let Some(seen) = told.max(agreed)
@@ -89,7 +89,7 @@ impl Peers {
         }
         if let Some(node) = member {
             let now = (self.clock)();
-            self.liveness().noticed(node, now);
+            self.liveness.lock().noticed(node, now);
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Peers {
     pub(in crate::control) fn address(&self, id: RaftId) -> Option<String> {
         let state = self.state.borrow();
         let agreed = state.member_of(store_of(id)).map(|(_, member)| member);
-        match (self.contacts().get(&id), agreed) {
+        match (self.contacts.lock().get(&id), agreed) {
             (Some(contact), Some(agreed)) if agreed.incarnation.boot > contact.incarnation.boot => {
                 Some(agreed.address.clone())
             }
@@ -118,7 +118,7 @@ impl Peers {
         if self.node_of(id).is_none() || self.address(id).as_deref() == Some(address) {
             return;
         }
-        let before = unpoisoned(&self.rumours).insert(id, address.to_owned());
+        let before = self.rumours.lock().insert(id, address.to_owned());
         if before.as_deref() != Some(address) {
             self.rumoured.notify_one();
         }
@@ -126,7 +126,7 @@ impl Peers {
 
     /// Takes the places that nobody has asked yet.
     pub(in crate::control) fn take_rumours(&self) -> BTreeMap<RaftId, String> {
-        std::mem::take(&mut *unpoisoned(&self.rumours))
+        std::mem::take(&mut *self.rumours.lock())
     }
 
     /// Whether `store` was given up, so that nothing it says counts any more.
@@ -142,7 +142,7 @@ impl Peers {
     /// What the node thinks of a member.
     pub(in crate::control) fn opinion(&self, node: NodeId) -> Option<Opinion> {
         let now = (self.clock)();
-        self.liveness().opinion(node, now)
+        self.liveness.lock().opinion(node, now)
     }
 
     /// Whether the member that takes part under `id` answers.
@@ -153,7 +153,7 @@ impl Peers {
     /// Has an opinion of every member but `me`, and of nobody else.
     pub(in crate::control) fn follow(&self, me: RaftId, before: &ClusterState, now: &ClusterState) {
         let moment = (self.clock)();
-        let mut liveness = self.liveness();
+        let mut liveness = self.liveness.lock();
         for node in before.members.keys().filter(|node| !now.members.contains_key(node)) {
             liveness.forget(*node);
         }
@@ -162,14 +162,6 @@ impl Peers {
                 liveness.watch(node, moment);
             }
         }
-    }
-
-    fn contacts(&self) -> MutexGuard<'_, BTreeMap<RaftId, Contact>> {
-        unpoisoned(&self.contacts)
-    }
-
-    fn liveness(&self) -> MutexGuard<'_, dyn Liveness + 'static> {
-        self.liveness.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

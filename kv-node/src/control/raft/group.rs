@@ -1,13 +1,14 @@
 //! The Raft group as this node takes part in it: how it starts and ends, who leads it, what it has agreed on.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kv_core::config::ClusterConfig;
 use kv_core::types::WallTime;
 use openraft::{EmptyNode, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use super::log::store::{LogStore, SEGMENT_BYTES};
@@ -20,7 +21,6 @@ use crate::control::files::{Disk, FileError};
 use crate::control::peers::transport::{GroupId, Transport};
 use crate::control::peers::{Link, Peers, RaftId, raft_id};
 use crate::control::state::{Arrival, Asked, ClusterState, Founding};
-use crate::control::unpoisoned;
 
 /// How long `shutdown` waits for the log's thread.
 const THREAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -113,8 +113,8 @@ impl Group {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "the Raft engine did not end properly");
         }
-        drop(unpoisoned(&self.writer).take());
-        let thread = unpoisoned(&self.thread).take();
+        drop(self.writer.lock().take());
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let joined = tokio::task::spawn_blocking(move || thread.join());
             if tokio::time::timeout(THREAD_PATIENCE, joined).await.is_err() {
@@ -153,12 +153,12 @@ impl Group {
     }
 
     pub(in crate::control) fn log_bytes(&self) -> u64 {
-        unpoisoned(&self.writer).as_ref().map_or(0, Writer::log_bytes)
+        self.writer.lock().as_ref().map_or(0, Writer::log_bytes)
     }
 
     /// Durably replaces a file of the control plane.
     pub(in crate::control) async fn replace_file(&self, name: &'static str, content: Vec<u8>) -> Result<(), FileError> {
-        let writer = unpoisoned(&self.writer).clone().ok_or(FileError::Closed)?;
+        let writer = self.writer.lock().clone().ok_or(FileError::Closed)?;
         writer.replace(name, content).await
     }
 

@@ -1,11 +1,12 @@
 //! A cluster forms although every node crashes at random disk operations, with losses of power, again and again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::sim::SimDisk;
@@ -29,7 +30,7 @@ struct Wires(Nodes);
 
 impl Wires {
     fn target(&self, address: &str) -> Result<ControlPlane, TransportError> {
-        self.0.lock().unwrap().get(address).cloned().ok_or_else(|| TransportError {
+        self.0.lock().get(address).cloned().ok_or_else(|| TransportError {
             address: address.to_owned(),
             reason: "connection refused".to_owned(),
             may_have_arrived: false,
@@ -118,9 +119,9 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
         let started = ControlPlane::start_on(disk.clone(), config(number, boot), Arc::new(Wires(Arc::clone(&nodes))));
         match started.await {
             Ok(control) => {
-                nodes.lock().unwrap().insert(format!("n{number}:1"), control.clone());
+                nodes.lock().insert(format!("n{number}:1"), control.clone());
                 let failed = watch_life(&control, &shown, &mut done).await;
-                nodes.lock().unwrap().remove(&format!("n{number}:1"));
+                nodes.lock().remove(&format!("n{number}:1"));
                 control.shutdown().await;
                 if !failed {
                     return;
@@ -129,7 +130,7 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
             Err(StartError::File(FileError::Io { .. } | FileError::Poisoned { .. }) | StartError::Engine(_)) => {}
             Err(error) => panic!("n{number} after a crash: {error}"),
         }
-        shown.lock().unwrap().crashes += 1;
+        shown.lock().crashes += 1;
         disk.lose_power();
     }
 }
@@ -140,7 +141,7 @@ async fn watch_life(control: &ControlPlane, shown: &Mutex<Shown>, done: &mut wat
     let mut standing = control.standing();
     loop {
         let seen = Arc::clone(&state.borrow_and_update());
-        shown.lock().unwrap().look(&seen);
+        shown.lock().look(&seen);
         match &*standing.borrow_and_update() {
             Standing::Failed { .. } => return true,
             Standing::Refused(refusal) => panic!("{refusal}"),
@@ -166,7 +167,7 @@ async fn form(seed: u64) -> u32 {
         .collect();
     let settled = async {
         loop {
-            let controls: Vec<ControlPlane> = nodes.lock().unwrap().values().cloned().collect();
+            let controls: Vec<ControlPlane> = nodes.lock().values().cloned().collect();
             let is_settled = |control: &ControlPlane| {
                 let state = Arc::clone(&control.state().borrow());
                 state.layout.is_some()
@@ -193,7 +194,7 @@ async fn form(seed: u64) -> u32 {
     for life in lives {
         life.await.unwrap();
     }
-    let shown = shown.lock().unwrap();
+    let shown = shown.lock();
     assert!(in_time.is_ok(), "seed {seed}: never formed: {shown:#?}");
     assert!(shown.formed.is_some());
     assert_eq!(shown.numbers.len(), 3, "seed {seed}: each node has one number: {shown:#?}");
