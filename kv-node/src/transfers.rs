@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::control::{Operation, OperationId};
 
-/// A copy that should get on and has not for this long is stalled.
+/// A copy that should make progress and has made none for this long is stalled.
 pub const STALL_AFTER: Duration = Duration::from_secs(10);
 
 /// What the node remembers of its copies beside what the engine tells.
@@ -21,13 +21,13 @@ pub struct Watchdog(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     seen: BTreeMap<(PartitionId, Epoch), Seen>,
-    /// Why nothing is copied for want of room.
+    /// Why nothing is copied because the disk lacks room.
     no_room: Option<String>,
     /// What became of the last retry.
     retried: Option<v1::Retried>,
 }
 
-/// How far a copy was when it got on last.
+/// How far a copy was when it last made progress.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     mark: (TransferPhase, u64, u64),
@@ -36,7 +36,7 @@ struct Seen {
 }
 
 impl Watchdog {
-    /// How long a copy has not got on, and whether it is stalled.
+    /// How long a copy has made no progress, and whether it is stalled.
     #[must_use]
     pub fn idle(&self, transfer: &Transfer, now: Monotonic) -> (Duration, bool) {
         let state = self.0.lock();
@@ -66,7 +66,7 @@ impl Watchdog {
         state.retried.as_ref().filter(|retried| retried.operation == operation.0).map_or(0, |retried| retried.retry)
     }
 
-    /// Copies begin anew: their time begins, too.
+    /// Copies begin again: their time begins, too.
     pub(crate) fn note_retry(&self, operation: &Operation, began: &[PartitionId], now: Monotonic) {
         let mut state = self.0.lock();
         for (_, seen) in state.seen.iter_mut().filter(|(key, _)| began.contains(&key.0)) {
@@ -79,7 +79,7 @@ impl Watchdog {
         });
     }
 
-    /// Looks at the copies; returns those that have just stalled, each once until it gets on again.
+    /// Looks at the copies; returns those that have just stalled, each once until it makes progress again.
     pub(crate) fn look(&self, transfers: &[Transfer], now: Monotonic) -> Vec<Transfer> {
         let mut state = self.0.lock();
         let mut before = std::mem::take(&mut state.seen);
@@ -109,7 +109,7 @@ impl Watchdog {
     }
 }
 
-/// Whether a copy that does not get on is late: it has begun, and nobody has paused it.
+/// Whether a copy that makes no progress is late: it has begun, and nobody has paused it.
 fn may_stall(transfer: &Transfer) -> bool {
     transfer.tries > 0 && transfer.phase != TransferPhase::Covered && transfer.waiting_for != Some(Wait::Paused)
 }

@@ -14,7 +14,7 @@ use super::Links;
 use super::session::{SessionError, frames, hello_frame};
 
 /// How long opening a connection may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause behind a failed attempt: doubled each time between these bounds.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -95,7 +95,7 @@ pub(super) async fn connect(address: &str) -> Result<PeerClient<Channel>, Sessio
     };
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
-        .connect_timeout(CONNECT_PATIENCE)
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true);
     let channel = endpoint.connect().await.map_err(unreachable)?;
     Ok(PeerClient::new(channel)

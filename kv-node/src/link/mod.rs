@@ -83,7 +83,7 @@ impl Open {
 
 /// What is known of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkFigures {
+pub struct LinkStats {
     /// The round trip of the last heartbeat, in microseconds; 0: none yet.
     pub round_trip_us: u64,
     /// Bytes queued for the peer.
@@ -116,15 +116,15 @@ impl Links {
 
     /// What is known of the link to each peer that has one.
     #[must_use]
-    pub fn figures(&self) -> BTreeMap<NodeId, LinkFigures> {
-        let figures = |open: &Open| LinkFigures {
+    pub fn stats(&self) -> BTreeMap<NodeId, LinkStats> {
+        let stats = |open: &Open| LinkStats {
             round_trip_us: open.round_trip_us.load(Ordering::Relaxed),
             queued_bytes: open.outbox.queued_bytes(),
         };
-        self.0.open.lock().iter().map(|(node, open)| (*node, figures(open))).collect()
+        self.0.open.lock().iter().map(|(node, open)| (*node, stats(open))).collect()
     }
 
-    /// Closes the session with a peer that is taken for down: it may be stalled, and its stream never ends by itself.
+    /// Closes the session with a peer that is considered down: it may be stalled, and its stream never ends by itself.
     pub fn close(&self, node: NodeId) {
         if let Some(open) = self.0.open.lock().get(&node) {
             open.end(Ending::Silent);

@@ -34,7 +34,7 @@ pub(super) async fn follow_engine(shared: Arc<Shared>, engine: Engine) {
 }
 
 /// Tells the operators when the opinion of a peer changes, and closes the stream of a peer that is down: it may be
-/// stalled, and its stream would stay open for ever.
+/// stalled, and its stream would stay open forever.
 pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
     /// How often at least the opinions are looked at: a change may come from elsewhere than silence.
     const LOOK_EVERY: Duration = Duration::from_millis(250);

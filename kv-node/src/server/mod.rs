@@ -35,7 +35,7 @@ use tonic_health::pb::health_server::HealthServer;
 use connections::Connections;
 
 use crate::clock::Clock;
-use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
+use crate::control::{ClusterState, ControlPlane, MembershipStatus, SharedLiveness};
 use crate::engine::Engine;
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
@@ -72,7 +72,7 @@ pub struct Shared {
     pub usage: Usage,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
-    /// Which copies do not get on.
+    /// Which copies make no progress.
     pub watchdog: Watchdog,
     /// The engine and the links, once the node belongs to a formed cluster.
     pub serving: watch::Sender<Option<Serving>>,
@@ -104,13 +104,13 @@ impl Shared {
     /// `Unavailable` with the reason, before the cluster has formed.
     pub fn serving(&self) -> Result<Serving, RequestError> {
         let serving = self.serving.borrow().clone();
-        serving.ok_or_else(|| RequestError::unavailable(self.standing_text()))
+        serving.ok_or_else(|| RequestError::unavailable(self.membership_text()))
     }
 
     /// What the node waits for before it serves.
-    fn standing_text(&self) -> String {
-        let standing = self.control.standing().borrow().to_string();
-        format!("{}: {standing}; try again when the cluster has formed", self.name)
+    fn membership_text(&self) -> String {
+        let membership = self.control.membership().borrow().to_string();
+        format!("{}: {membership}; try again when the cluster has formed", self.name)
     }
 
     /// The newest agreed state.
@@ -122,9 +122,11 @@ impl Shared {
     /// The node's number; 0 while it has none.
     #[must_use]
     pub fn node(&self) -> NodeId {
-        match &*self.control.standing().borrow() {
-            Standing::Forming { node, .. } | Standing::Member { node, .. } => *node,
-            Standing::Joining { .. } | Standing::Refused(_) | Standing::Failed { .. } => NodeId(0),
+        match &*self.control.membership().borrow() {
+            MembershipStatus::Forming { node, .. } | MembershipStatus::Member { node, .. } => *node,
+            MembershipStatus::Joining { .. } | MembershipStatus::Refused(_) | MembershipStatus::Failed { .. } => {
+                NodeId(0)
+            }
         }
     }
 

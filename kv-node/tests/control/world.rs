@@ -10,11 +10,11 @@ use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_core::version::Conflict;
 use kv_node::control::{
-    Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding,
-    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError,
-    Timing, Transport, TransportError,
+    Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Founding, IdentifyReply,
+    IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, MembershipStatus, ProposeError, RaftKind, StartError,
+    StartMode, Timing, Transport, TransportError,
 };
-use kv_node::liveness::{Heartbeats, Patience};
+use kv_node::liveness::{Heartbeats, Timeouts};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -44,7 +44,7 @@ pub(crate) struct Spec {
     pub(crate) address: String,
     pub(crate) zone: String,
     pub(crate) incarnation: Incarnation,
-    pub(crate) entrance: Entrance,
+    pub(crate) start_mode: StartMode,
     pub(crate) replaces: Option<StoreId>,
     /// The name of its directory.
     pub(crate) dir: String,
@@ -54,21 +54,21 @@ impl Spec {
     /// The node `number`, which founds a cluster of `expect`.
     pub(crate) fn founder(number: u64, expect: u32) -> Self {
         let founding = Founding { expect, copies: 3, partitions: 16 };
-        Self::new(number, Entrance::Bootstrap(founding))
+        Self::new(number, StartMode::Bootstrap(founding))
     }
 
     /// The node `number`, which joins node 1.
     pub(crate) fn joiner(number: u64) -> Self {
-        Self::new(number, Entrance::Join(vec![address(1)]))
+        Self::new(number, StartMode::Join(vec![address(1)]))
     }
 
-    fn new(number: u64, entrance: Entrance) -> Self {
+    fn new(number: u64, start_mode: StartMode) -> Self {
         Self {
             name: format!("n{number}"),
             address: address(number),
             zone: "z".to_owned(),
             incarnation: Incarnation { store: StoreId(1000 + number), boot: 1, nonce: 7 },
-            entrance,
+            start_mode,
             replaces: None,
             dir: format!("n{number}"),
         }
@@ -154,10 +154,10 @@ impl World {
         transport: Arc<dyn Transport>,
     ) -> Result<ControlPlane, StartError> {
         let start = self.start;
-        let patience = Patience { suspect_after: Duration::from_secs(2), down_after: Duration::from_secs(5) };
+        let timeouts = Timeouts { suspect_after: Duration::from_secs(2), down_after: Duration::from_secs(5) };
         let config = ControlConfig {
             dir: self.dir.path().join(&spec.dir),
-            entrance: spec.entrance.clone(),
+            start_mode: spec.start_mode.clone(),
             name: spec.name.clone(),
             address: spec.address.clone(),
             zone: spec.zone.clone(),
@@ -166,7 +166,7 @@ impl World {
             incarnation: spec.incarnation,
             replaces: spec.replaces,
             cluster: ClusterConfig::default(),
-            liveness: Arc::new(Mutex::new(Heartbeats::new(patience))),
+            liveness: Arc::new(Mutex::new(Heartbeats::new(timeouts))),
             clock: Arc::new(move || Monotonic(u64::try_from(start.elapsed().as_micros()).unwrap())),
             timing: self.timing,
         };
@@ -249,12 +249,12 @@ pub(crate) async fn until_status(
     until(control.status(), what, holds).await
 }
 
-pub(crate) async fn until_standing(
+pub(crate) async fn until_membership(
     control: &ControlPlane,
     what: &str,
-    holds: impl FnMut(&Standing) -> bool,
-) -> Standing {
-    until(control.standing(), what, holds).await
+    holds: impl FnMut(&MembershipStatus) -> bool,
+) -> MembershipStatus {
+    until(control.membership(), what, holds).await
 }
 
 /// Waits until all nodes hold the same state and returns it.
@@ -296,7 +296,7 @@ pub(crate) fn drop_keyspace(name: &str) -> Command {
     Command::DropKeyspace { name: name.to_owned(), asked: Asked::default() }
 }
 
-/// Has a command agreed on within the patience of a test.
+/// Has a command agreed on within the timeout of a test.
 pub(crate) async fn propose(control: &ControlPlane, command: Command) -> Result<Done, ProposeError> {
     control.propose(command, PATIENCE).await
 }

@@ -66,7 +66,7 @@ async fn clients_go_on_without_a_stopped_node() {
     world.nodes[4].signal("STOP");
     let longest = longest_gap(&everywhere).await;
     assert!(longest < GAP_MAX, "a client waited {longest:?}");
-    let figures = everywhere.figures();
+    let figures = everywhere.stats();
     assert!(figures.moved > 0, "{figures:?}");
     let mut scan = everywhere.scan(&How::default(), ScanQuery::default());
     let (mut found, began) = (0, Instant::now());

@@ -87,7 +87,7 @@ fn is_out_of_reach(error: &RequestError) -> bool {
 
 /// Waits until members have no comparison left that was asked for; tells those that do not answer any more.
 async fn follow(
-    before: BTreeMap<NodeId, v1::RepairFigures>,
+    before: BTreeMap<NodeId, v1::RepairStats>,
     client: &Client,
 ) -> Result<(Ended, Vec<NodeId>), CommandError> {
     let mut open = before;

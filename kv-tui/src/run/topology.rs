@@ -308,7 +308,7 @@ pub(super) fn request(picture: &Picture, changes: &[Change], bytes_per_second: u
 
 /// What one copy of each partition holds, as its first owner in reach tells it; a complete copy counts before others.
 pub(super) fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
-    let mut told: BTreeMap<(u32, u64), &v1::PartitionFigures> = BTreeMap::new();
+    let mut told: BTreeMap<(u32, u64), &v1::PartitionStats> = BTreeMap::new();
     for snapshot in picture.snapshots() {
         told.extend(snapshot.partitions.iter().map(|figures| ((figures.partition, snapshot.node), figures)));
     }
@@ -317,7 +317,7 @@ pub(super) fn sizes(picture: &Picture) -> Vec<v1::PartitionSize> {
         let number = u32::from(partition.0);
         let owners = layout.entry(partition)?.nodes().filter_map(|owner| told.get(&(number, owner.0)));
         let figures = owners.min_by_key(|figures| !figures.synced)?;
-        let sum = |of: fn(&v1::PartitionKeyspaceFigures) -> u64| figures.keyspaces.iter().map(of).sum();
+        let sum = |of: fn(&v1::PartitionKeyspaceStats) -> u64| figures.keyspaces.iter().map(of).sum();
         Some(v1::PartitionSize { partition: number, keys: sum(|it| it.keys), bytes: sum(|it| it.bytes) })
     };
     layout.partition_ids().filter_map(size).collect()

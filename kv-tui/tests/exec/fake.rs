@@ -374,15 +374,15 @@ impl ClusterService for Node {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let world = self.lock();
         let figures = |keyspace: KeyspaceId| world.keys(keyspace);
-        let mut partitions: BTreeMap<u32, v1::PartitionFigures> = (0..PARTITIONS)
+        let mut partitions: BTreeMap<u32, v1::PartitionStats> = (0..PARTITIONS)
             .map(|index| u32::try_from(index).expect("small"))
-            .map(|partition| (partition, v1::PartitionFigures { partition, synced: true, ..Default::default() }))
+            .map(|partition| (partition, v1::PartitionStats { partition, synced: true, ..Default::default() }))
             .collect();
         let mut keys = 0;
         for keyspace in &world.keyspaces {
             for (partition, count) in figures(keyspace.id) {
                 keys += count;
-                let of = v1::PartitionKeyspaceFigures { keyspace: keyspace.id.0, keys: count, bytes: 0 };
+                let of = v1::PartitionKeyspaceStats { keyspace: keyspace.id.0, keys: count, bytes: 0 };
                 partitions.get_mut(&partition).expect("a partition").keyspaces.push(of);
             }
         }
@@ -391,7 +391,7 @@ impl ClusterService for Node {
             name: self.id.to_string(),
             state: v1::MemberState::Up.into(),
             layout_epoch: 1,
-            repairs: Some(v1::RepairFigures { asked: 11, done: 10, failed: 1, records: 94 }),
+            repairs: Some(v1::RepairStats { asked: 11, done: 10, failed: 1, records: 94 }),
             uptime_us: 3_600_000_000,
             taken_us: now().0,
             transfers: if self.id == NodeId(3) { world.transfers.clone() } else { Vec::new() },
@@ -502,7 +502,7 @@ impl ClusterService for Node {
         let all = (0..PARTITIONS).map(|index| u32::try_from(index).expect("small"));
         let partitions = if named.is_empty() { all.collect() } else { named };
         let comparisons = 2 * u32::try_from(partitions.len()).expect("small");
-        let before = Some(v1::RepairFigures { asked: 5, done: 4, failed: 1, records: 90 });
+        let before = Some(v1::RepairStats { asked: 5, done: 4, failed: 1, records: 90 });
         Ok(Response::new(v1::RepairResponse { node: self.id.0, partitions, comparisons, before, ..Default::default() }))
     }
 

@@ -69,7 +69,7 @@ struct Counters {
 
 /// What a client has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientFigures {
+pub struct ClientStats {
     /// Operations sent, repetitions included.
     pub attempts: u64,
     /// Repetitions.
@@ -193,9 +193,9 @@ impl Client {
 
     /// What this client has done.
     #[must_use]
-    pub fn figures(&self) -> ClientFigures {
+    pub fn stats(&self) -> ClientStats {
         let counters = &self.inner.counters;
-        ClientFigures {
+        ClientStats {
             attempts: counters.attempts.load(Ordering::Relaxed),
             retries: counters.retries.load(Ordering::Relaxed),
             failovers: counters.failovers.load(Ordering::Relaxed),

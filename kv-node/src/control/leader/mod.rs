@@ -90,7 +90,7 @@ async fn review(leader: &Leader) {
                 forming::form(leader, &state, founding).await
             }
             Phase::Forming(_) => false,
-            Phase::Formed { .. } => operations::drive(leader, &state).await,
+            Phase::Formed { .. } => operations::propose_next_step(leader, &state).await,
         };
         if progressed {
             continue;

@@ -27,7 +27,7 @@ pub struct TransferReport {
     pub epoch: Epoch,
     /// Receipts that are not agreed on yet, at most [`TransferReport::RECEIPTS_MAX`].
     pub receipts: Vec<Receipt>,
-    /// Records that others may need from it: residue, hints and lag marks.
+    /// Records that others may need from it: residue, hints and missed-write markers.
     pub left: u64,
 }
 
@@ -60,7 +60,7 @@ impl Leader {
 }
 
 /// Proposes the next step, if there is one. Returns whether the state has changed.
-pub(super) async fn drive(leader: &Leader, state: &ClusterState) -> bool {
+pub(super) async fn propose_next_step(leader: &Leader, state: &ClusterState) -> bool {
     let reports = leader.reports.lock().clone();
     let metrics = leader.group.metrics();
     let voters: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();

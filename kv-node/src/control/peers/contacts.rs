@@ -29,9 +29,9 @@ pub(in crate::control) struct Peers {
     /// the nodes find each other, so that they can agree on it.
     contacts: Mutex<BTreeMap<RaftId, Contact>>,
     /// Where members may be, as they or others said; nobody has asked there yet. One for each member.
-    rumours: Mutex<BTreeMap<RaftId, String>>,
+    candidates: Mutex<BTreeMap<RaftId, String>>,
     /// Told when there is a new rumour.
-    pub(in crate::control) rumoured: Notify,
+    pub(in crate::control) candidate_added: Notify,
     /// Counts how often a node was found to be elsewhere.
     moved: watch::Sender<u64>,
     liveness: SharedLiveness,
@@ -53,8 +53,8 @@ impl Peers {
         Self {
             state,
             contacts: Mutex::default(),
-            rumours: Mutex::default(),
-            rumoured: Notify::new(),
+            candidates: Mutex::default(),
+            candidate_added: Notify::new(),
             moved: watch::Sender::new(0),
             liveness,
             clock,
@@ -118,15 +118,15 @@ impl Peers {
         if self.node_of(id).is_none() || self.address(id).as_deref() == Some(address) {
             return;
         }
-        let before = self.rumours.lock().insert(id, address.to_owned());
+        let before = self.candidates.lock().insert(id, address.to_owned());
         if before.as_deref() != Some(address) {
-            self.rumoured.notify_one();
+            self.candidate_added.notify_one();
         }
     }
 
     /// Takes the places that nobody has asked yet.
-    pub(in crate::control) fn take_rumours(&self) -> BTreeMap<RaftId, String> {
-        std::mem::take(&mut *self.rumours.lock())
+    pub(in crate::control) fn take_candidates(&self) -> BTreeMap<RaftId, String> {
+        std::mem::take(&mut *self.candidates.lock())
     }
 
     /// Whether `store` was given up, so that nothing it says counts any more.
@@ -169,7 +169,7 @@ impl Peers {
 mod tests {
     use super::*;
     use crate::control::state::MemberRecord;
-    use crate::liveness::{Heartbeats, Patience};
+    use crate::liveness::{Heartbeats, Timeouts};
 
     fn run_of(store: u64, boot: u32) -> Incarnation {
         Incarnation { store: StoreId(store), boot, nonce: boot }
@@ -188,7 +188,7 @@ mod tests {
             spare: false,
         };
         state.members.insert(NodeId(2), member);
-        let liveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
+        let liveness = Arc::new(Mutex::new(Heartbeats::new(Timeouts::default())));
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         let peers = Peers::new(receiver, liveness, Arc::new(|| Monotonic(5)));
         peers.follow(1, &ClusterState::default(), &state);

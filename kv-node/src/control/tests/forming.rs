@@ -11,10 +11,10 @@ use tokio::sync::watch;
 
 use super::sim::SimDisk;
 use crate::control::{
-    Call, ClusterState, ControlConfig, ControlPlane, Entrance, FileError, Founding, IdentifyReply, IdentifyRequest,
-    JoinReply, JoinRequest, RaftKind, Standing, StartError, Timing, Transport, TransportError,
+    Call, ClusterState, ControlConfig, ControlPlane, FileError, Founding, IdentifyReply, IdentifyRequest, JoinReply,
+    JoinRequest, MembershipStatus, RaftKind, StartError, StartMode, Timing, Transport, TransportError,
 };
-use crate::liveness::{Heartbeats, Patience};
+use crate::liveness::{Heartbeats, Timeouts};
 
 const NODES: u64 = 3;
 
@@ -81,9 +81,9 @@ fn config(number: u64, boot: u32) -> ControlConfig {
     let founding = Founding { expect: u32::try_from(NODES).unwrap(), copies: 3, partitions: 8 };
     ControlConfig {
         dir: "not used".into(),
-        entrance: match number {
-            1 => Entrance::Bootstrap(founding),
-            _ => Entrance::Join(vec!["n1:1".to_owned()]),
+        start_mode: match number {
+            1 => StartMode::Bootstrap(founding),
+            _ => StartMode::Join(vec!["n1:1".to_owned()]),
         },
         name: format!("n{number}"),
         address: format!("n{number}:1"),
@@ -93,7 +93,7 @@ fn config(number: u64, boot: u32) -> ControlConfig {
         incarnation: Incarnation { store: StoreId(number), boot, nonce: boot },
         replaces: None,
         cluster: ClusterConfig::default(),
-        liveness: Arc::new(Mutex::new(Heartbeats::new(Patience::default()))),
+        liveness: Arc::new(Mutex::new(Heartbeats::new(Timeouts::default()))),
         clock: Arc::new(move || Monotonic(u64::try_from(start.elapsed().as_micros()).unwrap())),
         timing: Timing {
             heartbeat: Duration::from_millis(40),
@@ -138,21 +138,21 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
 /// Returns whether the node failed, rather than the test being over.
 async fn watch_life(control: &ControlPlane, shown: &Mutex<Shown>, done: &mut watch::Receiver<bool>) -> bool {
     let mut state = control.state();
-    let mut standing = control.standing();
+    let mut membership = control.membership();
     loop {
         let seen = Arc::clone(&state.borrow_and_update());
         shown.lock().look(&seen);
-        match &*standing.borrow_and_update() {
-            Standing::Failed { .. } => return true,
-            Standing::Refused(refusal) => panic!("{refusal}"),
-            Standing::Joining { .. } | Standing::Forming { .. } | Standing::Member { .. } => {}
+        match &*membership.borrow_and_update() {
+            MembershipStatus::Failed { .. } => return true,
+            MembershipStatus::Refused(refusal) => panic!("{refusal}"),
+            MembershipStatus::Joining { .. } | MembershipStatus::Forming { .. } | MembershipStatus::Member { .. } => {}
         }
         if *done.borrow() {
             return false;
         }
         tokio::select! {
             _ = state.changed() => {}
-            _ = standing.changed() => {}
+            _ = membership.changed() => {}
             _ = done.changed() => {}
         }
     }
