@@ -3,10 +3,10 @@
 //! Changes of the cluster are not among them: they are durable, and the same on every node (`control::AuditTrail`).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kv_core::types::WallTime;
 use kv_proto::v1::{self, EventKind, Severity};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// Events of each kind that are kept. An operation tells of every partition several times, which must not push out what
@@ -52,7 +52,7 @@ impl Events {
             Severity::Warning => tracing::warn!(event = kind.word(), "{message}"),
             Severity::Info | Severity::Unspecified => tracing::info!(event = kind.word(), "{message}"),
         }
-        let mut kept = self.kept();
+        let mut kept = self.kept.lock();
         let sequence = *self.newest.borrow() + 1;
         let of_kind = kept.entry(kind).or_default();
         if of_kind.len() >= EVENTS_OF_KIND_MAX {
@@ -76,7 +76,7 @@ impl Events {
     #[must_use]
     pub fn after(&self, after: u64) -> Vec<v1::Event> {
         let is_newer = |event: &&v1::Event| event.sequence > after;
-        let mut events: Vec<v1::Event> = self.kept().values().flatten().filter(is_newer).cloned().collect();
+        let mut events: Vec<v1::Event> = self.kept.lock().values().flatten().filter(is_newer).cloned().collect();
         events.sort_by_key(|event| event.sequence);
         events
     }
@@ -85,10 +85,6 @@ impl Events {
     #[must_use]
     pub fn newest(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

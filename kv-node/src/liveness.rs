@@ -83,14 +83,14 @@ pub trait Liveness: Send {
 
 /// How long silence may last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// A peer that is silent for this long is suspect.
     pub suspect_after: Duration,
     /// A peer that is silent for this long is down; above `suspect_after`.
     pub down_after: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { suspect_after: Duration::from_millis(1500), down_after: Duration::from_secs(5) }
     }
@@ -99,7 +99,7 @@ impl Default for Patience {
 /// A failure detector with two fixed limits on silence.
 #[derive(Clone, Debug)]
 pub struct Heartbeats {
-    patience: Patience,
+    timeouts: Timeouts,
     peers: BTreeMap<NodeId, Peer>,
 }
 
@@ -124,13 +124,13 @@ struct Broken {
 impl Heartbeats {
     /// A detector that knows nobody yet.
     #[must_use]
-    pub fn new(patience: Patience) -> Self {
-        Self { patience, peers: BTreeMap::new() }
+    pub fn new(timeouts: Timeouts) -> Self {
+        Self { timeouts, peers: BTreeMap::new() }
     }
 
     fn judge(&self, peer: &Peer, now: Monotonic) -> Opinion {
         let silent = now.since(peer.last);
-        let Patience { suspect_after, down_after } = self.patience;
+        let Timeouts { suspect_after, down_after } = self.timeouts;
         let reason = || match (&peer.broken, peer.up_since) {
             (Some(broken), _) => broken.reason.clone(),
             (None, Some(_)) => format!("silent for {}", Seconds(silent)),
@@ -216,8 +216,8 @@ impl Liveness for Heartbeats {
 
     fn next_change(&self, now: Monotonic) -> Option<Monotonic> {
         let moment = |peer: &Peer| match self.judge(peer, now).condition {
-            Condition::Up => Some(peer.last.plus(self.patience.suspect_after)),
-            Condition::Suspect => Some(peer.last.plus(self.patience.down_after)),
+            Condition::Up => Some(peer.last.plus(self.timeouts.suspect_after)),
+            Condition::Suspect => Some(peer.last.plus(self.timeouts.down_after)),
             Condition::Down => None,
         };
         self.peers.values().filter_map(moment).min()
@@ -244,7 +244,7 @@ mod tests {
     }
 
     fn detector() -> Heartbeats {
-        let mut detector = Heartbeats::new(Patience::default());
+        let mut detector = Heartbeats::new(Timeouts::default());
         detector.watch(N2, at(0));
         detector
     }

@@ -1,12 +1,13 @@
 //! What is queued for a peer. It is pulled: the stream takes what has gathered while it was busy, as one frame.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kv_core::error::RequestError;
 use kv_core::message::{Message, Refusal};
 use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 /// Bytes that may be queued for a peer. One that takes less than it is sent loses its session, and comes back.
@@ -65,20 +66,20 @@ impl Outbox {
     /// Queues a message. A session that has ended, or whose queue is full, drops it; its calls fail with the session.
     /// Bulk goes by its own stream while there is one.
     pub(crate) fn push(&self, message: &Message) {
-        let bulk = if message.is_bulk() { self.bulk().clone() } else { None };
+        let bulk = if message.is_bulk() { self.bulk.lock().clone() } else { None };
         bulk.as_ref().unwrap_or(&self.requests).push(message);
     }
 
     /// A queue for a bulk stream, which takes the place of an earlier one.
     pub(crate) fn attach_bulk(&self) -> Outgoing {
         let (queue, outgoing) = queue();
-        *self.bulk() = Some(queue);
+        *self.bulk.lock() = Some(queue);
         outgoing
     }
 
     /// The bulk stream fed by `outgoing` has ended: bulk goes by the session's stream until there is another.
     pub(crate) fn detach_bulk(&self, shared: &BulkId) {
-        let mut bulk = self.bulk();
+        let mut bulk = self.bulk.lock();
         if bulk.as_ref().is_some_and(|queue| Arc::ptr_eq(&queue.shared, &shared.0)) {
             *bulk = None;
         }
@@ -87,13 +88,8 @@ impl Outbox {
     /// Bytes that wait.
     #[must_use]
     pub(crate) fn queued_bytes(&self) -> usize {
-        let bulk = self.bulk().as_ref().map_or(0, Queue::bytes);
+        let bulk = self.bulk.lock().as_ref().map_or(0, Queue::bytes);
         self.requests.bytes() + bulk
-    }
-
-    fn bulk(&self) -> MutexGuard<'_, Option<Queue>> {
-        // Every holder only moves values in or out.
-        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

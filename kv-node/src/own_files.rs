@@ -73,13 +73,13 @@ impl ListenFile {
             (_, Some(member), None) => {
                 let problem = format!(
                     "{damage}, and {member}, the address that the cluster knows, does not say where this node listens; \
-                     start it with --listen ADDR:PORT once, and the file is written anew"
+                     start it with --listen ADDR:PORT once, and the file is written again"
                 );
                 return Err(OwnFileError::of(&self.path, problem));
             }
         };
         let path = self.path.display();
-        tracing::warn!(%path, %damage, "the file is damaged; it is written anew from {source}");
+        tracing::warn!(%path, %damage, "the file is damaged; it is written again from {source}");
         Ok(agreed)
     }
 
@@ -153,7 +153,7 @@ mod tests {
             assert!(error.contains("listen: it"), "{error}");
             file.write("127.0.0.1:7411".parse().unwrap()).unwrap();
             let again = ListenFile::read(data.path()).unwrap();
-            assert_eq!(again.before(None, None).unwrap(), at("127.0.0.1:7411"), "written anew");
+            assert_eq!(again.before(None, None).unwrap(), at("127.0.0.1:7411"), "written again");
         }
         let (_data, file) = listen_file(b"[::1]:7400\n");
         assert_eq!(file.before(at("127.0.0.1:9"), Some("db1:7400")).unwrap(), at("[::1]:7400"));

@@ -13,7 +13,7 @@ use kv_proto::address::{check_address, check_advertised, listen_address};
 use kv_proto::peer::check_name;
 use serde::Deserialize;
 
-use crate::control::{Entrance, Founding};
+use crate::control::{Founding, StartMode};
 
 /// Where a node listens if nobody says.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
@@ -149,7 +149,7 @@ pub struct Settings {
     /// Its capacity, if it was given.
     pub weight: Option<f64>,
     /// How it comes to its cluster, if that was said.
-    pub entrance: Option<Entrance>,
+    pub start_mode: Option<StartMode>,
     /// The lost store whose place the node takes.
     pub replaces: Option<StoreId>,
     /// The settings on which all nodes agree.
@@ -246,7 +246,7 @@ impl Settings {
         }
         let founding_flags = flags.expect.is_some() || flags.copies.is_some() || flags.partitions.is_some();
         let bootstrap = flags.bootstrap == Some(true);
-        let entrance = match flags.join {
+        let start_mode = match flags.join {
             Some(_) if bootstrap => {
                 return Err(value(
                     "join",
@@ -262,10 +262,10 @@ impl Settings {
             Some(contacts) if contacts.is_empty() => {
                 return Err(value("join", "names no address; name at least one node of the cluster".into()));
             }
-            Some(contacts) => Some(Entrance::Join(contacts)),
+            Some(contacts) => Some(StartMode::Join(contacts)),
             None if bootstrap || founding_flags => {
                 let default = Founding::default();
-                Some(Entrance::Bootstrap(Founding {
+                Some(StartMode::Bootstrap(Founding {
                     expect: flags.expect.unwrap_or(default.expect),
                     copies: flags.copies.unwrap_or(default.copies),
                     partitions: flags.partitions.unwrap_or(default.partitions),
@@ -273,7 +273,7 @@ impl Settings {
             }
             None => None,
         };
-        if let Some(Entrance::Bootstrap(founding)) = &entrance {
+        if let Some(StartMode::Bootstrap(founding)) = &start_mode {
             if founding.expect == 0 {
                 return Err(value("expect", "is 0; a cluster forms with at least 1 member".into()));
             }
@@ -312,7 +312,7 @@ impl Settings {
             name: flags.name,
             zone: flags.zone,
             weight: flags.weight,
-            entrance,
+            start_mode,
             replaces,
             cluster: ClusterConfig::default(),
             hot_bytes_max,

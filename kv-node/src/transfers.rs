@@ -2,16 +2,16 @@
 //! retries.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kv_core::topology::{Transfer, TransferPhase, Wait};
 use kv_core::types::{Epoch, Monotonic, PartitionId};
 use kv_proto::v1;
+use parking_lot::Mutex;
 
 use crate::control::{Operation, OperationId};
 
-/// A copy that should get on and has not for this long is stalled.
+/// A copy that should make progress and has made none for this long is stalled.
 pub const STALL_AFTER: Duration = Duration::from_secs(10);
 
 /// What the node remembers of its copies beside what the engine tells.
@@ -21,13 +21,13 @@ pub struct Watchdog(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     seen: BTreeMap<(PartitionId, Epoch), Seen>,
-    /// Why nothing is copied for want of room.
+    /// Why nothing is copied because the disk lacks room.
     no_room: Option<String>,
     /// What became of the last retry.
     retried: Option<v1::Retried>,
 }
 
-/// How far a copy was when it got on last.
+/// How far a copy was when it last made progress.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     mark: (TransferPhase, u64, u64),
@@ -36,10 +36,10 @@ struct Seen {
 }
 
 impl Watchdog {
-    /// How long a copy has not got on, and whether it is stalled.
+    /// How long a copy has made no progress, and whether it is stalled.
     #[must_use]
     pub fn idle(&self, transfer: &Transfer, now: Monotonic) -> (Duration, bool) {
-        let state = self.state();
+        let state = self.0.lock();
         let seen = state.seen.get(&(transfer.partition, transfer.joint));
         let idle = seen.map_or(Duration::ZERO, |seen| now.since(seen.at));
         (idle, may_stall(transfer) && idle >= STALL_AFTER)
@@ -48,7 +48,7 @@ impl Watchdog {
     /// Why a copy waits: because the disk lacks room, or as the engine says.
     #[must_use]
     pub fn waits_for(&self, transfer: &Transfer) -> Option<Wait> {
-        match &self.state().no_room {
+        match &self.0.lock().no_room {
             Some(reason) if transfer.phase != TransferPhase::Covered => Some(Wait::Other(reason.clone())),
             _ => transfer.waiting_for.clone(),
         }
@@ -57,18 +57,18 @@ impl Watchdog {
     /// What this node has made of the last retry that it has heard of.
     #[must_use]
     pub fn retried(&self) -> Option<v1::Retried> {
-        self.state().retried.clone()
+        self.0.lock().retried.clone()
     }
 
     /// How many retries of an operation were carried out here.
     pub(crate) fn retries(&self, operation: OperationId) -> u32 {
-        let state = self.state();
+        let state = self.0.lock();
         state.retried.as_ref().filter(|retried| retried.operation == operation.0).map_or(0, |retried| retried.retry)
     }
 
-    /// Copies begin anew: their time begins, too.
+    /// Copies begin again: their time begins, too.
     pub(crate) fn note_retry(&self, operation: &Operation, began: &[PartitionId], now: Monotonic) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         for (_, seen) in state.seen.iter_mut().filter(|(key, _)| began.contains(&key.0)) {
             (seen.at, seen.told) = (now, false);
         }
@@ -79,9 +79,9 @@ impl Watchdog {
         });
     }
 
-    /// Looks at the copies; returns those that have just stalled, each once until it gets on again.
+    /// Looks at the copies; returns those that have just stalled, each once until it makes progress again.
     pub(crate) fn look(&self, transfers: &[Transfer], now: Monotonic) -> Vec<Transfer> {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let mut before = std::mem::take(&mut state.seen);
         let mut stalled = Vec::new();
         for transfer in transfers {
@@ -102,19 +102,14 @@ impl Watchdog {
     }
 
     pub(crate) fn set_no_room(&self, reason: Option<String>) -> bool {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let differs = state.no_room.is_some() != reason.is_some();
         state.no_room = reason;
         differs
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every holder leaves whole values behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Whether a copy that does not get on is late: it has begun, and nobody has paused it.
+/// Whether a copy that makes no progress is late: it has begun, and nobody has paused it.
 fn may_stall(transfer: &Transfer) -> bool {
     transfer.tries > 0 && transfer.phase != TransferPhase::Covered && transfer.waiting_for != Some(Wait::Paused)
 }

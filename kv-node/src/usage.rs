@@ -1,10 +1,10 @@
 //! What the process uses: processor time, memory, disk.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_proto::v1;
+use parking_lot::Mutex;
 
 /// How often the data directory is measured; in between the last figure holds.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ impl Usage {
     }
 
     fn disk_bytes(&self) -> u64 {
-        let mut known = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.disk.lock();
         match *known {
             Some((at, bytes)) if at.elapsed() < MEASURE_EVERY => bytes,
             _ => {

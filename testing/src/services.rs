@@ -109,14 +109,14 @@ impl Node {
 
     /// What the node reports of itself.
     fn report(&self, world: &World, partitions: bool) -> v1::NodeSnapshot {
-        let mut stats: BTreeMap<u32, v1::PartitionFigures> = (0..PARTITIONS)
-            .map(|partition| (partition, v1::PartitionFigures { partition, synced: true, ..Default::default() }))
+        let mut stats: BTreeMap<u32, v1::PartitionStats> = (0..PARTITIONS)
+            .map(|partition| (partition, v1::PartitionStats { partition, synced: true, ..Default::default() }))
             .collect();
         let mut keys = 0;
         for keyspace in &world.keyspaces {
             for (partition, count) in world.keys(keyspace.id) {
                 keys += count;
-                let of = v1::PartitionKeyspaceFigures { keyspace: keyspace.id.0, keys: count, bytes: 0 };
+                let of = v1::PartitionKeyspaceStats { keyspace: keyspace.id.0, keys: count, bytes: 0 };
                 stats.get_mut(&partition).expect("a partition").keyspaces.push(of);
             }
         }
@@ -125,7 +125,7 @@ impl Node {
             name: self.id.to_string(),
             state: v1::MemberState::Up.into(),
             layout_epoch: 1,
-            repairs: Some(v1::RepairFigures { asked: 11, done: 10, failed: 1, records: 94 }),
+            repairs: Some(v1::RepairStats { asked: 11, done: 10, failed: 1, records: 94 }),
             uptime_us: 3_600_000_000,
             taken_us: now().0,
             transfers: if self.id == NodeId(3) { world.transfers.clone() } else { Vec::new() },
@@ -269,7 +269,7 @@ impl ClusterService for Node {
         check_partitions(&named).map_err(to_status)?;
         let partitions = if named.is_empty() { (0..PARTITIONS).collect() } else { named };
         let comparisons = 2 * u32::try_from(partitions.len()).expect("small");
-        let before = Some(v1::RepairFigures { asked: 5, done: 4, failed: 1, records: 90 });
+        let before = Some(v1::RepairStats { asked: 5, done: 4, failed: 1, records: 90 });
         Ok(Response::new(v1::RepairResponse { node: self.id.0, partitions, comparisons, before, ..Default::default() }))
     }
 

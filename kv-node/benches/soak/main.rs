@@ -317,7 +317,7 @@ async fn reasons(client: &Client) -> String {
                 if down > 0 {
                     reasons.push(format!("{} takes {down} for down", report.address));
                 }
-                let waits = pending.hints + pending.lag + pending.refills + pending.comparisons;
+                let waits = pending.hints + pending.missed_writes + pending.refills + pending.comparisons;
                 if snapshot.layout_epoch == 0 || waits > 0 {
                     reasons.push(format!("{}: pending {pending:?}", report.address));
                 }

@@ -18,7 +18,7 @@ pub struct ControlConfig {
     /// The directory for its files, of its own: `control/` in the data directory. Locked by whoever owns that.
     pub dir: PathBuf,
     /// How the node comes to its cluster.
-    pub entrance: Entrance,
+    pub start_mode: StartMode,
     /// The name that people use.
     pub name: String,
     /// Where other nodes reach it, as `host:port`.
@@ -84,7 +84,7 @@ impl Default for Timing {
 
 /// How a node comes to its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entrance {
+pub enum StartMode {
     /// It founds one. On a used directory the values are checked against those that it was founded with.
     Bootstrap(Founding),
     /// It reports to the nodes at these addresses. On a used directory they are further places where members may be.

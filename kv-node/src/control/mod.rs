@@ -1,6 +1,6 @@
 //! The control plane: what the whole cluster agrees on, and how.
 //!
-//! A Raft group over 1, 3 or 5 voters; all other members listen. It holds the members, the keyspaces and the layout,
+//! A Raft group over 1, 3 or 5 voters; all other members are learners. It holds the members, the keyspaces and the layout,
 //! and is the only place where they change. Losing its majority stops changes of the cluster, never puts and gets:
 //! every node keeps the newest agreed state on disk and serves from it.
 //!
@@ -26,14 +26,14 @@
 //! # Forming
 //!
 //! The founding node begins a Raft group of its own, named by its store id, and commits `Found`. Nodes that report are
-//! admitted by a committed command that numbers them, and listen from then on, so each knows "1 of 3 members". When
+//! admitted by a committed command that numbers them, and are learners from then on, so each knows "1 of 3 members". When
 //! all have come, the leader commits identity, hash seed and first layout in one command. Each step is an entry of the
 //! log and idempotent, so a crash anywhere is continued after the restart.
 //!
 //! # Stores, not nodes, take part
 //!
 //! The Raft group knows its nodes by store id. A member whose data directory was lost or rolled back takes part under
-//! its new store id: as a listener first, and as a voter when it has caught up. Nothing that its former store
+//! its new store id: as a learner first, and as a voter when it has caught up. Nothing that its former store
 //! promised is expected of it, and the former store can never return (rule D2).
 
 mod config;
@@ -49,27 +49,20 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-pub use config::{ControlConfig, Entrance, PROPOSALS_MAX, StartError, Timing};
+pub use config::{ControlConfig, PROPOSALS_MAX, StartError, StartMode, Timing};
 pub use files::FileError;
 pub use leader::{Candidate, REPORT_EVERY, TransferReport, choose};
-pub use member::{ControlStatus, ProposeError, Remembered, Reported, Standing, remembered};
+pub use member::{ControlStatus, MembershipStatus, ProposeError, Remembered, Reported, remembered};
 pub use peers::transport::{
-    Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind,
-    Transport, TransportError, Whereabouts,
+    Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX,
+    NodeAddress, RaftKind, Transport, TransportError,
 };
 pub use peers::{Clock, SharedLiveness};
 pub use plane::ControlPlane;
 pub use service::{serve_identify, serve_join, serve_raft};
 pub use state::{
-    AUDIT_BYTES_MAX, AUDIT_MAX, Arrival, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command,
-    CommandId, Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, Operation,
+    AUDIT_BYTES_MAX, AUDIT_MAX, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command, CommandId,
+    Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, NodeDescriptor, Operation,
     OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
     Throttle, already_running, joint_max,
 };
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every holder of these locks only moves values in or out.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

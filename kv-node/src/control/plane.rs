@@ -1,22 +1,24 @@
 //! The handle of the control plane: start, look, shut down.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kv_core::types::{NodeId, StoreId};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::config::{ControlConfig, StartError};
 use super::files::{Disk, OsDisk};
 use super::leader::{self, Leader, TransferReport, command_id};
-use super::member::{ControlStatus, Member, ProposeError, Reported, Standing, discover, identity, introduce, status};
+use super::member::{
+    ControlStatus, Member, MembershipStatus, ProposeError, Reported, discover, identity, introduce, status,
+};
 use super::peers::transport::{IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport};
 use super::raft::{Group, GroupStart};
-use super::state::{Arrival, ClusterState, Command, CommandId, Done, Proposal, check_arrival, check_place};
-use super::unpoisoned;
+use super::state::{ClusterState, Command, CommandId, Done, NodeDescriptor, Proposal, check_descriptor, check_place};
 
 /// The control plane of one node. Clones share it.
 #[derive(Clone)]
@@ -26,7 +28,9 @@ pub struct ControlPlane {
 
 impl fmt::Debug for ControlPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ControlPlane").field("standing", &*self.inner.member.standing.borrow()).finish_non_exhaustive()
+        f.debug_struct("ControlPlane")
+            .field("membership", &*self.inner.member.membership.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,7 +43,7 @@ pub(super) struct Inner {
 
 impl ControlPlane {
     /// Starts the control plane on the current runtime. It returns before the node has reached anybody: `state` holds
-    /// the newest state that the disk remembers, and `standing` says how far the node is.
+    /// the newest state that the disk remembers, and `membership` says how far the node is.
     ///
     /// # Errors
     /// If the flags do not fit the directory, or its files cannot be read or written.
@@ -53,10 +57,10 @@ impl ControlPlane {
         config: ControlConfig,
         transport: Arc<dyn Transport>,
     ) -> Result<Self, StartError> {
-        let ControlConfig { entrance, incarnation, replaces, .. } = &config;
+        let ControlConfig { start_mode, incarnation, replaces, .. } = &config;
         let replaces: Vec<StoreId> = replaces.iter().copied().collect();
-        let identity = identity::settle(&mut disk, entrance, incarnation.store, &replaces)?;
-        let me = Arrival {
+        let identity = identity::settle(&mut disk, start_mode, incarnation.store, &replaces)?;
+        let me = NodeDescriptor {
             name: config.name.clone(),
             address: config.address.clone(),
             zone: config.zone.clone(),
@@ -65,11 +69,11 @@ impl ControlPlane {
             version: config.version.clone(),
             replaces: identity.replaces.clone(),
         };
-        check_arrival(&me).and_then(|()| check_place(&me)).map_err(|refusal| StartError::Flags(refusal.message))?;
+        check_descriptor(&me).and_then(|()| check_place(&me)).map_err(|refusal| StartError::Flags(refusal.message))?;
         let start = GroupStart { me, group: identity.group, founding: identity.founding };
         let group = Arc::new(Group::start(disk, &config, start, transport).await?);
         let leader = Arc::new(Leader::new(Arc::clone(&group)));
-        let member = Arc::new(Member::new(group, Arc::clone(&leader), identity, &config.entrance));
+        let member = Arc::new(Member::new(group, Arc::clone(&leader), identity, &config.start_mode));
         member.begin_status();
         let mut tasks = JoinSet::new();
         tasks.spawn(status::follow(Arc::clone(&member)));
@@ -100,10 +104,10 @@ impl ControlPlane {
         self.inner.member.group.link.peers.moved()
     }
 
-    /// How the node stands in its cluster.
+    /// The membership status of the node in its cluster.
     #[must_use]
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.inner.member.standing.subscribe()
+    pub fn membership(&self) -> watch::Receiver<MembershipStatus> {
+        self.inner.member.membership.subscribe()
     }
 
     /// Who leads, as far as this node knows.
@@ -132,7 +136,7 @@ impl ControlPlane {
         }
         let group = &inner.member.group;
         group.proposals.close();
-        let mut tasks = std::mem::take(&mut *unpoisoned(&inner.tasks));
+        let mut tasks = std::mem::take(&mut *inner.tasks.lock());
         tasks.shutdown().await;
         group.shutdown().await;
     }
@@ -169,22 +173,22 @@ impl ControlPlane {
     /// Returns when this node acts on all that was agreed on before the call: the revision.
     ///
     /// # Errors
-    /// With the reason, if the leader cannot be asked, or the node does not get so far, within `patience`.
-    pub async fn catch_up(&self, patience: Duration) -> Result<u64, String> {
-        self.inner.member.catch_up(patience).await
+    /// With the reason, if the leader cannot be asked, or the node does not get so far, within `timeout`.
+    pub async fn catch_up(&self, timeout: Duration) -> Result<u64, String> {
+        self.inner.member.catch_up(timeout).await
     }
 
     /// Returns when this node knows all that was agreed on before the call, whether it acts on it or not.
     ///
     /// # Errors
     /// As [`ControlPlane::catch_up`].
-    pub async fn learn(&self, patience: Duration) -> Result<(), String> {
-        self.inner.member.learn(patience).await
+    pub async fn learn(&self, timeout: Duration) -> Result<(), String> {
+        self.inner.member.learn(timeout).await
     }
 
-    /// Returns when every member in reach acts on `revision`, or after `patience`: the members that do not.
-    pub async fn spread(&self, revision: u64, patience: Duration) -> Vec<NodeId> {
-        self.inner.member.spread(revision, patience).await
+    /// Returns when every member in reach acts on `revision`, or after `timeout`: the members that do not.
+    pub async fn spread(&self, revision: u64, timeout: Duration) -> Vec<NodeId> {
+        self.inner.member.spread(revision, timeout).await
     }
 
     /// Answers a message of the Raft group that another node sent by its `Transport::raft`. Bad input of any kind gets

@@ -35,7 +35,7 @@ pub struct Counters {
     pub hedges: u64,
     /// Replicas repaired by reads.
     pub read_repairs: u64,
-    /// Hints and lag marks delivered.
+    /// Hints and missed-write markers delivered.
     pub handoffs: u64,
     /// Look-ups answered by the hot tier.
     pub hot_hits: u64,

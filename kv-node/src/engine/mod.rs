@@ -40,7 +40,7 @@ const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 const WAITING_UNIT: usize = 1024;
 
 /// How long a question about the engine itself may take before the node is called stalled.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where an outcome goes.
 #[derive(Debug)]
@@ -350,7 +350,7 @@ impl Engine {
         self.ask(|reply| Command::Repair { partitions, reply }).await
     }
 
-    /// Lets copies that wait begin anew; which of them did. `None` if the engine does not answer in time.
+    /// Lets copies that wait begin again; which of them did. `None` if the engine does not answer in time.
     pub async fn retry(&self, partitions: Vec<PartitionId>) -> Option<Vec<PartitionId>> {
         self.ask(|reply| Command::Retry { partitions, reply }).await
     }
@@ -377,13 +377,13 @@ impl Engine {
             self.tell(command(reply)).await;
             answer.await.ok()
         };
-        tokio::time::timeout(ANSWER_PATIENCE, ask).await.ok().flatten()
+        tokio::time::timeout(ANSWER_TIMEOUT, ask).await.ok().flatten()
     }
 
     /// The statistics as of the last commit; `None` if the storage thread does not answer in time.
     pub async fn stats(&self) -> Option<Arc<Stats>> {
         let answer = self.storage.stats();
-        tokio::time::timeout(ANSWER_PATIENCE, answer).await.ok()?.ok()
+        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()
     }
 
     /// Finishes what is in flight, makes it durable and ends the threads.

@@ -42,7 +42,7 @@ const STANDSTILL: Duration = Duration::from_millis(500);
 const DISTRUST: Duration = Duration::from_millis(50);
 
 /// How long a stop waits for requests in flight.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Waiting {
     reply: ReplyTo,
@@ -121,7 +121,7 @@ pub(super) fn start<R: Reader, C: Committer>(
 }
 
 /// What came of telling somebody who may have gone away. If so, nobody is left to tell.
-fn unheard<T>(_: Result<(), T>) {}
+fn ignore_closed<T>(_: Result<(), T>) {}
 
 impl Loop {
     async fn run(
@@ -135,7 +135,7 @@ impl Loop {
         let mut fetched = Vec::with_capacity(READS_AHEAD);
         loop {
             let now = self.clock.now().mono;
-            let patience = self.wake.map_or(TURN_EVERY, |wake| wake.since(now).min(TURN_EVERY));
+            let pause = self.wake.map_or(TURN_EVERY, |wake| wake.since(now).min(TURN_EVERY));
             self.turned = now;
             let open = self.storage.pending_bytes() < PENDING_BYTES_MAX && self.stopping.is_none();
             tokio::select! {
@@ -143,7 +143,7 @@ impl Loop {
                 count = finished.recv_many(&mut ready, TURN_COMMANDS_MAX) => if count == 0 { break },
                 count = reads.recv_many(&mut fetched, READS_AHEAD) => if count == 0 { break },
                 count = commands.recv_many(&mut taken, TURN_COMMANDS_MAX), if open => if count == 0 { break },
-                () = tokio::time::sleep(patience) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             self.notice_standstill();
             let mut ended = false;
@@ -174,7 +174,7 @@ impl Loop {
             }
         }
         if let Some((reply, _)) = stopping {
-            unheard(reply.send(()));
+            ignore_closed(reply.send(()));
         }
     }
 
@@ -184,7 +184,7 @@ impl Loop {
             self.distrusts_until = now.plus(DISTRUST);
             tracing::warn!(
                 for_ms = now.since(self.turned).as_millis(),
-                "the process stood still; writes that were sent meanwhile are refused"
+                "the process was paused; writes that were sent during that time are refused"
             );
         }
     }
@@ -193,7 +193,7 @@ impl Loop {
     fn may_stop(&self) -> bool {
         let Some((_, since)) = &self.stopping else { return false };
         let idle = self.waiting.is_empty() && self.node.status().unsynced_batches == 0;
-        idle || self.poisoned.borrow().is_some() || self.clock.now().mono >= since.plus(DRAIN_PATIENCE)
+        idle || self.poisoned.borrow().is_some() || self.clock.now().mono >= since.plus(DRAIN_TIMEOUT)
     }
 
     /// Takes what a storage thread finished; says whether the committing thread has ended.
@@ -272,13 +272,13 @@ impl Loop {
                 self.step(Input::Keyspaces(keyspaces));
             }
             Command::Transfers(settings) => self.step(Input::Transfers(settings)),
-            Command::Repair { partitions, reply } => unheard(reply.send(self.repair(partitions))),
-            Command::Retry { partitions, reply } => unheard(reply.send(self.retry(partitions))),
+            Command::Repair { partitions, reply } => ignore_closed(reply.send(self.repair(partitions))),
+            Command::Retry { partitions, reply } => ignore_closed(reply.send(self.retry(partitions))),
             Command::Seen { node, store, reply } => {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
-                unheard(reply.send(seen));
+                ignore_closed(reply.send(seen));
             }
-            Command::Ping(reply) => unheard(reply.send(())),
+            Command::Ping(reply) => ignore_closed(reply.send(())),
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Stop(reply) => self.stopping = Some((reply, self.clock.now().mono)),
         }
@@ -301,7 +301,7 @@ impl Loop {
         begun
     }
 
-    /// Lets copies that wait begin anew; those whose tries have grown did.
+    /// Lets copies that wait begin again; those whose tries have grown did.
     fn retry(&mut self, partitions: Vec<PartitionId>) -> Vec<PartitionId> {
         let tries = |node: &Node| -> BTreeMap<PartitionId, u32> {
             let transfers = node.transfers().into_iter().filter(|transfer| partitions.contains(&transfer.partition));
@@ -316,7 +316,7 @@ impl Loop {
     fn request(&mut self, request: Request, timeout: Option<Duration>, reply: ReplyTo) {
         let started = self.clock.now().mono;
         if started < self.distrusts_until && request.is_write() {
-            let why = "the node stood still and may have been given up; nothing was done, ask again";
+            let why = "the node was paused and may have been replaced; nothing was done, ask again";
             return reply.send(Err(RequestError::unavailable(why)));
         }
         self.tags += 1;

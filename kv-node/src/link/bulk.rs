@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::dial::{CONNECT_PATIENCE, PAUSE_MAX, PAUSE_MIN, connect};
+use super::dial::{CONNECT_TIMEOUT, PAUSE_MAX, PAUSE_MIN, connect};
 use super::session::{Ending, Frames, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame};
 use super::{Links, Open};
 use crate::outbox::{Outbox, Outgoing};
@@ -72,7 +72,7 @@ impl Links {
 
     async fn dial_bulk(&self, node: NodeId, address: &str) -> Result<(), SessionError> {
         let session = self.session(node, |_| true)?;
-        let mut client = connect(address, CONNECT_PATIENCE).await?;
+        let mut client = connect(address, CONNECT_TIMEOUT).await?;
         let mut mine = self.hello(self.0.engine.seen(node, None).await);
         let (sender, outgoing) = frames();
         if sender.send(hello_frame(&mine)).await.is_err() {
@@ -90,7 +90,7 @@ impl Links {
 
     /// The open session with a peer.
     fn session(&self, node: NodeId, is_meant: impl Fn(&Open) -> bool) -> Result<Session, SessionError> {
-        let open = self.open();
+        let open = self.0.open.lock();
         let open = open.get(&node).filter(|open| is_meant(open)).ok_or(SessionError::Closed)?;
         let (number, outbox) = (open.number, open.outbox.clone());
         Ok(Session { node, number, outbox, told: open.ending.subscribe() })
@@ -116,7 +116,7 @@ impl Links {
             }
         };
         outbox.detach_bulk(&id);
-        if let Some(open) = self.open().get(&node).filter(|open| open.number == number) {
+        if let Some(open) = self.0.open.lock().get(&node).filter(|open| open.number == number) {
             let why = outcome.as_ref().err().map_or_else(|| "it was closed".to_owned(), ToString::to_string);
             open.end(Ending::Bulk(why));
         }

@@ -15,7 +15,7 @@ use super::Links;
 use super::session::{SessionError, frames, hello_frame};
 
 /// How long opening a connection may take.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause behind a failed attempt: doubled each time between these bounds.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -24,7 +24,7 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The same, for a link that carried a session until `LATELY` ago: it may be back at any moment, and the system repeats the
 /// first packet of a connection only after a second.
 const PAUSE_LATELY_MAX: Duration = Duration::from_millis(200);
-const CONNECT_PATIENCE_LATELY: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT_LATELY: Duration = Duration::from_millis(500);
 const LATELY: Duration = Duration::from_secs(10);
 
 /// An attempt that took this long and reached the peer had a session.
@@ -64,8 +64,8 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
     let mut used: Option<Monotonic> = None;
     loop {
         let (patience, pause_max) = match used {
-            Some(used) if links.0.clock.now().mono.since(used) < LATELY => (CONNECT_PATIENCE_LATELY, PAUSE_LATELY_MAX),
-            _ => (CONNECT_PATIENCE, PAUSE_MAX),
+            Some(used) if links.0.clock.now().mono.since(used) < LATELY => (CONNECT_TIMEOUT_LATELY, PAUSE_LATELY_MAX),
+            _ => (CONNECT_TIMEOUT, PAUSE_MAX),
         };
         let began = links.0.clock.now().mono;
         let mut met = false;
@@ -110,7 +110,7 @@ async fn dial(
 
 /// Whether a node answers on a new connection, whatever it says.
 pub(super) async fn answers(address: &str) -> bool {
-    let Ok(mut client) = connect(address, CONNECT_PATIENCE).await else { return false };
+    let Ok(mut client) = connect(address, CONNECT_TIMEOUT).await else { return false };
     match client.identify(v1::IdentifyRequest::default()).await {
         Ok(_) => true,
         // A status without a cause came from the other end.

@@ -7,12 +7,13 @@ mod session;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use kv_core::config::ClusterConfig;
 use kv_core::handshake::HandshakeError;
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use bulk::accept_bulk;
@@ -82,7 +83,7 @@ impl Open {
 
 /// What is known of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkFigures {
+pub struct LinkStats {
     /// The round trip of the last heartbeat, in microseconds; 0: none yet.
     pub round_trip_us: u64,
     /// Bytes queued for the peer.
@@ -115,17 +116,17 @@ impl Links {
 
     /// What is known of the link to each peer that has one.
     #[must_use]
-    pub fn figures(&self) -> BTreeMap<NodeId, LinkFigures> {
-        let figures = |open: &Open| LinkFigures {
+    pub fn stats(&self) -> BTreeMap<NodeId, LinkStats> {
+        let stats = |open: &Open| LinkStats {
             round_trip_us: open.round_trip_us.load(Ordering::Relaxed),
             queued_bytes: open.outbox.queued_bytes(),
         };
-        self.open().iter().map(|(node, open)| (*node, figures(open))).collect()
+        self.0.open.lock().iter().map(|(node, open)| (*node, stats(open))).collect()
     }
 
-    /// Closes the session with a peer that is taken for down: it may be stalled, and its stream never ends by itself.
+    /// Closes the session with a peer that is considered down: it may be stalled, and its stream never ends by itself.
     pub fn close(&self, node: NodeId) {
-        if let Some(open) = self.open().get(&node) {
+        if let Some(open) = self.0.open.lock().get(&node) {
             open.end(Ending::Silent);
         }
     }
@@ -133,7 +134,7 @@ impl Links {
     /// Ends all sessions and lets none begin: this node's store has failed for `reason`. It would leave what peers ask
     /// unanswered; as it is, they turn to others at once.
     pub fn stop(&self, reason: &str) {
-        let open = self.open();
+        let open = self.0.open.lock();
         // The first reason counts.
         let reason = self.0.stopped.get_or_init(|| reason.to_owned());
         for open in open.values() {
@@ -151,11 +152,6 @@ impl Links {
         self.0.engine.tell(Command::PeerSilent { node }).await;
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeMap<NodeId, Open>> {
-        // Every holder only moves values in or out.
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn hello(&self, seen: Option<Incarnation>) -> Hello {
         let Identity { node, incarnation, cluster, seed, config } = self.0.identity.clone();
         Hello { protocol: PROTOCOL_VERSION, cluster: Some(cluster), seed, config, node, incarnation, seen }
@@ -163,11 +159,11 @@ impl Links {
 
     fn heard(&self, node: NodeId) {
         let now = self.0.clock.now().mono;
-        self.0.liveness.lock().unwrap_or_else(PoisonError::into_inner).heard(node, now);
+        self.0.liveness.lock().heard(node, now);
     }
 
     fn lost(&self, node: NodeId, reason: &str) {
         let now = self.0.clock.now().mono;
-        self.0.liveness.lock().unwrap_or_else(PoisonError::into_inner).lost(node, now, reason);
+        self.0.liveness.lock().lost(node, now, reason);
     }
 }

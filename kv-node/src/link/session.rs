@@ -20,7 +20,7 @@ use crate::engine::Command;
 use crate::outbox::{Outgoing, outbox};
 
 /// How long the other end may take to say hello.
-const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often each end shows that it is alive.
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
@@ -46,13 +46,13 @@ pub(super) enum SessionError {
     #[error("the peer closed the stream")]
     Closed,
     /// The other end did not say who it is.
-    #[error("the peer did not say hello within {} s", HELLO_PATIENCE.as_secs())]
+    #[error("the peer did not say hello within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
     /// The two must not talk.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     /// It sent something that is not a frame of ours.
-    #[error("the peer sent garbage: {0}")]
+    #[error("the peer sent invalid data: {0}")]
     Garbage(String),
     /// Another node answers at the address.
     #[error("{found} answers where {expected} is expected")]
@@ -73,7 +73,7 @@ pub(super) enum SessionError {
 /// Why this node closes a session.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Ending {
-    /// The peer is taken for down.
+    /// The peer is considered down.
     #[error("the peer was silent for too long")]
     Silent,
     /// This node does not serve any more.
@@ -131,7 +131,7 @@ pub(super) fn hello_frame(hello: &Hello) -> v1::Frame {
 }
 
 pub(super) async fn first_hello(incoming: &mut Streaming<v1::Frame>) -> Result<Hello, SessionError> {
-    let frame = tokio::time::timeout(HELLO_PATIENCE, incoming.message()).await;
+    let frame = tokio::time::timeout(HELLO_TIMEOUT, incoming.message()).await;
     let frame = frame.map_err(|_elapsed| SessionError::Silent)??.ok_or(SessionError::Closed)?;
     let hello = frame.hello.ok_or_else(|| SessionError::Garbage("its first frame has no hello".to_owned()))?;
     Hello::try_from(hello).map_err(|error| SessionError::Garbage(error.to_string()))
@@ -201,10 +201,10 @@ impl Links {
         let open =
             Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), ending };
         {
-            let mut sessions = self.open();
+            let mut sessions = self.0.open.lock();
             self.check_running()?;
             if let Some(older) = sessions.insert(node, open) {
-                // The peer has begun anew; the older stream may take long to notice.
+                // The peer has begun again; the older stream may take long to notice.
                 older.end(Ending::BegunAnew);
             }
         }
@@ -220,9 +220,9 @@ impl Links {
             never = self.keep_bulk(node, address) => match never {},
         };
         self.0.engine.tell(Command::PeerDown { node, session: number }).await;
-        let current = self.open().get(&node).is_some_and(|open| open.number == number);
+        let current = self.0.open.lock().get(&node).is_some_and(|open| open.number == number);
         if current {
-            self.open().remove(&node);
+            self.0.open.lock().remove(&node);
             let reason = outcome.as_ref().err().map_or_else(|| "the session ended".to_owned(), ToString::to_string);
             self.lost(node, &reason);
         }

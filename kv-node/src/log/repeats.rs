@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -137,10 +138,6 @@ pub(super) struct Repeats(Arc<Mutex<State>>);
 #[derive(Debug)]
 pub(super) struct Told(Arc<Mutex<State>>);
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Repeats {
     pub(super) fn new() -> (Self, Told) {
         let state = Arc::<Mutex<State>>::default();
@@ -159,7 +156,7 @@ impl<S: Subscriber> Layer<S> for Repeats {
         event.record(&mut text);
         let line = metadata.line().unwrap_or_default();
         let place = Place { target: metadata.target(), line, level: *metadata.level() };
-        lock(&self.0).is_new(Instant::now(), place, &text.0)
+        self.0.lock().is_new(Instant::now(), place, &text.0)
     }
 }
 
@@ -169,7 +166,7 @@ impl Told {
         loop {
             std::thread::sleep(LOOK_EVERY);
             // The lock is given back first: telling goes through the layer.
-            let due = lock(&self.0).due(Instant::now());
+            let due = self.0.lock().due(Instant::now());
             for summary in due {
                 tell(&summary);
             }
@@ -272,7 +269,7 @@ mod tests {
 
     impl std::io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -295,9 +292,9 @@ mod tests {
                 }
             }
             let later = Instant::now() + WINDOW_FIRST;
-            lock(&told.0).due(later).iter().for_each(tell);
+            told.0.lock().due(later).iter().for_each(tell);
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
         assert_eq!(count("no answer peer=\"n2\""), 2, "itself and its number: {text}");
         assert_eq!(count("no answer peer=\"n3\""), 2, "{text}");

@@ -1,6 +1,6 @@
 //! Gives what was agreed on to those who act on it. A layout that the control plane has made goes to the engine here.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kv_core::types::NodeId;
 use kv_proto::edge::Keyspaces;
@@ -19,7 +19,7 @@ pub(super) async fn adopt(shared: &Shared, engine: &Engine, agreed: &ClusterStat
     engine.tell(Command::Keyspaces(agreed.keyspace_list())).await;
     // The engine is told first: it must know whatever a request names.
     let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
-    *shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyspaces);
+    *shared.keyspaces.lock() = Arc::new(keyspaces);
     shared.control.acts_on(agreed.revision);
     adopt_addresses(shared, agreed, members);
 }

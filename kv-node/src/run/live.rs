@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::adopt::{adopt, adopt_addresses};
 use super::watch::{follow_engine, follow_liveness};
 use super::{End, RunError, random, receipts};
-use crate::control::Standing;
+use crate::control::MembershipStatus;
 use crate::engine::{Engine, EngineConfig};
 use crate::events::NewEvent;
 use crate::link::{Identity, Links, Members, keep_links};
@@ -26,33 +26,33 @@ pub(super) async fn live(
     reader: DiskReader,
     mut committer: DiskCommitter,
 ) -> Result<End, RunError> {
-    let mut standing = shared.control.standing();
+    let mut membership = shared.control.membership();
     let mut state = shared.control.state();
     let mut told = String::new();
     let node = loop {
-        let current = standing.borrow_and_update().clone();
+        let current = membership.borrow_and_update().clone();
         let text = current.to_string();
         if text != told {
-            tracing::info!(standing = %text, "how the node stands");
+            tracing::info!(membership = %text, "the membership status has changed");
             told = text;
         }
         match current {
-            Standing::Refused(refusal) => return End::of(refusal),
-            Standing::Member { node, .. } if state.borrow_and_update().layout.is_some() => break node,
+            MembershipStatus::Refused(refusal) => return End::of(refusal),
+            MembershipStatus::Member { node, .. } if state.borrow_and_update().layout.is_some() => break node,
             // Puts and gets go on without the control plane, if the layout is known.
-            Standing::Failed { reason } => match member_of(&shared) {
+            MembershipStatus::Failed { reason } => match member_of(&shared) {
                 Some(node) => break node,
                 None => return Err(RunError::System(reason)),
             },
-            Standing::Joining { .. } => {
+            MembershipStatus::Joining { .. } => {
                 if let Some(node) = member_of(&shared) {
                     break node;
                 }
             }
-            Standing::Forming { .. } | Standing::Member { .. } => {}
+            MembershipStatus::Forming { .. } | MembershipStatus::Member { .. } => {}
         }
         tokio::select! {
-            changed = standing.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
+            changed = membership.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
             changed = state.changed() => if changed.is_err() { return Err(RunError::System("the control plane ended".into())) },
         }
     };
@@ -111,14 +111,14 @@ pub(super) async fn live(
             },
             // The sender lives as long as the control plane, whose end the others tell.
             Ok(()) = moved.changed() => adopt_addresses(&shared, &shared.state(), &members),
-            changed = standing.changed() => {
-                let current = standing.borrow_and_update().clone();
-                tracing::info!(standing = %current, "how the node stands");
+            changed = membership.changed() => {
+                let current = membership.borrow_and_update().clone();
+                tracing::info!(membership = %current, "the membership status has changed");
                 match (changed, current) {
                     (Err(_), _) => break Err(RunError::System("the control plane ended".into())),
-                    (Ok(()), Standing::Refused(refusal)) => break End::of(refusal),
+                    (Ok(()), MembershipStatus::Refused(refusal)) => break End::of(refusal),
                     // Without the control plane puts and gets go on with the layout that is known.
-                    (Ok(()), Standing::Failed { reason }) => shared.event(NewEvent {
+                    (Ok(()), MembershipStatus::Failed { reason }) => shared.event(NewEvent {
                         severity: Severity::Error,
                         kind: EventKind::ControlFailed,
                         message: format!("the control plane has stopped: {reason}; restart the node"),

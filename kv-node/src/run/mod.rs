@@ -32,7 +32,7 @@ use serve::serve;
 use start::{divide_descriptors, open_store};
 
 /// How long a node that starts its store again waits for the threads of the run before.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a node does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ pub(crate) enum RunError {
         /// Why, and what to do.
         problem: String,
     },
-    /// The cluster does not take the node as it is.
+    /// The cluster refuses the node as it is.
     #[error("the cluster refuses this node: {0}")]
     Refused(Refusal),
     /// Something that the system does not give.
@@ -148,8 +148,8 @@ fn run_once(settings: &Settings, renew: bool) -> Result<End, RunError> {
     drop(runtime);
     // The threads that read end when they learn that the engine has gone, and the last one closes the store. Until then
     // it cannot be opened again.
-    if matches!(end, Ok(End::RolledBack(_))) && !lock.wait_until_free(LOCK_PATIENCE) {
-        let waited = LOCK_PATIENCE.as_secs();
+    if matches!(end, Ok(End::RolledBack(_))) && !lock.wait_until_free(LOCK_TIMEOUT) {
+        let waited = LOCK_TIMEOUT.as_secs();
         return Err(RunError::System(format!(
             "the store cannot be opened again: a thread of this node has used it for {waited} s, so its disk may have \
              stalled; restart the node"

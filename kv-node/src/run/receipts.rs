@@ -1,5 +1,5 @@
 //! A node's part in operations: it gets the settings of the running one, reports receipts until they are agreed on, keeps
-//! room on its disk, and notices copies that do not get on.
+//! room on its disk, and notices copies that make no progress.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub(super) async fn follow(shared: Arc<Shared>, engine: Engine) {
         let busy = agreed.active_operation().is_some() || agreed.leaving.contains_key(&node);
         let free = shared.usage.free_bytes();
         let (wanted, no_room) = settings(&agreed, free, shared.disk_reserve_bytes, &shared.name);
-        tell_room(&shared, busy, no_room);
+        report_room(&shared, busy, no_room);
         if given != Some(wanted) {
             engine.tell(Command::Transfers(wanted)).await;
             given = Some(wanted);
@@ -56,8 +56,8 @@ pub(super) async fn follow(shared: Arc<Shared>, engine: Engine) {
         }
         let report = engine.report().await;
         if let Some(report) = &report {
-            tell_stalls(&shared, &agreed, report);
-            let next = account(&shared, &agreed, report);
+            report_stalls(&shared, &agreed, report);
+            let next = transfer_report(&shared, &agreed, report);
             // Again and again until it is agreed on: a new leader knows nothing of it.
             if (!next.receipts.is_empty() || agreed.leaving.contains_key(&node))
                 && let Reported::Later(reason) = shared.control.report(next).await
@@ -88,7 +88,7 @@ async fn retry(shared: &Shared, engine: &Engine, operation: &Operation) {
 }
 
 /// What the leader is told.
-fn account(shared: &Shared, agreed: &ClusterState, report: &Report) -> TransferReport {
+fn transfer_report(shared: &Shared, agreed: &ClusterState, report: &Report) -> TransferReport {
     let status = &report.status;
     let records: u64 = report.residue.iter().map(|residue| residue.records).sum();
     TransferReport {
@@ -100,7 +100,7 @@ fn account(shared: &Shared, agreed: &ClusterState, report: &Report) -> TransferR
     }
 }
 
-fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
+fn report_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
     let running = agreed.active_operation().is_some_and(|operation| operation.state == OperationState::Running);
     let now = shared.clock.now().mono;
     for transfer in shared.watchdog.look(&report.transfers, now).into_iter().filter(|_| running) {
@@ -113,7 +113,7 @@ fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
             severity: Severity::Warning,
             kind: EventKind::TransferStalled,
             message: format!(
-                "the copy of partition {}{source} has not got on for {} s{why}; op retry {id} begins it anew",
+                "the copy of partition {}{source} has made no progress for {} s{why}; op retry {id} begins it again",
                 transfer.partition.0,
                 STALL_AFTER.as_secs()
             ),
@@ -122,7 +122,7 @@ fn tell_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
     }
 }
 
-fn tell_room(shared: &Shared, busy: bool, no_room: Option<String>) {
+fn report_room(shared: &Shared, busy: bool, no_room: Option<String>) {
     let reason = no_room.clone();
     if !shared.watchdog.set_no_room(no_room) {
         return;

@@ -1,20 +1,21 @@
 //! Everything that runs in a node: control plane, services, and the data plane once the node is a member.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::storage::{DiskCommitter, DiskReader, Opened};
 use kv_proto::request_id::RequestIds;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::live::live;
 use super::start::{announce, control_config, listen, no_address};
 use super::{End, RunError, random};
 use crate::clock::Clock;
-use crate::control::{ControlPlane, Entrance, Founding, GrpcTransport, SharedLiveness, StartError, remembered};
+use crate::control::{ControlPlane, Founding, GrpcTransport, SharedLiveness, StartError, StartMode, remembered};
 use crate::descriptors::Division;
 use crate::events::Events;
-use crate::liveness::{Heartbeats, Patience};
+use crate::liveness::{Heartbeats, Timeouts};
 use crate::server::connections::{self, ConnectionSettings, Connections};
 use crate::server::{Shared, audit, routes};
 use crate::settings::Settings;
@@ -37,13 +38,13 @@ pub(super) async fn serve(
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
     let listener = listen(settings, member.as_ref()).await?;
     let local = listener.local_addr().map_err(|error| no_address(&error))?;
-    let entrance = match (&settings.entrance, &known) {
-        (Some(entrance), _) => entrance.clone(),
-        (None, Some(_)) => Entrance::Resume,
-        (None, None) => Entrance::Bootstrap(Founding::default()),
+    let start_mode = match (&settings.start_mode, &known) {
+        (Some(start_mode), _) => start_mode.clone(),
+        (None, Some(_)) => StartMode::Resume,
+        (None, None) => StartMode::Bootstrap(Founding::default()),
     };
-    let liveness: SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
-    let config = control_config(settings, member, entrance, local, opened, &liveness, clock)?;
+    let liveness: SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Timeouts::default())));
+    let config = control_config(settings, member, start_mode, local, opened, &liveness, clock)?;
     let (name, address, zone, weight) =
         (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
     let control = ControlPlane::start(config, Arc::new(GrpcTransport::default())).await?;

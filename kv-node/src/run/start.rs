@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::{RunError, random};
 use crate::clock::Clock;
-use crate::control::{ControlConfig, Entrance, MemberRecord, SharedLiveness, Timing};
+use crate::control::{ControlConfig, MemberRecord, SharedLiveness, StartMode, Timing};
 use crate::descriptors::{self, Division};
 use crate::own_files::ListenFile;
 use crate::settings::{Settings, SettingsError};
@@ -80,7 +80,7 @@ pub(super) fn no_address(error: &std::io::Error) -> RunError {
 pub(super) fn control_config(
     settings: &Settings,
     member: Option<MemberRecord>,
-    entrance: Entrance,
+    start_mode: StartMode,
     local: SocketAddr,
     opened: Opened,
     liveness: &SharedLiveness,
@@ -115,7 +115,7 @@ pub(super) fn control_config(
     let name = member.as_ref().map(|member| member.name.clone()).or_else(|| settings.name.clone());
     Ok(ControlConfig {
         dir: settings.data_dir.join("control"),
-        entrance,
+        start_mode,
         name: name.unwrap_or_else(|| format!("{}-{}", host_name(), local.port())),
         address: settings.advertise.clone().unwrap_or_else(|| local.to_string()),
         zone: member

@@ -1,6 +1,6 @@
 //! What the peers and the engine are like, for operators and for whoever sends requests.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::v1::{EventKind, Severity};
@@ -34,14 +34,14 @@ pub(super) async fn follow_engine(shared: Arc<Shared>, engine: Engine) {
 }
 
 /// Tells the operators when the opinion of a peer changes, and closes the stream of a peer that is down: it may be
-/// stalled, and its stream would stay open for ever.
+/// stalled, and its stream would stay open forever.
 pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
     /// How often at least the opinions are looked at: a change may come from elsewhere than silence.
     const LOOK_EVERY: Duration = Duration::from_millis(250);
     loop {
         let now = shared.clock.now().mono;
         let (transitions, next) = {
-            let mut liveness = shared.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut liveness = shared.liveness.lock();
             (liveness.transitions(now), liveness.next_change(now))
         };
         for transition in transitions {

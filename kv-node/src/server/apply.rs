@@ -10,7 +10,7 @@ use kv_proto::v1;
 use tonic::Status;
 
 use super::Shared;
-use super::cluster::{PROPOSE_PATIENCE, error_of};
+use super::cluster::{PROPOSE_TIMEOUT, error_of};
 use super::operations::{asked, caught_up, to_wire};
 use super::snapshot;
 use crate::control::{
@@ -19,11 +19,11 @@ use crate::control::{
 };
 use crate::liveness::Condition;
 
-/// How often a plan is made anew that nobody has previewed, because the layout has changed meanwhile.
+/// How often a plan is made again that nobody has previewed, because the layout has changed meanwhile.
 const ATTEMPTS_MAX: u128 = 3;
 
 /// How long a change waits for a node of which it is not known whether it answers.
-const OPINION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+const OPINION_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Begins to carry changes out.
 ///
@@ -66,8 +66,8 @@ async fn propose(shared: &Shared, wanted: &Wanted, estimate: Estimate, asked: &A
         let plan = plan(&state, layout, wanted.changes.clone(), wanted.hash).await?;
         let command = Command::Apply { plan, estimate, asked: asked.clone() };
         let done = match id {
-            Some(id) => shared.control.propose_as(id, command, PROPOSE_PATIENCE).await,
-            None => shared.control.propose(command, PROPOSE_PATIENCE).await,
+            Some(id) => shared.control.propose_as(id, command, PROPOSE_TIMEOUT).await,
+            None => shared.control.propose(command, PROPOSE_TIMEOUT).await,
         };
         match done {
             // This node was a moment behind the leader, and nobody has previewed another plan.
@@ -138,7 +138,7 @@ async fn plan(
     let plan = planned.map_err(|refusal| to_status(refusal_to_error(&refusal)))?;
     match hash {
         Some(hash) if hash != plan.hash => Err(to_status(RequestError::conflict(format!(
-            "plan {hash} is stale: at {parent} the changes make plan {}; look at it with --dry-run, then decide anew",
+            "plan {hash} is stale: at {parent} the changes make plan {}; look at it with --dry-run, then decide again",
             plan.hash
         )))),
         _ => Ok(plan),
@@ -148,7 +148,7 @@ async fn plan(
 /// Waits for a moment until it is known whether the nodes that get copies answer: one that has just joined may not have been
 /// heard here.
 async fn await_opinions(shared: &Shared, state: &ClusterState, changes: &[Change]) {
-    let deadline = tokio::time::Instant::now() + OPINION_PATIENCE;
+    let deadline = tokio::time::Instant::now() + OPINION_TIMEOUT;
     let is_open = |change: &Change| match change {
         Change::Add { node } | Change::Replace { new: node, .. } => {
             state.members.contains_key(node) && snapshot::condition_of(shared, *node) == Condition::Suspect

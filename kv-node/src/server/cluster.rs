@@ -28,7 +28,7 @@ use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeEr
 use crate::server::snapshot;
 
 /// How long a change of the cluster may take.
-pub(super) const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Items that wait for a watcher that does not take them.
 const ITEMS_AHEAD: usize = 4;
@@ -64,7 +64,7 @@ impl Cluster for Service {
             voters: status.voters.iter().map(|voter| voter.0).collect(),
             waiting: match state.layout {
                 Some(_) => String::new(),
-                None => shared.control.standing().borrow().to_string(),
+                None => shared.control.membership().borrow().to_string(),
             },
         }))
     }
@@ -231,7 +231,7 @@ impl Cluster for Service {
 /// # Errors
 /// As the control plane says.
 pub(super) async fn propose(shared: &Shared, command: Command) -> Result<Done, Status> {
-    shared.control.propose(command, PROPOSE_PATIENCE).await.map_err(|error| to_status(error_of(&error)))
+    shared.control.propose(command, PROPOSE_TIMEOUT).await.map_err(|error| to_status(error_of(&error)))
 }
 
 /// What a client is told of a change that was not made.

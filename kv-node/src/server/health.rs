@@ -36,14 +36,14 @@ impl Vitals {
         }
     }
 
-    /// Whether requests on data are served, or why not; `standing` is what the node waits for before it serves.
-    pub(super) fn ready(&self, standing: impl FnOnce() -> String) -> Result<(), String> {
+    /// Whether requests on data are served, or why not; `membership` is what the node waits for before it serves.
+    pub(super) fn ready(&self, membership: impl FnOnce() -> String) -> Result<(), String> {
         self.alive()?;
         if self.draining {
             return Err("the node is stopping; ask another one".to_owned());
         }
         if !self.serves {
-            return Err(standing());
+            return Err(membership());
         }
         if self.stalled {
             return Err("the engine does not answer: its disk may have stalled".to_owned());

@@ -131,7 +131,11 @@ fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) 
     gauge("replications", "Records that some owner has not confirmed yet", pending.replications);
     gauge("hints", "Hints held for owners that were down", pending.hints);
     gauge("hint_bytes", "Bytes of these hints", pending.hint_bytes);
-    gauge("missed_writes", "Keys with a missed-write marker: some other owner is known to lack them", pending.lag);
+    gauge(
+        "missed_writes",
+        "Keys with a missed-write marker: some other owner is known to lack them",
+        pending.missed_writes,
+    );
     gauge("refills", "Partitions whose copy is being refilled", pending.refills);
     gauge("comparisons", "Comparisons with other owners that are pending", pending.comparisons);
     gauge("dropped_records", "Records of dropped keyspaces that are still to be removed", pending.dropped);

@@ -16,7 +16,7 @@ mod repair;
 mod snapshot;
 mod unknown;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::config::{ClusterConfig, NodeConfig};
@@ -28,6 +28,7 @@ use kv_proto::request_id::RequestIds;
 use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::service::Routes;
@@ -37,7 +38,7 @@ use crate::admission::Ticket;
 use connections::{Connection, Connections};
 
 use crate::clock::Clock;
-use crate::control::{ClusterState, ControlPlane, SharedLiveness, Standing};
+use crate::control::{ClusterState, ControlPlane, MembershipStatus, SharedLiveness};
 use crate::engine::Engine;
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
@@ -74,7 +75,7 @@ pub struct Shared {
     pub usage: Usage,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
-    /// Which copies do not get on.
+    /// Which copies make no progress.
     pub watchdog: Watchdog,
     /// The engine and the links, once the node belongs to a formed cluster.
     pub serving: watch::Sender<Option<Serving>>,
@@ -106,13 +107,13 @@ impl Shared {
     /// `Unavailable` with the reason, before the cluster has formed.
     pub fn serving(&self) -> Result<Serving, RequestError> {
         let serving = self.serving.borrow().clone();
-        serving.ok_or_else(|| RequestError::unavailable(self.standing_text()))
+        serving.ok_or_else(|| RequestError::unavailable(self.membership_text()))
     }
 
     /// What the node waits for before it serves.
-    fn standing_text(&self) -> String {
-        let standing = self.control.standing().borrow().to_string();
-        format!("{}: {standing}; try again when the cluster has formed", self.name)
+    fn membership_text(&self) -> String {
+        let membership = self.control.membership().borrow().to_string();
+        format!("{}: {membership}; try again when the cluster has formed", self.name)
     }
 
     /// The newest agreed state.
@@ -124,16 +125,18 @@ impl Shared {
     /// The node's number; 0 while it has none.
     #[must_use]
     pub fn node(&self) -> NodeId {
-        match &*self.control.standing().borrow() {
-            Standing::Forming { node, .. } | Standing::Member { node, .. } => *node,
-            Standing::Joining { .. } | Standing::Refused(_) | Standing::Failed { .. } => NodeId(0),
+        match &*self.control.membership().borrow() {
+            MembershipStatus::Forming { node, .. } | MembershipStatus::Member { node, .. } => *node,
+            MembershipStatus::Joining { .. } | MembershipStatus::Refused(_) | MembershipStatus::Failed { .. } => {
+                NodeId(0)
+            }
         }
     }
 
     /// The keyspaces by name.
     #[must_use]
     pub fn keyspaces(&self) -> Arc<Keyspaces> {
-        Arc::clone(&self.keyspaces.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keyspaces.lock())
     }
 
     /// Validates requests against what the cluster has agreed on, with these keyspaces.

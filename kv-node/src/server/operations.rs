@@ -19,7 +19,7 @@ use crate::control::{
 };
 
 /// How long a node may take to learn what the leader has just agreed on.
-const APPLY_PATIENCE: Duration = Duration::from_secs(2);
+const APPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who asks, checked.
 ///
@@ -88,7 +88,7 @@ pub(super) async fn steer(shared: &Shared, steer: Steer, id: u64, by: String) ->
     Ok(to_wire(&state, operation, false))
 }
 
-/// Has transfers of an operation begin anew.
+/// Has transfers of an operation begin again.
 ///
 /// # Errors
 /// As the control plane says.
@@ -126,7 +126,7 @@ pub(super) fn partition_of(number: u32, count: u32) -> Result<PartitionId, Statu
 pub(super) async fn caught_up(shared: &Shared, agreed: impl Fn(&ClusterState) -> bool) -> Arc<ClusterState> {
     let mut state = shared.control.state();
     // If it takes too long, the caller sees what is known here.
-    drop(tokio::time::timeout(APPLY_PATIENCE, state.wait_for(|state| agreed(state))).await);
+    drop(tokio::time::timeout(APPLY_TIMEOUT, state.wait_for(|state| agreed(state))).await);
     shared.state()
 }
 

@@ -43,7 +43,7 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
 
 /// Whether requests on data are served.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    page(shared.vitals.borrow().ready(|| shared.standing_text()))
+    page(shared.vitals.borrow().ready(|| shared.membership_text()))
 }
 
 fn page(verdict: Result<(), String>) -> Response {

@@ -1,4 +1,4 @@
-//! Anti-entropy by hand.
+//! Anti-entropy requested by an operator.
 
 use kv_core::error::RequestError;
 use kv_core::node::RepairFigures;
@@ -58,12 +58,12 @@ pub(super) async fn begin(shared: &Shared, request: v1::RepairRequest) -> Result
         comparisons: u32::try_from(begun.comparisons).unwrap_or(u32::MAX),
         down: begun.down.iter().map(|node| node.0).collect(),
         incomplete: numbers(&begun.incomplete),
-        before: Some(figures_to_wire(begun.before)),
+        before: Some(stats_to_wire(begun.before)),
     })
 }
 
-/// The figures as they travel.
-pub(super) fn figures_to_wire(figures: RepairFigures) -> v1::RepairFigures {
-    let RepairFigures { asked, done, failed, records } = figures;
-    v1::RepairFigures { asked, done, failed, records }
+/// The stats as they travel.
+pub(super) fn stats_to_wire(stats: RepairFigures) -> v1::RepairStats {
+    let RepairFigures { asked, done, failed, records } = stats;
+    v1::RepairStats { asked, done, failed, records }
 }

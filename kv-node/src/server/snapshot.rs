@@ -1,7 +1,7 @@
-//! One node's own account: its figures, and its opinion of its peers.
+//! One node's own report: its statistics, and its opinion of its peers.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kv_core::node::left_of_dropped;
 use kv_core::ring::Member;
@@ -14,7 +14,7 @@ use kv_proto::v1::{self, MemberState};
 use super::Shared;
 use super::cluster::forming;
 use super::operations::{newest, throttle_to_wire};
-use super::repair::figures_to_wire;
+use super::repair::stats_to_wire;
 use crate::control::ClusterState;
 use crate::engine::{Durations, RequestClass};
 use crate::liveness::{Condition, Opinion};
@@ -70,7 +70,7 @@ fn role_of(state: &ClusterState, id: NodeId, spare: bool) -> MemberState {
 
 fn opinion(shared: &Shared, id: NodeId) -> Option<Opinion> {
     let now = shared.clock.now().mono;
-    shared.liveness.lock().unwrap_or_else(PoisonError::into_inner).opinion(id, now)
+    shared.liveness.lock().opinion(id, now)
 }
 
 /// The node's account at this moment.
@@ -118,14 +118,14 @@ pub(super) async fn take_with_requests(
                 snapshot.layout_epoch = status.epoch.0;
                 snapshot.transfers = report.transfers.iter().map(|it| transfer_to_wire(shared, &state, it)).collect();
                 snapshot.residue = report.residue.iter().map(|it| residue_to_wire(&state, it)).collect();
-                snapshot.repairs = Some(figures_to_wire(status.repairs));
+                snapshot.repairs = Some(stats_to_wire(status.repairs));
                 snapshot.poisoned = report.poisoned.clone().unwrap_or_default();
                 snapshot.pending = Some(v1::Pending {
                     requests: status.requests as u64,
                     replications: status.replications as u64,
                     hints: status.hints,
                     hint_bytes: status.hint_bytes,
-                    lag: status.lagging,
+                    missed_writes: status.lagging,
                     refills: status.unsynced.len() as u64,
                     transfers: status.receiving as u64,
                     comparisons: status.repairing as u64,
@@ -164,14 +164,14 @@ pub(super) async fn take_with_requests(
                     if let Some(pending) = &mut snapshot.pending {
                         pending.dropped = pending.dropped.max(left_of_dropped(&state.keyspace_list(), &stats).records);
                     }
-                    add_figures(&mut snapshot, &state, node, &stats, &status.unsynced, with_partitions);
+                    add_stats(&mut snapshot, &state, node, &stats, &status.unsynced, with_partitions);
                 }
             }
             None => "the engine does not answer: its disk may have stalled".clone_into(&mut snapshot.poisoned),
         }
-        let figures = serving.links.figures();
+        let stats = serving.links.stats();
         for peer in &mut snapshot.peers {
-            if let Some(link) = figures.get(&NodeId(peer.node)) {
+            if let Some(link) = stats.get(&NodeId(peer.node)) {
                 peer.round_trip_us = link.round_trip_us;
                 peer.queued_bytes = link.queued_bytes as u64;
             }
@@ -240,7 +240,7 @@ fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {
 }
 
 /// Adds what the store holds, counted from its statistics.
-fn add_figures(
+fn add_stats(
     snapshot: &mut v1::NodeSnapshot,
     state: &ClusterState,
     node: NodeId,
@@ -249,7 +249,7 @@ fn add_figures(
     with_partitions: bool,
 ) {
     let Some(layout) = &state.layout else { return };
-    let mut keyspaces: BTreeMap<KeyspaceId, v1::KeyspaceFigures> = BTreeMap::new();
+    let mut keyspaces: BTreeMap<KeyspaceId, v1::KeyspaceStats> = BTreeMap::new();
     for partition in layout.partition_ids() {
         let Some(entry) = layout.entry(partition) else { continue };
         // A copy that is being made is no copy yet.
@@ -257,7 +257,7 @@ fn add_figures(
         let primary = place == 0;
         snapshot.partitions_held += 1;
         snapshot.primary += u32::from(primary);
-        let mut figures = v1::PartitionFigures {
+        let mut held = v1::PartitionStats {
             partition: u32::from(partition.0),
             synced: !unsynced.contains(&partition),
             keyspaces: Vec::new(),
@@ -267,12 +267,12 @@ fn add_figures(
             let tally = stats.tally(Space::Owned, partition, *keyspace);
             let sum = keyspaces
                 .entry(*keyspace)
-                .or_insert_with(|| v1::KeyspaceFigures { keyspace: keyspace.0, ..v1::KeyspaceFigures::default() });
+                .or_insert_with(|| v1::KeyspaceStats { keyspace: keyspace.0, ..v1::KeyspaceStats::default() });
             sum.keys += tally.keys;
             sum.bytes += tally.bytes;
             sum.keys_primary += if primary { tally.keys } else { 0 };
             if tally.keys > 0 {
-                figures.keyspaces.push(v1::PartitionKeyspaceFigures {
+                held.keyspaces.push(v1::PartitionKeyspaceStats {
                     keyspace: keyspace.0,
                     keys: tally.keys,
                     bytes: tally.bytes,
@@ -280,13 +280,13 @@ fn add_figures(
             }
         }
         if with_partitions {
-            snapshot.partitions.push(figures);
+            snapshot.partitions.push(held);
         }
     }
-    for figures in keyspaces.into_values() {
-        snapshot.keys += figures.keys;
-        snapshot.keys_primary += figures.keys_primary;
-        snapshot.bytes += figures.bytes;
-        snapshot.keyspaces.push(figures);
+    for stats in keyspaces.into_values() {
+        snapshot.keys += stats.keys;
+        snapshot.keys_primary += stats.keys_primary;
+        snapshot.bytes += stats.bytes;
+        snapshot.keyspaces.push(stats);
     }
 }

@@ -11,14 +11,14 @@ use super::Shared;
 use crate::engine::ReplyTo;
 
 /// How long a request waits at most until the node knows all that the cluster has agreed on.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a change of the keyspaces waits until all members in reach know it.
-const SPREAD_PATIENCE: Duration = Duration::from_secs(2);
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The patience of a request that waits so long itself; 0: as long as the node does.
-fn patience(timeout_ms: u32) -> Duration {
-    if timeout_ms == 0 { PATIENCE } else { Duration::from_millis(timeout_ms.into()).min(PATIENCE) }
+/// How long a request with this timeout of its own waits; 0: as long as the node does.
+fn timeout_for(timeout_ms: u32) -> Duration {
+    if timeout_ms == 0 { CATCH_UP_TIMEOUT } else { Duration::from_millis(timeout_ms.into()).min(CATCH_UP_TIMEOUT) }
 }
 
 fn timeout_of(operation: &BatchOperation) -> u32 {
@@ -43,7 +43,7 @@ impl Shared {
     ) -> Result<T, RequestError> {
         match check(&self.edge(&self.keyspaces())) {
             Err(error) if error.kind == Kind::NotFound => {
-                self.settle_unknown(error, patience(timeout_ms)).await?;
+                self.settle_unknown(error, timeout_for(timeout_ms)).await?;
                 check(&self.edge(&self.keyspaces()))
             }
             checked => checked,
@@ -54,8 +54,8 @@ impl Shared {
     ///
     /// # Errors
     /// `Unavailable`, with what was not found, if it cannot.
-    async fn settle_unknown(&self, unknown: RequestError, patience: Duration) -> Result<(), RequestError> {
-        let learned = self.control.catch_up(patience).await;
+    async fn settle_unknown(&self, unknown: RequestError, timeout: Duration) -> Result<(), RequestError> {
+        let learned = self.control.catch_up(timeout).await;
         learned.map(drop).map_err(|reason| {
             let why = format!("{unknown}; {} cannot tell whether that is up to date ({reason}); try again", self.name);
             RequestError::unavailable(why)
@@ -64,13 +64,13 @@ impl Shared {
 
     /// Learns what the cluster has agreed on. Without an answer the node goes on with what it knows.
     pub(super) async fn learn(&self) {
-        drop(self.control.learn(PATIENCE).await);
+        drop(self.control.learn(CATCH_UP_TIMEOUT).await);
     }
 
     /// Returns when the keyspaces that were just agreed on are known wherever a request may arrive, or after a moment.
     pub(super) async fn spread(&self) {
-        if let Ok(revision) = self.control.catch_up(SPREAD_PATIENCE).await {
-            let late = self.control.spread(revision, SPREAD_PATIENCE).await;
+        if let Ok(revision) = self.control.catch_up(SPREAD_TIMEOUT).await {
+            let late = self.control.spread(revision, SPREAD_TIMEOUT).await;
             if !late.is_empty() {
                 let state = self.state();
                 let names: Vec<String> = late.into_iter().map(|node| state.name_of(node)).collect();
@@ -81,9 +81,9 @@ impl Shared {
 
     /// Looks operations up once more whose keyspace this node did not know, and has them done.
     pub(super) async fn retry_unknown(&self, operations: Vec<(BatchOperation, RequestError, ReplyTo)>) {
-        let longest = operations.iter().map(|(operation, _, _)| patience(timeout_of(operation))).max();
+        let longest = operations.iter().map(|(operation, _, _)| timeout_for(timeout_of(operation))).max();
         let learned = match operations.first() {
-            Some((_, error, _)) => self.settle_unknown(error.clone(), longest.unwrap_or(PATIENCE)).await,
+            Some((_, error, _)) => self.settle_unknown(error.clone(), longest.unwrap_or(CATCH_UP_TIMEOUT)).await,
             None => return,
         };
         let keyspaces = self.keyspaces();

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 
 use kv_core::types::{Epoch, KeyspaceId, NodeId};
-use kv_node::control::{Phase, RefusalKind, Standing};
+use kv_node::control::{MembershipStatus, Phase, RefusalKind};
 
-use crate::world::{Spec, World, create, propose, run, until_equal, until_standing, until_state, until_status};
+use crate::world::{Spec, World, create, propose, run, until_equal, until_membership, until_state, until_status};
 
 #[test]
 fn one_node_forms_at_once() {
     run(async {
         let world = World::new();
         let control = world.start(&Spec::founder(1, 1)).await;
-        let standing = until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
-        assert_eq!(standing, Standing::Member { node: NodeId(1), spare: false });
+        let membership = until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
+        assert_eq!(membership, MembershipStatus::Member { node: NodeId(1), spare: false });
         let state = until_state(&control, "a layout", |state| state.layout.is_some()).await;
         let layout = state.layout.as_ref().unwrap();
         assert_eq!(layout.epoch, Epoch(1));
@@ -69,14 +69,14 @@ fn while_forming_everybody_says_how_many_have_come() {
     run(async {
         let world = World::new();
         let founder = world.start(&Spec::founder(1, 3)).await;
-        let alone = |s: &Standing| s.to_string() == "forming: 1 of 3 members";
-        until_standing(&founder, "forming alone", alone).await;
+        let alone = |s: &MembershipStatus| s.to_string() == "forming: 1 of 3 members";
+        until_membership(&founder, "forming alone", alone).await;
         let refused = propose(&founder, create("early")).await.unwrap_err();
         assert_eq!(refused.to_string(), "forming: 1 of 3 members; try again when the cluster is formed",);
         let second = world.start(&Spec::joiner(2)).await;
         for control in [&founder, &second] {
-            let two = |s: &Standing| s.to_string() == "forming: 2 of 3 members";
-            until_standing(control, "two of three", two).await;
+            let two = |s: &MembershipStatus| s.to_string() == "forming: 2 of 3 members";
+            until_membership(control, "two of three", two).await;
             assert_eq!(control.state().borrow().layout, None, "nothing is served before all have come");
         }
     });
@@ -89,7 +89,7 @@ fn crashes_while_forming_are_continued_without_double_ids() {
         let mut founder_spec = Spec::founder(1, 3);
         let mut second_spec = Spec::joiner(2);
         let founder = world.start(&founder_spec).await;
-        until_standing(&founder, "forming", |s| matches!(s, Standing::Forming { .. })).await;
+        until_membership(&founder, "forming", |s| matches!(s, MembershipStatus::Forming { .. })).await;
         let second = world.start(&second_spec).await;
         until_state(&founder, "two members", |state| state.members.len() == 2).await;
 
@@ -100,9 +100,9 @@ fn crashes_while_forming_are_continued_without_double_ids() {
         let second = world.start(&second_spec).await;
         founder_spec = founder_spec.rebooted();
         let founder = world.start(&founder_spec).await;
-        let two = |s: &Standing| s.to_string() == "forming: 2 of 3 members";
-        until_standing(&founder, "two of three again", two).await;
-        until_standing(&second, "two of three again", two).await;
+        let two = |s: &MembershipStatus| s.to_string() == "forming: 2 of 3 members";
+        until_membership(&founder, "two of three again", two).await;
+        until_membership(&second, "two of three again", two).await;
 
         // The founder dies between the third report and whatever follows.
         let third_spec = Spec::joiner(3);
@@ -130,11 +130,11 @@ fn a_joiner_that_died_before_it_was_admitted_resumes_without_flags() {
         let world = World::new();
         let spec = Spec::joiner(2);
         let joiner = world.start(&spec).await;
-        let unanswered = |s: &Standing| s.to_string() == "joining: n1:7400 does not answer: connection refused";
-        until_standing(&joiner, "an unanswered report", unanswered).await;
+        let unanswered = |s: &MembershipStatus| s.to_string() == "joining: n1:7400 does not answer: connection refused";
+        until_membership(&joiner, "an unanswered report", unanswered).await;
         world.stop(&spec, joiner).await;
         let founder = world.start(&Spec::founder(1, 2)).await;
-        let resumed = Spec { entrance: kv_node::control::Entrance::Resume, ..spec.rebooted() };
+        let resumed = Spec { start_mode: kv_node::control::StartMode::Resume, ..spec.rebooted() };
         let joiner = world.start(&resumed).await;
         for control in [&founder, &joiner] {
             until_state(control, "formed", |state| state.layout.is_some()).await;
@@ -150,8 +150,9 @@ fn who_joins_a_formed_cluster_is_a_spare_and_three_vote() {
         for number in 2..=4 {
             let spec = Spec::joiner(number);
             let control = world.start(&spec).await;
-            let standing = until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
-            assert_eq!(standing, Standing::Member { node: NodeId(number), spare: true });
+            let membership =
+                until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
+            assert_eq!(membership, MembershipStatus::Member { node: NodeId(number), spare: true });
             nodes.push((spec, control));
         }
         for (_, control) in &nodes {
@@ -176,8 +177,8 @@ fn a_third_node_that_comes_too_late_for_forming_is_a_spare() {
         let world = World::new();
         let _nodes = world.cluster(2).await;
         let third = world.start(&Spec::joiner(3)).await;
-        let standing = until_standing(&third, "a member", |s| matches!(s, Standing::Member { .. })).await;
-        assert_eq!(standing, Standing::Member { node: NodeId(3), spare: true });
+        let membership = until_membership(&third, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
+        assert_eq!(membership, MembershipStatus::Member { node: NodeId(3), spare: true });
         until_status(&third, "three voters", |status| status.voters.len() == 3).await;
     });
 }
@@ -196,8 +197,8 @@ fn a_lost_store_is_replaced_under_the_same_number() {
         fresh.dir = "n3-fresh".to_owned();
         fresh.replaces = Some(lost.incarnation.store);
         let control = world.start(&fresh).await;
-        let standing = until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
-        assert_eq!(standing, Standing::Member { node, spare: false });
+        let membership = until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
+        assert_eq!(membership, MembershipStatus::Member { node, spare: false });
         let state = until_state(&control, "the new store in the layout", |state| {
             state.layout.as_ref().is_some_and(|layout| layout.members[&node].store == fresh.incarnation.store)
         })
@@ -212,8 +213,8 @@ fn a_lost_store_is_replaced_under_the_same_number() {
         // The former store comes back: nobody takes it.
         world.stop(&fresh, control).await;
         let ghost = world.start(&lost.rebooted()).await;
-        let standing = until_standing(&ghost, "a refusal", |s| matches!(s, Standing::Refused(_))).await;
-        let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
+        let membership = until_membership(&ghost, "a refusal", |s| matches!(s, MembershipStatus::Refused(_))).await;
+        let MembershipStatus::Refused(refusal) = membership else { unreachable!("waited for") };
         assert_eq!(refusal.kind, RefusalKind::Removed);
         assert!(refusal.message.contains("was given up and must not come back"), "{refusal}");
     });

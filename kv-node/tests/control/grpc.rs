@@ -8,8 +8,8 @@ use kv_core::config::ClusterConfig;
 use kv_core::message::PROTOCOL_VERSION;
 use kv_core::types::{Incarnation, NodeId, StoreId};
 use kv_node::control::{
-    Arrival, CommandId, ControlPlane, Entrance, GrpcTransport, JoinReply, JoinRequest, RefusalKind, Standing,
-    Transport, serve_identify, serve_join, serve_raft,
+    CommandId, ControlPlane, GrpcTransport, JoinReply, JoinRequest, MembershipStatus, NodeDescriptor, RefusalKind,
+    StartMode, Transport, serve_identify, serve_join, serve_raft,
 };
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1;
@@ -21,7 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::world::{Spec, World, create, propose, run, until_equal, until_standing, until_state, until_status};
+use crate::world::{Spec, World, create, propose, run, until_equal, until_membership, until_state, until_status};
 
 struct Service(ControlPlane);
 
@@ -85,8 +85,8 @@ async fn three(world: &World) -> Vec<Node> {
     let mut nodes = vec![start(world, founder, listener).await];
     for number in 2..=3 {
         let (listener, address) = listen().await;
-        let entrance = Entrance::Join(vec![first.to_string()]);
-        let spec = Spec { address: address.to_string(), entrance, ..Spec::joiner(number) };
+        let start_mode = StartMode::Join(vec![first.to_string()]);
+        let spec = Spec { address: address.to_string(), start_mode, ..Spec::joiner(number) };
         nodes.push(start(world, spec, listener).await);
     }
     for node in &nodes {
@@ -132,12 +132,13 @@ fn refusals_travel() {
         let twin = Spec {
             name: "n2".to_owned(),
             address: address.to_string(),
-            entrance: Entrance::Join(vec![nodes[2].spec.address.clone()]),
+            start_mode: StartMode::Join(vec![nodes[2].spec.address.clone()]),
             ..Spec::joiner(9)
         };
         let twin = start(&world, twin, listener).await;
-        let standing = until_standing(&twin.control, "a refusal", |s| matches!(s, Standing::Refused(_))).await;
-        let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
+        let membership =
+            until_membership(&twin.control, "a refusal", |s| matches!(s, MembershipStatus::Refused(_))).await;
+        let MembershipStatus::Refused(refusal) = membership else { unreachable!("waited for") };
         assert_eq!(refusal.kind, RefusalKind::Exists);
         assert!(refusal.message.starts_with("the name n2 belongs to n"), "{refusal}");
         stop(twin).await;
@@ -168,7 +169,7 @@ fn bad_input_gets_a_status_that_says_what_is_wrong() {
             id: CommandId(5),
             group: None,
             config,
-            arrival: Arrival {
+            descriptor: NodeDescriptor {
                 name: name.to_owned(),
                 address: "127.0.0.1:1".to_owned(),
                 zone: "z".to_owned(),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::types::KeyspaceId;
-use kv_node::control::{Done, ProposeError, Standing};
+use kv_node::control::{Done, MembershipStatus, ProposeError};
 
 use crate::world::{
-    Spec, World, create, drop_keyspace, leader_of, propose, run, until_equal, until_standing, until_state, until_status,
+    Spec, World, create, drop_keyspace, leader_of, propose, run, until_equal, until_membership, until_state,
+    until_status,
 };
 
 #[test]
@@ -57,7 +58,7 @@ fn a_node_alone_serves_the_newest_state_and_says_why_nothing_changes() {
         let alone = world.start(&last).await;
         // At once: nothing was waited for, and nobody else is there.
         assert_eq!(*alone.state().borrow(), before);
-        assert!(matches!(*alone.standing().borrow(), Standing::Member { .. }));
+        assert!(matches!(*alone.membership().borrow(), MembershipStatus::Member { .. }));
         assert_eq!(alone.leader(), None);
         let error = alone.propose(create("x"), Duration::from_millis(1500)).await.unwrap_err();
         let ProposeError::NoLeader { reason } = &error else { panic!("{error}") };
@@ -170,7 +171,7 @@ fn a_node_that_moved_is_found_at_its_new_address() {
         }
         assert!(propose(&nodes[0].1, create("after")).await.is_ok());
         until_state(&control, "the change at the new address", |state| state.keyspace_named("after").is_some()).await;
-        until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
+        until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
     });
 }
 
@@ -187,7 +188,7 @@ fn a_disk_that_fails_stops_the_control_plane_and_not_the_state_that_is_served() 
         std::fs::create_dir(&obstacle).unwrap();
         let error = propose(&control, create("never-shown")).await.unwrap_err();
         assert!(matches!(error, ProposeError::Stopped { .. }), "{error}");
-        until_standing(&control, "a failure", |s| matches!(s, Standing::Failed { .. })).await;
+        until_membership(&control, "a failure", |s| matches!(s, MembershipStatus::Failed { .. })).await;
         assert_eq!(*control.state().borrow(), before, "what is served is what is durable");
         until_status(&control, "the reason", |status| {
             status.failed.as_ref().is_some_and(|reason| reason.contains("newest"))
@@ -220,7 +221,7 @@ fn the_voters_spread_over_zones_that_come_later_and_the_leader_gives_way() {
         assert_ne!(leader, 0);
         for number in 4..=5 {
             let spec = Spec { zone: format!("z{number}"), ..Spec::joiner(number) };
-            let spec = Spec { entrance: kv_node::control::Entrance::Join(vec![nodes[1].0.address.clone()]), ..spec };
+            let spec = Spec { start_mode: kv_node::control::StartMode::Join(vec![nodes[1].0.address.clone()]), ..spec };
             let control = world.start(&spec).await;
             nodes.push((spec, control));
         }

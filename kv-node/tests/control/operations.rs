@@ -6,12 +6,12 @@ use std::time::Duration;
 use kv_core::topology::{Change, Receipt, SourceReceipt, plan};
 use kv_core::types::NodeId;
 use kv_node::control::{
-    Asked, ClusterState, Command, ControlPlane, Done, Estimate, OperationId, OperationState, ProposeError, RefusalKind,
-    Standing, TransferReport,
+    Asked, ClusterState, Command, ControlPlane, Done, Estimate, MembershipStatus, OperationId, OperationState,
+    ProposeError, RefusalKind, TransferReport,
 };
 use tokio::task::JoinHandle;
 
-use crate::world::{Spec, World, leader_of, propose, run, until_equal, until_standing, until_state};
+use crate::world::{Spec, World, leader_of, propose, run, until_equal, until_membership, until_state};
 
 /// Reports as the data plane of a node would, as if every copy were made at once.
 fn play(control: &ControlPlane, spec: &Spec) -> JoinHandle<()> {
@@ -68,7 +68,10 @@ fn an_operation_survives_its_leader_and_the_one_who_asked() {
         let mut nodes = world.cluster(3).await;
         let spare = Spec::joiner(4);
         let control = world.start(&spare).await;
-        until_standing(&control, "a spare", |standing| matches!(standing, Standing::Member { spare: true, .. })).await;
+        until_membership(&control, "a spare", |membership| {
+            matches!(membership, MembershipStatus::Member { spare: true, .. })
+        })
+        .await;
         nodes.push((spare, control));
         let leader = leader_of(&nodes).await;
         let asker = (leader + 1) % 3;
@@ -118,9 +121,10 @@ fn a_removed_node_leaves_when_it_holds_nothing_and_learns_so() {
             assert!(state.layout.as_ref().unwrap().partitions.iter().all(|entry| !entry.owns(NodeId(1))));
         }
         // The founder, which led when the cluster was formed: the others elect a leader and go on.
-        let standing =
-            until_standing(&nodes[0].1, "removed", |standing| matches!(standing, Standing::Refused(_))).await;
-        let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
+        let membership =
+            until_membership(&nodes[0].1, "removed", |membership| matches!(membership, MembershipStatus::Refused(_)))
+                .await;
+        let MembershipStatus::Refused(refusal) = membership else { unreachable!("waited for") };
         assert_eq!(refusal.kind, RefusalKind::Removed);
         let copies = apply(&nodes[2].1, Change::Copies { copies: 2 });
         assert_eq!(propose(&nodes[2].1, copies).await, Ok(Done::Begun { operation: OperationId(2) }));

@@ -2,17 +2,17 @@
 
 use kv_core::types::{Incarnation, StoreId};
 use kv_node::control::{
-    Command, Entrance, FileError, Founding, KeyspaceSpec, ProposeError, RaftKind, RefusalKind, Standing, StartError,
-    remembered,
+    Command, FileError, Founding, KeyspaceSpec, MembershipStatus, ProposeError, RaftKind, RefusalKind, StartError,
+    StartMode, remembered,
 };
 
-use crate::world::{Spec, World, address, create, drop_keyspace, propose, run, until_standing, until_state};
+use crate::world::{Spec, World, address, create, drop_keyspace, propose, run, until_membership, until_state};
 
 /// Starts `spec` and checks how the cluster refuses it.
 async fn check_refused(world: &World, spec: &Spec, kind: RefusalKind, message: &str) {
     let control = world.start(spec).await;
-    let standing = until_standing(&control, "a refusal", |s| matches!(s, Standing::Refused(_))).await;
-    let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
+    let membership = until_membership(&control, "a refusal", |s| matches!(s, MembershipStatus::Refused(_))).await;
+    let MembershipStatus::Refused(refusal) = membership else { unreachable!("waited for") };
     assert_eq!((refusal.kind, refusal.message.as_str()), (kind, message));
     world.stop(spec, control).await;
 }
@@ -50,19 +50,19 @@ fn flags_that_do_not_fit_a_used_directory_are_refused() {
             specs.push(spec.rebooted());
         }
         let other = Founding { expect: 1, copies: 2, partitions: 8 };
-        let founder = Spec { entrance: Entrance::Bootstrap(other), ..specs[0].clone() };
+        let founder = Spec { start_mode: StartMode::Bootstrap(other), ..specs[0].clone() };
         let message = "the directory was founded with --expect 2 --copies 3 --partitions 16, not 1, 2 and 8; start the \
                        node with these values or without the flags, or with an empty directory to found another cluster";
         check_not_started(&world, &founder, message).await;
-        let joiner = Spec { entrance: Entrance::Bootstrap(other), ..specs[1].clone() };
+        let joiner = Spec { start_mode: StartMode::Bootstrap(other), ..specs[1].clone() };
         let message = "the directory belongs to a node that joined a cluster; start it without --bootstrap, or with an \
                        empty directory to found another cluster";
         check_not_started(&world, &joiner, message).await;
 
         // The flags of the first start, and none at all, are fine.
         let control = world.start(&specs[0]).await;
-        until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
-        let resumed = Spec { entrance: Entrance::Resume, ..specs[1].clone() };
+        until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
+        let resumed = Spec { start_mode: StartMode::Resume, ..specs[1].clone() };
         let second = world.start(&resumed).await;
         until_state(&control, "its second boot", |state| {
             state.member_named("n2").is_some_and(|(_, member)| member.incarnation.boot == 2)
@@ -79,14 +79,14 @@ fn flags_that_do_not_fit_a_used_directory_are_refused() {
 fn an_empty_directory_must_be_told_what_to_do() {
     run(async {
         let world = World::new();
-        let resumed = Spec { entrance: Entrance::Resume, ..Spec::joiner(1) };
+        let resumed = Spec { start_mode: StartMode::Resume, ..Spec::joiner(1) };
         let error = world.try_start(&resumed).await.unwrap_err();
         assert!(matches!(error, StartError::Flags(_)), "{error}");
         assert!(error.to_string().ends_with("start the node with --bootstrap or --join"), "{error}");
-        let nowhere = Spec { entrance: Entrance::Join(Vec::new()), ..Spec::joiner(1) };
+        let nowhere = Spec { start_mode: StartMode::Join(Vec::new()), ..Spec::joiner(1) };
         check_not_started(&world, &nowhere, "--join names no address; name at least one node of the cluster").await;
         let odd = Founding { partitions: 100, ..Founding::default() };
-        let odd = Spec { entrance: Entrance::Bootstrap(odd), ..Spec::joiner(1) };
+        let odd = Spec { start_mode: StartMode::Bootstrap(odd), ..Spec::joiner(1) };
         check_not_started(&world, &odd, "partitions is 100; it must be a power of two from 1 to 65536").await;
         assert_eq!(remembered(&world.path().join("n1")).unwrap(), None, "a refused start leaves nothing behind");
     });
@@ -99,16 +99,16 @@ fn a_node_of_another_cluster_is_refused() {
         let _first = world.cluster(1).await;
         let mut stranger = Spec::founder(5, 1);
         let control = world.start(&stranger).await;
-        until_standing(&control, "a member", |s| matches!(s, Standing::Member { .. })).await;
+        until_membership(&control, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
         let known = remembered(&world.path().join("n5")).unwrap().unwrap();
         assert_eq!(known.member.unwrap().1.name, "n5");
         world.stop(&stranger, control).await;
         // It is told to report to the first cluster, whose node has the only address it knows.
-        stranger = Spec { entrance: Entrance::Join(vec![address(1)]), ..stranger.rebooted() };
+        stranger = Spec { start_mode: StartMode::Join(vec![address(1)]), ..stranger.rebooted() };
         stranger.incarnation.boot = 2;
         let joiner = Spec::joiner(2);
         let second = world.start(&joiner).await;
-        until_standing(&second, "a member", |s| matches!(s, Standing::Member { .. })).await;
+        until_membership(&second, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
         world.stop(&joiner, second).await;
         let control = world.start(&stranger).await;
         // Alone it is a whole cluster of its own, so it goes on as that and never becomes a member of the other.
@@ -118,10 +118,10 @@ fn a_node_of_another_cluster_is_refused() {
         .await;
         world.stop(&stranger, control).await;
         // A member of the first cluster that is sent to the second is refused by it.
-        let other = world.start(&Spec { entrance: Entrance::Resume, ..stranger.rebooted() }).await;
-        until_standing(&other, "a member", |s| matches!(s, Standing::Member { .. })).await;
+        let other = world.start(&Spec { start_mode: StartMode::Resume, ..stranger.rebooted() }).await;
+        until_membership(&other, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
         world.cut(&Spec::founder(1, 1));
-        let lost = Spec { entrance: Entrance::Join(vec![address(5)]), ..joiner.rebooted() };
+        let lost = Spec { start_mode: StartMode::Join(vec![address(5)]), ..joiner.rebooted() };
         let message = "n2 belongs to another cluster (group 00000000000003e9, this is 00000000000003ed); check the \
                        addresses given to --join, or start it with an empty directory";
         check_refused(&world, &lost, RefusalKind::Precondition, message).await;
@@ -147,8 +147,8 @@ fn an_older_copy_of_a_store_is_refused() {
         let mut older = spec.clone();
         older.incarnation = Incarnation { nonce: 8, ..older.incarnation };
         let control = world.start(&older).await;
-        let standing = until_standing(&control, "a refusal", |s| matches!(s, Standing::Refused(_))).await;
-        let Standing::Refused(refusal) = standing else { unreachable!("waited for") };
+        let membership = until_membership(&control, "a refusal", |s| matches!(s, MembershipStatus::Refused(_))).await;
+        let MembershipStatus::Refused(refusal) = membership else { unreachable!("waited for") };
         assert_eq!(refusal.kind, RefusalKind::RolledBack, "{refusal}");
         world.stop(&older, control).await;
 

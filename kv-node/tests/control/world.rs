@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_core::version::Conflict;
 use kv_node::control::{
-    Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Entrance, Founding,
-    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, ProposeError, RaftKind, Standing, StartError,
-    Timing, Transport, TransportError,
+    Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Founding, IdentifyReply,
+    IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, MembershipStatus, ProposeError, RaftKind, StartError,
+    StartMode, Timing, Transport, TransportError,
 };
-use kv_node::liveness::{Heartbeats, Patience};
+use kv_node::liveness::{Heartbeats, Timeouts};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// A condition that has not come true by then never will.
@@ -43,7 +44,7 @@ pub(crate) struct Spec {
     pub(crate) address: String,
     pub(crate) zone: String,
     pub(crate) incarnation: Incarnation,
-    pub(crate) entrance: Entrance,
+    pub(crate) start_mode: StartMode,
     pub(crate) replaces: Option<StoreId>,
     /// The name of its directory.
     pub(crate) dir: String,
@@ -53,21 +54,21 @@ impl Spec {
     /// The node `number`, which founds a cluster of `expect`.
     pub(crate) fn founder(number: u64, expect: u32) -> Self {
         let founding = Founding { expect, copies: 3, partitions: 16 };
-        Self::new(number, Entrance::Bootstrap(founding))
+        Self::new(number, StartMode::Bootstrap(founding))
     }
 
     /// The node `number`, which joins node 1.
     pub(crate) fn joiner(number: u64) -> Self {
-        Self::new(number, Entrance::Join(vec![address(1)]))
+        Self::new(number, StartMode::Join(vec![address(1)]))
     }
 
-    fn new(number: u64, entrance: Entrance) -> Self {
+    fn new(number: u64, start_mode: StartMode) -> Self {
         Self {
             name: format!("n{number}"),
             address: address(number),
             zone: "z".to_owned(),
             incarnation: Incarnation { store: StoreId(1000 + number), boot: 1, nonce: 7 },
-            entrance,
+            start_mode,
             replaces: None,
             dir: format!("n{number}"),
         }
@@ -92,7 +93,7 @@ struct Wires {
 
 impl Wires {
     fn target(&self, address: &str) -> Result<ControlPlane, TransportError> {
-        let net = self.net.lock().unwrap();
+        let net = self.net.lock();
         let refused = |reason: &str| TransportError {
             address: address.to_owned(),
             reason: reason.to_owned(),
@@ -142,7 +143,7 @@ impl World {
     pub(crate) async fn try_start(&self, spec: &Spec) -> Result<ControlPlane, StartError> {
         let wires = Wires { from: spec.address.clone(), net: Arc::clone(&self.net) };
         let control = self.start_over(spec, Arc::new(wires)).await?;
-        self.net.lock().unwrap().nodes.insert(spec.address.clone(), control.clone());
+        self.net.lock().nodes.insert(spec.address.clone(), control.clone());
         Ok(control)
     }
 
@@ -153,10 +154,10 @@ impl World {
         transport: Arc<dyn Transport>,
     ) -> Result<ControlPlane, StartError> {
         let start = self.start;
-        let patience = Patience { suspect_after: Duration::from_secs(2), down_after: Duration::from_secs(5) };
+        let timeouts = Timeouts { suspect_after: Duration::from_secs(2), down_after: Duration::from_secs(5) };
         let config = ControlConfig {
             dir: self.dir.path().join(&spec.dir),
-            entrance: spec.entrance.clone(),
+            start_mode: spec.start_mode.clone(),
             name: spec.name.clone(),
             address: spec.address.clone(),
             zone: spec.zone.clone(),
@@ -165,7 +166,7 @@ impl World {
             incarnation: spec.incarnation,
             replaces: spec.replaces,
             cluster: ClusterConfig::default(),
-            liveness: Arc::new(Mutex::new(Heartbeats::new(patience))),
+            liveness: Arc::new(Mutex::new(Heartbeats::new(timeouts))),
             clock: Arc::new(move || Monotonic(u64::try_from(start.elapsed().as_micros()).unwrap())),
             timing: self.timing,
         };
@@ -203,17 +204,17 @@ impl World {
 
     /// Stops a node; others get no answer from it any more.
     pub(crate) async fn stop(&self, spec: &Spec, control: ControlPlane) {
-        self.net.lock().unwrap().nodes.remove(&spec.address);
+        self.net.lock().nodes.remove(&spec.address);
         control.shutdown().await;
     }
 
     /// Cuts all links of a node.
     pub(crate) fn cut(&self, spec: &Spec) {
-        self.net.lock().unwrap().cut.insert(spec.address.clone());
+        self.net.lock().cut.insert(spec.address.clone());
     }
 
     pub(crate) fn mend(&self, spec: &Spec) {
-        self.net.lock().unwrap().cut.remove(&spec.address);
+        self.net.lock().cut.remove(&spec.address);
     }
 }
 
@@ -248,12 +249,12 @@ pub(crate) async fn until_status(
     until(control.status(), what, holds).await
 }
 
-pub(crate) async fn until_standing(
+pub(crate) async fn until_membership(
     control: &ControlPlane,
     what: &str,
-    holds: impl FnMut(&Standing) -> bool,
-) -> Standing {
-    until(control.standing(), what, holds).await
+    holds: impl FnMut(&MembershipStatus) -> bool,
+) -> MembershipStatus {
+    until(control.membership(), what, holds).await
 }
 
 /// Waits until all nodes hold the same state and returns it.
@@ -295,7 +296,7 @@ pub(crate) fn drop_keyspace(name: &str) -> Command {
     Command::DropKeyspace { name: name.to_owned(), asked: Asked::default() }
 }
 
-/// Has a command agreed on within the patience of a test.
+/// Has a command agreed on within the timeout of a test.
 pub(crate) async fn propose(control: &ControlPlane, command: Command) -> Result<Done, ProposeError> {
     control.propose(command, PATIENCE).await
 }

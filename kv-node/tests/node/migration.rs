@@ -138,7 +138,7 @@ async fn a_source_dies_while_it_hands_over() {
 
 /// Puts a spare in the place of a dead node, and has the dead one forgotten.
 async fn replace_dead(client: &Client, dead: NodeId, id: NodeId) {
-    until_async("it is taken for down", || async {
+    until_async("it is considered down", || async {
         let down = |node: &v1::NodeSnapshot| {
             node.peers.iter().any(|peer| peer.node == dead.0 && peer.state() == MemberState::Down)
         };

@@ -111,7 +111,7 @@ async fn clean_reports(client: &Client, members: usize) -> Vec<v1::NodeSnapshot>
         let newest = reports.iter().map(|node| node.layout_epoch).max().max(Some(agreed));
         let clean = |node: &v1::NodeSnapshot| {
             let pending = node.pending.unwrap_or_default();
-            let left = pending.replications + pending.hints + pending.lag + pending.refills;
+            let left = pending.replications + pending.hints + pending.missed_writes + pending.refills;
             // A node that does not act on the last cut-over yet knows nothing of what it has to clean up.
             Some(node.layout_epoch) == newest && left + pending.transfers + pending.residue + pending.comparisons == 0
         };

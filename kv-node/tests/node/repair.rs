@@ -76,7 +76,7 @@ async fn write_past_n2(world: &mut World, keys: impl Iterator<Item = &String>, f
 }
 
 /// Asks for comparisons of all partitions; the counters of each node that answered, from before.
-async fn request_repair(client: &Client, away: NodeId) -> BTreeMap<u64, v1::RepairFigures> {
+async fn request_repair(client: &Client, away: NodeId) -> BTreeMap<u64, v1::RepairStats> {
     let request = v1::RepairRequest { partitions: Vec::new(), by: "test".to_owned() };
     let mut begun = BTreeMap::new();
     for (node, answer) in client.repair(&request, Duration::from_secs(5)).await {

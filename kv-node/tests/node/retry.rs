@@ -13,8 +13,8 @@ fn stuck(report: &v1::NodeSnapshot) -> impl Iterator<Item = &v1::Transfer> {
     report.transfers.iter().filter(|transfer| transfer.waiting_for.contains("has not answered"))
 }
 
-/// Has copies of partitions begin anew, all of them if none is named; what the receiver at an address has made of that.
-/// `None` if there is nothing left to begin anew.
+/// Has copies of partitions begin again, all of them if none is named; what the receiver at an address has made of that.
+/// `None` if there is nothing left to begin again.
 async fn retry(client: &Client, id: u64, partitions: &[u32], receiver: &str) -> Option<v1::Retried> {
     let request = v1::RetryRequest { id, by: "test".to_owned(), partitions: partitions.to_vec() };
     let answer = client.retry(request).await.ok()?;
@@ -37,11 +37,11 @@ async fn a_retry_takes_other_sources_in_place_of_one_that_stands_still() {
         stuck(&report).find(|transfer| transfer.phase() == TransferPhase::Copying).cloned()
     };
     until_async("a copy waits for one source", &waits).await;
-    // So slow that what begins anew can be seen: a record takes seconds.
+    // So slow that what begins again can be seen: a record takes seconds.
     throttle(&client, Some(1024)).await;
 
     // A stopped connection is given up after half a minute, and then nothing waits until the next one is stopped.
-    let before = until_async("a copy begins anew", || async {
+    let before = until_async("a copy begins again", || async {
         let before = waits().await?;
         let retried = retry(&client, begun, &[before.partition], &receiver).await?;
         (retried.partitions == [before.partition]).then_some(before)

@@ -122,7 +122,7 @@ async fn a_frozen_source_is_named_and_others_take_its_place() {
     let named = |transfer: &v1::Transfer| from_it(transfer) && transfer.waiting_for.starts_with("n3 has not answered");
     let (_, stalled) = transfer_that(&receiver, "the frozen source is named", named).await;
     assert!(stalled.idle_us <= 10 * SECOND_US, "{stalled:?}");
-    // It is taken for down, and the copies go on from the other owners.
+    // It is considered down, and the copies go on from the other owners.
     throttle(&client, None).await;
     until_done(&client, operation).await;
     world.nodes[2].signal("CONT");

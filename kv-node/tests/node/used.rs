@@ -31,7 +31,7 @@ async fn a_node_whose_listen_file_was_lost_with_the_power_starts_where_it_was() 
         std::fs::write(&file, damaged).unwrap();
         world.nodes[0].restart();
         let log = world.nodes[0].log();
-        assert!(log.contains("is damaged; it is written anew from the address that the cluster knows"), "{log}");
+        assert!(log.contains("is damaged; it is written again from the address that the cluster knows"), "{log}");
         assert_eq!(std::fs::read(&file).unwrap(), right);
         let client = world.client().await;
         assert_eq!(get(&client, "k").await, ["v"]);

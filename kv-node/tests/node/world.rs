@@ -345,7 +345,8 @@ impl World {
             let reports = reports(client).await;
             let idle = |snapshot: &v1::NodeSnapshot| {
                 let pending = snapshot.pending.unwrap_or_default();
-                pending.replications + pending.hints + pending.lag + pending.refills + pending.comparisons == 0
+                pending.replications + pending.hints + pending.missed_writes + pending.refills + pending.comparisons
+                    == 0
             };
             (reports.len() == self.nodes.len() && reports.iter().all(idle)).then_some(())
         })

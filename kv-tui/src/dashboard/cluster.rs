@@ -293,7 +293,7 @@ impl Cluster {
     #[must_use]
     pub fn partitions_of(&self, node: NodeId, list: &List<PartitionOrder, u32>) -> Vec<PartitionRow> {
         let Some(layout) = self.snapshot.description.layout.as_deref() else { return Vec::new() };
-        let reported: BTreeMap<u32, &v1::PartitionFigures> = self
+        let reported: BTreeMap<u32, &v1::PartitionStats> = self
             .snapshot
             .report(node)
             .into_iter()
@@ -308,7 +308,7 @@ impl Cluster {
                 continue;
             }
             let stats = reported.get(&partition);
-            let sum = |pick: fn(&v1::PartitionKeyspaceFigures) -> u64| {
+            let sum = |pick: fn(&v1::PartitionKeyspaceStats) -> u64| {
                 stats.map(|stats| stats.keyspaces.iter().map(pick).sum())
             };
             rows.push(PartitionRow {
@@ -470,7 +470,7 @@ fn change_between(before: &mut v1::NodeSnapshot, after: &mut v1::NodeSnapshot) -
 /// complete.
 fn is_as_safe(before: &v1::NodeSnapshot, after: &v1::NodeSnapshot) -> bool {
     let copies = |reported: &v1::NodeSnapshot| reported.partitions.len();
-    let same = |(old, new): (&v1::PartitionFigures, &v1::PartitionFigures)| {
+    let same = |(old, new): (&v1::PartitionStats, &v1::PartitionStats)| {
         (old.partition, old.synced) == (new.partition, new.synced)
     };
     before.layout_epoch == after.layout_epoch
@@ -546,7 +546,7 @@ mod tests {
         check(|snapshot| snapshot.peers[0].round_trip_us = 5000, Change::Details);
         check(|snapshot| snapshot.usage.as_mut().expect("set").latency_p99_us = 7, Change::Shown);
         check(|snapshot| snapshot.peers[0].state = v1::MemberState::Down.into(), Change::Shown);
-        check(|snapshot| snapshot.partitions = vec![v1::PartitionFigures::default()], Change::Shown);
+        check(|snapshot| snapshot.partitions = vec![v1::PartitionStats::default()], Change::Shown);
         check(|snapshot| snapshot.keys = 1, Change::Shown);
     }
 }

@@ -92,7 +92,7 @@ pub(super) async fn bench(args: &BenchArgs, client: &Client, sink: &mut dyn Sink
         total.add(done.map_err(|error| CommandError::failed(format!("a client ended: {error}")))??)?;
     }
     let verified = verify(&client, &run, &mut total).await;
-    report(args, &run, &total, verified, cpu, client.figures().retries, sink)
+    report(args, &run, &total, verified, cpu, client.stats().retries, sink)
 }
 
 async fn work(client: Client, run: Arc<Run>, worker: u64, clients: u64, mine: u64) -> Result<Outcome, CommandError> {

@@ -31,7 +31,7 @@ pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> 
     if !idle {
         text.push_str(&format!(
             "  (not settled: {} writes on their way, {} hints, {} keys that a copy lacks)",
-            pending.replications, pending.hints, pending.lag
+            pending.replications, pending.hints, pending.missed_writes
         ));
     }
     sink.item(Item {
@@ -108,7 +108,7 @@ fn pending_json(pending: &v1::Pending) -> Value {
         "replications": pending.replications,
         "hints": pending.hints,
         "hint_bytes": pending.hint_bytes,
-        "lag": pending.lag,
+        "missed_writes": pending.missed_writes,
         "refills": pending.refills,
         "transfers": pending.transfers,
         "residue": pending.residue,

@@ -218,7 +218,7 @@ impl Health {
             (pending.requests, "requests in flight"),
             (pending.replications, "writes on their way to a copy"),
             (pending.hints, "hints held for absent owners"),
-            (pending.lag, "keys that a copy lacks"),
+            (pending.missed_writes, "keys that a copy lacks"),
             (pending.refills, "partitions being refilled"),
             (pending.transfers, "partitions being copied to new owners"),
             (pending.comparisons, "comparisons of copies that may differ"),
@@ -237,7 +237,7 @@ impl Health {
 
 /// Copies that a node should hold and that are not complete. One that is on its way to a new owner is not missing yet.
 fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
-    let owned = |stats: &v1::PartitionFigures| {
+    let owned = |stats: &v1::PartitionStats| {
         let at = usize::try_from(stats.partition).unwrap_or(usize::MAX);
         layout.partitions.get(at).is_some_and(|entry| entry.owners.iter().any(|owner| owner.node.0 == snapshot.node))
     };
@@ -283,10 +283,10 @@ pub(super) mod tests {
             address: format!("127.0.0.1:{id}"),
             state: v1::MemberState::Up,
         };
-        let stats = |partition: u32| v1::PartitionFigures {
+        let stats = |partition: u32| v1::PartitionStats {
             partition,
             synced: true,
-            keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 10 + u64::from(partition), bytes: 1 }],
+            keyspaces: vec![v1::PartitionKeyspaceStats { keyspace: 0, keys: 10 + u64::from(partition), bytes: 1 }],
             merkle_root: 0,
         };
         let report = |id: u64| NodeReport {
@@ -386,7 +386,9 @@ pub(super) mod tests {
     #[test]
     fn work_that_is_pending_means_settling() {
         check(
-            |cluster| snapshot(cluster, 1).pending = Some(v1::Pending { hints: 4, lag: 2, ..Default::default() }),
+            |cluster| {
+                snapshot(cluster, 1).pending = Some(v1::Pending { hints: 4, missed_writes: 2, ..Default::default() })
+            },
             "settling ready: 4 hints held for absent owners, 2 keys that a copy lacks",
         );
         check(

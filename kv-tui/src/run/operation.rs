@@ -248,7 +248,7 @@ pub(crate) fn why_not_gone(cluster: &ClusterSnapshot, member: &MemberView) -> St
     };
     format!(
         "{name} hands over what it holds: {} records left, {} hints, {} keys that a copy lacks{because}",
-        pending.residue, pending.hints, pending.lag
+        pending.residue, pending.hints, pending.missed_writes
     )
 }
 

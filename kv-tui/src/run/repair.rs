@@ -87,7 +87,7 @@ fn is_out_of_reach(error: &RequestError) -> bool {
 
 /// Waits until members have no requested comparison left; returns those that no longer answer.
 async fn follow(
-    before: BTreeMap<NodeId, v1::RepairFigures>,
+    before: BTreeMap<NodeId, v1::RepairStats>,
     client: &Client,
 ) -> Result<(Ended, Vec<NodeId>), CommandError> {
     let mut open = before;

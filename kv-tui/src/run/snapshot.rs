@@ -127,7 +127,7 @@ impl ClusterSnapshot {
             sum.replications += pending.replications;
             sum.hints += pending.hints;
             sum.hint_bytes += pending.hint_bytes;
-            sum.lag += pending.lag;
+            sum.missed_writes += pending.missed_writes;
             sum.refills += pending.refills;
             sum.transfers += pending.transfers;
             sum.residue += pending.residue;
@@ -144,7 +144,7 @@ impl ClusterSnapshot {
     /// # Errors
     /// The first partition that has no such owner.
     pub fn count(&self, layout: &Layout, keyspace: KeyspaceId) -> Result<u64, PartitionId> {
-        let stats: BTreeMap<(u64, u32), &v1::PartitionFigures> = self
+        let stats: BTreeMap<(u64, u32), &v1::PartitionStats> = self
             .node_reports()
             .flat_map(|snapshot| snapshot.partitions.iter().map(move |stats| ((snapshot.node, stats.partition), stats)))
             .collect();

@@ -308,7 +308,7 @@ pub(super) fn request(cluster: &ClusterSnapshot, changes: &[Change], bytes_per_s
 
 /// What one copy of each partition holds, as its first reachable owner reports it; a complete copy counts before others.
 pub(super) fn sizes(cluster: &ClusterSnapshot) -> Vec<v1::PartitionSize> {
-    let mut reported: BTreeMap<(u32, u64), &v1::PartitionFigures> = BTreeMap::new();
+    let mut reported: BTreeMap<(u32, u64), &v1::PartitionStats> = BTreeMap::new();
     for snapshot in cluster.node_reports() {
         reported.extend(snapshot.partitions.iter().map(|stats| ((stats.partition, snapshot.node), stats)));
     }
@@ -317,7 +317,7 @@ pub(super) fn sizes(cluster: &ClusterSnapshot) -> Vec<v1::PartitionSize> {
         let number = u32::from(partition.0);
         let owners = layout.entry(partition)?.nodes().filter_map(|owner| reported.get(&(number, owner.0)));
         let stats = owners.min_by_key(|stats| !stats.synced)?;
-        let sum = |of: fn(&v1::PartitionKeyspaceFigures) -> u64| stats.keyspaces.iter().map(of).sum();
+        let sum = |of: fn(&v1::PartitionKeyspaceStats) -> u64| stats.keyspaces.iter().map(of).sum();
         Some(v1::PartitionSize { partition: number, keys: sum(|it| it.keys), bytes: sum(|it| it.bytes) })
     };
     layout.partition_ids().filter_map(size).collect()

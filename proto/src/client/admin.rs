@@ -8,7 +8,8 @@ use kv_core::error::{Kind, RequestError};
 use kv_core::types::NodeId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use tonic::Streaming;
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 
 use super::options::How;
 use super::pool::Node;
@@ -16,7 +17,10 @@ use super::view::View;
 use super::{Client, calls, timeout_to_wire};
 use crate::edge::check_key;
 use crate::v1;
+use crate::v1::cluster_client::ClusterClient;
 use crate::v1::watch_response::Item;
+
+type Cluster = ClusterClient<Channel>;
 
 /// Nodes that are asked at once.
 const ASKED_AT_ONCE: usize = 32;
@@ -139,11 +143,7 @@ impl Client {
             key: key.clone(),
             timeout_ms: timeout_to_wire(timeout),
         };
-        self.anywhere(timeout, true, |node, deadline| {
-            let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).inspect(request)).await }
-        })
-        .await
+        self.anywhere(timeout, true, request, Cluster::inspect).await
     }
 
     /// The keyspaces, ascending by name.
@@ -151,12 +151,8 @@ impl Client {
     /// # Errors
     /// As the node says, or `Unavailable` if none answers.
     pub async fn keyspaces(&self) -> Result<Vec<v1::Keyspace>, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, true, |node, deadline| async move {
-                let mut client = calls::cluster(node.channel());
-                calls::within(&node, deadline, client.list_keyspaces(v1::ListKeyspacesRequest {})).await
-            })
-            .await?;
+        let answer =
+            self.anywhere(self.options().timeout, true, v1::ListKeyspacesRequest {}, Cluster::list_keyspaces).await?;
         Ok(answer.keyspaces)
     }
 
@@ -169,12 +165,7 @@ impl Client {
         request: v1::CreateKeyspaceRequest,
     ) -> Result<v1::CreateKeyspaceResponse, RequestError> {
         // Creating the same again changes nothing, so it may be repeated.
-        let created = self
-            .anywhere(self.options().timeout, true, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).create_keyspace(request)).await }
-            })
-            .await?;
+        let created = self.anywhere(self.options().timeout, true, request, Cluster::create_keyspace).await?;
         drop(self.refresh().await);
         Ok(created)
     }
@@ -185,11 +176,7 @@ impl Client {
     /// `NotFound` if there is none, `Unavailable` if the control plane has no majority.
     pub async fn drop_keyspace(&self, request: v1::DropKeyspaceRequest) -> Result<(), RequestError> {
         // Not repeated when its outcome is unknown: somebody may have created a new one of this name meanwhile.
-        self.anywhere(self.options().timeout, false, |node, deadline| {
-            let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).drop_keyspace(request)).await }
-        })
-        .await?;
+        self.anywhere(self.options().timeout, false, request, Cluster::drop_keyspace).await?;
         drop(self.refresh().await);
         Ok(())
     }
@@ -200,11 +187,7 @@ impl Client {
     /// `Invalid`, `NotFound` or `Conflict` with the reason and the remedy if the changes are refused, or `Unavailable` if
     /// no node answers.
     pub async fn plan(&self, request: v1::PlanRequest) -> Result<v1::PlanResponse, RequestError> {
-        self.anywhere(self.options().timeout, true, |node, deadline| {
-            let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).plan(request)).await }
-        })
-        .await
+        self.anywhere(self.options().timeout, true, request, Cluster::plan).await
     }
 
     /// Begins to carry changes out, as an operation.
@@ -215,12 +198,7 @@ impl Client {
     pub async fn apply(&self, request: v1::ApplyRequest) -> Result<v1::Operation, RequestError> {
         // Under its id a request begins one operation, however often it is sent.
         let repeatable = !request.request_id.is_empty();
-        let answer = self
-            .anywhere(self.options().timeout, repeatable, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).apply(request)).await }
-            })
-            .await?;
+        let answer = self.anywhere(self.options().timeout, repeatable, request, Cluster::apply).await?;
         drop(self.refresh().await);
         Ok(answer.operation.unwrap_or_default())
     }
@@ -230,10 +208,7 @@ impl Client {
     /// # Errors
     /// `NotFound` for a number that is not remembered, `Unavailable` if no node answers.
     pub async fn operations(&self, request: v1::OperationsRequest) -> Result<v1::OperationsResponse, RequestError> {
-        self.anywhere(self.options().timeout, true, |node, deadline| async move {
-            calls::within(&node, deadline, calls::cluster(node.channel()).operations(request)).await
-        })
-        .await
+        self.anywhere(self.options().timeout, true, request, Cluster::operations).await
     }
 
     /// Pauses an operation; pausing a paused one changes nothing.
@@ -241,12 +216,7 @@ impl Client {
     /// # Errors
     /// `NotFound` or `Conflict` if it does not exist or has ended, `Unavailable` if the control plane has no majority.
     pub async fn pause(&self, request: v1::PauseRequest) -> Result<v1::Operation, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, true, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).pause(request)).await }
-            })
-            .await?;
+        let answer = self.anywhere(self.options().timeout, true, request, Cluster::pause).await?;
         Ok(answer.operation.unwrap_or_default())
     }
 
@@ -255,26 +225,17 @@ impl Client {
     /// # Errors
     /// As [`Client::pause`].
     pub async fn resume(&self, request: v1::ResumeRequest) -> Result<v1::Operation, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, true, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).resume(request)).await }
-            })
-            .await?;
+        let answer = self.anywhere(self.options().timeout, true, request, Cluster::resume).await?;
         Ok(answer.operation.unwrap_or_default())
     }
 
-    /// Lets transfers of an operation that wait begin anew. What the receivers make of it is part of their accounts.
+    /// Lets transfers of an operation that wait begin again. What the receivers make of it is part of their accounts.
     ///
     /// # Errors
     /// As [`Client::pause`]; `Conflict` while it is paused or for a partition that does not migrate, `NotFound` for one
     /// that does not exist.
     pub async fn retry(&self, request: v1::RetryRequest) -> Result<v1::RetryResponse, RequestError> {
-        self.anywhere(self.options().timeout, true, |node, deadline| {
-            let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).retry(request)).await }
-        })
-        .await
+        self.anywhere(self.options().timeout, true, request, Cluster::retry).await
     }
 
     /// Cancels an operation. What it returns says what was undone.
@@ -282,12 +243,7 @@ impl Client {
     /// # Errors
     /// As [`Client::pause`]; `Unknown` is not repeated, since it would be told as a conflict with itself.
     pub async fn cancel(&self, request: v1::CancelRequest) -> Result<v1::Operation, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, false, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).cancel(request)).await }
-            })
-            .await?;
+        let answer = self.anywhere(self.options().timeout, false, request, Cluster::cancel).await?;
         drop(self.refresh().await);
         Ok(answer.operation.unwrap_or_default())
     }
@@ -297,22 +253,18 @@ impl Client {
     /// # Errors
     /// `Invalid` for a limit that is not possible, `Unavailable` if the control plane has no majority.
     pub async fn throttle(&self, request: v1::ThrottleRequest) -> Result<v1::ThrottleSetting, RequestError> {
-        let answer = self
-            .anywhere(self.options().timeout, true, |node, deadline| {
-                let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).throttle(request)).await }
-            })
-            .await?;
+        let answer = self.anywhere(self.options().timeout, true, request, Cluster::throttle).await?;
         Ok(answer.throttle.unwrap_or_default())
     }
 
     /// Asks one node after the other until one answers. What may have been done is asked again only if `repeatable`.
-    async fn anywhere<T, F: Future<Output = Result<T, calls::Failure>>>(
+    async fn anywhere<Q: Clone, A>(
         &self,
         timeout: Duration,
         repeatable: bool,
-        call: impl Fn(Arc<Node>, Instant) -> F,
-    ) -> Result<T, RequestError> {
+        request: Q,
+        call: impl AsyncFn(&mut Cluster, Q) -> Result<Response<A>, Status>,
+    ) -> Result<A, RequestError> {
         let deadline = Instant::now() + timeout;
         let mut last = RequestError::unavailable("no node is known");
         for node in self.view().any_node() {
@@ -321,7 +273,8 @@ impl Client {
             }
             let attempt =
                 if repeatable { deadline.min(Instant::now() + self.options().attempt_timeout) } else { deadline };
-            let answer = call(Arc::clone(&node), attempt);
+            let mut client = calls::cluster(node.channel());
+            let answer = calls::within(&node, attempt, call(&mut client, request.clone()));
             let answer = if repeatable { calls::unless_stalled(&node, answer).await } else { answer.await };
             match answer {
                 Ok(answer) => return Ok(answer),

@@ -141,7 +141,9 @@ pub(super) async fn describe(
         Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, newest, options).await?, None),
         read => read,
     }
-    .map_err(|error| RequestError::new(Kind::Unknown, format!("{} describes nonsense: {error}", node.address())))
+    .map_err(|error| {
+        RequestError::new(Kind::Unknown, format!("{} gives an invalid description: {error}", node.address()))
+    })
 }
 
 async fn ask(

@@ -132,7 +132,7 @@ struct LateAttempt {
     ended: Late,
 }
 
-/// Waits for the first of them that ends, and takes it out. Without any it waits for ever.
+/// Waits for the first of them that ends, and takes it out. Without any it waits forever.
 async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome, calls::Failure>) {
     let (at, ended) = {
         let mut waits: Vec<_> = late.iter_mut().map(|attempt| Box::pin(attempt.ended.ended())).collect();

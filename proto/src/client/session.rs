@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::Outcome;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -113,7 +114,7 @@ impl Session {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.shared.lock().closed.is_some()
+        self.shared.state.lock().closed.is_some()
     }
 
     /// Whether the node is connected and does not answer at present.
@@ -176,7 +177,7 @@ impl Session {
             }
             Ok(Err(_)) => Err(self.shared.ended()),
             Err(_) => {
-                let sent = self.shared.lock().waiting.get(&id).is_none_or(|waiting| waiting.sent);
+                let sent = self.shared.state.lock().waiting.get(&id).is_none_or(|waiting| waiting.sent);
                 Err(self.shared.timed_out(sent))
             }
         }
@@ -186,7 +187,7 @@ impl Session {
 impl Late {
     /// Gives the operation up if it has not left this process. Then nothing was done.
     pub(super) fn withdraw_unsent(&mut self) -> Option<Failure> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.waiting.get(&self.id).is_none_or(|waiting| waiting.sent) {
             return None;
         }
@@ -210,7 +211,7 @@ impl Late {
 
 impl Drop for Late {
     fn drop(&mut self) {
-        self.shared.lock().waiting.remove(&self.id);
+        self.shared.state.lock().waiting.remove(&self.id);
         self.shared.permits.add_permits(1);
     }
 }
@@ -220,7 +221,7 @@ struct Watcher<'a>(&'a Shared);
 
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
-        self.0.lock().watchers -= 1;
+        self.0.state.lock().watchers -= 1;
     }
 }
 
@@ -233,18 +234,14 @@ struct Entry<'a> {
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.shared.lock().waiting.remove(&id);
+            self.shared.state.lock().waiting.remove(&id);
         }
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn watch(&self) -> Watcher<'_> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.watchers += 1;
         let is_first = state.pulse.asked(Instant::now());
         drop(state);
@@ -255,7 +252,7 @@ impl Shared {
     }
 
     fn enter(&self, answer: oneshot::Sender<Notice>) -> Result<u64, Failure> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed.is_some() {
             drop(state);
             return Err(self.ended());
@@ -272,7 +269,7 @@ impl Shared {
     }
 
     fn look(&self) -> Look {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed.is_some() {
             return Look::Idle;
         }
@@ -291,7 +288,7 @@ impl Shared {
             let (answer, rest) = oneshot::channel();
             (std::mem::replace(&mut waiting.answer, answer), rest)
         };
-        let told: Vec<_> = self.lock().waiting.values_mut().map(tell).collect();
+        let told: Vec<_> = self.state.lock().waiting.values_mut().map(tell).collect();
         for (answer, rest) in told {
             // Whoever has stopped waiting need not know.
             drop(answer.send(Notice::Stalled(rest)));
@@ -301,7 +298,7 @@ impl Shared {
     /// Gives the results to those who wait. A result that nobody waits for was given up.
     fn settle(&self, results: Vec<v1::BatchResult>) {
         let mut answers = Vec::with_capacity(results.len());
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for result in results {
             if let Some(waiting) = state.waiting.remove(&result.id) {
                 answers.push((waiting.answer, result));
@@ -321,7 +318,7 @@ impl Shared {
     }
 
     fn close(&self, reason: &str) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = Some(reason.to_owned());
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -334,7 +331,7 @@ impl Shared {
     }
 
     fn ended(&self) -> Failure {
-        let reason = self.lock().closed.clone();
+        let reason = self.state.lock().closed.clone();
         self.broken(false, reason.as_deref().unwrap_or("the stream has ended"))
     }
 
@@ -364,7 +361,7 @@ async fn watch_pulse(shared: Arc<Shared>, queue: mpsc::WeakSender<v1::BatchOpera
     loop {
         shared.awaited.notified().await;
         loop {
-            if shared.lock().closed.is_some() {
+            if shared.state.lock().closed.is_some() {
                 return;
             }
             match shared.look() {
@@ -439,7 +436,7 @@ impl Stream for Frames {
         let mut bytes = 0;
         let mut next = Some(first);
         let shared = Arc::clone(&self.shared);
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         while let Some(operation) = next.take() {
             self.probe |= operation.id == PROBE;
             // What was given up while it was queued is not sent at all.

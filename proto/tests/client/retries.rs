@@ -16,7 +16,7 @@ async fn survives_the_death_of_an_owner(transport: Transport) {
     for index in 0..300 {
         assert_eq!(value(&client, index).await, Some(key(index)));
     }
-    assert!(client.figures().failovers > 0);
+    assert!(client.stats().failovers > 0);
 }
 
 #[tokio::test]

@@ -19,8 +19,8 @@ async fn goes_straight_to_the_owner(transport: Transport) {
     for node in &cluster.nodes {
         assert!(node.operations.load(Ordering::Relaxed) > 200, "{} had too little to do", node.id);
     }
-    let figures = client.figures();
-    assert_eq!((figures.attempts, figures.retries, figures.failovers, figures.refreshes), (1202, 0, 0, 0));
+    let stats = client.stats();
+    assert_eq!((stats.attempts, stats.retries, stats.failovers, stats.refreshes), (1202, 0, 0, 0));
 }
 
 #[tokio::test]
@@ -58,9 +58,9 @@ async fn a_refusal_by_epoch_teaches_the_new_layout() {
     cluster.world().layout = Some(next.clone());
     put_many(&client, 100..400).await;
     assert_eq!(client.description().layout.as_deref(), Some(&next));
-    assert_eq!(client.figures().refreshes, 1, "one answer serves all that were refused");
+    assert_eq!(client.stats().refreshes, 1, "one answer serves all that were refused");
     assert_eq!(cluster.sum(|node| &node.forwards), 0);
-    assert_eq!(client.figures().failovers, 0);
+    assert_eq!(client.stats().failovers, 0);
 }
 
 #[tokio::test]

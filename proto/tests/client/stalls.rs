@@ -32,15 +32,15 @@ async fn moves_on_from_a_stopped_node(transport: Transport) {
     put_many(&client, 0..600).await;
     cluster.world().writes.clear();
     let frozen = cluster.freeze(0);
-    let before = client.figures();
+    let before = client.stats();
     for &index in &mine {
         put(&client, index).await.expect("another node takes it");
         assert_eq!(value(&client, index).await, Some(key(index)));
     }
-    let figures = client.figures();
-    assert!(figures.failovers > before.failovers, "{figures:?}");
+    let stats = client.stats();
+    assert!(stats.failovers > before.failovers, "{stats:?}");
     // The first one finds out; the others go elsewhere at once. On a busy machine others seem to have stopped, too.
-    let attempts = figures.attempts - before.attempts;
+    let attempts = stats.attempts - before.attempts;
     assert!(attempts <= 6 * mine.len() as u64, "{attempts} attempts of {} operations", 2 * mine.len());
     // What was sent to the stopped node and to another one has one identity.
     drop(frozen);
@@ -73,9 +73,9 @@ async fn what_is_under_way_moves_on_together() {
     put_many(&client, 0..100).await;
     let frozen = cluster.freeze(1);
     put_many(&client, 0..600).await;
-    let figures = client.figures();
-    assert!(figures.moved > 0, "{figures:?}");
-    assert!(figures.attempts <= 700 + 600, "each operation is sent to each node once at most: {figures:?}");
+    let stats = client.stats();
+    assert!(stats.moved > 0, "{stats:?}");
+    assert!(stats.attempts <= 700 + 600, "each operation is sent to each node once at most: {stats:?}");
     drop(frozen);
 }
 
@@ -113,8 +113,8 @@ async fn a_node_that_is_slow_but_answers_keeps_its_work() {
     let index = keys_of(&cluster, 0)[0];
     cluster.nodes[0].fail_next(&[Fault::Stall]);
     put(&client, index).await.expect("asked again after the time for an attempt");
-    let figures = client.figures();
-    assert_eq!((figures.moved, figures.attempts), (0, 2), "{figures:?}");
+    let stats = client.stats();
+    assert_eq!((stats.moved, stats.attempts), (0, 2), "{stats:?}");
 }
 
 #[tokio::test]

@@ -5,17 +5,19 @@ use kv_core::message::PROTOCOL_VERSION;
 use super::Leader;
 use crate::control::peers::raft_id;
 use crate::control::peers::transport::{GroupId, JoinReply, JoinRequest, ProposeReply};
-use crate::control::state::{Arrival, Command, Done, Outcome, Phase, Proposal, Refusal, RefusalKind, check_place};
+use crate::control::state::{
+    Command, Done, NodeDescriptor, Outcome, Phase, Proposal, Refusal, RefusalKind, check_place,
+};
 use crate::liveness::Condition;
 
 impl Leader {
     /// Takes a report: admits the node as the leader, or says where the leader is.
     pub(in crate::control) async fn join(&self, request: JoinRequest) -> JoinReply {
-        let JoinRequest { protocol, id, group, config, arrival } = request;
+        let JoinRequest { protocol, id, group, config, descriptor } = request;
         if protocol != PROTOCOL_VERSION {
             return refused(format!(
                 "{} speaks protocol version {protocol}, this cluster {PROTOCOL_VERSION}; run the same release on both",
-                arrival.name
+                descriptor.name
             ));
         }
         let Some(&mine) = self.group.link.group.get() else {
@@ -27,17 +29,17 @@ impl Leader {
             return refused(format!(
                 "{} belongs to another cluster (group {group}, this is {mine}); check the addresses given to --join, or \
                  start it with an empty directory",
-                arrival.name
+                descriptor.name
             ));
         }
         let state = self.group.state();
         if state.phase != Phase::Unfounded && config != state.config {
             return refused(format!(
                 "{} has other cluster settings (limits or clock skew); start it with those of the cluster",
-                arrival.name
+                descriptor.name
             ));
         }
-        if let Err(refusal) = check_place(&arrival) {
+        if let Err(refusal) = check_place(&descriptor) {
             return JoinReply::Refused(refusal);
         }
         if !self.group.is_leader() {
@@ -45,10 +47,10 @@ impl Leader {
             let address = leader.and_then(|leader| self.group.link.peers.address(leader));
             return later(format!("{} does not lead", self.group.me.name), address);
         }
-        if let Some(reply) = self.refuse_to_displace(&arrival, mine).await {
+        if let Some(reply) = self.refuse_to_displace(&descriptor, mine).await {
             return reply;
         }
-        let proposal = Proposal { id, at: self.group.wall().at, command: Command::Admit(arrival) };
+        let proposal = Proposal { id, at: self.group.wall().at, command: Command::Admit(descriptor) };
         match self.lead(proposal, self.group.timing.call).await {
             ProposeReply::Committed(Outcome::Done(Done::Admitted { node, spare })) => {
                 let cluster = self.group.state().identity().map(|(cluster, _)| cluster);
@@ -69,17 +71,17 @@ impl Leader {
     }
 
     /// Refuses a node that would take the place of a member which is alive: that one would be told to leave for good.
-    async fn refuse_to_displace(&self, arrival: &Arrival, group: GroupId) -> Option<JoinReply> {
+    async fn refuse_to_displace(&self, descriptor: &NodeDescriptor, group: GroupId) -> Option<JoinReply> {
         let state = self.group.state();
-        let (node, member) = state.member_named(&arrival.name)?;
+        let (node, member) = state.member_named(&descriptor.name)?;
         let held = member.incarnation.store;
-        if held == arrival.incarnation.store || !arrival.replaces.contains(&held) {
+        if held == descriptor.incarnation.store || !descriptor.replaces.contains(&held) {
             return None;
         }
         let address = self.group.link.peers.address(raft_id(held)).unwrap_or_else(|| member.address.clone());
         let answer = self.group.link.identify(group, &address).await.map(|answer| answer.me.incarnation);
         // A node whose own store was renewed or lost is back at once, where it was: nobody else can be there.
-        if answer == Some(arrival.incarnation) && arrival.address == address {
+        if answer == Some(descriptor.incarnation) && descriptor.address == address {
             return None;
         }
         if held == self.group.me.incarnation.store || answer.is_some_and(|answer| answer.store == held) {
@@ -95,7 +97,7 @@ impl Leader {
             opinion => {
                 let why = opinion.map_or_else(|| "nothing is known of it".to_owned(), |opinion| opinion.reason);
                 Some(later(
-                    format!("{} is not taken for down yet ({why}), so its place is not free", member.name),
+                    format!("{} is not considered down yet ({why}), so its place is not free", member.name),
                     None,
                 ))
             }

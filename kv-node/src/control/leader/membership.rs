@@ -13,7 +13,6 @@ use super::{Leader, report_failure};
 use crate::control::peers::{RaftId, raft_id};
 use crate::control::raft::{Metrics, TypeConfig};
 use crate::control::state::ClusterState;
-use crate::control::unpoisoned;
 
 /// A learner that is behind by at most this many entries may become a voter.
 const LAG_MAX: u64 = 16;
@@ -21,9 +20,9 @@ const LAG_MAX: u64 = 16;
 /// One change of the Raft group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// A member listens from now on.
+    /// A member is a learner from now on.
     AddLearner(RaftId),
-    /// These vote from now on, the other voters only listen.
+    /// These vote from now on, the other voters become learners.
     SetVoters(BTreeSet<RaftId>),
     /// A store that belongs to no member any more.
     Remove(RaftId),
@@ -50,12 +49,12 @@ pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metri
     }
     let surplus: BTreeSet<RaftId> = present.difference(&wanted).filter(|&id| !voters.contains(id)).copied().collect();
     let told = |id: RaftId| keeps_up(metrics, id);
-    farewell(&mut unpoisoned(&leader.surplus), &surplus, told, leader.group.timing.election_max).map(Change::Remove)
+    next_removable(&mut leader.surplus.lock(), &surplus, told, leader.group.timing.election_max).map(Change::Remove)
 }
 
 /// Which of the surplus stores may be removed from the group now: after a while, so that the node learns why, and a node
 /// that does not answer after a longer one.
-fn farewell(
+fn next_removable(
     since: &mut BTreeMap<RaftId, Instant>,
     surplus: &BTreeSet<RaftId>,
     told: impl Fn(RaftId) -> bool,
@@ -102,7 +101,7 @@ fn keeps_up(metrics: &Metrics, id: RaftId) -> bool {
 
 /// Returns whether the change was made.
 pub(super) async fn carry_out(leader: &Leader, change: Change) -> bool {
-    tracing::info!(?change, "changing the voters and listeners of the control plane");
+    tracing::info!(?change, "changing the voters and learners of the control plane");
     let raft = &leader.group.raft;
     match change {
         Change::AddLearner(id) => within(leader, raft.add_learner(id, EmptyNode::new(), false)).await,
@@ -124,12 +123,9 @@ async fn within(leader: &Leader, change: impl Future<Output = Result<Written, Wr
         leader.group.raft.wait(None).metrics(seen, "the change").await.map_err(|error| error.to_string())
     };
     match tokio::time::timeout(leader.group.timing.call, changed).await {
-        Ok(result) => report_failure("change the voters and listeners", result),
+        Ok(result) => report_failure("change the voters and learners", result),
         Err(_elapsed) => {
-            tracing::warn!(
-                "no majority within {:?} for a change of the voters and listeners",
-                leader.group.timing.call
-            );
+            tracing::warn!("no majority within {:?} for a change of the voters and learners", leader.group.timing.call);
             false
         }
     }

@@ -17,8 +17,9 @@ mod proposals;
 mod voters;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -89,7 +90,7 @@ async fn review(leader: &Leader) {
                 forming::form(leader, &state, founding).await
             }
             Phase::Forming(_) => false,
-            Phase::Formed { .. } => operations::drive(leader, &state).await,
+            Phase::Formed { .. } => operations::propose_next_step(leader, &state).await,
         };
         if progressed {
             continue;

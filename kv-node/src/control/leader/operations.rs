@@ -14,7 +14,6 @@ use super::Leader;
 use crate::control::peers::transport::ReportReply;
 use crate::control::peers::{RaftId, raft_id};
 use crate::control::state::{Asked, ClusterState, Command, OperationState, RECEIPTS_MAX, joint_max};
-use crate::control::unpoisoned;
 
 /// How often a node reports while something is under way.
 pub const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -28,7 +27,7 @@ pub struct TransferReport {
     pub epoch: Epoch,
     /// Receipts that are not agreed on yet, at most [`TransferReport::RECEIPTS_MAX`].
     pub receipts: Vec<Receipt>,
-    /// Records that others may need from it: residue, hints and lag marks.
+    /// Records that others may need from it: residue, hints and missed-write markers.
     pub left: u64,
 }
 
@@ -48,7 +47,7 @@ impl Leader {
         }
         let state = self.group.state();
         let Some((node, _)) = state.member_of(report.store) else { return ReportReply::Taken };
-        let mut reports = unpoisoned(&self.reports);
+        let mut reports = self.reports.lock();
         reports.retain(|node, _| state.members.contains_key(node));
         let differs = reports.get(&node) != Some(&report);
         reports.insert(node, report);
@@ -61,8 +60,8 @@ impl Leader {
 }
 
 /// Proposes the next step, if there is one. Returns whether the state has changed.
-pub(super) async fn drive(leader: &Leader, state: &ClusterState) -> bool {
-    let reports = unpoisoned(&leader.reports).clone();
+pub(super) async fn propose_next_step(leader: &Leader, state: &ClusterState) -> bool {
+    let reports = leader.reports.lock().clone();
     let metrics = leader.group.metrics();
     let voters: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();
     match next_step(state, &reports, &|store| voters.contains(&raft_id(store)), leader.group.wall()) {

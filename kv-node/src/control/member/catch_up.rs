@@ -58,28 +58,28 @@ impl Member {
     /// Returns when this node acts on all that was agreed on before the call: the revision.
     ///
     /// # Errors
-    /// With the reason, if the leader cannot be asked, or the node does not get so far, within `patience`.
-    pub(in crate::control) async fn catch_up(&self, patience: Duration) -> Result<u64, String> {
-        let deadline = Instant::now() + patience;
+    /// With the reason, if the leader cannot be asked, or the node does not get so far, within `timeout`.
+    pub(in crate::control) async fn catch_up(&self, timeout: Duration) -> Result<u64, String> {
+        let deadline = Instant::now() + timeout;
         let newest = self.newest(deadline).await?;
-        if self.wait_until_acting(newest, deadline).await { Ok(newest) } else { Err(late(patience)) }
+        if self.wait_until_acting(newest, deadline).await { Ok(newest) } else { Err(late(timeout)) }
     }
 
     /// Returns when this node knows all that was agreed on before the call, whether it acts on it or not.
     ///
     /// # Errors
     /// As [`Member::catch_up`].
-    pub(in crate::control) async fn learn(&self, patience: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
+    pub(in crate::control) async fn learn(&self, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
         let newest = self.newest(deadline).await?;
         let mut state = self.group.state.clone();
         let known = timeout_at(deadline, state.wait_for(|state| state.revision >= newest)).await;
-        if known.is_ok_and(|known| known.is_ok()) { Ok(()) } else { Err(late(patience)) }
+        if known.is_ok_and(|known| known.is_ok()) { Ok(()) } else { Err(late(timeout)) }
     }
 
-    /// Returns when every member in reach acts on `revision`, or after `patience`: the members that do not.
-    pub(in crate::control) async fn spread(&self, revision: u64, patience: Duration) -> Vec<NodeId> {
-        let deadline = Instant::now() + patience.min(WAIT_MAX);
+    /// Returns when every member in reach acts on `revision`, or after `timeout`: the members that do not.
+    pub(in crate::control) async fn spread(&self, revision: u64, timeout: Duration) -> Vec<NodeId> {
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
         let state = self.group.state();
         let mut asking = JoinSet::new();
         for (&node, member) in &state.members {
@@ -90,9 +90,9 @@ impl Member {
             }
             let link = std::sync::Arc::clone(&self.group.link);
             asking.spawn(async move {
-                let patience = deadline.saturating_duration_since(Instant::now());
-                let request = CatchUpRequest::ActsOn { revision, patience };
-                let answer = link.call(id, RaftKind::CatchUp, &request, patience).await;
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                let request = CatchUpRequest::ActsOn { revision, timeout };
+                let answer = link.call(id, RaftKind::CatchUp, &request, timeout).await;
                 (node, matches!(answer, Ok(CatchUpReply::ActsOn(true))))
             });
         }
@@ -101,8 +101,8 @@ impl Member {
     }
 }
 
-fn late(patience: Duration) -> String {
-    format!("this node has not learned the newest state within {} ms", patience.as_millis())
+fn late(timeout: Duration) -> String {
+    format!("this node has not learned the newest state within {} ms", timeout.as_millis())
 }
 
 impl Member {
@@ -153,8 +153,8 @@ impl Member {
     }
 
     /// The newest revision, if a majority confirms that this node leads.
-    async fn confirm_newest(&self, patience: Duration) -> CatchUpReply {
-        match tokio::time::timeout(patience, self.group.raft.ensure_linearizable()).await {
+    async fn confirm_newest(&self, timeout: Duration) -> CatchUpReply {
+        match tokio::time::timeout(timeout, self.group.raft.ensure_linearizable()).await {
             Ok(Ok(_)) => CatchUpReply::Newest(self.group.state().revision),
             Ok(Err(_)) | Err(_) => CatchUpReply::NotLeader,
         }
@@ -168,8 +168,8 @@ impl Member {
     pub(in crate::control) async fn answer_catch_up(&self, request: CatchUpRequest) -> CatchUpReply {
         match request {
             CatchUpRequest::Newest => self.confirm_newest(self.group.timing.call.min(WAIT_MAX)).await,
-            CatchUpRequest::ActsOn { revision, patience } => {
-                let deadline = Instant::now() + patience.min(WAIT_MAX);
+            CatchUpRequest::ActsOn { revision, timeout } => {
+                let deadline = Instant::now() + timeout.min(WAIT_MAX);
                 CatchUpReply::ActsOn(self.wait_until_acting(revision, deadline).await)
             }
         }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::Member;
 use crate::control::peers::raft_id;
-use crate::control::peers::transport::{GroupId, IdentifyReply, IdentifyRequest, Whereabouts};
+use crate::control::peers::transport::{GroupId, IdentifyReply, IdentifyRequest, NodeAddress};
 use crate::control::state::MEMBERS_MAX;
 use crate::liveness::Condition;
 
@@ -49,7 +49,7 @@ pub(in crate::control) async fn run(member: Arc<Member>) {
         let wait = if searches { pause } else { member.group.timing.review };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = member.group.link.peers.rumoured.notified() => {}
+            () = member.group.link.peers.candidate_added.notified() => {}
         }
     }
 }
@@ -71,7 +71,7 @@ async fn round(member: &Arc<Member>, group: GroupId) -> bool {
     let peers = &member.group.link.peers;
     let state = member.group.state();
     // Rumours first: somebody has just asked from there.
-    let mut places: VecDeque<String> = peers.take_rumours().into_values().collect();
+    let mut places: VecDeque<String> = peers.take_candidates().into_values().collect();
     places.extend(member.contacts.iter().cloned());
     for record in state.members.values() {
         places.extend(peers.address(raft_id(record.incarnation.store)));
@@ -115,7 +115,7 @@ fn take(member: &Member, group: GroupId, place: &str, reply: IdentifyReply, plac
         tracing::debug!(%place, "the node there belongs to another cluster");
         return false;
     }
-    let Whereabouts { incarnation, address } = reply.me;
+    let NodeAddress { incarnation, address } = reply.me;
     let Some((node, record)) = state.member_of(incarnation.store) else { return false };
     if raft_id(incarnation.store) == member.group.id() || peers.is_retired(incarnation.store) {
         return false;
@@ -148,7 +148,7 @@ impl Member {
     /// Answers a node that asked by its `Transport::identify`.
     pub(in crate::control) fn identify(&self, request: IdentifyRequest) -> IdentifyReply {
         let group = self.group.link.group.get().copied();
-        let me = Whereabouts { incarnation: self.group.link.me, address: self.group.link.address.clone() };
+        let me = NodeAddress { incarnation: self.group.link.me, address: self.group.link.address.clone() };
         let state = self.group.state();
         let cluster = state.identity().map(|(cluster, _)| cluster);
         if group != Some(request.group) {
@@ -161,7 +161,7 @@ impl Member {
             .filter(|member| raft_id(member.incarnation.store) != self.group.id())
             .filter_map(|member| {
                 let address = self.group.link.peers.address(raft_id(member.incarnation.store))?;
-                Some(Whereabouts { incarnation: member.incarnation, address })
+                Some(NodeAddress { incarnation: member.incarnation, address })
             })
             .collect();
         IdentifyReply { group, cluster, me, known }

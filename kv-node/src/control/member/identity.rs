@@ -5,7 +5,7 @@ use std::path::Path;
 use kv_core::types::{NodeId, StoreId};
 use serde::{Deserialize, Serialize};
 
-use crate::control::config::{Entrance, StartError};
+use crate::control::config::{StartError, StartMode};
 use crate::control::files::checked as file;
 use crate::control::files::{Disk, FileError, OsDisk};
 use crate::control::peers::transport::GroupId;
@@ -62,17 +62,17 @@ pub fn remembered(dir: &Path) -> Result<Option<Remembered>, FileError> {
 /// Settles who the node is: reads the identity or draws it up, and gives up the Raft state of a store that is gone.
 pub(in crate::control) fn settle<D: Disk>(
     disk: &mut D,
-    entrance: &Entrance,
+    start_mode: &StartMode,
     store: StoreId,
     replaces: &[StoreId],
 ) -> Result<Identity, StartError> {
     let Some(mut identity) = file::value::<D, Identity>(disk, IDENTITY)? else {
-        let identity = new_identity(disk, entrance, store, replaces)?;
+        let identity = new_identity(disk, start_mode, store, replaces)?;
         save(disk, &identity)?;
         return Ok(identity);
     };
-    check_flags(entrance, &identity)?;
-    if let Entrance::Join(contacts) = entrance
+    check_flags(start_mode, &identity)?;
+    if let StartMode::Join(contacts) = start_mode
         && !contacts.is_empty()
         && *contacts != identity.contacts
     {
@@ -99,33 +99,33 @@ pub(in crate::control) fn settle<D: Disk>(
 
 fn new_identity<D: Disk>(
     disk: &mut D,
-    entrance: &Entrance,
+    start_mode: &StartMode,
     store: StoreId,
     replaces: &[StoreId],
 ) -> Result<Identity, StartError> {
     let replaces = replaces.to_vec();
-    match entrance {
-        Entrance::Bootstrap(founding) => {
+    match start_mode {
+        StartMode::Bootstrap(founding) => {
             check_founding(founding).map_err(|refusal| StartError::Flags(refusal.message))?;
             let group = Some(GroupId(store.0));
             Ok(Identity { store, group, founding: Some(*founding), replaces, contacts: Vec::new() })
         }
-        Entrance::Join(contacts) if contacts.is_empty() => {
+        StartMode::Join(contacts) if contacts.is_empty() => {
             Err(StartError::Flags("--join names no address; name at least one node of the cluster".to_owned()))
         }
-        Entrance::Join(contacts) => {
+        StartMode::Join(contacts) => {
             Ok(Identity { store, group: None, founding: None, replaces, contacts: contacts.clone() })
         }
-        Entrance::Resume => Err(StartError::Flags(format!(
+        StartMode::Resume => Err(StartError::Flags(format!(
             "{} belongs to no cluster yet; start the node with --bootstrap or --join",
             disk.path("")
         ))),
     }
 }
 
-fn check_flags(entrance: &Entrance, identity: &Identity) -> Result<(), StartError> {
-    match (entrance, &identity.founding) {
-        (Entrance::Bootstrap(given), Some(known))
+fn check_flags(start_mode: &StartMode, identity: &Identity) -> Result<(), StartError> {
+    match (start_mode, &identity.founding) {
+        (StartMode::Bootstrap(given), Some(known))
             if (given.expect, given.partitions) == (known.expect, known.partitions) =>
         {
             // The number of copies may have been changed since.
@@ -139,12 +139,12 @@ fn check_flags(entrance: &Entrance, identity: &Identity) -> Result<(), StartErro
             }
             Ok(())
         }
-        (Entrance::Bootstrap(given), Some(known)) => Err(StartError::Flags(format!(
+        (StartMode::Bootstrap(given), Some(known)) => Err(StartError::Flags(format!(
             "the directory was founded with --expect {} --copies {} --partitions {}, not {}, {} and {}; start the node \
              with these values or without the flags, or with an empty directory to found another cluster",
             known.expect, known.copies, known.partitions, given.expect, given.copies, given.partitions
         ))),
-        (Entrance::Bootstrap(_), None) => Err(StartError::Flags(
+        (StartMode::Bootstrap(_), None) => Err(StartError::Flags(
             "the directory belongs to a node that joined a cluster; start it without --bootstrap, or with an empty \
              directory to found another cluster"
                 .to_owned(),

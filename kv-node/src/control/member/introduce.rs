@@ -12,19 +12,19 @@ use super::Member;
 use crate::control::leader::command_id;
 use crate::control::peers::raft_id;
 use crate::control::peers::transport::{JoinReply, JoinRequest};
-use crate::control::state::{Arrival, Phase, Refusal, RefusalKind};
+use crate::control::state::{NodeDescriptor, Phase, Refusal, RefusalKind};
 
 /// How far the report has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::control) struct Progress {
     /// What the node waits for, for people.
     pub(super) waits_for: String,
-    /// Set if the cluster does not take the node; final.
+    /// Set if the cluster refuses the node; final.
     pub(super) refused: Option<Refusal>,
 }
 
 /// What a node is told that runs an older copy of its store.
-pub(super) fn rolled_back(me: &Arrival, seen: Incarnation) -> Refusal {
+pub(super) fn rolled_back(me: &NodeDescriptor, seen: Incarnation) -> Refusal {
     Refusal::new(
         RefusalKind::RolledBack,
         format!(
@@ -78,7 +78,7 @@ async fn round(member: &Member) -> bool {
         id,
         group: member.group.link.group.get().copied(),
         config: member.group.cluster.clone(),
-        arrival: member.group.me.clone(),
+        descriptor: member.group.me.clone(),
     };
     if member.group.is_leader() {
         let reply = member.leader.join(request).await;
@@ -167,6 +167,6 @@ async fn settle(member: &Member, reply: JoinReply, address: &str) -> Result<(), 
 }
 
 fn refuse(member: &Member, refusal: Refusal) {
-    tracing::error!(%refusal, "the cluster does not take this node");
+    tracing::error!(%refusal, "the cluster refuses this node");
     member.progress.send_modify(|progress| progress.refused = Some(refusal));
 }

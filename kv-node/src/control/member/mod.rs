@@ -18,30 +18,30 @@ mod propose;
 mod reports;
 pub(super) mod status;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::config::Entrance;
+use super::config::StartMode;
 use super::files::FileError;
 use super::files::checked::encode;
 use super::leader::Leader;
 use super::peers::transport::GroupId;
 use super::raft::Group;
-use super::unpoisoned;
 use catch_up::CatchingUp;
 use identity::Identity;
 pub use identity::{Remembered, remembered};
 pub use propose::ProposeError;
 pub use reports::Reported;
-pub use status::{ControlStatus, Standing};
+pub use status::{ControlStatus, MembershipStatus};
 
 /// The member's part of a node.
 pub(super) struct Member {
     pub(super) group: Arc<Group>,
     /// What this node does when it leads, and when it asks itself as the leader.
     leader: Arc<Leader>,
-    pub(super) standing: watch::Sender<Standing>,
+    pub(super) membership: watch::Sender<MembershipStatus>,
     pub(super) status: watch::Sender<ControlStatus>,
     /// Why the node is not a member yet, and whether that is final.
     progress: watch::Sender<introduce::Progress>,
@@ -53,17 +53,17 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(group: Arc<Group>, leader: Arc<Leader>, identity: Identity, entrance: &Entrance) -> Self {
-        let given = match entrance {
-            Entrance::Join(contacts) => contacts.as_slice(),
-            Entrance::Bootstrap(_) | Entrance::Resume => &[],
+    pub(super) fn new(group: Arc<Group>, leader: Arc<Leader>, identity: Identity, start_mode: &StartMode) -> Self {
+        let given = match start_mode {
+            StartMode::Join(contacts) => contacts.as_slice(),
+            StartMode::Bootstrap(_) | StartMode::Resume => &[],
         };
         let contacts = given.iter().chain(&identity.contacts).cloned().collect();
         let starting = || "starting".to_owned();
         Self {
             group,
             leader,
-            standing: watch::Sender::new(Standing::Joining { reason: starting() }),
+            membership: watch::Sender::new(MembershipStatus::Joining { reason: starting() }),
             status: watch::Sender::default(),
             progress: watch::Sender::new(introduce::Progress { waits_for: starting(), refused: None }),
             contacts,
@@ -75,7 +75,7 @@ impl Member {
     /// Remembers the group that the node was admitted to; it takes part from then on.
     async fn admitted(&self, group: GroupId) -> Result<(), FileError> {
         let identity = {
-            let mut identity = unpoisoned(&self.identity);
+            let mut identity = self.identity.lock();
             identity.group = Some(group);
             identity.replaces.clear();
             identity.clone()

@@ -150,7 +150,7 @@ impl Member {
         let metrics = self.group.metrics();
         let voters: Vec<RaftId> = metrics.membership_config.membership().voter_ids().collect();
         if voters.is_empty() {
-            return format!("no voter is known yet, {}", *self.standing.borrow());
+            return format!("no voter is known yet, {}", *self.membership.borrow());
         }
         let state = self.group.state();
         let mut silent = Vec::new();

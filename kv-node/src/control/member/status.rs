@@ -10,9 +10,9 @@ use crate::control::peers::RaftId;
 use crate::control::raft::leads;
 use crate::control::state::{ClusterState, Phase, Refusal, removed};
 
-/// How the node stands in its cluster.
+/// The membership status of the node in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum MembershipStatus {
     /// It is not known yet to be a member.
     Joining {
         /// What it waits for.
@@ -34,7 +34,7 @@ pub enum Standing {
         /// Whether it must not own partitions (yet).
         spare: bool,
     },
-    /// The cluster does not take the node as it is. It must be stopped and started differently.
+    /// The cluster refuses the node as it is. It must be stopped and started differently.
     Refused(Refusal),
     /// Its control plane has stopped. Puts and gets go on with the layout that is known.
     Failed {
@@ -43,7 +43,7 @@ pub enum Standing {
     },
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for MembershipStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Joining { reason } => write!(f, "joining: {reason}"),
@@ -67,7 +67,7 @@ pub struct ControlStatus {
     pub term: u64,
     /// Members that vote.
     pub voters: Vec<NodeId>,
-    /// Members that only listen.
+    /// Learners: members that do not vote.
     pub learners: Vec<NodeId>,
     /// Whether the voters are being changed: both the old ones and the new ones must have a majority meanwhile.
     pub voters_change: bool,
@@ -88,10 +88,10 @@ pub struct ControlStatus {
 }
 
 impl Member {
-    /// Brings `standing` and `status` up to date before anything has happened.
+    /// Brings `membership` and `status` up to date before anything has happened.
     pub(in crate::control) fn begin_status(&self) {
         self.group.follow_members(&ClusterState::default());
-        self.update_standing(None);
+        self.update_membership(None);
         self.update_status();
     }
 
@@ -130,35 +130,37 @@ impl Member {
         state.retired.contains(&self.group.me.incarnation.store) || *self.group.link.given_up.borrow()
     }
 
-    fn update_standing(&self, rolled_back: Option<Incarnation>) {
+    fn update_membership(&self, rolled_back: Option<Incarnation>) {
         let state = self.group.state();
         let failed = self.group.failure();
         let progress = self.progress.borrow().clone();
         let member = state.member_of(self.group.me.incarnation.store);
-        let standing = match (failed, progress.refused, rolled_back, member, state.phase) {
-            (Some(reason), ..) => Standing::Failed { reason },
-            (None, Some(refusal), ..) => Standing::Refused(refusal),
-            (None, None, Some(seen), ..) => Standing::Refused(introduce::rolled_back(&self.group.me, seen)),
+        let membership = match (failed, progress.refused, rolled_back, member, state.phase) {
+            (Some(reason), ..) => MembershipStatus::Failed { reason },
+            (None, Some(refusal), ..) => MembershipStatus::Refused(refusal),
+            (None, None, Some(seen), ..) => MembershipStatus::Refused(introduce::rolled_back(&self.group.me, seen)),
             (None, None, None, _, _) if self.is_given_up(&state) => {
-                Standing::Refused(removed(self.group.me.incarnation.store))
+                MembershipStatus::Refused(removed(self.group.me.incarnation.store))
             }
             (None, None, None, Some((node, _)), Phase::Forming(founding)) => {
-                Standing::Forming { node, members: state.members.len(), expect: founding.expect }
+                MembershipStatus::Forming { node, members: state.members.len(), expect: founding.expect }
             }
             (None, None, None, Some((node, member)), Phase::Formed { .. }) => {
-                Standing::Member { node, spare: member.spare }
+                MembershipStatus::Member { node, spare: member.spare }
             }
-            (None, None, None, None, _) | (.., Phase::Unfounded) => Standing::Joining { reason: progress.waits_for },
+            (None, None, None, None, _) | (.., Phase::Unfounded) => {
+                MembershipStatus::Joining { reason: progress.waits_for }
+            }
         };
-        self.standing.send_if_modified(|current| {
-            let differs = *current != standing;
-            *current = standing;
+        self.membership.send_if_modified(|current| {
+            let differs = *current != membership;
+            *current = membership;
             differs
         });
     }
 }
 
-/// Keeps `standing` and `status` true and the failure detector informed of the members.
+/// Keeps `membership` and `status` true and the failure detector informed of the members.
 pub(in crate::control) async fn follow(member: Arc<Member>) {
     let mut rollback = member.group.link.rolled_back.subscribe();
     let mut state = member.group.state.clone();
@@ -172,7 +174,7 @@ pub(in crate::control) async fn follow(member: Arc<Member>) {
         member.group.follow_members(&before);
         before = member.group.state();
         let seen = *rollback.borrow_and_update();
-        member.update_standing(seen);
+        member.update_membership(seen);
         member.update_status();
         let changed = tokio::select! {
             changed = state.changed() => changed.is_ok(),
@@ -184,7 +186,7 @@ pub(in crate::control) async fn follow(member: Arc<Member>) {
         };
         if !changed {
             // The engine has ended.
-            member.update_standing(seen);
+            member.update_membership(seen);
             member.update_status();
             return;
         }

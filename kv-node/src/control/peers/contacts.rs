@@ -1,16 +1,16 @@
 //! Where the other nodes are, what they have shown, and whether they answer.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use kv_core::handshake::is_rolled_back;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_proto::address::check_address;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{RaftId, raft_id, store_of};
 use crate::control::state::{ClusterState, MEMBERS_MAX};
-use crate::control::unpoisoned;
 use crate::liveness::{Condition, Liveness, Opinion};
 
 /// The most nodes whose contacts are remembered: members, their former stores, and nodes that are joining.
@@ -29,9 +29,9 @@ pub(in crate::control) struct Peers {
     /// the nodes find each other, so that they can agree on it.
     contacts: Mutex<BTreeMap<RaftId, Contact>>,
     /// Where members may be, as they or others said; nobody has asked there yet. One for each member.
-    rumours: Mutex<BTreeMap<RaftId, String>>,
+    candidates: Mutex<BTreeMap<RaftId, String>>,
     /// Told when there is a new rumour.
-    pub(in crate::control) rumoured: Notify,
+    pub(in crate::control) candidate_added: Notify,
     /// Counts how often a node was found to be elsewhere.
     moved: watch::Sender<u64>,
     liveness: SharedLiveness,
@@ -53,8 +53,8 @@ impl Peers {
         Self {
             state,
             contacts: Mutex::default(),
-            rumours: Mutex::default(),
-            rumoured: Notify::new(),
+            candidates: Mutex::default(),
+            candidate_added: Notify::new(),
             moved: watch::Sender::new(0),
             liveness,
             clock,
@@ -69,7 +69,7 @@ impl Peers {
         let id = raft_id(incarnation.store);
         let member = self.node_of(id);
         {
-            let mut contacts = self.contacts();
+            let mut contacts = self.contacts.lock();
             let told = contacts.get(&id).map(|contact| contact.incarnation);
             let agreed = self.state.borrow().member_of(incarnation.store).map(|(_, member)| member.incarnation);
             if let Some(seen) = told.max(agreed)
@@ -89,7 +89,7 @@ impl Peers {
         }
         if let Some(node) = member {
             let now = (self.clock)();
-            self.liveness().noticed(node, now);
+            self.liveness.lock().noticed(node, now);
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Peers {
     pub(in crate::control) fn address(&self, id: RaftId) -> Option<String> {
         let state = self.state.borrow();
         let agreed = state.member_of(store_of(id)).map(|(_, member)| member);
-        match (self.contacts().get(&id), agreed) {
+        match (self.contacts.lock().get(&id), agreed) {
             (Some(contact), Some(agreed)) if agreed.incarnation.boot > contact.incarnation.boot => {
                 Some(agreed.address.clone())
             }
@@ -118,15 +118,15 @@ impl Peers {
         if self.node_of(id).is_none() || self.address(id).as_deref() == Some(address) {
             return;
         }
-        let before = unpoisoned(&self.rumours).insert(id, address.to_owned());
+        let before = self.candidates.lock().insert(id, address.to_owned());
         if before.as_deref() != Some(address) {
-            self.rumoured.notify_one();
+            self.candidate_added.notify_one();
         }
     }
 
     /// Takes the places that nobody has asked yet.
-    pub(in crate::control) fn take_rumours(&self) -> BTreeMap<RaftId, String> {
-        std::mem::take(&mut *unpoisoned(&self.rumours))
+    pub(in crate::control) fn take_candidates(&self) -> BTreeMap<RaftId, String> {
+        std::mem::take(&mut *self.candidates.lock())
     }
 
     /// Whether `store` was given up, so that nothing it says counts any more.
@@ -142,7 +142,7 @@ impl Peers {
     /// What the node thinks of a member.
     pub(in crate::control) fn opinion(&self, node: NodeId) -> Option<Opinion> {
         let now = (self.clock)();
-        self.liveness().opinion(node, now)
+        self.liveness.lock().opinion(node, now)
     }
 
     /// Whether the member that takes part under `id` answers.
@@ -153,7 +153,7 @@ impl Peers {
     /// Has an opinion of every member but `me`, and of nobody else.
     pub(in crate::control) fn follow(&self, me: RaftId, before: &ClusterState, now: &ClusterState) {
         let moment = (self.clock)();
-        let mut liveness = self.liveness();
+        let mut liveness = self.liveness.lock();
         for node in before.members.keys().filter(|node| !now.members.contains_key(node)) {
             liveness.forget(*node);
         }
@@ -163,21 +163,13 @@ impl Peers {
             }
         }
     }
-
-    fn contacts(&self) -> MutexGuard<'_, BTreeMap<RaftId, Contact>> {
-        unpoisoned(&self.contacts)
-    }
-
-    fn liveness(&self) -> MutexGuard<'_, dyn Liveness + 'static> {
-        self.liveness.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::state::MemberRecord;
-    use crate::liveness::{Heartbeats, Patience};
+    use crate::liveness::{Heartbeats, Timeouts};
 
     fn run_of(store: u64, boot: u32) -> Incarnation {
         Incarnation { store: StoreId(store), boot, nonce: boot }
@@ -196,7 +188,7 @@ mod tests {
             spare: false,
         };
         state.members.insert(NodeId(2), member);
-        let liveness = Arc::new(Mutex::new(Heartbeats::new(Patience::default())));
+        let liveness = Arc::new(Mutex::new(Heartbeats::new(Timeouts::default())));
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
         let peers = Peers::new(receiver, liveness, Arc::new(|| Monotonic(5)));
         peers.follow(1, &ClusterState::default(), &state);

@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::transport::{
-    Answer, Envelope, GroupId, IdentifyReply, IdentifyRequest, MESSAGE_BYTES_MAX, RaftKind, Transport, TransportError,
-    Whereabouts,
+    Answer, Envelope, GroupId, IdentifyReply, IdentifyRequest, MESSAGE_BYTES_MAX, NodeAddress, RaftKind, Transport,
+    TransportError,
 };
 use super::{Peers, RaftId, raft_id, store_of};
 
 /// How long a place may take to say who is there.
-const IDENTIFY_PATIENCE: Duration = Duration::from_secs(2);
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// This node's end of all connections.
 pub(in crate::control) struct Link {
@@ -108,10 +108,10 @@ impl Link {
 
     /// Asks who is at an address; `None` if nobody answers.
     pub(in crate::control) async fn identify(&self, group: GroupId, address: &str) -> Option<IdentifyReply> {
-        let sender = Whereabouts { incarnation: self.me, address: self.address.clone() };
+        let sender = NodeAddress { incarnation: self.me, address: self.address.clone() };
         let request = IdentifyRequest { protocol: PROTOCOL_VERSION, group, sender };
-        let call = self.transport.identify(address, request, IDENTIFY_PATIENCE);
-        match tokio::time::timeout(IDENTIFY_PATIENCE, call).await {
+        let call = self.transport.identify(address, request, IDENTIFY_TIMEOUT);
+        match tokio::time::timeout(IDENTIFY_TIMEOUT, call).await {
             Ok(Ok(reply)) => Some(reply),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "nobody to be found");

@@ -1,13 +1,14 @@
 //! The Raft group as this node takes part in it: how it starts and ends, who leads it, what it has agreed on.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kv_core::config::ClusterConfig;
 use kv_core::types::WallTime;
 use openraft::{EmptyNode, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use super::log::store::{LogStore, SEGMENT_BYTES};
@@ -19,16 +20,15 @@ use crate::control::config::{ControlConfig, PROPOSALS_MAX, StartError, Timing};
 use crate::control::files::{Disk, FileError};
 use crate::control::peers::transport::{GroupId, Transport};
 use crate::control::peers::{Link, Peers, RaftId, raft_id};
-use crate::control::state::{Arrival, Asked, ClusterState, Founding};
-use crate::control::unpoisoned;
+use crate::control::state::{Asked, ClusterState, Founding, NodeDescriptor};
 
 /// How long `shutdown` waits for the log's thread.
-const THREAD_PATIENCE: Duration = Duration::from_secs(10);
+const THREAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What this node is in its group.
 pub(in crate::control) struct GroupStart {
     /// What it says of itself.
-    pub(in crate::control) me: Arrival,
+    pub(in crate::control) me: NodeDescriptor,
     /// The group; `None` until the node has been admitted.
     pub(in crate::control) group: Option<GroupId>,
     /// Set if the node founds its cluster.
@@ -46,7 +46,7 @@ pub(in crate::control) struct Group {
     /// Set once the disk has failed. The engine notices only when it writes next.
     pub(in crate::control) failed: watch::Receiver<Option<FileError>>,
     /// What this node says of itself.
-    pub(in crate::control) me: Arrival,
+    pub(in crate::control) me: NodeDescriptor,
     /// Set if the node founds its cluster.
     pub(in crate::control) founding: Option<Founding>,
     /// The settings that this node was started with.
@@ -113,11 +113,11 @@ impl Group {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "the Raft engine did not end properly");
         }
-        drop(unpoisoned(&self.writer).take());
-        let thread = unpoisoned(&self.thread).take();
+        drop(self.writer.lock().take());
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let joined = tokio::task::spawn_blocking(move || thread.join());
-            if tokio::time::timeout(THREAD_PATIENCE, joined).await.is_err() {
+            if tokio::time::timeout(THREAD_TIMEOUT, joined).await.is_err() {
                 tracing::warn!("the control plane's log is still being written; not waiting any longer");
             }
         }
@@ -153,12 +153,12 @@ impl Group {
     }
 
     pub(in crate::control) fn log_bytes(&self) -> u64 {
-        unpoisoned(&self.writer).as_ref().map_or(0, Writer::log_bytes)
+        self.writer.lock().as_ref().map_or(0, Writer::log_bytes)
     }
 
     /// Durably replaces a file of the control plane.
     pub(in crate::control) async fn replace_file(&self, name: &'static str, content: Vec<u8>) -> Result<(), FileError> {
-        let writer = unpoisoned(&self.writer).clone().ok_or(FileError::Closed)?;
+        let writer = self.writer.lock().clone().ok_or(FileError::Closed)?;
         writer.replace(name, content).await
     }
 
@@ -181,11 +181,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Whether a node with these metrics leads and a majority has confirmed it lately. One that lost its majority believes
-/// for ever that it leads, since nobody tells it otherwise.
+/// forever that it leads, since nobody tells it otherwise.
 pub(in crate::control) fn leads(metrics: &Metrics, timing: &Timing) -> bool {
-    let patience = timing.election_max.saturating_mul(2);
+    let longest = timing.election_max.saturating_mul(2);
     metrics.state == ServerState::Leader
-        && metrics.millis_since_quorum_ack.is_none_or(|millis| Duration::from_millis(millis) <= patience)
+        && metrics.millis_since_quorum_ack.is_none_or(|millis| Duration::from_millis(millis) <= longest)
 }
 
 async fn begin_group(raft: &Raft, id: RaftId) -> Result<(), StartError> {

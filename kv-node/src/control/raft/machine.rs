@@ -5,10 +5,11 @@
 //! that starts again serves it at once: before there is a leader, and when there is none.
 
 use std::io::Cursor;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -110,14 +111,10 @@ impl Machine {
         (machine, published)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        lock(&self.shared)
-    }
-
     /// Makes the working state durable and then visible, if it is newer than what is visible.
     async fn publish(&self) -> Result<(), FileError> {
         let state = {
-            let shared = self.lock();
+            let shared = self.shared.lock();
             if shared.state.revision <= self.published.borrow().revision {
                 return Ok(());
             }
@@ -129,11 +126,6 @@ impl Machine {
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    // No code that holds the lock leaves a half-made change behind when it panics.
-    shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 fn snapshot_failed(error: &FileError) -> StorageError {
     StorageIoError::write_snapshot(None, AnyError::new(error)).into()
 }
@@ -142,7 +134,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
-        let shared = self.lock();
+        let shared = self.shared.lock();
         Ok((shared.last_applied, shared.membership.clone()))
     }
 
@@ -152,7 +144,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I::IntoIter: OptionalSend,
     {
         let outcomes = {
-            let mut shared = self.lock();
+            let mut shared = self.shared.lock();
             let mut outcomes = Vec::new();
             for entry in entries {
                 shared.last_applied = Some(entry.log_id);
@@ -173,7 +165,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
-            view: self.lock().clone(),
+            view: self.shared.lock().clone(),
             shared: Arc::clone(&self.shared),
             snapshots: Arc::clone(&self.snapshots),
             writer: self.writer.clone(),
@@ -197,7 +189,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let content = file::encode(&snapshot).map_err(|error| snapshot_failed(&error))?;
         let _gate = self.snapshots.lock().await;
         self.writer.replace(SNAPSHOT, content).await.map_err(|error| snapshot_failed(&error))?;
-        *self.lock() = Shared {
+        *self.shared.lock() = Shared {
             last_applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
             state,
@@ -207,7 +199,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
-        let shared = self.lock();
+        let shared = self.shared.lock();
         Ok(shared.snapshot.as_ref().map(|snapshot| Snapshot {
             meta: snapshot.meta.clone(),
             snapshot: Box::new(Cursor::new(snapshot.data.clone())),
@@ -236,14 +228,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let snapshot = SnapshotFile { meta: meta.clone(), data: data.clone() };
         let content = file::encode(&snapshot).map_err(|error| snapshot_failed(&error))?;
         let _gate = self.snapshots.lock().await;
-        if let Some(current) = &lock(&self.shared).snapshot
+        if let Some(current) = &self.shared.lock().snapshot
             && current.meta.last_log_id > meta.last_log_id
         {
             let current = current.clone();
             return Ok(Snapshot { meta: current.meta, snapshot: Box::new(Cursor::new(current.data)) });
         }
         self.writer.replace(SNAPSHOT, content).await.map_err(|error| snapshot_failed(&error))?;
-        lock(&self.shared).snapshot = Some(snapshot);
+        self.shared.lock().snapshot = Some(snapshot);
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
     }
 }

@@ -185,10 +185,11 @@ impl ClusterState {
         let state_of = |id: OperationId| self.operation(id).map(|operation| operation.state);
         let (by, about) = match command {
             Command::Found { founder, .. } => (node(&founder.name), About::Found),
-            Command::Admit(arrival) => {
-                let known = self.member_of(arrival.incarnation.store).or_else(|| self.member_named(&arrival.name));
+            Command::Admit(descriptor) => {
+                let known =
+                    self.member_of(descriptor.incarnation.store).or_else(|| self.member_named(&descriptor.name));
                 let before = known.map(|(_, member)| (member.address.clone(), member.incarnation.store));
-                (node(&arrival.name), About::Join { name: arrival.name.clone(), before })
+                (node(&descriptor.name), About::Join { name: descriptor.name.clone(), before })
             }
             Command::Form { .. } => (cluster(), About::Form),
             Command::CreateKeyspace { spec, asked } => (who(&asked.by), About::Create(spec.clone())),

@@ -48,12 +48,12 @@ pub enum Command {
         /// Settings on which all nodes agree.
         config: ClusterConfig,
         /// The founding node.
-        founder: Arrival,
+        founder: NodeDescriptor,
     },
     /// A node reports: it becomes a member, or what is known of the member is brought up to date.
-    Admit(Arrival),
+    Admit(NodeDescriptor),
     /// The cluster forms. The layout was computed by the proposer from the members that it saw; if another has come
-    /// since, the command is refused as stale and proposed anew.
+    /// since, the command is refused as stale and proposed again.
     Form {
         /// The first layout. Its cluster id and hash seed become those of the cluster.
         layout: Layout,
@@ -85,7 +85,7 @@ pub enum Command {
     Advance {
         /// The operation.
         operation: OperationId,
-        /// The layout that the proposer saw; another one has other joint partitions.
+        /// The layout that the proposer saw; another one has other migrating partitions.
         epoch: Epoch,
         /// What receivers have reported.
         receipts: Vec<Receipt>,
@@ -113,7 +113,7 @@ pub enum Command {
         /// Who wants it.
         asked: Asked,
     },
-    /// Transfers that do not get on begin anew.
+    /// Transfers that make no progress begin again.
     Retry {
         /// The operation.
         operation: OperationId,
@@ -146,7 +146,7 @@ impl fmt::Display for Command {
             Self::Found { founder, founding, .. } => {
                 write!(f, "{} founds a cluster of {}", founder.name, founding.expect)
             }
-            Self::Admit(arrival) => write!(f, "{} reports from {}", arrival.name, arrival.address),
+            Self::Admit(descriptor) => write!(f, "{} reports from {}", descriptor.name, descriptor.address),
             Self::Form { layout } => write!(f, "form cluster {}", layout.cluster),
             Self::CreateKeyspace { spec, .. } => write!(f, "create keyspace {}", spec.name),
             Self::DropKeyspace { name, .. } => write!(f, "drop keyspace {name}"),
@@ -189,7 +189,7 @@ impl Default for Founding {
 
 /// What a node says of itself when it reports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Arrival {
+pub struct NodeDescriptor {
     /// The name that people use, unique in the cluster.
     pub name: String,
     /// Where it takes requests, as `host:port`.
@@ -300,7 +300,7 @@ pub enum Done {
         /// The number that it had.
         node: NodeId,
     },
-    /// Transfers of an operation were told to begin anew.
+    /// Transfers of an operation were told to begin again.
     Retried {
         /// Its number.
         operation: OperationId,

@@ -8,7 +8,7 @@ use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
 use kv_core::types::{Epoch, NodeId, StoreId};
 use kv_proto::address::{ADDRESS_BYTES_MAX, check_advertised};
 
-use super::command::{Arrival, Done, Founding, Refusal, RefusalKind};
+use super::command::{Done, Founding, NodeDescriptor, Refusal, RefusalKind};
 use super::{ClusterState, MemberRecord, Phase};
 
 /// The most members of a cluster.
@@ -31,13 +31,13 @@ impl ClusterState {
         &mut self,
         founding: Founding,
         config: ClusterConfig,
-        founder: Arrival,
+        founder: NodeDescriptor,
     ) -> Result<Done, Refusal> {
         if self.phase != Phase::Unfounded {
             return Err(precondition(format!("the cluster is founded already ({self}); join it instead")));
         }
         check_founding(&founding)?;
-        check_arrival(&founder)?;
+        check_descriptor(&founder)?;
         self.phase = Phase::Forming(founding);
         self.config = config;
         let initial = Keyspace::initial();
@@ -47,9 +47,9 @@ impl ClusterState {
         Ok(Done::Founded)
     }
 
-    pub(super) fn admit(&mut self, arrival: Arrival) -> Result<Done, Refusal> {
-        let store = arrival.incarnation.store;
-        check_arrival(&arrival)?;
+    pub(super) fn admit(&mut self, descriptor: NodeDescriptor) -> Result<Done, Refusal> {
+        let store = descriptor.incarnation.store;
+        check_descriptor(&descriptor)?;
         if self.phase == Phase::Unfounded {
             return Err(precondition("the cluster is not founded yet; try again when its first node is up"));
         }
@@ -57,28 +57,28 @@ impl ClusterState {
             return Err(removed(store));
         }
         if let Some((node, member)) = self.member_of(store) {
-            check_known(node, member, &arrival)?;
-            return Ok(self.update(node, arrival));
+            check_known(node, member, &descriptor)?;
+            return Ok(self.update(node, descriptor));
         }
-        if let Some((node, member)) = self.member_named(&arrival.name) {
+        if let Some((node, member)) = self.member_named(&descriptor.name) {
             let held = member.incarnation.store;
-            if !arrival.replaces.contains(&held) {
+            if !descriptor.replaces.contains(&held) {
                 return Err(Refusal::new(
                     RefusalKind::Exists,
                     format!(
                         "the name {} belongs to {node} at {} with store {held}; choose another name, or, if that \
                          store is lost for good, start this node with --replaces {held}",
-                        arrival.name, member.address
+                        descriptor.name, member.address
                     ),
                 ));
             }
             self.retired.insert(held);
-            return Ok(self.update(node, arrival));
+            return Ok(self.update(node, descriptor));
         }
-        if let Some(replaced) = arrival.replaces.last() {
+        if let Some(replaced) = descriptor.replaces.last() {
             return Err(Refusal::new(
                 RefusalKind::NotFound,
-                format!("no member named {} has store {replaced}; check the name and the store id", arrival.name),
+                format!("no member named {} has store {replaced}; check the name and the store id", descriptor.name),
             ));
         }
         if self.members.len() >= MEMBERS_MAX {
@@ -91,7 +91,7 @@ impl ClusterState {
             Phase::Forming(founding) => self.members.len() >= usize::try_from(founding.expect).unwrap_or(usize::MAX),
             Phase::Unfounded | Phase::Formed { .. } => true,
         };
-        let node = self.insert(arrival, spare);
+        let node = self.insert(descriptor, spare);
         Ok(Done::Admitted { node, spare })
     }
 
@@ -148,22 +148,22 @@ impl ClusterState {
         }
     }
 
-    fn insert(&mut self, arrival: Arrival, spare: bool) -> NodeId {
+    fn insert(&mut self, descriptor: NodeDescriptor, spare: bool) -> NodeId {
         // From 1: zero means "no node" on the wire.
         self.next_node += 1;
         let node = NodeId(self.next_node);
-        let Arrival { name, address, zone, weight, incarnation, version, replaces: _ } = arrival;
+        let NodeDescriptor { name, address, zone, weight, incarnation, version, replaces: _ } = descriptor;
         self.members.insert(node, MemberRecord { name, address, zone, weight, incarnation, version, spare });
         self.members_changed();
         node
     }
 
-    fn update(&mut self, node: NodeId, arrival: Arrival) -> Done {
+    fn update(&mut self, node: NodeId, descriptor: NodeDescriptor) -> Done {
         let Some(member) = self.members.get_mut(&node) else { return Done::Nothing };
         let before = member.clone();
-        member.address = arrival.address;
-        member.incarnation = arrival.incarnation;
-        member.version = arrival.version;
+        member.address = descriptor.address;
+        member.incarnation = descriptor.incarnation;
+        member.version = descriptor.version;
         let spare = member.spare;
         if *member != before {
             if layout_member(member) == layout_member(&before) {
@@ -234,49 +234,49 @@ pub(in crate::control) fn check_founding(founding: &Founding) -> Result<(), Refu
 }
 
 /// Checks what a node says of itself, by itself.
-pub(in crate::control) fn check_arrival(arrival: &Arrival) -> Result<(), Refusal> {
+pub(in crate::control) fn check_descriptor(descriptor: &NodeDescriptor) -> Result<(), Refusal> {
     use kv_core::ring::{WEIGHT_MAX, WEIGHT_MIN};
-    check_name("name", &arrival.name)?;
-    check_name("zone", &arrival.zone)?;
-    if !(WEIGHT_MIN..=WEIGHT_MAX).contains(&arrival.weight) {
+    check_name("name", &descriptor.name)?;
+    check_name("zone", &descriptor.zone)?;
+    if !(WEIGHT_MIN..=WEIGHT_MAX).contains(&descriptor.weight) {
         return Err(invalid(format!(
             "weight is {}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}",
-            arrival.weight
+            descriptor.weight
         )));
     }
     // Not whether it is one: members that were let in by an earlier build are in the log, and stay.
-    if arrival.address.len() > ADDRESS_BYTES_MAX {
+    if descriptor.address.len() > ADDRESS_BYTES_MAX {
         return Err(invalid(format!("the address has more than {ADDRESS_BYTES_MAX} bytes; give a shorter one")));
     }
-    if arrival.replaces.len() > REPLACES_MAX {
+    if descriptor.replaces.len() > REPLACES_MAX {
         return Err(invalid(format!("the node replaces more than {REPLACES_MAX} stores; name the last ones only")));
     }
-    if arrival.version.len() > VERSION_BYTES_MAX {
+    if descriptor.version.len() > VERSION_BYTES_MAX {
         return Err(invalid(format!("the version has more than {VERSION_BYTES_MAX} bytes; shorten it")));
     }
     Ok(())
 }
 
 /// Checks where a node says that others reach it, before that is agreed on.
-pub(in crate::control) fn check_place(arrival: &Arrival) -> Result<(), Refusal> {
-    check_advertised(&arrival.address).map_err(|error| invalid(error.message))
+pub(in crate::control) fn check_place(descriptor: &NodeDescriptor) -> Result<(), Refusal> {
+    check_advertised(&descriptor.address).map_err(|error| invalid(error.message))
 }
 
 /// Checks the report of a store that is a member against what is known of it.
-fn check_known(node: NodeId, member: &MemberRecord, arrival: &Arrival) -> Result<(), Refusal> {
+fn check_known(node: NodeId, member: &MemberRecord, descriptor: &NodeDescriptor) -> Result<(), Refusal> {
     // Zone and weight are what was agreed on: an operator may have changed them while the node was away.
-    if member.name != arrival.name {
+    if member.name != descriptor.name {
         return Err(precondition(format!(
             "{node} is known with name {0}, not {1}; start it with --name {0} or without the flag",
-            member.name, arrival.name
+            member.name, descriptor.name
         )));
     }
-    if is_rolled_back(arrival.incarnation, member.incarnation) {
+    if is_rolled_back(descriptor.incarnation, member.incarnation) {
         return Err(Refusal::new(
             RefusalKind::RolledBack,
             format!(
                 "{} shows an older copy of its store (boot {}, seen {}); it must draw a new store id and be refilled",
-                member.name, arrival.incarnation.boot, member.incarnation.boot
+                member.name, descriptor.incarnation.boot, member.incarnation.boot
             ),
         ));
     }

@@ -26,11 +26,14 @@ use serde::{Deserialize, Serialize};
 
 pub use audit::{AUDIT_BYTES_MAX, AUDIT_MAX, AuditEntry, AuditKind, AuditTrail};
 pub use command::{
-    Arrival, Command, CommandId, Done, ENTRY_BYTES_MAX, Founding, KeyspaceSpec, Outcome, Proposal, Refusal, RefusalKind,
+    Command, CommandId, Done, ENTRY_BYTES_MAX, Founding, KeyspaceSpec, NodeDescriptor, Outcome, Proposal, Refusal,
+    RefusalKind,
 };
 pub use keyspaces::KEYSPACES_MAX;
 pub use members::COPIES_MAX;
-pub(in crate::control) use members::{MEMBERS_MAX, REPLACES_MAX, check_arrival, check_founding, check_place, removed};
+pub(in crate::control) use members::{
+    MEMBERS_MAX, REPLACES_MAX, check_descriptor, check_founding, check_place, removed,
+};
 pub(in crate::control) use operation::RECEIPTS_MAX;
 pub use operation::{
     Asked, Estimate, Operation, OperationId, OperationKind, OperationState, THROTTLE_BYTES, Throttle, joint_max,
@@ -146,7 +149,7 @@ impl ClusterState {
     fn execute(&mut self, command: Command) -> Result<Done, Refusal> {
         match command {
             Command::Found { founding, config, founder } => self.found(founding, config, founder),
-            Command::Admit(arrival) => self.admit(arrival),
+            Command::Admit(descriptor) => self.admit(descriptor),
             Command::Form { layout } => self.form(layout),
             Command::CreateKeyspace { spec, asked } => self.create_keyspace(spec, &asked),
             Command::DropKeyspace { name, asked } => self.drop_keyspace(&name, &asked),

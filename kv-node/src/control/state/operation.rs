@@ -39,7 +39,7 @@ pub(super) const RETRY_MAX: usize = 4096;
 /// The bytes per second that a throttle may allow: slower is a pause, faster is none.
 pub const THROTTLE_BYTES: std::ops::RangeInclusive<u64> = 1024..=1 << 40;
 
-/// Partitions in joint at once: enough that an epoch cuts over many, few enough that most of the cluster is exposed to
+/// Partitions that migrate at once: enough that an epoch cuts over many, few enough that most of the cluster is exposed to
 /// one quorum only while the control plane has no majority.
 #[must_use]
 pub fn joint_max(partitions: u32) -> usize {
@@ -158,7 +158,7 @@ pub struct Operation {
     pub last_cut_over: Option<WallTime>,
     /// When it ended.
     pub ended: Option<Asked>,
-    /// How often transfers were told to begin anew.
+    /// How often transfers were told to begin again.
     pub retries: u32,
     /// Which retry was the last one to name a partition; empty once the operation has ended. A receiver that knows fewer
     /// retries than there were finds here what it has missed.

@@ -130,7 +130,7 @@ impl ClusterState {
         Ok(Done::Changed { operation: id })
     }
 
-    /// Tells the receivers of these partitions, or of all that lack a receipt, to begin the transfers anew that wait.
+    /// Tells the receivers of these partitions, or of all that lack a receipt, to begin the transfers again that wait.
     pub(super) fn retry(
         &mut self,
         id: OperationId,
@@ -200,7 +200,7 @@ impl ClusterState {
         let moved = operation.moved;
         let left = operation.moves_planned.saturating_sub(moved);
         let joint = layout.partitions.iter().filter(|entry| entry.joint.is_some()).count();
-        let mut outcome = format!("{joint} partitions in joint went back to their owners, {left} moves were not made");
+        let mut outcome = format!("{joint} migrating partitions went back to their owners, {left} moves were not made");
         let back = operation::cancel(&layout, &target);
         if moved > 0 {
             outcome.push_str(&format!("; {moved} moves were cut over before and stay"));
@@ -327,7 +327,7 @@ impl ClusterState {
     }
 }
 
-/// Whether a receipt is new and is about a partition in joint, by a receiver with the store that it has now.
+/// Whether a receipt is new and is for a migrating partition, by a receiver with the store that it has now.
 fn counts(layout: &Layout, operation: &Operation, receipt: &Receipt) -> bool {
     let entry = layout.entry(receipt.partition);
     let Some(joint) = entry.and_then(|entry| entry.joint.as_ref()) else { return false };

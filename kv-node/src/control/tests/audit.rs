@@ -8,7 +8,7 @@ use kv_core::types::{NodeId, PartitionId, StoreId, WallTime};
 use kv_core::version::Conflict;
 
 use super::operations::{asked, begin, cluster, finish, layout};
-use super::state::{arrival, done, drop_keyspace, refused};
+use super::state::{descriptor, done, drop_keyspace, refused};
 use crate::control::state::{Asked, AuditEntry, ClusterState, Command, KeyspaceSpec, Operation, OperationId};
 
 /// What the commands since `after` have left in the trail: kind, who, command and undo of each.
@@ -104,12 +104,14 @@ fn what_changes_nothing_leaves_no_line() {
         701,
         Command::Retry { operation: OperationId(1), partitions: vec![PartitionId(1)], asked: asked(1) },
     );
-    let again = super::operations::arrival(2, 2, 2);
+    let again = super::operations::descriptor(2, 2, 2);
     done(&mut state, 702, Command::Admit(again.clone()));
     assert_eq!(state.audit, before, "a restart is no change of the cluster");
-    let moved =
-        crate::control::state::Arrival { address: "elsewhere:1".to_owned(), ..super::operations::arrival(2, 2, 3) };
+    let moved = crate::control::state::NodeDescriptor {
+        address: "elsewhere:1".to_owned(),
+        ..super::operations::descriptor(2, 2, 3)
+    };
     check(&mut state, Command::Admit(moved), &["MemberMoved | node n2 |  | "]);
-    let wiped = crate::control::state::Arrival { replaces: vec![StoreId(3)], ..arrival(3, 30, 1) };
+    let wiped = crate::control::state::NodeDescriptor { replaces: vec![StoreId(3)], ..descriptor(3, 30, 1) };
     check(&mut state, Command::Admit(wiped), &["StoreReplaced | node n3 |  | "]);
 }

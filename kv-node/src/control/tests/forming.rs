@@ -1,19 +1,20 @@
 //! A cluster forms although every node crashes at random disk operations, with losses of power, again and again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::sim::SimDisk;
 use crate::control::{
-    Call, ClusterState, ControlConfig, ControlPlane, Entrance, FileError, Founding, IdentifyReply, IdentifyRequest,
-    JoinReply, JoinRequest, RaftKind, Standing, StartError, Timing, Transport, TransportError,
+    Call, ClusterState, ControlConfig, ControlPlane, FileError, Founding, IdentifyReply, IdentifyRequest, JoinReply,
+    JoinRequest, MembershipStatus, RaftKind, StartError, StartMode, Timing, Transport, TransportError,
 };
-use crate::liveness::{Heartbeats, Patience};
+use crate::liveness::{Heartbeats, Timeouts};
 
 const NODES: u64 = 3;
 
@@ -29,7 +30,7 @@ struct Wires(Nodes);
 
 impl Wires {
     fn target(&self, address: &str) -> Result<ControlPlane, TransportError> {
-        self.0.lock().unwrap().get(address).cloned().ok_or_else(|| TransportError {
+        self.0.lock().get(address).cloned().ok_or_else(|| TransportError {
             address: address.to_owned(),
             reason: "connection refused".to_owned(),
             may_have_arrived: false,
@@ -80,9 +81,9 @@ fn config(number: u64, boot: u32) -> ControlConfig {
     let founding = Founding { expect: u32::try_from(NODES).unwrap(), copies: 3, partitions: 8 };
     ControlConfig {
         dir: "not used".into(),
-        entrance: match number {
-            1 => Entrance::Bootstrap(founding),
-            _ => Entrance::Join(vec!["n1:1".to_owned()]),
+        start_mode: match number {
+            1 => StartMode::Bootstrap(founding),
+            _ => StartMode::Join(vec!["n1:1".to_owned()]),
         },
         name: format!("n{number}"),
         address: format!("n{number}:1"),
@@ -92,7 +93,7 @@ fn config(number: u64, boot: u32) -> ControlConfig {
         incarnation: Incarnation { store: StoreId(number), boot, nonce: boot },
         replaces: None,
         cluster: ClusterConfig::default(),
-        liveness: Arc::new(Mutex::new(Heartbeats::new(Patience::default()))),
+        liveness: Arc::new(Mutex::new(Heartbeats::new(Timeouts::default()))),
         clock: Arc::new(move || Monotonic(u64::try_from(start.elapsed().as_micros()).unwrap())),
         timing: Timing {
             heartbeat: Duration::from_millis(40),
@@ -118,9 +119,9 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
         let started = ControlPlane::start_on(disk.clone(), config(number, boot), Arc::new(Wires(Arc::clone(&nodes))));
         match started.await {
             Ok(control) => {
-                nodes.lock().unwrap().insert(format!("n{number}:1"), control.clone());
+                nodes.lock().insert(format!("n{number}:1"), control.clone());
                 let failed = watch_life(&control, &shown, &mut done).await;
-                nodes.lock().unwrap().remove(&format!("n{number}:1"));
+                nodes.lock().remove(&format!("n{number}:1"));
                 control.shutdown().await;
                 if !failed {
                     return;
@@ -129,7 +130,7 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
             Err(StartError::File(FileError::Io { .. } | FileError::Poisoned { .. }) | StartError::Engine(_)) => {}
             Err(error) => panic!("n{number} after a crash: {error}"),
         }
-        shown.lock().unwrap().crashes += 1;
+        shown.lock().crashes += 1;
         disk.lose_power();
     }
 }
@@ -137,21 +138,21 @@ async fn live(number: u64, seed: u64, nodes: Nodes, shown: Arc<Mutex<Shown>>, mu
 /// Returns whether the node failed, rather than the test being over.
 async fn watch_life(control: &ControlPlane, shown: &Mutex<Shown>, done: &mut watch::Receiver<bool>) -> bool {
     let mut state = control.state();
-    let mut standing = control.standing();
+    let mut membership = control.membership();
     loop {
         let seen = Arc::clone(&state.borrow_and_update());
-        shown.lock().unwrap().look(&seen);
-        match &*standing.borrow_and_update() {
-            Standing::Failed { .. } => return true,
-            Standing::Refused(refusal) => panic!("{refusal}"),
-            Standing::Joining { .. } | Standing::Forming { .. } | Standing::Member { .. } => {}
+        shown.lock().look(&seen);
+        match &*membership.borrow_and_update() {
+            MembershipStatus::Failed { .. } => return true,
+            MembershipStatus::Refused(refusal) => panic!("{refusal}"),
+            MembershipStatus::Joining { .. } | MembershipStatus::Forming { .. } | MembershipStatus::Member { .. } => {}
         }
         if *done.borrow() {
             return false;
         }
         tokio::select! {
             _ = state.changed() => {}
-            _ = standing.changed() => {}
+            _ = membership.changed() => {}
             _ = done.changed() => {}
         }
     }
@@ -166,7 +167,7 @@ async fn form(seed: u64) -> u32 {
         .collect();
     let settled = async {
         loop {
-            let controls: Vec<ControlPlane> = nodes.lock().unwrap().values().cloned().collect();
+            let controls: Vec<ControlPlane> = nodes.lock().values().cloned().collect();
             let is_settled = |control: &ControlPlane| {
                 let state = Arc::clone(&control.state().borrow());
                 state.layout.is_some()
@@ -193,7 +194,7 @@ async fn form(seed: u64) -> u32 {
     for life in lives {
         life.await.unwrap();
     }
-    let shown = shown.lock().unwrap();
+    let shown = shown.lock();
     assert!(in_time.is_ok(), "seed {seed}: never formed: {shown:#?}");
     assert!(shown.formed.is_some());
     assert_eq!(shown.numbers.len(), 3, "seed {seed}: each node has one number: {shown:#?}");

@@ -12,31 +12,31 @@ use proptest::prelude::*;
 use super::state::{apply, done, form, refused};
 use crate::control::leader::{Reports, TransferReport, next_step};
 use crate::control::state::ClusterState;
-use crate::control::state::{Arrival, Command, Done, Founding, Outcome, RefusalKind};
 use crate::control::state::{Asked, Estimate, OperationId, OperationKind, OperationState};
+use crate::control::state::{Command, Done, Founding, NodeDescriptor, Outcome, RefusalKind};
 
 pub(super) fn asked(at: u64) -> Asked {
     Asked { by: "ann".to_owned(), at: WallTime(at) }
 }
 
 /// A node in the zone of all others.
-pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
-    Arrival { zone: "z".to_owned(), ..super::state::arrival(number, store, boot) }
+pub(super) fn descriptor(number: u8, store: u8, boot: u32) -> NodeDescriptor {
+    NodeDescriptor { zone: "z".to_owned(), ..super::state::descriptor(number, store, boot) }
 }
 
 /// A cluster of `owners` members and `spares`, with eight partitions.
 pub(super) fn cluster(owners: u8, spares: u8) -> ClusterState {
     let mut state = ClusterState::default();
     let founding = Founding { expect: u32::from(owners), copies: 3, partitions: 8 };
-    let found = Command::Found { founding, config: ClusterConfig::default(), founder: arrival(1, 1, 1) };
+    let found = Command::Found { founding, config: ClusterConfig::default(), founder: descriptor(1, 1, 1) };
     done(&mut state, 1, found);
     for number in 2..=owners {
-        done(&mut state, u128::from(number), Command::Admit(arrival(number, number, 1)));
+        done(&mut state, u128::from(number), Command::Admit(descriptor(number, number, 1)));
     }
     let command = form(&state);
     done(&mut state, 100, command);
     for number in owners + 1..=owners + spares {
-        done(&mut state, u128::from(number), Command::Admit(arrival(number, number, 1)));
+        done(&mut state, u128::from(number), Command::Admit(descriptor(number, number, 1)));
     }
     state
 }
@@ -173,7 +173,7 @@ fn a_receiver_that_lost_its_store_begins_anew() {
     let add = begin(&state, &[Change::Add { node: NodeId(4) }]);
     done(&mut state, 200, add);
     let old = receipts(&state, &[]);
-    let mut wiped = arrival(4, 44, 1);
+    let mut wiped = descriptor(4, 44, 1);
     wiped.replaces = vec![StoreId(4)];
     done(&mut state, 201, Command::Admit(wiped));
     let command = advance(&state, 1, old, 2);
@@ -262,7 +262,7 @@ fn a_cancel_undoes_what_is_not_cut_over_and_says_so() {
     done(&mut state, 201, Command::Cancel { operation: OperationId(1), asked: asked(2) });
     let operation = state.operation(OperationId(1)).unwrap();
     assert_eq!(operation.state, OperationState::Cancelled);
-    assert_eq!(operation.outcome, "6 partitions in joint went back to their owners, 6 moves were not made");
+    assert_eq!(operation.outcome, "6 migrating partitions went back to their owners, 6 moves were not made");
     let owners =
         |layout: &Layout| layout.partitions.iter().map(|entry| entry.nodes().collect::<Vec<_>>()).collect::<Vec<_>>();
     assert_eq!(owners(layout(&state)), owners(&before));
@@ -301,7 +301,7 @@ fn a_removed_node_stays_until_it_holds_nothing_and_never_comes_back() {
     assert_eq!(done(&mut state, 203, last), Done::Dismissed { node: NodeId(2) });
     assert_eq!(layout(&state).epoch, Epoch(epoch.0 + 1));
     assert!(!state.members.contains_key(&NodeId(2)) && state.leaving.is_empty());
-    assert_eq!(refused(&mut state, 204, Command::Admit(arrival(2, 2, 2))), RefusalKind::Removed);
+    assert_eq!(refused(&mut state, 204, Command::Admit(descriptor(2, 2, 2))), RefusalKind::Removed);
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn a_dead_node_leaves_at_once_and_a_replaced_one_gives_its_places_away() {
     let remove = begin(&state, &[Change::RemoveDead { node: NodeId(3) }]);
     done(&mut state, 200, remove);
     assert!(!state.members.contains_key(&NodeId(3)) && state.retired.contains(&StoreId(3)));
-    assert_eq!(refused(&mut state, 201, Command::Admit(arrival(3, 3, 2))), RefusalKind::Removed);
+    assert_eq!(refused(&mut state, 201, Command::Admit(descriptor(3, 3, 2))), RefusalKind::Removed);
     finish(&mut state, 300);
     let replace = begin(&state, &[Change::Replace { old: NodeId(1), new: NodeId(5) }]);
     done(&mut state, 202, replace);
@@ -502,11 +502,11 @@ proptest! {
                     epoch: layout(&state).epoch,
                 },
                 Step::Arrive { number, store, replaces } => {
-                    let mut arrival = arrival(number, store, 1);
+                    let mut descriptor = descriptor(number, store, 1);
                     if replaces {
-                        arrival.replaces = stores.get(&number).map(|&store| StoreId(u64::from(store))).into_iter().collect();
+                        descriptor.replaces = stores.get(&number).map(|&store| StoreId(u64::from(store))).into_iter().collect();
                     }
-                    Command::Admit(arrival)
+                    Command::Admit(descriptor)
                 }
             };
             sent.push(command.clone());

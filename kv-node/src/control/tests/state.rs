@@ -9,14 +9,14 @@ use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId
 use kv_core::version::Conflict;
 use proptest::prelude::*;
 
-use crate::control::state::{
-    Arrival, Command, CommandId, Done, Founding, KeyspaceSpec, Outcome, Proposal, RefusalKind,
-};
 use crate::control::state::{Asked, Estimate, OperationId};
 use crate::control::state::{ClusterState, Phase};
+use crate::control::state::{
+    Command, CommandId, Done, Founding, KeyspaceSpec, NodeDescriptor, Outcome, Proposal, RefusalKind,
+};
 
-pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
-    Arrival {
+pub(super) fn descriptor(number: u8, store: u8, boot: u32) -> NodeDescriptor {
+    NodeDescriptor {
         name: format!("n{number}"),
         address: format!("host-{number}:7400"),
         zone: format!("z{}", number % 3),
@@ -29,7 +29,7 @@ pub(super) fn arrival(number: u8, store: u8, boot: u32) -> Arrival {
 
 fn found(expect: u32) -> Command {
     let founding = Founding { expect, copies: 3, partitions: 8 };
-    Command::Found { founding, config: ClusterConfig::default(), founder: arrival(1, 1, 1) }
+    Command::Found { founding, config: ClusterConfig::default(), founder: descriptor(1, 1, 1) }
 }
 
 fn create(name: &str) -> Command {
@@ -104,7 +104,7 @@ fn a_first_layout_for_other_members_is_stale() {
     done(&mut state, 1, found(2));
     let alone = form(&state);
     assert_eq!(refused(&mut state, 2, alone.clone()), RefusalKind::Precondition, "one of two is not enough");
-    done(&mut state, 3, Command::Admit(arrival(2, 2, 1)));
+    done(&mut state, 3, Command::Admit(descriptor(2, 2, 1)));
     assert_eq!(refused(&mut state, 4, alone), RefusalKind::Stale);
     let both = form(&state);
     assert_eq!(done(&mut state, 5, both.clone()), Done::Formed { epoch: Epoch(1) });
@@ -115,8 +115,14 @@ fn a_first_layout_for_other_members_is_stale() {
 fn more_reports_than_expected_before_the_layout_make_spares() {
     let mut state = ClusterState::default();
     done(&mut state, 1, found(2));
-    assert_eq!(done(&mut state, 2, Command::Admit(arrival(2, 2, 1))), Done::Admitted { node: NodeId(2), spare: false });
-    assert_eq!(done(&mut state, 3, Command::Admit(arrival(3, 3, 1))), Done::Admitted { node: NodeId(3), spare: true });
+    assert_eq!(
+        done(&mut state, 2, Command::Admit(descriptor(2, 2, 1))),
+        Done::Admitted { node: NodeId(2), spare: false }
+    );
+    assert_eq!(
+        done(&mut state, 3, Command::Admit(descriptor(3, 3, 1))),
+        Done::Admitted { node: NodeId(3), spare: true }
+    );
     let command = form(&state);
     done(&mut state, 4, command);
     let layout = state.layout.as_ref().unwrap();
@@ -127,16 +133,16 @@ fn more_reports_than_expected_before_the_layout_make_spares() {
 #[test]
 fn a_store_is_replaced_only_by_one_that_names_it() {
     let mut state = formed();
-    done(&mut state, 3, Command::Admit(arrival(2, 2, 5)));
+    done(&mut state, 3, Command::Admit(descriptor(2, 2, 5)));
     let epoch = state.layout.as_ref().unwrap().epoch;
-    let mut wiped = arrival(2, 9, 1);
+    let mut wiped = descriptor(2, 9, 1);
     assert_eq!(refused(&mut state, 4, Command::Admit(wiped.clone())), RefusalKind::Exists);
     wiped.replaces = vec![StoreId(1), StoreId(2)];
     let admitted = done(&mut state, 5, Command::Admit(wiped.clone()));
     assert_eq!(admitted, Done::Admitted { node: NodeId(2), spare: true });
     let layout = state.layout.clone().unwrap();
     assert_eq!((layout.epoch, layout.members[&NodeId(2)].store), (Epoch(epoch.0 + 1), StoreId(9)));
-    assert_eq!(refused(&mut state, 6, Command::Admit(arrival(2, 2, 6))), RefusalKind::Removed, "never again");
+    assert_eq!(refused(&mut state, 6, Command::Admit(descriptor(2, 2, 6))), RefusalKind::Removed, "never again");
     // Reporting again, still naming the lost store, changes nothing.
     let before = state.revision;
     assert_eq!(done(&mut state, 7, Command::Admit(wiped)), admitted);
@@ -146,7 +152,7 @@ fn a_store_is_replaced_only_by_one_that_names_it() {
 #[test]
 fn people_read_names() {
     let mut state = formed();
-    done(&mut state, 3, Command::Admit(Arrival { name: "berlin".to_owned(), ..arrival(2, 2, 1) }));
+    done(&mut state, 3, Command::Admit(NodeDescriptor { name: "berlin".to_owned(), ..descriptor(2, 2, 1) }));
     assert_eq!(
         state.with_names("n2: refused; n2, n1 and n20 (n2) of p2"),
         "berlin: refused; berlin, n1 and n20 (n2) of p2"
@@ -156,20 +162,20 @@ fn people_read_names() {
 #[test]
 fn boots_only_grow() {
     let mut state = formed();
-    done(&mut state, 3, Command::Admit(arrival(2, 2, 5)));
-    assert_eq!(refused(&mut state, 4, Command::Admit(arrival(2, 2, 4))), RefusalKind::RolledBack);
-    let mut twin = arrival(2, 2, 5);
+    done(&mut state, 3, Command::Admit(descriptor(2, 2, 5)));
+    assert_eq!(refused(&mut state, 4, Command::Admit(descriptor(2, 2, 4))), RefusalKind::RolledBack);
+    let mut twin = descriptor(2, 2, 5);
     twin.incarnation.nonce = 1;
     assert_eq!(refused(&mut state, 5, Command::Admit(twin)), RefusalKind::RolledBack);
     let layout = state.layout.clone();
-    done(&mut state, 6, Command::Admit(arrival(2, 2, 6)));
+    done(&mut state, 6, Command::Admit(descriptor(2, 2, 6)));
     assert_eq!(state.layout, layout, "a boot is no new epoch");
 }
 
 #[test]
 fn reports_that_make_no_sense_are_refused() {
-    let check = |change: fn(&mut Arrival)| {
-        let mut odd = arrival(2, 2, 1);
+    let check = |change: fn(&mut NodeDescriptor)| {
+        let mut odd = descriptor(2, 2, 1);
         change(&mut odd);
         assert_eq!(refused(&mut formed(), 3, Command::Admit(odd.clone())), RefusalKind::Invalid, "{odd:?}");
     };
@@ -190,7 +196,7 @@ fn the_encoding_of_commands_is_stable() {
     let (operation, asked) = (OperationId(1), Asked::default());
     let commands = [
         found(1),
-        Command::Admit(arrival(1, 1, 1)),
+        Command::Admit(descriptor(1, 1, 1)),
         form(&state),
         create("a"),
         drop_keyspace("a"),
@@ -248,9 +254,9 @@ proptest! {
             let command = match choice {
                 Choice::Found(expect) => found(expect),
                 Choice::Admit { number, store, boot, replaces } => {
-                    let mut arrival = arrival(number, store, boot);
-                    arrival.replaces = replaces.into_iter().map(|store| StoreId(store.into())).collect();
-                    Command::Admit(arrival)
+                    let mut descriptor = descriptor(number, store, boot);
+                    descriptor.replaces = replaces.into_iter().map(|store| StoreId(store.into())).collect();
+                    Command::Admit(descriptor)
                 }
                 Choice::Form if state.members.is_empty() => continue,
                 Choice::Form => form(&state),

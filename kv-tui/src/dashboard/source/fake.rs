@@ -148,10 +148,10 @@ impl Fake {
         let primary = u32::try_from(primary).unwrap_or(u32::MAX);
         let up_us = (second + 100) * 1_000_000;
         let others = self.description.members.iter().filter(|member| member.id != node);
-        let stats = |partition: u32| v1::PartitionFigures {
+        let stats = |partition: u32| v1::PartitionStats {
             partition,
             synced: !transfers.iter().any(|transfer| transfer.partition == partition),
-            keyspaces: vec![v1::PartitionKeyspaceFigures { keyspace: 0, keys: 1000, bytes: 120_000 }],
+            keyspaces: vec![v1::PartitionKeyspaceStats { keyspace: 0, keys: 1000, bytes: 120_000 }],
             merkle_root: u64::from(partition),
         };
         let owned = (0_u32..).zip(entries()).filter(|(_, entry)| entry.owns(node));

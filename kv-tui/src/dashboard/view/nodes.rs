@@ -114,7 +114,7 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
                 "{} hints ({}), {} keys lag, {} refills{comparisons}",
                 grouped(pending.hints),
                 size(pending.hint_bytes),
-                grouped(pending.lag),
+                grouped(pending.missed_writes),
                 pending.refills
             ),
         ),

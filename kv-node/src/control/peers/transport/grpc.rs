@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::ErrorKind;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use kv_core::error::RequestError;
@@ -12,6 +11,7 @@ use kv_core::message::PROTOCOL_VERSION;
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1;
 use kv_proto::v1::peer_client::PeerClient;
+use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
@@ -37,7 +37,7 @@ pub struct GrpcTransport {
 
 impl GrpcTransport {
     fn client(&self, address: &str) -> Result<PeerClient<Channel>, TransportError> {
-        let mut connections = self.connections.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut connections = self.connections.lock();
         let channel = match connections.get(address) {
             Some(channel) => channel.clone(),
             None => {

@@ -13,7 +13,7 @@ use kv_core::types::{ClusterId, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::control::peers::RaftId;
-use crate::control::state::{Arrival, CommandId, ENTRY_BYTES_MAX, Outcome, Refusal};
+use crate::control::state::{CommandId, ENTRY_BYTES_MAX, NodeDescriptor, Outcome, Refusal};
 
 pub use grpc::GrpcTransport;
 
@@ -79,7 +79,7 @@ pub struct JoinRequest {
     /// The settings that the node was started with; they must be the cluster's.
     pub config: ClusterConfig,
     /// What the node says of itself.
-    pub arrival: Arrival,
+    pub descriptor: NodeDescriptor,
 }
 
 /// What became of a report.
@@ -109,7 +109,7 @@ pub enum JoinReply {
 
 /// One run of one store, and where it takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct NodeAddress {
     /// The store and its boot.
     pub incarnation: Incarnation,
     /// Where it takes requests, as `host:port`.
@@ -124,7 +124,7 @@ pub struct IdentifyRequest {
     /// The group of the node that asks.
     pub group: GroupId,
     /// Who asks.
-    pub sender: Whereabouts,
+    pub sender: NodeAddress,
 }
 
 /// Who a node is.
@@ -135,9 +135,9 @@ pub struct IdentifyReply {
     /// The identity of its cluster; `None` while it is forming.
     pub cluster: Option<ClusterId>,
     /// Its store and boot, and where it says that others reach it.
-    pub me: Whereabouts,
+    pub me: NodeAddress,
     /// Where it knows members to be.
-    pub known: Vec<Whereabouts>,
+    pub known: Vec<NodeAddress>,
 }
 
 /// The identity of a Raft group: the id of the store that founded it. Messages carry it, so that a wrong address never
@@ -211,7 +211,7 @@ pub(in crate::control) enum CatchUpRequest {
     /// The revision of the newest state, of the leader.
     Newest,
     /// Whether the node acts on this revision; it answers when it does, or when it has waited so long.
-    ActsOn { revision: u64, patience: Duration },
+    ActsOn { revision: u64, timeout: Duration },
 }
 
 /// The answer to such a question.

@@ -7,8 +7,8 @@ use kv_proto::peer::{Joining, cluster_from_wire, cluster_to_wire};
 use kv_proto::v1;
 use tonic::Status;
 
-use super::{GroupId, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Whereabouts};
-use crate::control::state::{Arrival, CommandId, Refusal, RefusalKind};
+use super::{GroupId, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, NodeAddress, RaftKind};
+use crate::control::state::{CommandId, NodeDescriptor, Refusal, RefusalKind};
 
 impl From<RaftKind> for v1::RaftKind {
     fn from(kind: RaftKind) -> Self {
@@ -33,7 +33,7 @@ impl TryFrom<v1::JoinRequest> for JoinRequest {
             id: CommandId(joining.request_id),
             group: joining.group.map(GroupId),
             config: joining.config,
-            arrival: Arrival {
+            descriptor: NodeDescriptor {
                 name: joining.name,
                 address: joining.address,
                 zone: joining.zone,
@@ -48,7 +48,7 @@ impl TryFrom<v1::JoinRequest> for JoinRequest {
 
 /// A report as it travels.
 pub(super) fn join_request(request: JoinRequest) -> v1::JoinRequest {
-    let Arrival { name, address, zone, weight, incarnation, version, replaces } = request.arrival;
+    let NodeDescriptor { name, address, zone, weight, incarnation, version, replaces } = request.descriptor;
     Joining {
         protocol: request.protocol,
         name,
@@ -101,16 +101,16 @@ impl From<RefusalKind> for v1::JoinRefusalKind {
     }
 }
 
-impl From<Whereabouts> for v1::Whereabouts {
-    fn from(of: Whereabouts) -> Self {
+impl From<NodeAddress> for v1::NodeAddress {
+    fn from(of: NodeAddress) -> Self {
         Self { incarnation: Some(of.incarnation.into()), address: of.address }
     }
 }
 
-impl TryFrom<v1::Whereabouts> for Whereabouts {
+impl TryFrom<v1::NodeAddress> for NodeAddress {
     type Error = RequestError;
 
-    fn try_from(wire: v1::Whereabouts) -> Result<Self, Self::Error> {
+    fn try_from(wire: v1::NodeAddress) -> Result<Self, Self::Error> {
         check_address(&wire.address)?;
         let incarnation = wire.incarnation.ok_or_else(|| RequestError::invalid("incarnation: is missing"))?.into();
         Ok(Self { incarnation, address: wire.address })

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::files::{LogFiles, Recovered};
 use super::writer::Writer;
@@ -86,11 +87,11 @@ impl LogStore {
 
     fn read(&self) -> RwLockReadGuard<'_, Shared> {
         // A panic inside the few lines that hold the lock leaves no half-made change.
-        self.shared.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.shared.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Shared> {
-        self.shared.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.shared.write()
     }
 }
 

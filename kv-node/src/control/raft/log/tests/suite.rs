@@ -120,12 +120,12 @@ fn a_restart_finds_vote_entries_and_purge() {
 
 #[test]
 fn messages_to_followers_are_bounded() {
-    use crate::control::{Arrival, Command, CommandId, Proposal};
+    use crate::control::{Command, CommandId, NodeDescriptor, Proposal};
     use kv_core::types::{Incarnation, StoreId, WallTime};
     run(async {
         let (_dir, mut log, _) = OnDisk.build().await.unwrap();
         let long = |index: u64| {
-            let arrival = Arrival {
+            let descriptor = NodeDescriptor {
                 name: "x".repeat(400_000),
                 address: String::new(),
                 zone: String::new(),
@@ -135,7 +135,7 @@ fn messages_to_followers_are_bounded() {
                 replaces: Vec::new(),
             };
             let proposal =
-                Proposal { id: CommandId(index.into()), at: WallTime(index), command: Command::Admit(arrival) };
+                Proposal { id: CommandId(index.into()), at: WallTime(index), command: Command::Admit(descriptor) };
             openraft::Entry { log_id: log_id(1, 7, index), payload: openraft::EntryPayload::Normal(proposal) }
         };
         log.blocking_append((0..10).map(long).collect::<Vec<_>>()).await.unwrap();
