@@ -20,7 +20,7 @@ pub enum OpCommand {
     Pause(OpArgs),
     /// Go on with a paused operation.
     Resume(OpArgs),
-    /// Let transfers that wait begin anew, where possible from another source.
+    /// Restart transfers that wait, from another source where possible.
     Retry(RetryArgs),
     /// End it: what is not cut over goes back.
     Cancel(OpArgs),

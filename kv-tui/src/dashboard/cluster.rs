@@ -198,7 +198,7 @@ impl Cluster {
             return false;
         }
         self.slot = second;
-        // A program that was stopped has seen nothing meanwhile.
+        // A program that was stopped has seen nothing in the meantime.
         let missed = usize::try_from(passed - 1).unwrap_or(usize::MAX).min(THROUGHPUT_SLOTS);
         let rates = self.rates(now_us);
         // What was before the first rate is not a gap.

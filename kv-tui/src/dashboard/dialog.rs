@@ -47,7 +47,7 @@ pub struct Confirm {
 }
 
 impl Confirm {
-    /// The longest word that anybody is asked to type.
+    /// The longest word that a user is asked to type.
     const WORD_MAX: usize = 24;
 
     /// Asks for the word of what is destroyed, or for another one where that is too long to type.
@@ -58,7 +58,7 @@ impl Confirm {
         Self { line, what, word, typed: Bar::default() }
     }
 
-    /// Whether the word stands there.
+    /// Whether the word was typed.
     #[must_use]
     pub fn is_typed(&self) -> bool {
         self.typed.text == self.word

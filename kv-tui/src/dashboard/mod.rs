@@ -117,7 +117,7 @@ pub struct Start {
     pub display: DisplayOptions,
     /// What the configuration says.
     pub config: Config,
-    /// Messages from whoever else is at work, and where they are sent.
+    /// Messages from other tasks, and where they are sent.
     pub notices: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
 }
 

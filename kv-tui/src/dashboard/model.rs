@@ -138,7 +138,7 @@ pub enum Pane {
     /// The list for which the screen is there.
     #[default]
     Main,
-    /// What stands beside it: the events, the partitions of a node, the replicas of a key.
+    /// What is shown beside it: the events, the partitions of a node, the replicas of a key.
     Side,
 }
 
@@ -150,7 +150,7 @@ pub enum Map {
     First,
     /// All places of every partition.
     Copies,
-    /// Each node's share, as a ring. With enough room the ring always stands beside the map.
+    /// Each node's share, as a ring. With enough room the ring is always beside the map.
     Ring,
 }
 

@@ -234,7 +234,7 @@ async fn try_to_take_away(name: &str) -> Result<(), CommandError> {
         state.nodes.iter().filter(|node| node.name != name).map(|node| node.address.clone()).collect();
     let client = Client::connect(&others, Options::default()).await?;
     leave(name, &client).await?;
-    // A node that has learned that it was removed ends by itself; nothing of its data is of use to anybody.
+    // A node that has learned that it was removed ends by itself; its data is of no use any more.
     if let Some(process) = state.nodes[index].process.clone() {
         let deadline = Instant::now() + STOP_TIMEOUT;
         if process.is_running() {

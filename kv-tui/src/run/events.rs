@@ -113,7 +113,7 @@ async fn follow(
     Ok(())
 }
 
-/// Follows one node, also over its restarts, until nobody listens.
+/// Follows one node, also over its restarts, until the receiver is gone.
 async fn follow_one(client: &Client, node: NodeId, mut from: Newest, audit: bool, found: &mpsc::Sender<v1::Event>) {
     while !found.is_closed() {
         let request = v1::WatchRequest { interval_ms: 60_000, ..from.request(audit) };

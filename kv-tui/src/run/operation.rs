@@ -196,7 +196,7 @@ pub fn part(moved: u64, moves: u64) -> f64 {
     part
 }
 
-/// What an operation under way waits for, the worst first; empty if nothing stands in its way or it has ended.
+/// What an operation under way waits for, the worst first; empty if nothing blocks it or it has ended.
 #[must_use]
 pub fn waiting_for(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Vec<String> {
     match operation.state() {

@@ -98,7 +98,7 @@ pub(super) fn no_node(cluster: &ClusterSnapshot, node: &str) -> CommandError {
 pub(super) fn find(cluster: &ClusterSnapshot, node: &str) -> Result<NodeId, CommandError> {
     let description = &cluster.description;
     let by_address = || description.members.iter().find(|member| member.address == node);
-    // No name has a colon: what has one is meant as an address, and a wrong one is nobody's.
+    // No name has a colon: what has one is meant as an address, and a wrong one belongs to no node.
     if node.contains(':') && by_address().is_none() {
         check_address(node)?;
     }
@@ -259,7 +259,7 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
             "a new process has no plan before it runs; add it as it is, or start a node with --join and name it",
         ));
     }
-    // A plan is refused then, and nobody could take the node away again.
+    // A plan is refused then, and no one could take the node away again.
     if let Some(running) = cluster.operation().filter(|operation| operation.ended_us == 0) {
         return Err(CommandError::new(Class::Conflict, operation::in_the_way(running)));
     }

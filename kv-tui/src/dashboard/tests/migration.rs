@@ -291,7 +291,7 @@ fn a_cancelled_operation_tells_what_was_moved() {
 fn the_overview_follows_the_cut_overs() {
     let mut session = migrating(120, 36, 0);
     session.keys("1");
-    // The lines of the grid, without what stands beside them.
+    // The lines of the grid, without what is beside them.
     let grid = |session: &Session| -> String {
         let text = session.text();
         let rows = text

@@ -41,7 +41,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Map => {
             model.map = match model.map {
                 Map::First => Map::Copies,
-                // With enough room the ring stands beside the map already.
+                // With enough room the ring is beside the map already.
                 Map::Copies if !crate::dashboard::view::shows_ring(model.size) => Map::Ring,
                 Map::Copies | Map::Ring => Map::First,
             };

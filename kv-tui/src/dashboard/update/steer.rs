@@ -55,7 +55,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
     }
 }
 
-/// Begins the selected move anew.
+/// Restarts the selected move.
 fn retry(model: &mut Model, id: u64) -> Vec<Effect> {
     let selected = model.shown().and_then(|cluster| {
         let moves = cluster.moves_of(&model.moves);

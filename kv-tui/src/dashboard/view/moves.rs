@@ -126,7 +126,7 @@ impl Columns {
         Self { meter, rate: width >= 74, keys: width >= 96, width }
     }
 
-    /// The cells of a row or of the header: text, width, whether it stands at the right edge, and what it sorts by.
+    /// The cells of a row or of the header: text, width, whether it is aligned right, and what it sorts by.
     fn cells(&self, texts: [String; 9]) -> Vec<(String, u16, bool, Option<MoveOrder>)> {
         let [partition, ends, meter, keys, rate, eta, tries, check, state] = texts;
         let meter_width = u16::try_from(self.meter).unwrap_or(24) + 6;

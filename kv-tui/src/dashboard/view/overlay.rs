@@ -21,7 +21,7 @@ pub(super) fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title
     canvas.panel(frame, Panel { title, note, framed: true, pane: None })
 }
 
-/// Draws a dialog; where the cursor stands if it asks for text.
+/// Draws a dialog; where the cursor is if it asks for text.
 pub(super) fn dialog(canvas: &mut Canvas<'_>, model: &Model, dialog: &Dialog, area: Rect) -> Option<Position> {
     match dialog {
         Dialog::Help { top } => {
@@ -113,7 +113,7 @@ pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect
     position
 }
 
-/// A line being typed behind its prompt; where the cursor stands.
+/// A line being typed behind its prompt; where the cursor is.
 pub(super) fn line(canvas: &mut Canvas<'_>, prompt: &str, bar: &Bar, area: Rect) -> Position {
     let start = canvas.text(area, 1, 0, prompt, Role::Title);
     draw_typed(canvas, bar, area, start)
