@@ -10,10 +10,11 @@ use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kv_proto::client::{Client, Options};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
@@ -111,7 +112,7 @@ pub(crate) struct Shown {
     /// Whether the folder is not the usual one.
     named: bool,
     ephemeral: bool,
-    /// The processes that were started here, until somebody watches them.
+    /// The processes that were started here, until they are watched.
     started: Mutex<Vec<(LocalNode, Child)>>,
 }
 
@@ -153,14 +154,14 @@ pub(crate) async fn open(open: &LocalOpen, ready: bool) -> Result<Shown, Command
 impl Shown {
     /// Tells when a node that was started here ends, with what its log says last.
     pub(crate) fn watch(&self, notices: &UnboundedSender<String>) {
-        let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        let started = std::mem::take(&mut *self.started.lock());
         for (node, mut child) in started {
             let (notices, folder) = (notices.clone(), self.folder.clone());
             let waiting = std::thread::Builder::new().name("local node".to_owned()).spawn(move || {
                 let Ok(status) = child.wait() else { return };
                 let log = process::log_tail(&node, &folder, LOG_LINE);
                 let last = log.lines().last().unwrap_or_default();
-                // The dashboard may have ended meanwhile.
+                // The dashboard may have ended in the meantime.
                 notices.send(format!("{} has ended ({status}); its log says: {last}", node.name)).unwrap_or(());
             });
             // Without a thread the node is seen to be down all the same, only not why.
@@ -191,7 +192,7 @@ impl Shown {
     }
 }
 
-/// A folder that nobody else can read, with a name that nobody else has.
+/// A folder that only its owner can read, with a unique name.
 fn temporary_folder() -> Result<PathBuf, CommandError> {
     let number = getrandom::u64().map_err(|error| CommandError::failed(format!("no random number: {error}")))?;
     let path = std::env::temp_dir().join(format!("kv-{number:016x}"));

@@ -15,13 +15,14 @@ mod scan;
 mod session;
 mod view;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Response, Value};
+use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -227,7 +228,7 @@ impl Client {
     }
 
     fn view(&self) -> Arc<View> {
-        Arc::clone(&self.inner.view.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.inner.view.read())
     }
 
     /// What would only be refused, or break the stream for all, is not sent.
@@ -256,8 +257,8 @@ impl Client {
                 Ok(description) => {
                     let next = current.succeeded_by(description, &self.inner.pool, &node)?;
                     self.inner.pool.keep(&next.addresses());
-                    *self.inner.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-                    *self.inner.refreshed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                    *self.inner.view.write() = Arc::new(next);
+                    *self.inner.refreshed.lock() = Instant::now();
                     return Ok(());
                 }
                 Err(error) => last = Some(error),
@@ -269,7 +270,7 @@ impl Client {
     /// Refreshes after a failed connection, which may mean that addresses have changed, but not for each of many.
     async fn refresh_sometimes(&self, stale: &Arc<View>) {
         let due = {
-            let mut refreshed = self.inner.refreshed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refreshed = self.inner.refreshed.lock();
             let due = refreshed.elapsed() >= REFRESH_EVERY;
             if due {
                 *refreshed = Instant::now();

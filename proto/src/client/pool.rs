@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::error::RequestError;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
@@ -45,7 +46,7 @@ impl Pool {
 
     /// The node at `address`, with which nothing is exchanged yet.
     pub(super) fn node(&self, address: &str) -> Result<Arc<Node>, RequestError> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.lock();
         if let Some(node) = nodes.get(address) {
             return Ok(Arc::clone(node));
         }
@@ -73,7 +74,7 @@ impl Pool {
 
     /// Forgets the nodes at other addresses. Operations that still run on them end as they would.
     pub(super) fn keep(&self, addresses: &BTreeSet<&str>) {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.lock();
         nodes.retain(|address, _| addresses.contains(address.as_str()));
     }
 }
@@ -105,7 +106,7 @@ impl Node {
 
     /// The stream for operations on keys; a new one if there is none, or if the last one has ended.
     pub(super) fn session(&self) -> Arc<Session> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.session.lock();
         match &*session {
             Some(session) if !session.is_closed() => Arc::clone(session),
             _ => {
@@ -119,22 +120,22 @@ impl Node {
 
     /// Marks the node as one to try after the others.
     pub(super) fn suspect(&self) {
-        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SUSPECT_FOR);
+        *self.suspect_until.lock() = Some(Instant::now() + SUSPECT_FOR);
     }
 
     /// Takes the mark away.
     pub(super) fn trust(&self) {
-        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.suspect_until.lock() = None;
     }
 
     pub(super) fn is_suspect(&self) -> bool {
-        let until = *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = *self.suspect_until.lock();
         until.is_some_and(|until| Instant::now() < until) || self.is_stalled()
     }
 
     /// Whether the node is connected and does not answer at present.
     fn is_stalled(&self) -> bool {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = self.session.lock();
         session.as_ref().is_some_and(|session| session.is_stalled())
     }
 
