@@ -5,8 +5,8 @@ use kv_proto::v1::{MemberState, OperationState, Severity};
 
 use super::progress::MoveState;
 use super::theme::Role;
-use crate::run::health::Word;
-use crate::run::safety::Safety;
+use crate::observe::health::Word;
+use crate::observe::safety::Safety;
 
 /// How much something matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,7 @@ pub mod bar;
 pub mod cluster;
 pub mod columns;
 pub mod config;
+pub mod confirm;
 pub mod dialog;
 pub mod history;
 pub mod input;
@@ -27,7 +28,7 @@ pub mod theme;
 pub mod update;
 pub mod view;
 
-pub use crate::run::progress;
+pub use crate::observe::progress;
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use crate::error::{Class, CommandError};
 use crate::output::bytes::printable;
 use crate::output::time::now_us;
 use crate::output::{Human, Item, Sink};
-use crate::run::operation::document;
+use crate::run::op::document;
 use crate::run::report::Report;
 
 /// The size of the text when no terminal says one.

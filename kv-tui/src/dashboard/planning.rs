@@ -4,7 +4,7 @@
 use kv_proto::v1;
 
 use super::bar::Bar;
-use super::dialog::Confirm;
+use super::confirm::Confirm;
 use super::keymap::Key;
 use crate::command::{Command, NodeCommand, Topology, for_shell, quoted};
 

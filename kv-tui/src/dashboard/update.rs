@@ -13,7 +13,6 @@ use super::keymap::{Action, Key, Screen};
 use super::model::{HISTORY_MAX, Link, Model};
 use super::msg::{Effect, Msg};
 pub use steer::followed;
-pub use typing::names;
 
 /// Applies one message.
 pub fn update(model: &mut Model, msg: Msg) -> Vec<Effect> {

@@ -1,5 +1,7 @@
 //! The local cluster: real node processes on this machine, which outlive the program that started them.
 
+mod arguments;
+mod launch;
 pub(crate) mod nodes;
 mod process;
 mod state;
@@ -19,13 +21,14 @@ use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::{LocalAction, LocalOpen, Place};
 use crate::error::{Class, CommandError};
+use crate::observe::all_serve;
 use crate::output::{Format, Human, Item, Printer, Sink};
 use crate::paths::Paths;
-use crate::run::wait::all_serve;
+use arguments::Place;
+pub(crate) use arguments::{LocalAction, LocalOpen};
+pub use launch::NODE_MODE;
 use process::Identity;
-pub use process::NODE_MODE;
 use state::{LocalNode, State};
 
 /// How long a node may take to stop before it is killed; nothing acknowledged is lost by that.
@@ -159,7 +162,7 @@ impl Shown {
             let (notices, folder) = (notices.clone(), self.folder.clone());
             let waiting = std::thread::Builder::new().name("local node".to_owned()).spawn(move || {
                 let Ok(status) = child.wait() else { return };
-                let log = process::log_tail(&node, &folder, LOG_LINE);
+                let log = launch::log_tail(&node, &folder, LOG_LINE);
                 let last = log.lines().last().unwrap_or_default();
                 // The dashboard may have ended in the meantime.
                 notices.send(format!("{} has ended ({status}); its log says: {last}", node.name)).unwrap_or(());
@@ -264,7 +267,7 @@ fn start_processes(nodes: Option<u8>, folder: &Folder) -> Result<(State, Vec<(us
 
 /// Starts one node and remembers its process.
 fn launch(state: &mut State, index: usize, folder: &Path) -> Result<Child, CommandError> {
-    let child = process::spawn(state, index, folder)?;
+    let child = launch::spawn(state, index, folder)?;
     state.nodes[index].process = Identity::of(child.id());
     state.write(folder)?;
     Ok(child)
@@ -299,7 +302,7 @@ async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder:
 
 fn check_alive(node: &LocalNode, child: &mut Child, folder: &Path) -> Result<(), CommandError> {
     let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
-    let log = process::log_tail(node, folder, LOG_TAIL);
+    let log = launch::log_tail(node, folder, LOG_TAIL);
     Err(CommandError::failed(format!("{} ended at once ({status}); its log says:\n{log}", node.name)))
 }
 

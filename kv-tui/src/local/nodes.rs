@@ -4,14 +4,14 @@ use kv_proto::client::{Client, Options};
 use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
+use super::arguments::Place;
 use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of, free_addresses};
 use super::{launch, named_folder, node_item, wait_for_end};
-use crate::cli::Place;
+use crate::asker::asker;
 use crate::command::{Process, did_you_mean};
 use crate::error::{Class, CommandError};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::{Format, Sink};
-use crate::run::operation::asker;
-use crate::run::snapshot::ClusterSnapshot;
 
 /// A node that was started for the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

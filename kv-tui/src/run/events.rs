@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::snapshot::REPORT_TIMEOUT;
 use crate::command::EventsArgs;
 use crate::error::CommandError;
+use crate::observe::snapshot::REPORT_TIMEOUT;
 use crate::output::bytes::printable;
 use crate::output::time::rfc3339;
 use crate::output::{Human, Item, Sink};

@@ -10,8 +10,8 @@ use kv_tui::dashboard::source::Source;
 use kv_tui::dashboard::source::grpc::Grpc;
 use kv_tui::dashboard::theme::Theme;
 use kv_tui::dashboard::update::update;
+use kv_tui::observe::progress::Progress;
 use kv_tui::output::time::now_us;
-use kv_tui::run::progress::Progress;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 

@@ -10,10 +10,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
+use super::failure::Failure;
 use super::options::How;
 use super::pool::Node;
 use super::view::View;
-use super::{Client, calls, timeout_to_wire};
+use super::{Client, calls, stub, timeout_to_wire};
 use crate::edge::check_key;
 use crate::v1;
 use crate::v1::watch_response::Item;
@@ -64,7 +65,7 @@ impl Client {
         let ask = |id, node: Arc<Node>| {
             let (request, deadline) = (request.clone(), Instant::now() + limit);
             async move {
-                let mut client = calls::cluster(node.channel());
+                let mut client = stub::cluster(node.channel());
                 let answer = calls::within(&node, deadline, client.repair(request)).await;
                 (id, answer.map_err(|failure| failure.error))
             }
@@ -123,7 +124,7 @@ impl Client {
         let view = self.view();
         let target = view.node(node)?;
         let deadline = Instant::now() + self.options().timeout;
-        let mut client = calls::cluster(target.channel());
+        let mut client = stub::cluster(target.channel());
         calls::within(target, deadline, client.watch(request)).await.map_err(|failure| failure.error)
     }
 
@@ -141,7 +142,7 @@ impl Client {
         };
         self.anywhere(timeout, true, |node, deadline| {
             let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).inspect(request)).await }
+            async move { calls::within(&node, deadline, stub::cluster(node.channel()).inspect(request)).await }
         })
         .await
     }
@@ -153,7 +154,7 @@ impl Client {
     pub async fn keyspaces(&self) -> Result<Vec<v1::Keyspace>, RequestError> {
         let answer = self
             .anywhere(self.options().timeout, true, |node, deadline| async move {
-                let mut client = calls::cluster(node.channel());
+                let mut client = stub::cluster(node.channel());
                 calls::within(&node, deadline, client.list_keyspaces(v1::ListKeyspacesRequest {})).await
             })
             .await?;
@@ -172,7 +173,7 @@ impl Client {
         let created = self
             .anywhere(self.options().timeout, true, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).create_keyspace(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).create_keyspace(request)).await }
             })
             .await?;
         drop(self.refresh().await);
@@ -187,7 +188,7 @@ impl Client {
         // Not repeated when its outcome is unknown: somebody may have created a new one of this name meanwhile.
         self.anywhere(self.options().timeout, false, |node, deadline| {
             let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).drop_keyspace(request)).await }
+            async move { calls::within(&node, deadline, stub::cluster(node.channel()).drop_keyspace(request)).await }
         })
         .await?;
         drop(self.refresh().await);
@@ -202,7 +203,7 @@ impl Client {
     pub async fn plan(&self, request: v1::PlanRequest) -> Result<v1::PlanResponse, RequestError> {
         self.anywhere(self.options().timeout, true, |node, deadline| {
             let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).plan(request)).await }
+            async move { calls::within(&node, deadline, stub::cluster(node.channel()).plan(request)).await }
         })
         .await
     }
@@ -218,7 +219,7 @@ impl Client {
         let answer = self
             .anywhere(self.options().timeout, repeatable, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).apply(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).apply(request)).await }
             })
             .await?;
         drop(self.refresh().await);
@@ -231,7 +232,7 @@ impl Client {
     /// `NotFound` for a number that is not remembered, `Unavailable` if no node answers.
     pub async fn operations(&self, request: v1::OperationsRequest) -> Result<v1::OperationsResponse, RequestError> {
         self.anywhere(self.options().timeout, true, |node, deadline| async move {
-            calls::within(&node, deadline, calls::cluster(node.channel()).operations(request)).await
+            calls::within(&node, deadline, stub::cluster(node.channel()).operations(request)).await
         })
         .await
     }
@@ -244,7 +245,7 @@ impl Client {
         let answer = self
             .anywhere(self.options().timeout, true, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).pause(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).pause(request)).await }
             })
             .await?;
         Ok(answer.operation.unwrap_or_default())
@@ -258,7 +259,7 @@ impl Client {
         let answer = self
             .anywhere(self.options().timeout, true, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).resume(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).resume(request)).await }
             })
             .await?;
         Ok(answer.operation.unwrap_or_default())
@@ -272,7 +273,7 @@ impl Client {
     pub async fn retry(&self, request: v1::RetryRequest) -> Result<v1::RetryResponse, RequestError> {
         self.anywhere(self.options().timeout, true, |node, deadline| {
             let request = request.clone();
-            async move { calls::within(&node, deadline, calls::cluster(node.channel()).retry(request)).await }
+            async move { calls::within(&node, deadline, stub::cluster(node.channel()).retry(request)).await }
         })
         .await
     }
@@ -285,7 +286,7 @@ impl Client {
         let answer = self
             .anywhere(self.options().timeout, false, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).cancel(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).cancel(request)).await }
             })
             .await?;
         drop(self.refresh().await);
@@ -300,14 +301,14 @@ impl Client {
         let answer = self
             .anywhere(self.options().timeout, true, |node, deadline| {
                 let request = request.clone();
-                async move { calls::within(&node, deadline, calls::cluster(node.channel()).throttle(request)).await }
+                async move { calls::within(&node, deadline, stub::cluster(node.channel()).throttle(request)).await }
             })
             .await?;
         Ok(answer.throttle.unwrap_or_default())
     }
 
     /// Asks one node after the other until one answers. What may have been done is asked again only if `repeatable`.
-    async fn anywhere<T, F: Future<Output = Result<T, calls::Failure>>>(
+    async fn anywhere<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         timeout: Duration,
         repeatable: bool,
@@ -350,7 +351,7 @@ async fn report_of(id: NodeId, node: Arc<Node>, request: v1::WatchRequest, limit
         snapshot: Err(RequestError::unavailable(format!("{}: no figures", node.address()))),
         events: Vec::new(),
     };
-    let mut client = calls::cluster(node.channel());
+    let mut client = stub::cluster(node.channel());
     let mut stream = match calls::within(&node, deadline, client.watch(request)).await {
         Ok(stream) => stream,
         Err(failure) => {

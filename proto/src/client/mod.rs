@@ -7,12 +7,14 @@
 
 mod admin;
 mod calls;
+mod failure;
 mod options;
 mod pool;
 mod pulse;
 mod retry;
 mod scan;
 mod session;
+mod stub;
 mod view;
 
 use std::sync::Arc;

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
 
-use super::calls::{Failure, describe_status, key_value};
+use super::failure::{Failure, describe_status};
 use super::pulse::{Look, Pulse};
+use super::stub::key_value;
 use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, OPERATION_BYTES_MAX};
 use crate::reply::outcome_of;
 use crate::v1;

@@ -20,7 +20,7 @@ use super::command;
 use crate::dashboard::cluster::FRESH_US;
 use crate::dashboard::msg::{Ask, Feed};
 use crate::output::time::now_us;
-use crate::run::operation;
+use crate::run::op;
 
 /// How often members report.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -273,7 +273,7 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
         Ask::Export { id } => {
             tokio::spawn(async move {
                 let addresses = Vec::new();
-                match operation::document(Some(id), &client).await {
+                match op::document(Some(id), &client).await {
                     Ok(item) => {
                         let (name, text) = (format!("operation-{id}.json"), format!("{:#}\n", item.json));
                         beside(Ask::Save { name, text }, addresses, feed);

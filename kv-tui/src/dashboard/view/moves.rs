@@ -219,7 +219,7 @@ impl Columns {
 
 /// Draws all operations, the newest first. Enter shows one with its receipts.
 pub(super) fn finished(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    let operations = cluster.operations_of(&model.operations);
+    let operations = cluster.operations.listed(&model.operations);
     let all = cluster.operations.all.len();
     let filter = filter_note(&model.operations.filter, operations.len(), all);
     let note = if filter.is_empty() { "Enter shows the receipts".to_owned() } else { filter };

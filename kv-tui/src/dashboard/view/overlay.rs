@@ -5,7 +5,8 @@ use ratatui::layout::{Position, Rect};
 use super::canvas::{Canvas, Panel};
 use crate::command::for_shell;
 use crate::dashboard::bar::Bar;
-use crate::dashboard::dialog::{Choice, Confirm, Dialog};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::{Choice, Dialog};
 use crate::dashboard::list::top_of;
 use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
@@ -104,7 +105,7 @@ pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect
         canvas.text(above, end + 3, 0, &about, Role::Dim);
     }
     let position = line(canvas, ":", bar, area);
-    let candidates = bar.candidates(&crate::dashboard::update::names(model));
+    let candidates = bar.candidates(&model.names());
     let typed = 2 + canvas.width(&bar.text) + 4;
     if !candidates.is_empty() && !bar.text.is_empty() && typed + 12 < area.width {
         let hint = canvas.fitted(&candidates.join("  "), area.width - typed - 1);

@@ -13,8 +13,8 @@ use crate::dashboard::keymap::Action;
 use crate::dashboard::level::Level;
 use crate::dashboard::model::{Map, Model, Pane};
 use crate::dashboard::theme::Role;
+use crate::observe::health::Word;
 use crate::output::bytes::printable;
-use crate::run::health::Word;
 use crate::run::report;
 
 /// Columns of the ring where it is beside the table.

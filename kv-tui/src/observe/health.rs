@@ -258,7 +258,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Four partitions on three nodes, each with all of its keys, nothing pending.
-    pub(in crate::run) fn cluster() -> ClusterSnapshot {
+    pub(in crate::observe) fn cluster() -> ClusterSnapshot {
         let member = |id: u64| Member {
             name: format!("n{id}"),
             zone: "a".to_owned(),

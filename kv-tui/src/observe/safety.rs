@@ -259,7 +259,7 @@ mod tests {
     use kv_proto::describe::Description;
 
     use super::*;
-    use crate::run::health::tests::cluster;
+    use crate::observe::health::tests::cluster;
 
     /// Four partitions on three nodes, changed; how many complete copies every key has at least.
     #[track_caller]
