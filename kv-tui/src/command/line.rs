@@ -37,7 +37,7 @@ pub enum LineError {
         column: usize,
     },
     /// A backslash is in front of a space.
-    #[error("the backslash at column {column} stands in front of a space; put quotes around the whole word")]
+    #[error("the backslash at column {column} is in front of a space; put quotes around the whole word")]
     Space {
         /// Where it is, from 1, in bytes.
         column: usize,

@@ -57,7 +57,7 @@ pub struct ShowArgs {
 pub struct WatchArgs {
     /// Its number; without it, the newest one, which is the one under way if there is one.
     pub id: Option<u64>,
-    /// How often it is looked at.
+    /// How often it is asked for.
     #[arg(long, value_parser = duration, default_value = "1s")]
     pub every: Duration,
 }

@@ -82,7 +82,7 @@ pub(super) async fn describe(
         let answer = ask(node, known_epoch, newest, options).await;
         answer.map_err(|error| Failure { error, transport: true })
     };
-    // Who knows nothing yet asks all nodes at once, and has nobody else to ask.
+    // A client without a layout asks all nodes at once, so there is no other node to move on to.
     let answer = if known.is_some() { unless_stalled(node, asked).await } else { asked.await };
     let answer = answer.map_err(|failure| failure.error)?;
     match Description::from_wire(answer, known) {
@@ -90,7 +90,9 @@ pub(super) async fn describe(
         Err(_) if known_epoch > 0 => Description::from_wire(ask(node, 0, newest, options).await?, None),
         read => read,
     }
-    .map_err(|error| RequestError::new(Kind::Unknown, format!("{} describes nonsense: {error}", node.address())))
+    .map_err(|error| {
+        RequestError::new(Kind::Unknown, format!("{} sent an invalid description: {error}", node.address()))
+    })
 }
 
 async fn ask(

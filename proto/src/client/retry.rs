@@ -1,4 +1,4 @@
-//! One operation from its start to its end: attempts at one node after the other until one answers or time is up.
+//! One operation from its start to its end: attempts at one node after the other until one answers or the deadline is exceeded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,7 +90,7 @@ impl Progress {
         }
     }
 
-    /// An attempt has ended for which nobody has waited alone.
+    /// An attempt has ended that was not the only one waited for.
     fn late_failed(&mut self, operation: &KeyOperation<'_>, failure: Failure) {
         let Failure { error, transport } = failure;
         if !operation.is_read() && matches!(error.kind, Kind::Unknown | Kind::Poisoned) {
@@ -112,11 +112,11 @@ impl Progress {
         let attempts = self.attempts;
         let last = self.last.take().unwrap_or_else(|| RequestError::unavailable("no node was asked"));
         let kind = last.kind;
-        let told = RequestError::new(
+        let error = RequestError::new(
             kind,
             format!("{last} (gave up after {} ms and {attempts} attempts)", timeout.as_millis()),
         );
-        self.end(told)
+        self.end(error)
     }
 }
 

@@ -289,18 +289,18 @@ impl Shared {
 
     /// The node has stopped answering: whoever waits learns it, and may go on waiting.
     fn stall(&self) {
-        let tell = |waiting: &mut Waiting| {
+        let renew = |waiting: &mut Waiting| {
             let (answer, rest) = oneshot::channel();
             (std::mem::replace(&mut waiting.answer, answer), rest)
         };
-        let told: Vec<_> = self.lock().waiting.values_mut().map(tell).collect();
-        for (answer, rest) in told {
+        let answers: Vec<_> = self.lock().waiting.values_mut().map(renew).collect();
+        for (answer, rest) in answers {
             // Whoever has stopped waiting need not know.
             drop(answer.send(Notice::Stalled(rest)));
         }
     }
 
-    /// Gives the results to those who wait. A result that nobody waits for was given up.
+    /// Gives the results to those who wait. A result without a waiter was given up.
     fn settle(&self, results: Vec<v1::BatchResult>) {
         let mut answers = Vec::with_capacity(results.len());
         let mut state = self.lock();
