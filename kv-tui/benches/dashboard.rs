@@ -14,8 +14,8 @@ use kv_tui::dashboard::source::fake::{Fake, START_US};
 use kv_tui::dashboard::theme::Theme;
 use kv_tui::dashboard::update::update;
 use kv_tui::dashboard::view::draw;
-use kv_tui::run::health::Health;
-use kv_tui::run::safety::Safety;
+use kv_tui::observe::health::Health;
+use kv_tui::observe::safety::Safety;
 
 /// Nodes and partitions.
 const SIZES: [(u64, u32); 2] = [(100, 4096), (1000, 65_536)];

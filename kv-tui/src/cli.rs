@@ -1,13 +1,13 @@
 //! The programs' arguments.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::dashboard::DisplayOptions;
+use crate::local::{LocalAction, LocalOpen};
 use crate::output::Format;
 
 /// The kv store's terminal: scripting, the local cluster, and the state of any cluster.
@@ -42,6 +42,8 @@ pub(crate) enum Program {
     Local {
         #[command(flatten)]
         open: LocalOpen,
+        #[command(flatten)]
+        display: DisplayOptions,
         #[command(subcommand)]
         action: Option<LocalAction>,
     },
@@ -87,74 +89,6 @@ pub(crate) struct Exec {
     pub(crate) command: Vec<OsString>,
 }
 
-/// `local` without an action
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct LocalOpen {
-    /// How many nodes at the first start; 3 unless it says otherwise.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(crate) nodes: Option<u8>,
-    /// Its folder; without it, local/ in the data folder.
-    #[arg(long, value_name = "DIR", env = "KV_LOCAL_DIR")]
-    pub(crate) dir: Option<PathBuf>,
-    /// A temporary folder, stopped and deleted on leaving.
-    #[arg(long)]
-    pub(crate) ephemeral: bool,
-    #[command(flatten)]
-    pub(crate) display: DisplayOptions,
-    /// `local` was named; not an argument.
-    #[arg(skip = true)]
-    pub(crate) named: bool,
-}
-
-impl LocalOpen {
-    /// Whether it was asked for by its name, and is not only what is shown where nothing is named.
-    pub(crate) fn is_asked(&self) -> bool {
-        self.named
-    }
-}
-
-/// `local`
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum LocalAction {
-    /// Start it, or find it running; returns when it is ready, and prints the addresses.
-    Start {
-        /// How many nodes at the first start; 3 unless it says otherwise.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
-        nodes: Option<u8>,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Stop its nodes; the data stays.
-    Stop {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Say which nodes run.
-    Status {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Stop its nodes and delete its data (--yes).
-    Destroy {
-        #[command(flatten)]
-        place: Place,
-        /// Delete without asking.
-        #[arg(long, short = 'y')]
-        yes: bool,
-    },
-}
-
-/// Where a local cluster lives.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Place {
-    /// Its folder; without it, local/ in the data folder.
-    #[arg(long, value_name = "DIR", env = "KV_LOCAL_DIR")]
-    pub(crate) dir: Option<PathBuf>,
-    /// How results are printed.
-    #[arg(long, short = 'o', value_enum, default_value = "table")]
-    pub(crate) output: Format,
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -169,11 +103,11 @@ mod tests {
     #[test]
     fn the_local_cluster_is_shown_without_an_action() {
         let open = |words: &[&str]| match Cli::try_parse_from(words).map(|cli| cli.program) {
-            Ok(Some(Program::Local { open, action: None })) => open,
+            Ok(Some(Program::Local { open, display, action: None })) => (open, display),
             other => panic!("{other:?}"),
         };
-        let parsed = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
-        assert!((parsed.nodes, parsed.ephemeral, parsed.display.plain) == (Some(5), true, true));
+        let (parsed, display) = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
+        assert!((parsed.nodes, parsed.ephemeral, display.plain) == (Some(5), true, true));
         assert!(Cli::try_parse_from(["kv-tui", "local", "--ephemeral", "stop"]).is_err());
         let Ok(Cli { program: Some(Program::Local { action: Some(LocalAction::Start { nodes, .. }), .. }), .. }) =
             Cli::try_parse_from(["kv-tui", "local", "start", "--nodes", "4"])

@@ -1,6 +1,6 @@
 //! Files that get their names when they are complete.
 //!
-//! What is written stands under a temporary name in the same folder until it is whole and durable. A failure, a signal
+//! What is written has a temporary name in the same folder until it is whole and durable. A failure, a signal
 //! or a full disk leaves nothing under the name that was asked for, and a file that has this name already is kept.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The files of this process that are not complete, so that an end of the process can remove them.
 static INCOMPLETE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -17,7 +18,7 @@ static INCOMPLETE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 /// How many temporary names are tried before the error asks the user to clean up.
 const NAMES_MAX: u32 = 100;
 
-/// Bytes of the name that a temporary name repeats: with what stands around them, file systems take it.
+/// Bytes of the name that a temporary name repeats: with its prefix and suffix it stays within what file systems accept.
 const NAME_BYTES_MAX: usize = 100;
 
 /// A file being written. Only `finish` gives it its name; dropping it removes it.
@@ -60,7 +61,7 @@ impl NewFile {
     /// Makes what was written durable and gives it its name.
     ///
     /// # Errors
-    /// If it cannot be made durable, or a file of this name was made meanwhile. There is no file then.
+    /// If it cannot be made durable, or a file of this name was made in the meantime. There is no file then.
     pub(crate) fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
         // A link fails where the name is taken, which a rename does not.
@@ -103,7 +104,7 @@ pub(crate) fn remove_incomplete() {
 }
 
 fn incomplete() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    INCOMPLETE.lock().unwrap_or_else(PoisonError::into_inner)
+    INCOMPLETE.lock()
 }
 
 fn exists() -> io::Error {

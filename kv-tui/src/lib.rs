@@ -1,5 +1,6 @@
 //! The terminal of the kv store: one command language for scripts and people, and the local cluster.
 
+mod asker;
 mod cli;
 pub mod command;
 pub mod dashboard;
@@ -8,6 +9,7 @@ pub mod exec;
 mod files;
 mod info;
 mod local;
+pub mod observe;
 pub mod output;
 mod paths;
 pub mod run;
@@ -20,13 +22,14 @@ use clap::{CommandFactory, Parser};
 use kv_proto::client::{Client, Options};
 use tokio::time::{Instant, sleep};
 
-use cli::{Cli, Exec, LocalAction, LocalOpen, Program, Reach};
+use cli::{Cli, Exec, Program, Reach};
 use command::{Command, Line, NodeCommand};
 use dashboard::DisplayOptions;
 use dashboard::config::{Config, Context};
 use error::{Class, CommandError};
 use exec::{Settings, fail};
 pub use local::NODE_MODE;
+use local::{LocalAction, LocalOpen};
 use output::{Format, Printer, Sink, closed, print};
 use paths::Paths;
 
@@ -76,8 +79,8 @@ async fn run_program(cli: Cli) -> ExitCode {
             let local = if reach.connect.is_empty() { Some(LocalOpen::default()) } else { None };
             show(Show { reach, target, local, display, config, problem }).await
         }
-        Some(Program::Local { open, action: None }) => {
-            let display = DisplayOptions { read_only: cli.display.read_only, ..display }.or(open.display);
+        Some(Program::Local { open, display: own, action: None }) => {
+            let display = DisplayOptions { read_only: cli.display.read_only, ..display }.or(own);
             show(Show { reach: Reach::default(), target: None, local: Some(open), display, config, problem }).await
         }
         Some(Program::Exec(exec)) => {
@@ -111,7 +114,7 @@ fn named_nodes(context: Option<&Context>) -> Vec<String> {
 fn is_dashboard(cli: &Cli) -> bool {
     let (shown, once) = match &cli.program {
         None => (true, cli.display.once),
-        Some(Program::Local { open, action: None }) => (true, cli.display.once || open.display.once),
+        Some(Program::Local { display, action: None, .. }) => (true, cli.display.once || display.once),
         Some(_) => (false, false),
     };
     shown && !once && dashboard::has_terminal()

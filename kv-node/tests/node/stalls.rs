@@ -101,8 +101,8 @@ async fn clients_go_on_without_a_stopped_node() {
         put_and_get(&everywhere, &how).await;
         goes_on_without_the_stopped(&world, &client, async || put_and_get(&everywhere, &how).await).await;
     }
-    let figures = everywhere.figures();
-    assert!(figures.moved > 0, "{figures:?}");
+    let stats = everywhere.stats();
+    assert!(stats.moved > 0, "{stats:?}");
     let scan = async || {
         let mut scan = everywhere.scan(&How::default(), ScanQuery::default());
         let mut found = 0;

@@ -4,7 +4,7 @@
 //! them. Quotes around a whole word group it and are taken off; between double quotes `\"` and `\\` stand for the
 //! character. The value in `--name='a b'` counts as a word. A quote that ends in the middle of a word, an open quote and
 //! a backslash in front of a space could mean several things, and are refused. A `#` at the beginning of the line, or one
-//! that stands alone, starts a comment.
+//! that is a word of its own, starts a comment.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -36,10 +36,10 @@ pub enum LineError {
         /// Where it opens, from 1, in bytes.
         column: usize,
     },
-    /// A backslash stands in front of a space.
-    #[error("the backslash at column {column} stands in front of a space; put quotes around the whole word")]
+    /// A backslash is in front of a space.
+    #[error("the backslash at column {column} is in front of a space; put quotes around the whole word")]
     Space {
-        /// Where it stands, from 1, in bytes.
+        /// Where it is, from 1, in bytes.
         column: usize,
     },
 }
@@ -105,7 +105,7 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Whether the next byte stands between quotes.
+    /// Whether the next byte is between quotes.
     #[must_use]
     pub fn is_quoted(&self) -> bool {
         matches!(self.state, State::Quoted(..) | State::Escaped(..))

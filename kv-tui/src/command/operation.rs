@@ -20,7 +20,7 @@ pub enum OpCommand {
     Pause(OpArgs),
     /// Go on with a paused operation.
     Resume(OpArgs),
-    /// Let transfers that wait begin anew, where possible from another source.
+    /// Restart transfers that wait, from another source where possible.
     Retry(RetryArgs),
     /// End it: what is not cut over goes back.
     Cancel(OpArgs),
@@ -57,7 +57,7 @@ pub struct ShowArgs {
 pub struct WatchArgs {
     /// Its number; without it, the newest one, which is the one under way if there is one.
     pub id: Option<u64>,
-    /// How often it is looked at.
+    /// How often it is asked for.
     #[arg(long, value_parser = duration, default_value = "1s")]
     pub every: Duration,
 }

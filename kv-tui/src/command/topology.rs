@@ -46,7 +46,7 @@ pub struct RemoveArgs {
     /// Its name, number or address.
     #[arg(value_parser = name)]
     pub node: String,
-    /// It will not come back: its copies are made anew from the others, and it leaves the cluster for good.
+    /// It will not come back: its copies are restored from the others, and it leaves the cluster for good.
     #[arg(long)]
     pub dead: bool,
     /// What to do with the plan.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use jiff::{Span, SpanRelativeTo};
 
 /// Bytes that were written as text.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,26 +82,9 @@ pub(super) fn context(text: &str) -> Result<Bytes, String> {
 /// Reads a duration such as `250ms`, `30s` or `1h30m`; above 0.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write a number and a unit (us, ms, s, m, h, d), such as 30s");
-    let mut total = Duration::ZERO;
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().ok().ok_or_else(wrong)?;
-        let tail = &rest[digits..];
-        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let seconds = match &tail[..unit_end] {
-            "us" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "d" => 86_400.0,
-            _ => return Err(wrong()),
-        };
-        let part = Duration::try_from_secs_f64(number * seconds).ok().ok_or_else(wrong)?;
-        total = total.checked_add(part).ok_or_else(wrong)?;
-        rest = &tail[unit_end..];
-    }
+    let span: Span = text.trim().parse().ok().ok_or_else(wrong)?;
+    let total = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok().ok_or_else(wrong)?;
+    let total = Duration::try_from(total).ok().ok_or_else(wrong)?;
     if total.is_zero() {
         return Err(format!("{text:?} must be above 0"));
     }

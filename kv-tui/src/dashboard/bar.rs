@@ -26,7 +26,7 @@ pub struct Names {
 pub struct Bar {
     /// The text.
     pub text: String,
-    /// Where the cursor stands, in bytes, always between two whole characters.
+    /// Where the cursor is, in bytes, always between two whole characters.
     pub cursor: usize,
     /// Where in the history: its index, and what had been typed before.
     recalled: Option<(usize, String)>,
@@ -184,7 +184,7 @@ impl Bar {
         found
     }
 
-    /// The keyspace and the beginning of the key being typed; `None` where no key stands.
+    /// The keyspace and the beginning of the key being typed; `None` where there is no key.
     #[must_use]
     pub fn key_place(&self) -> Option<(String, Bytes)> {
         let (before, word) = self.typed();

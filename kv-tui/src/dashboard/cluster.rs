@@ -9,12 +9,13 @@ use kv_proto::client::NodeReport;
 use kv_proto::describe::{Description, MemberView};
 use kv_proto::v1;
 
-use super::columns::{Column, EventOrder, PartitionOrder};
+use super::columns::{Column, EventOrder, MoveOrder, PartitionOrder};
 use super::list::List;
 use super::operations::Operations;
-use crate::run::health::Health;
-use crate::run::safety::Safety;
-use crate::run::snapshot::{ClusterSnapshot, Share, state_word};
+use super::progress::{MoveId, Step};
+use crate::observe::health::Health;
+use crate::observe::safety::Safety;
+use crate::observe::snapshot::{ClusterSnapshot, Share, state_word};
 
 /// Seconds of throughput that are kept.
 pub const THROUGHPUT_SLOTS: usize = 3600;
@@ -161,6 +162,17 @@ impl Cluster {
         if track.is_some_and(|track| track.rates == rates) { new } else { Change::Shown }
     }
 
+    /// Takes the operations that are remembered.
+    pub fn observe_operations(&mut self, reported: v1::OperationsResponse) {
+        self.operations.observe_all(reported, &self.snapshot);
+    }
+
+    /// The moves that a list shows, in its order.
+    #[must_use]
+    pub fn moves_of(&self, list: &List<MoveOrder, MoveId>) -> Vec<(MoveId, &Step)> {
+        self.operations.moves_of(list, |node| self.name_of(NodeId(node)))
+    }
+
     /// A member does not report.
     pub fn lose(&mut self, node: NodeId, error: String) {
         if let Some(report) = self.snapshot.reports.iter_mut().find(|report| report.node == node) {
@@ -198,7 +210,7 @@ impl Cluster {
             return false;
         }
         self.slot = second;
-        // A program that was stopped has seen nothing meanwhile.
+        // A program that was stopped has seen nothing in the meantime.
         let missed = usize::try_from(passed - 1).unwrap_or(usize::MAX).min(THROUGHPUT_SLOTS);
         let rates = self.rates(now_us);
         // What was before the first rate is not a gap.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::model::HISTORY_MAX;
 
-/// The file may grow to this many lines before it is written anew.
+/// The file may grow to this many lines before it is rewritten.
 const FILE_LINES_MAX: usize = 2 * HISTORY_MAX;
 
 /// The history's file.
@@ -49,7 +49,7 @@ impl History {
         let private = |options: &mut OpenOptions| -> io::Result<File> { options.create(true).mode(0o600).open(path) };
         if self.lines.len() > FILE_LINES_MAX {
             self.lines = self.lines();
-            // What another dashboard wrote meanwhile is lost with what is too old.
+            // What another dashboard wrote in the meantime is lost with what is too old.
             return small_file::replace(path, (self.lines.join("\n") + "\n").as_bytes(), Access::Owner);
         }
         private(OpenOptions::new().append(true))?.write_all(format!("{line}\n").as_bytes())
@@ -64,7 +64,7 @@ impl History {
         let thread = thread::Builder::new().name("history".to_owned()).spawn(move || {
             for line in given {
                 if let Err(error) = self.add(&line) {
-                    // When the receiver is gone, nobody can read the notice.
+                    // When the receiver is gone, the notice cannot be read.
                     notices.send(format!("cannot keep the history: {error}")).unwrap_or(());
                 }
             }

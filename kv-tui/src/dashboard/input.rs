@@ -167,7 +167,7 @@ impl Decoder {
                     _ => 1,
                 };
                 if length == 1 || !(0x80..0xc0).contains(&byte) {
-                    // No character; what comes behind it is looked at anew.
+                    // No character; what comes behind it is decoded again.
                     return self.step(byte);
                 }
                 let bytes = with(byte);

@@ -5,8 +5,8 @@ use kv_proto::v1::{MemberState, OperationState, Severity};
 
 use super::progress::MoveState;
 use super::theme::Role;
-use crate::run::health::Word;
-use crate::run::safety::Safety;
+use crate::observe::health::Word;
+use crate::observe::safety::Safety;
 
 /// How much something matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn what_may_not_fail_any_more_is_danger() {
-        let level = |copies, short, failures| Level::from(&Safety { copies, short, failures, joint: 0 });
+        let level = |copies, short, failures| Level::from(&Safety { copies, short, failures, migrating: 0 });
         assert_eq!(level(Some(3), 0, 1), Level::Good);
         assert_eq!(level(Some(2), 0, 0), Level::Danger, "no node may fail now");
         assert_eq!(level(Some(1), 4, 0), Level::Danger);

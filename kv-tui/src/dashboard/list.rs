@@ -1,4 +1,4 @@
-//! A list on the screen: what is selected, what is filtered out, and in which order it stands.
+//! A list on the screen: what is selected, what is filtered out, and in which order.
 
 use serde::{Deserialize, Serialize};
 

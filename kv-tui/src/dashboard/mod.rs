@@ -6,6 +6,7 @@ pub mod bar;
 pub mod cluster;
 pub mod columns;
 pub mod config;
+pub mod confirm;
 pub mod dialog;
 pub mod history;
 pub mod input;
@@ -27,7 +28,7 @@ pub mod theme;
 pub mod update;
 pub mod view;
 
-pub use crate::run::progress;
+pub use crate::observe::progress;
 
 #[cfg(test)]
 mod tests;
@@ -117,7 +118,7 @@ pub struct Start {
     pub display: DisplayOptions,
     /// What the configuration says.
     pub config: Config,
-    /// Messages from whoever else is at work, and where they are sent.
+    /// Messages from other tasks, and where they are sent.
     pub notices: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
 }
 

@@ -8,7 +8,7 @@ use kv_core::types::NodeId;
 use kv_proto::client::Inspection;
 use kv_proto::describe::MemberView;
 
-use super::bar::Bar;
+use super::bar::{Bar, Names};
 use super::cluster::{Cluster, EventId};
 use super::columns::{Column, EventOrder, MoveOrder, OperationOrder, PartitionOrder};
 use super::dialog::Dialog;
@@ -138,7 +138,7 @@ pub enum Pane {
     /// The list for which the screen is there.
     #[default]
     Main,
-    /// What stands beside it: the events, the partitions of a node, the replicas of a key.
+    /// What is shown beside it: the events, the partitions of a node, the replicas of a key.
     Side,
 }
 
@@ -150,7 +150,7 @@ pub enum Map {
     First,
     /// All places of every partition.
     Copies,
-    /// Each node's share, as a ring. With enough room the ring always stands beside the map.
+    /// Each node's share, as a ring. With enough room the ring is always beside the map.
     Ring,
 }
 
@@ -291,6 +291,19 @@ impl Model {
     #[must_use]
     pub fn shown(&self) -> Option<&Cluster> {
         self.frozen.as_deref().or(self.cluster.as_ref())
+    }
+
+    /// The names that completion offers.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        let keys = self.completion.keys.clone();
+        let Some(cluster) = self.shown() else { return Names { keys, ..Names::default() } };
+        let description = &cluster.snapshot.description;
+        Names {
+            nodes: description.members.iter().map(|member| member.member.name.clone()).collect(),
+            keyspaces: description.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
+            keys,
+        }
     }
 
     /// The member that is selected.

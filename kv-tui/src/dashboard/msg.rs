@@ -35,7 +35,7 @@ pub enum Msg {
 /// What a source sends.
 #[derive(Clone, Debug)]
 pub enum Feed {
-    /// A connection stands, and this is what the members agree on.
+    /// Connected; this is the agreed state.
     Description(Arc<Description>),
     /// No node is in reach; the next attempt is at `retry_us`.
     Offline {

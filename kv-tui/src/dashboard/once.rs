@@ -17,7 +17,7 @@ use crate::error::{Class, CommandError};
 use crate::output::bytes::printable;
 use crate::output::time::now_us;
 use crate::output::{Human, Item, Sink};
-use crate::run::operation::document;
+use crate::run::op::document;
 use crate::run::report::Report;
 
 /// The size of the text when no terminal says one.
@@ -54,7 +54,7 @@ pub async fn plain(target: String, ascii: bool, client: &Client, sink: &mut dyn 
         update(&mut model, Msg::Feed(feed));
     }
     let text = text_of(&draw(&model).buffer);
-    // The last line holds hints for keys, which nobody presses here.
+    // The last line holds hints for keys, which cannot be pressed here.
     let shown: Vec<&str> = text.lines().take(usize::from(SIZE.1) - 1).collect();
     let mut lines: Vec<String> = shown.into_iter().map(str::to_owned).collect();
     if let Some(report) = operation(client).await? {

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use kv_proto::v1;
 
-use super::cluster::Cluster;
 use super::columns::{MoveOrder, OperationOrder};
 use super::list::List;
 use super::progress::{MoveId, MoveState, Progress, Step};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::run::operation::state_word;
 use crate::run::preview;
-use crate::run::snapshot::ClusterSnapshot;
 
 /// The operations that are remembered.
 #[derive(Clone, Debug, Default)]
@@ -170,34 +169,36 @@ impl Failures {
     }
 }
 
-impl Cluster {
+impl Operations {
     /// Takes the operations that are remembered.
-    pub fn observe_operations(&mut self, reported: v1::OperationsResponse) {
+    pub(super) fn observe_all(&mut self, reported: v1::OperationsResponse, cluster: &ClusterSnapshot) {
         if reported.throttle.is_some() {
-            self.operations.throttle = reported.throttle;
+            self.throttle = reported.throttle;
         }
         for operation in &reported.operations {
-            match self.operations.all.binary_search_by_key(&operation.id, |known| known.id) {
+            match self.all.binary_search_by_key(&operation.id, |known| known.id) {
                 Ok(_) => {}
                 Err(at) => {
                     let plain = v1::Operation { details: Vec::new(), ..operation.clone() };
-                    self.operations.all.insert(at, plain);
+                    self.all.insert(at, plain);
                 }
             }
         }
         if let Some(newest) = reported.operations.last() {
-            self.operations.observe(newest, &self.snapshot);
+            self.observe(newest, cluster);
         }
         if let Some(first) = reported.operations.first().map(|operation| operation.id) {
-            self.operations.all.retain(|operation| operation.id >= first);
+            self.all.retain(|operation| operation.id >= first);
         }
     }
 
     /// The moves that a list shows, in its order.
-    #[must_use]
-    pub fn moves_of(&self, list: &List<MoveOrder, MoveId>) -> Vec<(MoveId, &Step)> {
-        let Some(progress) = &self.operations.progress else { return Vec::new() };
-        let name = |node: u64| self.name_of(kv_core::types::NodeId(node));
+    pub(super) fn moves_of(
+        &self,
+        list: &List<MoveOrder, MoveId>,
+        name: impl Fn(u64) -> String,
+    ) -> Vec<(MoveId, &Step)> {
+        let Some(progress) = &self.progress else { return Vec::new() };
         let shown = |(id, step): &(&MoveId, &Step)| {
             list.filter.is_empty()
                 || list.shows(&id.0.to_string())
@@ -222,13 +223,13 @@ impl Cluster {
 
     /// The operations that a list shows, the newest first.
     #[must_use]
-    pub fn operations_of(&self, list: &List<OperationOrder, u64>) -> Vec<&v1::Operation> {
+    pub fn listed(&self, list: &List<OperationOrder, u64>) -> Vec<&v1::Operation> {
         let shown = |operation: &&v1::Operation| {
             [operation.command.as_str(), &operation.id.to_string(), state_word(operation.state())]
                 .into_iter()
                 .any(|field| list.shows(field))
         };
-        let mut operations: Vec<&v1::Operation> = self.operations.all.iter().rev().filter(shown).collect();
+        let mut operations: Vec<&v1::Operation> = self.all.iter().rev().filter(shown).collect();
         if list.reverse {
             operations.reverse();
         }
@@ -239,7 +240,7 @@ impl Cluster {
     #[must_use]
     pub fn moving(&self) -> BTreeMap<u32, (MoveState, u64)> {
         let mut states: BTreeMap<u32, (MoveState, u64)> = BTreeMap::new();
-        for ((partition, to), step) in self.operations.progress.iter().flat_map(|progress| &progress.steps) {
+        for ((partition, to), step) in self.progress.iter().flat_map(|progress| &progress.steps) {
             let state = states.entry(*partition).or_insert((step.state, *to));
             // A partition has moved when all of its replicas have; until then the busiest one speaks for it.
             if step.state < state.0 {

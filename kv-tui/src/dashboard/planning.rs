@@ -4,7 +4,7 @@
 use kv_proto::v1;
 
 use super::bar::Bar;
-use super::dialog::Confirm;
+use super::confirm::Confirm;
 use super::keymap::Key;
 use crate::command::{Command, NodeCommand, Topology, for_shell, quoted};
 
@@ -49,7 +49,7 @@ impl Kind {
                 RATE,
             ],
             Self::Remove => {
-                &[NODE, ("dead", "yes: it never comes back; its copies are made anew", &["no", "yes"]), RATE]
+                &[NODE, ("dead", "yes: it never comes back; its copies are restored from others", &["no", "yes"]), RATE]
             }
             Self::Replace => {
                 &[("node", "who gives its places away", &[]), ("by", "the spare that takes them", &[]), RATE]
@@ -71,7 +71,7 @@ pub struct Field {
     pub hint: &'static str,
     /// The words among which one is chosen; empty: any text.
     pub choices: &'static [&'static str],
-    /// What stands there.
+    /// Its text.
     pub value: Bar,
 }
 
@@ -219,7 +219,7 @@ impl Planning {
         Some(Self { waits: settings.wait, ..planning })
     }
 
-    /// What stands in a field.
+    /// The text of a field.
     #[must_use]
     pub fn value(&self, name: &str) -> &str {
         self.fields.iter().find(|field| field.name == name).map_or("", |field| field.value.text.trim())

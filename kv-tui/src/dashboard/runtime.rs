@@ -41,7 +41,7 @@ pub struct Parts {
     pub source: Box<dyn Source>,
     /// The lines typed in earlier runs.
     pub history: History,
-    /// Messages to the person from whoever else is at work, and where they are sent.
+    /// Messages to the person from other tasks, and where they are sent.
     pub notices: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
     /// Draws the model.
     pub view: fn(&Model) -> Frame,
@@ -212,7 +212,7 @@ impl Runtime {
     /// Gives the terminal to the shell, and stops until `fg`: with all processes of its job, of which `cargo run` is one.
     fn suspend(&mut self) -> io::Result<()> {
         // The first process of a session has no shell that could bring it back. In a container the session may be one
-        // from outside: it has the number 0 then, which not every library takes for a process.
+        // from outside: it has the number 0 then, which not every library accepts as a process.
         if getsid(None).is_ok_and(|session| session == getpid()) {
             update(&mut self.model, Msg::Notice("there is no shell that could bring the dashboard back".to_owned()));
             return Ok(());
@@ -225,7 +225,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes the terminal again, whose size may have changed meanwhile.
+    /// Takes the terminal again, whose size may have changed in the meantime.
     fn retake(&mut self) -> io::Result<()> {
         self.suspended = false;
         terminal::enter(self.model.mouse)?;

@@ -67,7 +67,7 @@ pub fn copied(text: &str) -> Vec<u8> {
     format!("\x1b]52;c;{}\x07", STANDARD.encode(text)).into_bytes()
 }
 
-/// Gives the terminal back: modes off, what was typed meanwhile dropped, the screen, the cursor, raw mode. Twice is no
+/// Gives the terminal back: modes off, what was typed in the meantime dropped, the screen, the cursor, raw mode. Twice is no
 /// mistake.
 pub fn leave() {
     if !TAKEN.swap(false, Ordering::SeqCst) {
@@ -85,7 +85,7 @@ pub fn leave() {
 /// What is printed below the message of a panic: how to end what is left running.
 static RESCUE: OnceLock<String> = OnceLock::new();
 
-/// Tells a text below the report of a panic, after which nobody can clean up any more.
+/// Prints a text below the report of a panic, after which nothing can clean up.
 pub fn say_after_panic(text: String) {
     RESCUE.get_or_init(|| text);
 }

@@ -13,7 +13,6 @@ use super::keymap::{Action, Key, Screen};
 use super::model::{HISTORY_MAX, Link, Model};
 use super::msg::{Effect, Msg};
 pub use steer::followed;
-pub use typing::names;
 
 /// Applies one message.
 pub fn update(model: &mut Model, msg: Msg) -> Vec<Effect> {
@@ -73,7 +72,7 @@ fn on_key(model: &mut Model, key: Key) -> Vec<Effect> {
     if let Some(bar) = model.filter.take() {
         return typing::in_filter(model, bar, key);
     }
-    // What only shows something does not keep anybody from leaving.
+    // What only shows something does not prevent leaving.
     if key == Key::Ctrl('c') && !matches!(model.dialog, Some(Dialog::Confirm(_) | Dialog::Plan(_))) {
         return vec![Effect::Quit];
     }

@@ -1,5 +1,7 @@
 //! The local cluster: real node processes on this machine, which outlive the program that started them.
 
+mod arguments;
+mod launch;
 pub(crate) mod nodes;
 mod process;
 mod state;
@@ -10,21 +12,23 @@ use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kv_proto::client::{Client, Options};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::{LocalAction, LocalOpen, Place};
 use crate::error::{Class, CommandError};
+use crate::observe::all_serve;
 use crate::output::{Format, Human, Item, Printer, Sink};
 use crate::paths::Paths;
-use crate::run::wait::all_serve;
+use arguments::Place;
+pub(crate) use arguments::{LocalAction, LocalOpen};
+pub use launch::NODE_MODE;
 use process::Identity;
-pub use process::NODE_MODE;
 use state::{LocalNode, State};
 
 /// How long a node may take to stop before it is killed; nothing acknowledged is lost by that.
@@ -111,7 +115,7 @@ pub(crate) struct Shown {
     /// Whether the folder is not the usual one.
     named: bool,
     ephemeral: bool,
-    /// The processes that were started here, until somebody watches them.
+    /// The processes that were started here, until they are watched.
     started: Mutex<Vec<(LocalNode, Child)>>,
 }
 
@@ -153,14 +157,14 @@ pub(crate) async fn open(open: &LocalOpen, ready: bool) -> Result<Shown, Command
 impl Shown {
     /// Tells when a node that was started here ends, with what its log says last.
     pub(crate) fn watch(&self, notices: &UnboundedSender<String>) {
-        let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        let started = std::mem::take(&mut *self.started.lock());
         for (node, mut child) in started {
             let (notices, folder) = (notices.clone(), self.folder.clone());
             let waiting = std::thread::Builder::new().name("local node".to_owned()).spawn(move || {
                 let Ok(status) = child.wait() else { return };
-                let log = process::log_tail(&node, &folder, LOG_LINE);
+                let log = launch::log_tail(&node, &folder, LOG_LINE);
                 let last = log.lines().last().unwrap_or_default();
-                // The dashboard may have ended meanwhile.
+                // The dashboard may have ended in the meantime.
                 notices.send(format!("{} has ended ({status}); its log says: {last}", node.name)).unwrap_or(());
             });
             // Without a thread the node is seen to be down all the same, only not why.
@@ -191,7 +195,7 @@ impl Shown {
     }
 }
 
-/// A folder that nobody else can read, with a name that nobody else has.
+/// A folder that only its owner can read, with a unique name.
 fn temporary_folder() -> Result<PathBuf, CommandError> {
     let number = getrandom::u64().map_err(|error| CommandError::failed(format!("no random number: {error}")))?;
     let path = std::env::temp_dir().join(format!("kv-{number:016x}"));
@@ -263,7 +267,7 @@ fn start_processes(nodes: Option<u8>, folder: &Folder) -> Result<(State, Vec<(us
 
 /// Starts one node and remembers its process.
 fn launch(state: &mut State, index: usize, folder: &Path) -> Result<Child, CommandError> {
-    let child = process::spawn(state, index, folder)?;
+    let child = launch::spawn(state, index, folder)?;
     state.nodes[index].process = Identity::of(child.id());
     state.write(folder)?;
     Ok(child)
@@ -298,7 +302,7 @@ async fn wait_until_ready(state: &State, started: &mut [(usize, Child)], folder:
 
 fn check_alive(node: &LocalNode, child: &mut Child, folder: &Path) -> Result<(), CommandError> {
     let Ok(Some(status)) = child.try_wait() else { return Ok(()) };
-    let log = process::log_tail(node, folder, LOG_TAIL);
+    let log = launch::log_tail(node, folder, LOG_TAIL);
     Err(CommandError::failed(format!("{} ended at once ({status}); its log says:\n{log}", node.name)))
 }
 

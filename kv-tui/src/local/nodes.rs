@@ -4,14 +4,14 @@ use kv_proto::client::{Client, Options};
 use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
+use super::arguments::Place;
 use super::{Folder, LOOK_EVERY, START_TIMEOUT, STOP_TIMEOUT, State, check_alive, existing, folder_of, free_addresses};
 use super::{launch, named_folder, node_item, wait_for_end};
-use crate::cli::Place;
+use crate::asker::asker;
 use crate::command::{Process, did_you_mean};
 use crate::error::{Class, CommandError};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::{Format, Sink};
-use crate::run::operation::asker;
-use crate::run::snapshot::ClusterSnapshot;
 
 /// A node that was started for the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +234,7 @@ async fn try_to_take_away(name: &str) -> Result<(), CommandError> {
         state.nodes.iter().filter(|node| node.name != name).map(|node| node.address.clone()).collect();
     let client = Client::connect(&others, Options::default()).await?;
     leave(name, &client).await?;
-    // A node that has learned that it was removed ends by itself; nothing of its data is of use to anybody.
+    // A node that has learned that it was removed ends by itself; its data is of no use any more.
     if let Some(process) = state.nodes[index].process.clone() {
         let deadline = Instant::now() + STOP_TIMEOUT;
         if process.is_running() {

@@ -79,7 +79,7 @@ fn looks_like_escape(text: &str) -> bool {
 }
 
 fn is_safe(c: char) -> bool {
-    // Direction marks and isolates reorder what stands around them; zero-width and interlinear characters hide.
+    // Direction marks and isolates reorder their neighbours; zero-width and interlinear characters hide.
     let hidden = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
         | '\u{2028}'..='\u{2029}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}');
     !c.is_control() && !hidden

@@ -1,71 +1,32 @@
 //! Moments as RFC 3339 with microseconds in UTC, and back; durations and sizes for people.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-const DAY_US: u64 = 86_400_000_000;
+use jiff::civil::{Date, DateTime, Time, datetime};
+use jiff::{SignedDuration, Timestamp};
+
+/// Moments are UTC without leap seconds, so civil time needs no time zone.
+const EPOCH: DateTime = datetime(1970, 1, 1, 0, 0, 0, 0);
 
 /// Microseconds since 1970-01-01T00:00:00Z.
 #[must_use]
 pub fn now_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0)
 }
 
-/// A moment, such as `2026-01-31T12:00:00.000000Z`.
+/// A moment, such as `2026-01-31T12:00:00.000000Z`; the end of the year 9999 for everything after it.
 #[must_use]
 pub fn rfc3339(us: u64) -> String {
-    let (year, month, day) = civil_of(us / DAY_US);
-    let rest = us % DAY_US;
-    let (seconds, micros) = (rest / 1_000_000, rest % 1_000_000);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{micros:06}Z")
+    let since = SignedDuration::from_micros(i64::try_from(us).unwrap_or(i64::MAX));
+    format!("{:.6}Z", EPOCH.saturating_add(since))
 }
 
-/// Reads a moment in UTC (`Z`), with any number of digits of the second.
+/// Reads a moment in UTC (`Z`), with up to nine digits of the fraction of the second.
 #[must_use]
 pub fn from_rfc3339(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix(['Z', 'z'])?.split_once(['T', 't', ' '])?;
-    let mut date = date.splitn(3, '-').map(digits);
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
-    let mut clock = clock.splitn(3, ':').map(digits);
-    let (hours, minutes, seconds) = (clock.next()??, clock.next()??, clock.next()??);
-    let fraction = digits(format!("{fraction:0<6}").get(..6)?)?;
-    let valid = (1970..=9999).contains(&year) && hours < 24 && minutes < 60 && seconds < 60;
-    if !valid {
-        return None;
-    }
-    let days = days_of(year, month, day)?;
-    Some(days * DAY_US + ((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + fraction)
-}
-
-fn digits(text: &str) -> Option<u64> {
-    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten()
-}
-
-/// The date of a day since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn civil_of(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
-}
-
-/// The day since 1970-01-01 of a date; `None` if there is no such date.
-fn days_of(year: u64, month: u64, day: u64) -> Option<u64> {
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    let shifted_year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (shifted_year / 400, shifted_year % 400);
-    let shifted = if month > 2 { month - 3 } else { month + 9 };
-    let of_year = (153 * shifted + 2) / 5 + day - 1;
-    let days = (era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year).checked_sub(719_468)?;
-    (civil_of(days) == (year, month, day)).then_some(days)
+    let (date, time): (Date, Time) = (date.parse().ok()?, time.parse().ok()?);
+    u64::try_from(date.to_datetime(time).duration_since(EPOCH).as_micros()).ok()
 }
 
 /// A duration for people: two units at most.

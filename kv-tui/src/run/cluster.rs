@@ -6,14 +6,14 @@ use kv_proto::describe::MemberView;
 use kv_proto::v1;
 use serde_json::{Value, json};
 
-use super::health::Health;
-use super::operation::asker;
-use super::safety::{Safety, Verdict};
-use super::snapshot::{ClusterSnapshot, Share, state_word};
 use super::topology::no_node;
-use super::uneven;
+use crate::asker::asker;
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
+use crate::observe::health::Health;
+use crate::observe::safety::{Safety, Verdict};
+use crate::observe::snapshot::{ClusterSnapshot, Share, state_word};
+use crate::observe::uneven;
 use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};
 

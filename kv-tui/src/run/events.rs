@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::snapshot::REPORT_TIMEOUT;
 use crate::command::EventsArgs;
 use crate::error::CommandError;
+use crate::observe::snapshot::REPORT_TIMEOUT;
 use crate::output::bytes::printable;
 use crate::output::time::rfc3339;
 use crate::output::{Human, Item, Sink};
@@ -113,7 +113,7 @@ async fn follow(
     Ok(())
 }
 
-/// Follows one node, also over its restarts, until nobody listens.
+/// Follows one node, also over its restarts, until the receiver is gone.
 async fn follow_one(client: &Client, node: NodeId, mut from: Newest, audit: bool, found: &mpsc::Sender<v1::Event>) {
     while !found.is_closed() {
         let request = v1::WatchRequest { interval_ms: 60_000, ..from.request(audit) };

@@ -168,7 +168,7 @@ impl Progress {
     }
 }
 
-/// Writes one record; `false` if all of its values have expired meanwhile.
+/// Writes one record; `false` if all of its values have expired in the meantime.
 async fn write(client: &Client, how: &How, record: Record) -> Result<bool, RequestError> {
     let now = now_us();
     let mut live = Vec::with_capacity(record.values.len());
@@ -224,7 +224,7 @@ fn read_lines(file: &OsStr) -> Result<mpsc::Receiver<Line>, CommandError> {
     Ok(lines)
 }
 
-/// Parses lines until the end, or until nobody wants them; `before` is the number of the last whole one.
+/// Parses lines until the end, or until the receiver is gone; `before` is the number of the last whole one.
 fn parse_lines(source: In, before: &mut u64, found: &mpsc::Sender<Line>) -> std::io::Result<()> {
     let mut source = source.lines()?;
     let mut line = Vec::new();

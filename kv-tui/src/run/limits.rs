@@ -3,7 +3,7 @@
 use kv_proto::client::Client;
 use kv_proto::v1;
 
-use super::operation::asker;
+use crate::asker::asker;
 use crate::command::Topology;
 use crate::error::CommandError;
 use crate::output::Sink;

@@ -7,25 +7,21 @@ mod events;
 mod export;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
-pub mod health;
 mod import;
 mod inspect;
 mod keys;
 pub mod limits;
 mod ndjson;
+pub(crate) mod op;
 pub mod operation;
 mod plan;
 pub mod preview;
-pub mod progress;
 mod repair;
 pub(crate) mod report;
 mod retry;
-pub mod safety;
-pub mod snapshot;
 pub(crate) mod stream;
 mod topology;
-mod uneven;
-pub(crate) mod wait;
+mod wait;
 
 use kv_core::message::{Consistency, Level};
 use kv_proto::client::{Client, How};
@@ -64,7 +60,7 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         }
         Command::Node(NodeCommand::Ls) => cluster::node_list(client, sink).await,
         Command::Node(NodeCommand::Show { node }) => cluster::node_show(node, client, sink).await,
-        Command::Op(command) => operation::execute(command, client, sink).await,
+        Command::Op(command) => op::execute(command, client, sink).await,
         command @ (Command::Node(
             NodeCommand::Add(_)
             | NodeCommand::Remove(_)

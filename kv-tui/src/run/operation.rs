@@ -1,56 +1,26 @@
-//! op: operations listed, shown, followed and steered.
+//! An operation as a result: its row, its JSON, and what it waits for.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kv_core::types::NodeId;
-use kv_proto::client::Client;
 use kv_proto::describe::{Description, MemberView};
-use kv_proto::limits::BY_BYTES_MAX;
 use kv_proto::v1;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 
-use super::report::{Report, seconds, whole};
-use super::retry;
-use super::snapshot::ClusterSnapshot;
-use crate::command::{OpCommand, WatchArgs};
-use crate::error::{Class, CommandError};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::bytes::printable;
 use crate::output::time::{now_us, rfc3339, short, size};
-use crate::output::{Human, Item, Sink};
+use crate::output::{Human, Item};
 
 /// How often the state is asked for while something is waited for.
 pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(200);
-
-/// How long an operation may be followed without an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A transfer that waits for no longer than this, in microseconds, is not mentioned.
 const HELD_UP_US: u64 = 1_000_000;
 
 /// What is not known, or has not happened.
 pub(super) const NONE: &str = "-";
-
-pub(super) async fn execute(command: &OpCommand, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let by = asker();
-    let changed = match command {
-        OpCommand::Ls => return list(client, sink).await,
-        OpCommand::Show(args) => return show(args.id, client, sink).await,
-        OpCommand::Watch(args) => return watch(*args, client, sink).await,
-        OpCommand::Pause(args) => client.pause(v1::PauseRequest { id: args.id, by }).await?,
-        OpCommand::Resume(args) => client.resume(v1::ResumeRequest { id: args.id, by }).await?,
-        OpCommand::Retry(args) => return retry::retry(args, client, sink).await,
-        OpCommand::Cancel(args) => client.cancel(v1::CancelRequest { id: args.id, by }).await?,
-        OpCommand::Throttle(args) => {
-            let limit = (args.rate > 0).then_some(args.rate);
-            let setting = client.throttle(v1::ThrottleRequest { bytes_per_second_max: limit, by }).await?;
-            return sink.item(throttle_item(&setting));
-        }
-    };
-    let cluster = ClusterSnapshot::take(client, false).await?;
-    sink.item(steered(&changed, &cluster, false))
-}
 
 /// Why no process is started for a new node while an operation is under way.
 pub(crate) fn in_the_way(running: &v1::Operation) -> String {
@@ -76,94 +46,6 @@ pub(crate) fn steered(operation: &v1::Operation, cluster: &ClusterSnapshot, begu
         v1::OperationState::Done | v1::OperationState::Unspecified => format!("done: {what}, {far}"),
     };
     Item { human: Human::Text(text), ..item(operation, cluster) }
-}
-
-/// Who asks, for the record: the user and the machine, as user@host.
-pub(crate) fn asker() -> String {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let user = set("USER").or_else(|| set("LOGNAME")).or_else(|| set("USERNAME"));
-    let user = user.unwrap_or_else(|| format!("uid{}", rustix::process::getuid().as_raw()));
-    let system =
-        ["/proc/sys/kernel/hostname", "/etc/hostname"].iter().find_map(|file| std::fs::read_to_string(file).ok());
-    let host = system.or_else(|| set("HOSTNAME")).unwrap_or_default();
-    // Half of the room for each: the nodes refuse longer texts.
-    let part = |text: &str| {
-        let plain: String = text.chars().filter(|letter| !letter.is_control() && !letter.is_whitespace()).collect();
-        plain[..plain.floor_char_boundary((BY_BYTES_MAX - 1) / 2)].to_owned()
-    };
-    match part(&host) {
-        host if host.is_empty() => part(&user),
-        host => format!("{}@{host}", part(&user)),
-    }
-}
-
-async fn list(client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let cluster = ClusterSnapshot::take(client, false).await?;
-    for operation in client.operations(v1::OperationsRequest::default()).await?.operations {
-        sink.item(item(&operation, &cluster))?;
-    }
-    Ok(())
-}
-
-async fn show(id: Option<u64>, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    sink.item(document(id, client).await?)
-}
-
-/// An operation with its moves, receipts, and the reason of every wait; without a number the one under way, else the
-/// newest.
-///
-/// # Errors
-/// `NotFound` if there is none, or no node answers.
-pub(crate) async fn document(id: Option<u64>, client: &Client) -> Result<Item, CommandError> {
-    let report = Report::with_rates(id, client).await?;
-    let plain = item(&report.progress.operation, &report.cluster);
-    Ok(Item { json: report.json(), human: Human::Text(report.lines().join("\n")), ..plain })
-}
-
-/// Follows an operation to its end.
-async fn watch(args: WatchArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    follow(args.id, args.every, client, sink).await.map(drop)
-}
-
-/// Prints the progress of an operation until it ends, and how it ended; without a number the running one, else the newest.
-///
-/// # Errors
-/// If it does not exist, or was cancelled.
-pub(super) async fn follow(
-    id: Option<u64>,
-    every: Duration,
-    client: &Client,
-    sink: &mut dyn Sink,
-) -> Result<v1::Operation, CommandError> {
-    let mut report = Report::take(id, client).await?;
-    let mut reported = None;
-    let mut heard = Instant::now();
-    loop {
-        let operation = &report.progress.operation;
-        let row = watch_row(&report);
-        // A row is printed only for a change, and rates alone are no change.
-        let new = ["state", "moved", "copied", "waiting_for"].map(|fact| row.json[fact].clone());
-        if reported.as_ref() != Some(&new) {
-            reported = Some(new);
-            sink.item(row)?;
-            sink.pass()?;
-        }
-        match operation.state() {
-            v1::OperationState::Done => return Ok(operation.clone()),
-            v1::OperationState::Cancelled => {
-                let (id, outcome) = (operation.id, &operation.outcome);
-                return Err(CommandError::new(Class::Conflict, format!("operation {id} was cancelled: {outcome}")));
-            }
-            _ => {}
-        }
-        sleep(every).await;
-        match report.refresh(client).await {
-            Ok(()) => heard = Instant::now(),
-            // A node that was away may not know it yet, and another may be asked next.
-            Err(error) if (error.retry || error.class == Class::NotFound) && heard.elapsed() < PATIENCE => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// The word of a state.
@@ -196,7 +78,7 @@ pub fn part(moved: u64, moves: u64) -> f64 {
     part
 }
 
-/// What an operation under way waits for, the worst first; empty if nothing stands in its way or it has ended.
+/// What an operation under way waits for, the worst first; empty if nothing blocks it or it has ended.
 #[must_use]
 pub fn waiting_for(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Vec<String> {
     match operation.state() {
@@ -320,43 +202,6 @@ fn is_held_up(transfer: &v1::Transfer) -> bool {
     transfer.tries > 0 && !transfer.waiting_for.is_empty() && (transfer.stalled || transfer.idle_us >= HELD_UP_US)
 }
 
-/// An operation on its way, in a row.
-fn watch_row(report: &Report) -> Item {
-    let (progress, cluster) = (&report.progress, &report.cluster);
-    let operation = &progress.operation;
-    let plain = item(operation, cluster);
-    let mut json = plain.json;
-    let ((keys, bytes), (keys_all, bytes_all)) = progress.copied();
-    let eta = progress.eta();
-    json["moved"] = json!(progress.moved());
-    json["copied"] = json!({"keys": keys, "keys_total": keys_all, "bytes": bytes, "bytes_total": bytes_all});
-    json["rate"] = json!(whole(progress.rate()));
-    json["eta_seconds"] = json!(eta.map(|(left, _)| left.as_secs_f64().ceil()));
-    json["slowest"] = json!(eta.map(|(_, node)| cluster.description.name_of(NodeId(node))));
-    let moment = rfc3339(if operation.ended_us > 0 { operation.ended_us } else { now_us() });
-    let waiting = waiting_for(operation, cluster).join("; ");
-    let cells = vec![
-        moment.get(11..19).unwrap_or(NONE).to_owned(),
-        operation.id.to_string(),
-        state_word(operation.state()).to_owned(),
-        format!("{}/{}", progress.moved(), operation.moves),
-        format!("{:.1}", progress.share() * 100.0),
-        keys.to_string(),
-        size(bytes),
-        if operation.ended_us > 0 { NONE.to_owned() } else { format!("{}/s", size(whole(progress.rate()))) },
-        eta.map_or_else(|| NONE.to_owned(), |(left, _)| seconds(left)),
-        [waiting, operation.outcome.clone(), operation.command.clone()]
-            .into_iter()
-            .find(|text| !text.is_empty())
-            .unwrap_or_default(),
-    ];
-    Item { json, human: Human::Row { header: WATCH_HEADER, cells }, ..plain }
-}
-
-/// The last column says why it makes no progress, else what it does.
-const WATCH_HEADER: &[&str] =
-    &["TIME", ">OP", "STATE", ">MOVED", ">%", ">KEYS", ">BYTES", ">RATE", ">LEFT", "WAITS FOR, OR WHAT IT DOES"];
-
 pub(super) fn move_json(step: &v1::OperationMove, names: &Description) -> Value {
     let name = |id: u64| (id > 0).then(|| names.name_of(NodeId(id)));
     let receipt = step.receipt.as_ref().map(|receipt| {
@@ -445,7 +290,7 @@ pub(super) fn throttle_json(throttle: &v1::ThrottleSetting) -> Value {
     })
 }
 
-fn throttle_item(throttle: &v1::ThrottleSetting) -> Item {
+pub(super) fn throttle_item(throttle: &v1::ThrottleSetting) -> Item {
     let limit = throttle.bytes_per_second_max;
     let mut json = throttle_json(throttle);
     json["schema"] = json!(1);

@@ -8,9 +8,9 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::{Value, json};
 
-use super::snapshot::ClusterSnapshot;
 use crate::command::for_shell;
 use crate::error::CommandError;
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::table::Table;
 use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};

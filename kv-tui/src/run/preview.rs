@@ -7,10 +7,10 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::Value;
 
-use super::snapshot::ClusterSnapshot;
 use super::{limits, plan, topology};
 use crate::command::{AddArgs, Command, NodeCommand};
 use crate::error::CommandError;
+use crate::observe::snapshot::ClusterSnapshot;
 
 /// Asks for the plan of a command that changes the topology, with the limit on copying that is in force.
 ///

@@ -10,10 +10,11 @@ use kv_proto::v1;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::operation::{FOLLOW_EVERY, asker};
-use super::snapshot::ClusterSnapshot;
+use super::operation::FOLLOW_EVERY;
+use crate::asker::asker;
 use crate::command::RepairArgs;
 use crate::error::{Class, CommandError};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::{Human, Item, Sink};
 
 /// How long a member may take to begin.

@@ -11,9 +11,9 @@ use tokio::time::sleep;
 
 use super::operation::{NONE, item, state_word, throttle_json, waiting_for};
 use super::preview;
-use super::progress::{Flow, MoveId, MoveState, Progress, Step, Wait};
-use super::snapshot::ClusterSnapshot;
 use crate::error::{Class, CommandError};
+use crate::observe::progress::{Flow, MoveId, MoveState, Progress, Step, Wait};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::time::{now_us, rfc3339, short, size};
 
 /// The pause between the two observations that rates are computed from.

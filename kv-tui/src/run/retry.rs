@@ -9,10 +9,11 @@ use kv_proto::v1;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::operation::{FOLLOW_EVERY, asker, item};
-use super::snapshot::ClusterSnapshot;
+use super::operation::{FOLLOW_EVERY, item};
+use crate::asker::asker;
 use crate::command::RetryArgs;
 use crate::error::CommandError;
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::{Human, Sink};
 
 /// How long receivers have to say what they restarted.

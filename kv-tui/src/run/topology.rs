@@ -11,11 +11,12 @@ use kv_proto::describe::MemberView;
 use kv_proto::v1;
 use tokio::time::{Instant, sleep};
 
-use super::snapshot::ClusterSnapshot;
-use super::{limits, operation, plan, preview};
+use super::{limits, op, operation, plan, preview};
+use crate::asker::asker;
 use crate::command::{AddArgs, Command, NodeCommand, Topology, did_you_mean};
 use crate::error::{Class, CommandError};
 use crate::local::nodes;
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::Sink;
 
 /// How long a node that was started may take to become a member.
@@ -98,7 +99,7 @@ pub(super) fn no_node(cluster: &ClusterSnapshot, node: &str) -> CommandError {
 pub(super) fn find(cluster: &ClusterSnapshot, node: &str) -> Result<NodeId, CommandError> {
     let description = &cluster.description;
     let by_address = || description.members.iter().find(|member| member.address == node);
-    // No name has a colon: what has one is meant as an address, and a wrong one is nobody's.
+    // No name has a colon: what has one is meant as an address, and a wrong one belongs to no node.
     if node.contains(':') && by_address().is_none() {
         check_address(node)?;
     }
@@ -139,7 +140,7 @@ async fn run(
         // What was planned just now, or earlier with --dry-run: exactly that, or nothing.
         plan_hash: topology.plan.map_or_else(String::new, |hash| hash.to_string()),
         request_id: request_id()?,
-        by: operation::asker(),
+        by: asker(),
         size: planned.size,
     };
     let limited = limits::set(&topology, throttle.as_ref(), client, sink).await?;
@@ -154,7 +155,7 @@ async fn run(
         }
     };
     if topology.wait {
-        operation::follow(Some(operation.id), operation::FOLLOW_EVERY, client, sink).await?;
+        op::follow(Some(operation.id), operation::FOLLOW_EVERY, client, sink).await?;
         return gone(&changes, client, sink).await;
     }
     sink.item(operation::steered(&operation, cluster, true))
@@ -259,7 +260,7 @@ async fn new_spare(args: &AddArgs, client: &Client, sink: &mut dyn Sink) -> Resu
             "a new process has no plan before it runs; add it as it is, or start a node with --join and name it",
         ));
     }
-    // A plan is refused then, and nobody could take the node away again.
+    // A plan is refused then, and no one could take the node away again.
     if let Some(running) = cluster.operation().filter(|operation| operation.ended_us == 0) {
         return Err(CommandError::new(Class::Conflict, operation::in_the_way(running)));
     }

@@ -6,28 +6,14 @@ use kv_proto::client::Client;
 use tokio::time::{Instant, sleep};
 
 use super::cluster::status_item;
-use super::health::{Health, Word};
-use super::snapshot::ClusterSnapshot;
 use crate::command::{Until, WaitArgs};
 use crate::error::{Class, CommandError};
+use crate::observe::health::{Health, Word};
+use crate::observe::snapshot::ClusterSnapshot;
 use crate::output::Sink;
 
 /// How often the members are asked.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-
-/// Whether every member serves.
-///
-/// # Errors
-/// Why not, or that no node is in reach.
-pub(crate) async fn all_serve(client: &Client) -> Result<(), CommandError> {
-    let cluster = ClusterSnapshot::take(client, false).await?;
-    let health = Health::of(&cluster);
-    if health.ready && cluster.description.members.iter().all(|member| cluster.serves(member.id)) {
-        return Ok(());
-    }
-    let reasons: Vec<String> = health.reasons.into_iter().map(|reason| reason.what).collect();
-    Err(CommandError::new(Class::Unavailable, reasons.join("; ")))
-}
 
 pub(super) async fn wait(args: WaitArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let deadline = Instant::now() + args.timeout;

@@ -38,7 +38,7 @@ put it it's
     };
     refused("put k 'a'b", "is closed in the middle of a word");
     refused("put k 'ab", "is not closed");
-    refused(r"put k a\ b", "stands in front of a space");
+    refused(r"put k a\ b", "is in front of a space");
     refused(r#"put k {"a": 1}"#, "unexpected argument");
     refused(r#"put k {"a":"x y"}"#, "put them around the whole word");
     refused("put k --value-file -", "standard input is the script");

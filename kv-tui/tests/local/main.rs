@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kv_proto::client::{Client, How, Options, Retry, Write};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use support::{Local, kill};
 use tokio::task::JoinSet;
@@ -221,7 +222,7 @@ async fn write_all(
         writers.spawn(async move {
             while let Some((key, value)) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if client.put(&How::default(), key, value, &Write::default()).await.is_ok() {
-                    acknowledged.lock().expect("lock").insert(key.clone(), value.clone());
+                    acknowledged.lock().insert(key.clone(), value.clone());
                 }
             }
         });
@@ -243,12 +244,12 @@ fn what_was_acknowledged_survives_the_death_of_all_nodes_at_once() {
     let options = Options { retry: Retry::Never, ..Options::default() };
     let client = runtime.block_on(Client::connect(&addresses, options)).expect("connected");
     let writing = runtime.spawn(write_all(client, Arc::clone(&records), Arc::clone(&acknowledged)));
-    while acknowledged.lock().expect("lock").len() < 5000 {
+    while acknowledged.lock().len() < 5000 {
         std::thread::yield_now();
     }
     kill(&pids);
     runtime.block_on(writing).expect("the writers end");
-    let acknowledged = acknowledged.lock().expect("lock").clone();
+    let acknowledged = acknowledged.lock().clone();
     assert!(acknowledged.len() < records.len(), "the nodes died in the middle");
 
     local.start();

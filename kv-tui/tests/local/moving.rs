@@ -1,6 +1,6 @@
 //! The dashboard shows of an operation what really happens: fed by the live source from real processes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_proto::v1;
@@ -10,8 +10,9 @@ use kv_tui::dashboard::source::Source;
 use kv_tui::dashboard::source::grpc::Grpc;
 use kv_tui::dashboard::theme::Theme;
 use kv_tui::dashboard::update::update;
+use kv_tui::observe::progress::Progress;
 use kv_tui::output::time::now_us;
-use kv_tui::run::progress::Progress;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::support::Local;
@@ -94,7 +95,7 @@ fn filled() -> Local {
         let records = catalogue().into_iter().take(6000).collect::<Vec<_>>();
         let acknowledged = Arc::default();
         write_all(client, Arc::new(records), Arc::clone(&acknowledged)).await;
-        assert_eq!(acknowledged.lock().expect("lock").len(), 6000);
+        assert_eq!(acknowledged.lock().len(), 6000);
     });
     local.exec(&["wait", "idle", "--timeout", "60s"]).ok();
     local
@@ -131,7 +132,7 @@ impl Limited {
                         && let Ok(Some(reported)) = answer.into_inner().message().await
                         && let Some(v1::watch_response::Item::Snapshot(reported)) = reported.item
                     {
-                        known.lock().expect("lock").learn(&reported);
+                        known.lock().learn(&reported);
                     }
                     drop(known);
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -168,7 +169,7 @@ fn a_limit_is_kept_and_the_end_comes_when_it_was_promised() {
     local.exec(&["op", "throttle", &format!("{limit}B/s")]).ok();
     let limited_us = now_us();
     let limited = Limited::of(&receiver);
-    let look = || *limited.lock().expect("lock");
+    let look = || *limited.lock();
     let first = live.until("it flows", |_, _| Some(look()).filter(|seen| seen.at_us > limited_us + SECOND_US));
     let (second, promised) = live.until("it has flown for ten seconds", |progress, _| {
         let seen = look();

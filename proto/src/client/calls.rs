@@ -1,45 +1,21 @@
 //! Single calls to one node, with the bounds and the error classes that all of them share.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::Outcome;
 use kv_core::ring::Layout;
 use tokio::time::{Instant, timeout, timeout_at};
-use tonic::transport::Channel;
-use tonic::{ConnectError, Response, Status};
+use tonic::{Response, Status};
 
+use super::failure::{Failure, describe_status, is_connect_error};
 use super::options::Options;
 use super::pool::Node;
+use super::stub::{cluster, key_value};
 use crate::describe::Description;
-use crate::limits::MESSAGE_BYTES_MAX;
 use crate::status::{from_status, has_details};
 use crate::v1;
 use crate::v1::batch_operation::Operation;
-use crate::v1::cluster_client::ClusterClient;
-use crate::v1::key_value_client::KeyValueClient;
-
-/// Why an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    /// What to do.
-    pub error: RequestError,
-    /// Whether the connection failed rather than the node refused.
-    pub transport: bool,
-}
-
-pub(super) fn key_value(channel: Channel) -> KeyValueClient<Channel> {
-    KeyValueClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
-}
-
-pub(super) fn cluster(channel: Channel) -> ClusterClient<Channel> {
-    ClusterClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
-}
 
 /// The failure that a status from `node` means.
 pub(super) fn failure(node: &Node, status: &Status) -> Failure {
@@ -51,33 +27,6 @@ pub(super) fn failure(node: &Node, status: &Status) -> Failure {
     let transport = matches!(kind, Kind::Unavailable | Kind::Unknown);
     let message = format!("{}: {}", node.address(), describe_status(status));
     Failure { error: RequestError::new(kind, message), transport }
-}
-
-/// What a status says, with the causes that it wraps.
-pub(super) fn describe_status(status: &Status) -> String {
-    let mut parts = Vec::new();
-    let mut source = status.source();
-    while let Some(error) = source {
-        parts.push(error.to_string());
-        source = error.source();
-    }
-    // The innermost cause says what happened, such as "Connection refused (os error 111)".
-    match parts.pop() {
-        Some(cause) => cause,
-        None if status.message().is_empty() => status.code().description().to_owned(),
-        None => status.message().to_owned(),
-    }
-}
-
-fn is_connect_error(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 /// Waits for a call until `deadline`.
@@ -133,7 +82,7 @@ pub(super) async fn describe(
         let answer = ask(node, known_epoch, newest, options).await;
         answer.map_err(|error| Failure { error, transport: true })
     };
-    // Who knows nothing yet asks all nodes at once, and has nobody else to ask.
+    // A client without a layout asks all nodes at once, so there is no other node to move on to.
     let answer = if known.is_some() { unless_stalled(node, asked).await } else { asked.await };
     let answer = answer.map_err(|failure| failure.error)?;
     match Description::from_wire(answer, known) {
@@ -142,7 +91,7 @@ pub(super) async fn describe(
         read => read,
     }
     .map_err(|error| {
-        RequestError::new(Kind::Unknown, format!("{} gives an invalid description: {error}", node.address()))
+        RequestError::new(Kind::Unknown, format!("{} sent an invalid description: {error}", node.address()))
     })
 }
 

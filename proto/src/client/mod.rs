@@ -7,12 +7,14 @@
 
 mod admin;
 mod calls;
+mod failure;
 mod options;
 mod pool;
 mod pulse;
 mod retry;
 mod scan;
 mod session;
+mod stub;
 mod view;
 
 use std::sync::Arc;
@@ -214,7 +216,7 @@ impl Client {
     }
 
     /// As `refresh`, by a node that first learns what the cluster has agreed on until now. It costs a round among the
-    /// members, and is for the moment before somebody is told that something does not exist.
+    /// members, and is used before a caller is told that something does not exist.
     ///
     /// # Errors
     /// As `refresh`.

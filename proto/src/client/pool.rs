@@ -139,7 +139,7 @@ impl Node {
         session.as_ref().is_some_and(|session| session.is_stalled())
     }
 
-    /// Waits until the node stops answering. A node that has done so already is nobody's second choice: what is asked of
+    /// Waits until the node stops answering. A node that has stopped already is no second choice: what is asked of
     /// it all the same waits for it.
     pub(super) async fn stalls(&self) {
         // Most answers come before this is worth anything.

@@ -1,4 +1,4 @@
-//! One operation from its start to its end: attempts at one node after the other until one answers or time is up.
+//! One operation from its start to its end: attempts at one node after the other until one answers or the deadline is exceeded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use kv_core::message::{Outcome, Response};
 use kv_core::types::{Epoch, RequestId};
 use tokio::time::{Instant, sleep_until};
 
+use super::failure::Failure;
 use super::options::{How, Retry, Transport, Write};
 use super::pool::Node;
 use super::session::{Late, Reply};
@@ -89,9 +90,9 @@ impl Progress {
         }
     }
 
-    /// An attempt has ended for which nobody has waited alone.
-    fn late_failed(&mut self, operation: &KeyOperation<'_>, failure: calls::Failure) {
-        let calls::Failure { error, transport } = failure;
+    /// An attempt has ended that was not the only one waited for.
+    fn late_failed(&mut self, operation: &KeyOperation<'_>, failure: Failure) {
+        let Failure { error, transport } = failure;
         if !operation.is_read() && matches!(error.kind, Kind::Unknown | Kind::Poisoned) {
             self.unknown.get_or_insert_with(|| error.clone());
         }
@@ -111,11 +112,11 @@ impl Progress {
         let attempts = self.attempts;
         let last = self.last.take().unwrap_or_else(|| RequestError::unavailable("no node was asked"));
         let kind = last.kind;
-        let told = RequestError::new(
+        let error = RequestError::new(
             kind,
             format!("{last} (gave up after {} ms and {attempts} attempts)", timeout.as_millis()),
         );
-        self.end(told)
+        self.end(error)
     }
 }
 
@@ -132,8 +133,8 @@ struct LateAttempt {
     ended: Late,
 }
 
-/// Waits for the first of them that ends, and takes it out. Without any it waits forever.
-async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome, calls::Failure>) {
+/// Waits for the first of them that ends, and takes it out. Without any it waits for ever.
+async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome, Failure>) {
     let (at, ended) = {
         let mut waits: Vec<_> = late.iter_mut().map(|attempt| Box::pin(attempt.ended.ended())).collect();
         std::future::poll_fn(move |context| {
@@ -255,7 +256,7 @@ impl Client {
         operation: &KeyOperation<'_>,
         route: &Route,
         deadline: Instant,
-    ) -> Result<Attempted, calls::Failure> {
+    ) -> Result<Attempted, Failure> {
         let now = Instant::now();
         let until = deadline.min(now + self.options().attempt_timeout);
         let wire = operation.to_wire(how, key, route.epoch, until - now);
@@ -290,8 +291,8 @@ impl Client {
         &self,
         operation: &KeyOperation<'_>,
         node: &Node,
-        ended: Result<Outcome, calls::Failure>,
-    ) -> Result<Response, calls::Failure> {
+        ended: Result<Outcome, Failure>,
+    ) -> Result<Response, Failure> {
         match ended {
             Ok(outcome) => {
                 node.trust();
@@ -302,7 +303,7 @@ impl Client {
                         Err(mismatch())
                     }
                 });
-                outcome.map_err(|error| calls::Failure { error, transport: false })
+                outcome.map_err(|error| Failure { error, transport: false })
             }
             Err(failure) => {
                 if failure.transport {

@@ -9,9 +9,10 @@ use kv_core::message::ScanEntry;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
+use super::failure::Failure;
 use super::options::How;
 use super::pool::Node;
-use super::{Client, calls, level_of, timeout_to_wire};
+use super::{Client, calls, level_of, stub, timeout_to_wire};
 use crate::v1;
 
 /// The pause before a scan is continued after every node has failed.
@@ -106,7 +107,7 @@ impl Scan {
     }
 
     /// Opens a stream where there is none, and takes one page from it.
-    async fn step(&mut self, deadline: Instant) -> Result<Option<Page>, calls::Failure> {
+    async fn step(&mut self, deadline: Instant) -> Result<Option<Page>, Failure> {
         if self.open.is_none() {
             let nodes = self.client.view().any_node();
             let untried = nodes.into_iter().find(|node| !self.tried.iter().any(|tried| Arc::ptr_eq(tried, node)));
@@ -116,7 +117,7 @@ impl Scan {
                 return Ok(None);
             };
             self.request.limit = self.left.unwrap_or(0);
-            let mut client = calls::key_value(node.channel());
+            let mut client = stub::key_value(node.channel());
             let until = deadline.min(Instant::now() + self.client.options().attempt_timeout);
             let opened = calls::within(&node, until, client.scan(self.request.clone()));
             match calls::unless_stalled(&node, opened).await {
@@ -135,19 +136,19 @@ impl Scan {
         match calls::unless_stalled(node, message).await? {
             Ok(Ok(Some(page))) => {
                 let node = Arc::clone(node);
-                self.accept(page).map(Some).map_err(|error| calls::Failure {
+                self.accept(page).map(Some).map_err(|error| Failure {
                     error: RequestError::new(error.kind, format!("{}: {error}", node.address())),
                     transport: false,
                 })
             }
             Ok(Ok(None)) => {
                 let message = format!("{}: the scan ended before its last page", node.address());
-                Err(calls::Failure { error: RequestError::unavailable(message), transport: false })
+                Err(Failure { error: RequestError::unavailable(message), transport: false })
             }
             Ok(Err(status)) => Err(calls::failure(node, &status)),
             Err(_) => {
                 let message = format!("{}: no page in time", node.address());
-                Err(calls::Failure { error: RequestError::unavailable(message), transport: true })
+                Err(Failure { error: RequestError::unavailable(message), transport: true })
             }
         }
     }

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
 
-use super::calls::{Failure, describe_status, key_value};
+use super::failure::{Failure, describe_status};
 use super::pulse::{Look, Pulse};
+use super::stub::key_value;
 use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, OPERATION_BYTES_MAX};
 use crate::reply::outcome_of;
 use crate::v1;
@@ -284,18 +285,18 @@ impl Shared {
 
     /// The node has stopped answering: whoever waits learns it, and may go on waiting.
     fn stall(&self) {
-        let tell = |waiting: &mut Waiting| {
+        let renew = |waiting: &mut Waiting| {
             let (answer, rest) = oneshot::channel();
             (std::mem::replace(&mut waiting.answer, answer), rest)
         };
-        let told: Vec<_> = self.state.lock().waiting.values_mut().map(tell).collect();
-        for (answer, rest) in told {
+        let renewed: Vec<_> = self.state.lock().waiting.values_mut().map(renew).collect();
+        for (answer, rest) in renewed {
             // Whoever has stopped waiting need not know.
             drop(answer.send(Notice::Stalled(rest)));
         }
     }
 
-    /// Gives the results to those who wait. A result that nobody waits for was given up.
+    /// Gives the results to those who wait. A result without a waiter was given up.
     fn settle(&self, results: Vec<v1::BatchResult>) {
         let mut answers = Vec::with_capacity(results.len());
         let mut state = self.state.lock();

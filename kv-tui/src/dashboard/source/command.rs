@@ -30,7 +30,7 @@ pub fn run(line: &str, confirmed: bool, source: &Grpc, feed: &mpsc::Sender<Feed>
         Ok(()) => Feed::Ended { code: 0, error: String::new() },
         Err(error) if error.help => {
             let lines = error.message.lines().map(|line| harmless(line.as_bytes())).collect();
-            // Without a listener there is nobody to help.
+            // Without a listener no one reads it.
             drop(feed.blocking_send(Feed::Output(lines)));
             Feed::Ended { code: 0, error: String::new() }
         }

@@ -20,7 +20,7 @@ use super::command;
 use crate::dashboard::cluster::FRESH_US;
 use crate::dashboard::msg::{Ask, Feed};
 use crate::output::time::now_us;
-use crate::run::operation;
+use crate::run::op;
 
 /// How often members report.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ fn options() -> Options {
     Options { timeout: Duration::from_secs(2), attempt_timeout: Duration::from_secs(1), ..Options::default() }
 }
 
-/// Runs until nobody listens.
+/// Runs until the receiver is gone.
 async fn run(source: Grpc, feed: mpsc::Sender<Feed>, mut asks: mpsc::Receiver<Ask>) {
     let mut commands = Commands { source: source.clone(), running: None };
     let mut pause = BACKOFF.0;
@@ -94,7 +94,7 @@ async fn run(source: Grpc, feed: mpsc::Sender<Feed>, mut asks: mpsc::Receiver<As
     }
 }
 
-/// Follows a cluster until no node answers, which gives the reason, or nobody listens.
+/// Follows a cluster until no node answers, which gives the reason, or the receiver is gone.
 async fn follow(
     client: &Client,
     feed: &mpsc::Sender<Feed>,
@@ -199,7 +199,7 @@ impl Watchers {
     }
 }
 
-/// Follows one member until nobody listens, also over its restarts.
+/// Follows one member until the receiver is gone, also over its restarts.
 async fn watch(client: Client, node: NodeId, feed: mpsc::Sender<Feed>) {
     let interval_ms = u32::try_from(INTERVAL.as_millis()).unwrap_or(1000);
     let mut pause = BACKOFF.0;
@@ -273,7 +273,7 @@ fn answer(ask: Ask, client: &Client, feed: &mpsc::Sender<Feed>, commands: &mut C
         Ask::Export { id } => {
             tokio::spawn(async move {
                 let addresses = Vec::new();
-                match operation::document(Some(id), &client).await {
+                match op::document(Some(id), &client).await {
                     Ok(item) => {
                         let (name, text) = (format!("operation-{id}.json"), format!("{:#}\n", item.json));
                         beside(Ask::Save { name, text }, addresses, feed);
@@ -362,7 +362,7 @@ impl Commands {
             .name("command".to_owned())
             .spawn(move || command::run(&line, confirmed, &source, &feed, stopped));
         if let Err(error) = started {
-            // The queue has room for what a person types; a full one means that nobody reads it.
+            // The queue has room for what a person types; a full one means that it is not read.
             drop(failed.try_send(Feed::Ended { code: 1, error: format!("cannot start a thread: {error}") }));
         }
     }

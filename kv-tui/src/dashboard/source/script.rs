@@ -14,7 +14,7 @@ use super::fake::START_US;
 const A_SECOND: usize = 8;
 
 /// Partitions that migrate at once.
-const JOINT: usize = 8;
+const MIGRATING: usize = 8;
 
 /// Keys and bytes of each partition.
 const KEYS: u64 = 1000;
@@ -47,14 +47,14 @@ impl Script {
     fn cut_over(&self, second: u64) -> (usize, usize) {
         let all = self.plan.partitions.len();
         let done = usize::try_from(second.saturating_sub(1)).unwrap_or(usize::MAX).saturating_mul(A_SECOND).min(all);
-        let joint = if second == 0 { 0 } else { JOINT.min(all - done) };
-        (done, joint)
+        let migrating = if second == 0 { 0 } else { MIGRATING.min(all - done) };
+        (done, migrating)
     }
 
     /// What is agreed on.
     #[must_use]
     pub fn description(&self, before: &Description, second: u64) -> Arc<Description> {
-        let (done, joint) = self.cut_over(second);
+        let (done, migrating) = self.cut_over(second);
         let mut layout = self.before.clone();
         layout.epoch = Epoch(self.before.epoch.0 + second);
         layout.settled = second == 0 || second >= self.seconds();
@@ -63,7 +63,7 @@ impl Script {
         {
             member.spare = false;
         }
-        for (at, change) in self.plan.partitions.iter().enumerate().take(done + joint) {
+        for (at, change) in self.plan.partitions.iter().enumerate().take(done + migrating) {
             let Some(entry) = layout.partitions.get_mut(usize::from(change.partition.0)) else { continue };
             let epoch = layout.epoch;
             let since =
@@ -97,7 +97,7 @@ impl Script {
         if second == 0 {
             return None;
         }
-        let (done, joint) = self.cut_over(second);
+        let (done, migrating) = self.cut_over(second);
         let over: Vec<_> = self.plan.partitions[..done].iter().map(|change| change.partition).collect();
         let details: Vec<v1::OperationMove> = self
             .plan
@@ -140,7 +140,7 @@ impl Script {
             keys_moved: moved * KEYS,
             bytes_moved: moved * BYTES,
             receipts: moved,
-            joint: u32::try_from(joint).unwrap_or(u32::MAX),
+            joint: u32::try_from(migrating).unwrap_or(u32::MAX),
             undo: "node remove n4".to_owned(),
             entering: vec![self.node.0],
             details,
@@ -154,8 +154,9 @@ impl Script {
         if node != self.node {
             return Vec::new();
         }
-        let (done, joint) = self.cut_over(second);
-        let moving: Vec<_> = self.plan.partitions[done..done + joint].iter().map(|change| change.partition).collect();
+        let (done, migrating) = self.cut_over(second);
+        let moving: Vec<_> =
+            self.plan.partitions[done..done + migrating].iter().map(|change| change.partition).collect();
         let steps = self.plan.moves.iter().filter(|step| moving.contains(&step.partition));
         steps
             .enumerate()

@@ -291,7 +291,7 @@ fn a_cancelled_operation_tells_what_was_moved() {
 fn the_overview_follows_the_cut_overs() {
     let mut session = migrating(120, 36, 0);
     session.keys("1");
-    // The lines of the grid, without what stands beside them.
+    // The lines of the grid, without what is beside them.
     let grid = |session: &Session| -> String {
         let text = session.text();
         let rows = text
@@ -306,11 +306,11 @@ fn the_overview_follows_the_cut_overs() {
     for second in 1..=session.fake.script().expect("a script").seconds() {
         session.pass(1);
         let cluster = session.model.cluster.as_ref().expect("a cluster");
-        let joint = cluster.safety().joint;
-        let moving = session.text().contains(&format!("a: {joint} on the move"));
-        assert_eq!(moving, joint > 0, "second {second}: {}", session.text());
+        let migrating = cluster.safety().migrating;
+        let moving = session.text().contains(&format!("a: {migrating} on the move"));
+        assert_eq!(moving, migrating > 0, "second {second}: {}", session.text());
         let small = grid(&session).chars().filter(|letter| letter.is_ascii_lowercase()).count();
-        assert_eq!(small, joint, "second {second}: {}", session.text());
+        assert_eq!(small, migrating, "second {second}: {}", session.text());
         let share = cluster.shares[&NodeId(4)].partitions;
         let reported = cluster.snapshot.report(NodeId(4)).map_or(0, |reported| reported.keys);
         assert!(share >= owned && reported >= keys, "second {second}");

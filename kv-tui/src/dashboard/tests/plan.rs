@@ -129,7 +129,7 @@ fn a_new_local_node_is_planned_when_it_is_a_member() {
     assert!(is_reviewed(&session), "{:?}", planning(&session));
 }
 
-/// Asks for a new local node, which nobody starts: the number of the question.
+/// Asks for a new local node, which is never started: the number of the question.
 fn ask_for_a_new_node(session: &mut Session) -> u64 {
     session.keys("a").key(Key::Ctrl('u'));
     let generation = session.model.plans + 1;

@@ -10,7 +10,8 @@ use super::{go, key_of};
 use crate::command::quoted;
 use crate::dashboard::bar::Bar;
 use crate::dashboard::cluster::{EventId, event_id};
-use crate::dashboard::dialog::{Choice, Confirm, Dialog};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::{Choice, Dialog};
 use crate::dashboard::keymap::{Action, Key, Screen};
 use crate::dashboard::list::Order;
 use crate::dashboard::model::{Map, MigrationView, Model, Pane, ZOOMS};
@@ -41,7 +42,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Map => {
             model.map = match model.map {
                 Map::First => Map::Copies,
-                // With enough room the ring stands beside the map already.
+                // With enough room the ring is beside the map already.
                 Map::Copies if !crate::dashboard::view::shows_ring(model.size) => Map::Ring,
                 Map::Copies | Map::Ring => Map::First,
             };
@@ -180,7 +181,7 @@ pub(super) fn rows_of(model: &Model, action: Option<Action>) -> isize {
 }
 
 fn choose_keyspace(model: &mut Model) {
-    let names = super::names(model).keyspaces;
+    let names = model.names().keyspaces;
     if names.is_empty() {
         "no keyspace is known yet".clone_into(&mut model.notice);
         return;
@@ -367,7 +368,7 @@ pub(super) fn step(model: &mut Model, rows: isize) -> Vec<Effect> {
         }
         (Screen::Migration, Pane::Side) => {
             let ids: Vec<u64> = model.shown().map_or_else(Vec::new, |cluster| {
-                cluster.operations_of(&model.operations).into_iter().map(|operation| operation.id).collect()
+                cluster.operations.listed(&model.operations).into_iter().map(|operation| operation.id).collect()
             });
             model.operations.step(&ids, rows);
         }

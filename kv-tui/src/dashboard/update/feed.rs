@@ -76,7 +76,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
         Feed::Started { generation, result } => return plan::on_started(model, generation, result),
         Feed::TakenAway(reported) => return fresh::taken_away(model, reported),
         Feed::Notice(text) => model.notice = text,
-        // Answers to questions that nobody asks any more.
+        // Answers to questions that are no longer asked.
         Feed::Keys { .. } | Feed::Completions { .. } | Feed::Inspected { .. } | Feed::Snapshot(..) => {}
         Feed::Output(lines) => {
             if let Some(output) = &mut model.output {
@@ -96,7 +96,7 @@ pub(super) fn on_feed(model: &mut Model, feed: Feed) -> Vec<Effect> {
     Vec::new()
 }
 
-/// A command has ended: keys that it changed are read anew where they are on the screen.
+/// A command has ended: keys that it changed are read again where they are on the screen.
 fn on_ended(model: &mut Model, code: u8, error: String) -> Vec<Effect> {
     let Some(output) = &mut model.output else { return Vec::new() };
     output.code = Some(code);

@@ -20,7 +20,7 @@ pub(super) fn give_up(model: &mut Model) -> Vec<Effect> {
     effects
 }
 
-/// Takes the node away that runs for a change that nobody asks for any more.
+/// Takes the node away that runs for a change that is no longer wanted.
 pub(super) fn release(model: &mut Model) -> Vec<Effect> {
     let Some(Fresh::Runs(name)) = &model.fresh else { return Vec::new() };
     let name = name.clone();
@@ -28,7 +28,7 @@ pub(super) fn release(model: &mut Model) -> Vec<Effect> {
     vec![Effect::Ask(Ask::TakeAway { name })]
 }
 
-/// The process runs, or does not. Whether somebody still waits for it.
+/// The process runs, or does not. Whether it is still waited for.
 pub(super) fn started(model: &mut Model, generation: u64, name: Option<&str>, awaited: bool) -> Vec<Effect> {
     if model.fresh == Some(Fresh::Starting(generation)) {
         model.fresh = name.map(|name| Fresh::Runs(name.to_owned()));
@@ -55,7 +55,7 @@ pub(super) fn begins(model: &mut Model) {
     }
 }
 
-/// The line that adds the node has ended. What did not begin leaves no node behind; where nobody knows whether it began,
+/// The line that adds the node has ended. What did not begin leaves no node behind; where it is unknown whether it began,
 /// the node stays.
 pub(super) fn ended(model: &mut Model, code: u8) -> Vec<Effect> {
     let Some(Fresh::Begins(name)) = &model.fresh else { return Vec::new() };

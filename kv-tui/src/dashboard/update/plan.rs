@@ -4,7 +4,8 @@ use super::actions::rows_of;
 use super::typing::start_quietly;
 use super::{fresh, go};
 use crate::command::Line;
-use crate::dashboard::dialog::{Confirm, Dialog};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::Dialog;
 use crate::dashboard::keymap::{Key, Screen, latin};
 use crate::dashboard::model::{Fresh, Model};
 use crate::dashboard::msg::{Ask, Effect};
@@ -97,7 +98,7 @@ fn new_node(model: &Model, planning: &Planning) -> Result<(Stage, Ask), CommandE
     let weight = text("weight").map(|text| text.parse::<f64>().map_err(|_ignored| text)).transpose();
     let weight =
         weight.map_err(|text| CommandError::usage(format!("weight: {text:?} is not a number, such as 1.5")))?;
-    let taken = super::names(model).nodes;
+    let taken = model.names().nodes;
     Ok((Stage::Starting, Ask::NewNode { generation: planning.generation, zone: text("zone"), weight, taken }))
 }
 

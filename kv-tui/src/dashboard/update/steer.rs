@@ -7,7 +7,8 @@ use kv_proto::v1::OperationState;
 
 use super::typing::{start, start_quietly};
 use crate::dashboard::bar::Bar;
-use crate::dashboard::dialog::{Confirm, Dialog};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::Dialog;
 use crate::dashboard::keymap::Action;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::msg::{Ask, Effect};
@@ -55,7 +56,7 @@ pub(super) fn act(model: &mut Model, action: Action) -> Vec<Effect> {
     }
 }
 
-/// Begins the selected move anew.
+/// Restarts the selected move.
 fn retry(model: &mut Model, id: u64) -> Vec<Effect> {
     let selected = model.shown().and_then(|cluster| {
         let moves = cluster.moves_of(&model.moves);
@@ -90,7 +91,7 @@ fn meant(model: &Model) -> Option<u64> {
 
 /// The number of the selected operation; `None`: there is none.
 pub(super) fn selected_operation(model: &Model) -> Option<u64> {
-    let operations = model.shown()?.operations_of(&model.operations);
+    let operations = model.shown()?.operations.listed(&model.operations);
     let ids: Vec<u64> = operations.iter().map(|operation| operation.id).collect();
     ids.get(model.operations.row_in(&ids)).copied()
 }

@@ -1,8 +1,9 @@
 //! The line being typed: a command, or a filter.
 
 use crate::command::Line;
-use crate::dashboard::bar::{Bar, LINE_BYTES_MAX, Names};
-use crate::dashboard::dialog::{Confirm, Dialog};
+use crate::dashboard::bar::{Bar, LINE_BYTES_MAX};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::Dialog;
 use crate::dashboard::keymap::{Key, Screen};
 use crate::dashboard::model::{HISTORY_MAX, Model, Output, Pane};
 use crate::dashboard::msg::{Ask, Effect};
@@ -36,7 +37,7 @@ pub(super) fn in_bar(model: &mut Model, mut bar: Bar, key: Key) -> Vec<Effect> {
         Key::Enter => return run(model, &bar.text),
         Key::Up | Key::Ctrl('p') => bar.recall_older(&model.history),
         Key::Down | Key::Ctrl('n') => bar.recall_newer(&model.history),
-        Key::Tab => bar.complete(&names(model)),
+        Key::Tab => bar.complete(&model.names()),
         // An empty line is left by taking back what opened it.
         Key::Backspace if bar.text.is_empty() => return Vec::new(),
         key => {
@@ -58,19 +59,6 @@ fn want_keys(model: &mut Model) -> Vec<Effect> {
     completion.asked = Some(place.clone());
     let (keyspace, prefix) = place;
     vec![Effect::Ask(Ask::Complete { generation: completion.generation, keyspace, prefix })]
-}
-
-/// The names that completion offers.
-#[must_use]
-pub fn names(model: &Model) -> Names {
-    let keys = model.completion.keys.clone();
-    let Some(cluster) = model.shown() else { return Names { keys, ..Names::default() } };
-    let description = &cluster.snapshot.description;
-    Names {
-        nodes: description.members.iter().map(|member| member.member.name.clone()).collect(),
-        keyspaces: description.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
-        keys,
-    }
 }
 
 /// Keeps a line in the history and runs it, unless it destroys something that must be confirmed first.

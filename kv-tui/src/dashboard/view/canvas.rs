@@ -53,7 +53,7 @@ impl<'a> Canvas<'a> {
         if x >= area.width || y >= area.height {
             return x;
         }
-        // What stood there before gives nothing of its style to what stands there now.
+        // The style of the old cell is not kept for the new one.
         let style = Style::reset().patch(self.theme.style(role));
         let room = usize::from(area.width - x);
         let (end, _) = self.buffer.set_stringn(area.x + x, area.y + y, composed(text), room, style);

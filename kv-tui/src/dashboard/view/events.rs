@@ -110,7 +110,7 @@ fn row(canvas: &mut Canvas<'_>, cluster: &Cluster, event: &v1::Event, area: Rect
     };
     canvas.text(area, TIME, y, &clock(event.time_us), Role::Dim);
     canvas.text(area, LEVEL, y, word, role);
-    // Who changed the cluster stands where others have their node.
+    // Who changed the cluster is shown where others have their node.
     let node = match &event.audit {
         Some(audit) => audit.by.clone(),
         None if event.node == 0 => "-".to_owned(),

@@ -96,7 +96,7 @@ fn about(canvas: &Canvas<'_>, flow: &Flow) -> String {
 /// Draws the partitions in token order: how each of them is, and who has got those that have moved.
 pub(super) fn map(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
     let count = cluster.snapshot.description.layout.as_deref().map_or(0, |layout| layout.partitions.len());
-    let moving = cluster.moving();
+    let moving = cluster.operations.moving();
     let cursor = {
         let ids: Vec<_> = cluster.moves_of(&model.moves).into_iter().map(|(id, _)| id).collect();
         ids.get(model.moves.row_in(&ids)).map(|(partition, _)| *partition)

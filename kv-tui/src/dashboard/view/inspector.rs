@@ -129,7 +129,7 @@ fn replica_lines(canvas: &Canvas<'_>, cluster: &Cluster, seen: &Inspection, widt
     lines
 }
 
-/// Whether a version stands beside others on some replica.
+/// Whether a version is concurrent with others on some replica.
 fn are_siblings(seen: &Inspection, version: &v1::VersionView) -> bool {
     let beside = |record: &v1::RecordView| {
         record.versions.len() > 1 && record.versions.iter().any(|other| other.dot == version.dot)

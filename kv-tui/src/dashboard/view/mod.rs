@@ -30,8 +30,8 @@ use super::level::Level;
 use super::model::{Link, Model, Pane};
 use super::mouse::{Target, Targets};
 use super::theme::Role;
+use crate::observe::health::Word;
 use crate::output::time::short;
-use crate::run::health::Word;
 use crate::run::report;
 use canvas::{Canvas, Panel};
 pub(super) use inspector::inspected_lines;
@@ -45,7 +45,7 @@ pub const SIZE_MIN: (u16, u16) = (60, 16);
 pub struct Frame {
     /// Its cells.
     pub buffer: Buffer,
-    /// Where the cursor of the terminal stands; `None`: it is hidden.
+    /// Where the cursor of the terminal is; `None`: it is hidden.
     pub cursor: Option<Position>,
     /// What can be clicked.
     pub targets: Targets,
@@ -309,7 +309,7 @@ fn draw_footer(canvas: &mut Canvas<'_>, model: &Model, screen: Rect) -> Option<P
     let mut hints: Vec<&Binding> =
         model.keymap.active(model.screen).filter(|binding| !binding.short.is_empty()).collect();
     let key = |binding: &Binding| binding.keys.first().map(|key| key.name()).unwrap_or_default();
-    // The last three lead to everything else; what stands before them goes first where there is no room.
+    // The last three lead to everything else; what is before them is dropped first where there is no room.
     let width = |hints: &[&Binding]| {
         hints.iter().map(|hint| canvas.width(&key(hint)) + canvas.width(hint.short) + 3).sum::<u16>()
     };

@@ -126,7 +126,7 @@ impl Columns {
         Self { meter, rate: width >= 74, keys: width >= 96, width }
     }
 
-    /// The cells of a row or of the header: text, width, whether it stands at the right edge, and what it sorts by.
+    /// The cells of a row or of the header: text, width, whether it is aligned right, and what it sorts by.
     fn cells(&self, texts: [String; 9]) -> Vec<(String, u16, bool, Option<MoveOrder>)> {
         let [partition, ends, meter, keys, rate, eta, tries, check, state] = texts;
         let meter_width = u16::try_from(self.meter).unwrap_or(24) + 6;
@@ -219,7 +219,7 @@ impl Columns {
 
 /// Draws all operations, the newest first. Enter shows one with its receipts.
 pub(super) fn finished(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
-    let operations = cluster.operations_of(&model.operations);
+    let operations = cluster.operations.listed(&model.operations);
     let all = cluster.operations.all.len();
     let filter = filter_note(&model.operations.filter, operations.len(), all);
     let note = if filter.is_empty() { "Enter shows the receipts".to_owned() } else { filter };

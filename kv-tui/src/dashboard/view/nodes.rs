@@ -12,10 +12,10 @@ use crate::dashboard::cluster::{Cluster, FRESH_US, round_trip_ms};
 use crate::dashboard::level::Level;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
+use crate::observe::safety::Verdict;
+use crate::observe::snapshot::state_word;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
-use crate::run::safety::Verdict;
-use crate::run::snapshot::state_word;
 
 /// Cells of the names of facts.
 const FACT: u16 = 12;

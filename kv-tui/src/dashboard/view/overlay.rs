@@ -5,7 +5,8 @@ use ratatui::layout::{Position, Rect};
 use super::canvas::{Canvas, Panel};
 use crate::command::for_shell;
 use crate::dashboard::bar::Bar;
-use crate::dashboard::dialog::{Choice, Confirm, Dialog};
+use crate::dashboard::confirm::Confirm;
+use crate::dashboard::dialog::{Choice, Dialog};
 use crate::dashboard::list::top_of;
 use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
@@ -21,7 +22,7 @@ pub(super) fn boxed(canvas: &mut Canvas<'_>, area: Rect, size: (u16, u16), title
     canvas.panel(frame, Panel { title, note, framed: true, pane: None })
 }
 
-/// Draws a dialog; where the cursor stands if it asks for text.
+/// Draws a dialog; where the cursor is if it asks for text.
 pub(super) fn dialog(canvas: &mut Canvas<'_>, model: &Model, dialog: &Dialog, area: Rect) -> Option<Position> {
     match dialog {
         Dialog::Help { top } => {
@@ -104,7 +105,7 @@ pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect
         canvas.text(above, end + 3, 0, &about, Role::Dim);
     }
     let position = line(canvas, ":", bar, area);
-    let candidates = bar.candidates(&crate::dashboard::update::names(model));
+    let candidates = bar.candidates(&model.names());
     let typed = 2 + canvas.width(&bar.text) + 4;
     if !candidates.is_empty() && !bar.text.is_empty() && typed + 12 < area.width {
         let hint = canvas.fitted(&candidates.join("  "), area.width - typed - 1);
@@ -113,7 +114,7 @@ pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect
     position
 }
 
-/// A line being typed behind its prompt; where the cursor stands.
+/// A line being typed behind its prompt; where the cursor is.
 pub(super) fn line(canvas: &mut Canvas<'_>, prompt: &str, bar: &Bar, area: Rect) -> Position {
     let start = canvas.text(area, 1, 0, prompt, Role::Title);
     draw_typed(canvas, bar, area, start)

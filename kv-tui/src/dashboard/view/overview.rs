@@ -13,11 +13,11 @@ use crate::dashboard::keymap::Action;
 use crate::dashboard::level::Level;
 use crate::dashboard::model::{Map, Model, Pane};
 use crate::dashboard::theme::Role;
+use crate::observe::health::Word;
 use crate::output::bytes::printable;
-use crate::run::health::Word;
 use crate::run::report;
 
-/// Columns of the ring where it stands beside the table.
+/// Columns of the ring where it is beside the table.
 const RING_WIDTH: u16 = 38;
 
 /// Rows of the ring there.
@@ -36,7 +36,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
 }
 
 /// Why the cluster is not healthy and what helps, as `status` says, in the first row; what is left of the area. How far an
-/// operation is stands elsewhere.
+/// operation is is shown elsewhere.
 fn draw_reason(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect) -> Rect {
     let health = cluster.health();
     let reason = health.reasons.iter().find(|reason| !reason.remedy.is_empty());
@@ -68,7 +68,7 @@ fn draw_wide(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Re
     let nodes_height = (table::rows(cluster, model, false) + 2).min(area.height / 3);
     let grid_height = grid.rows().saturating_add(2).min(area.height / 2);
     let used = nodes_height + grid_height;
-    // The chart stands at the right if it fits beside the ring, else below the ring.
+    // The chart is at the right if it fits beside the ring, else below the ring.
     let beside = RING_HEIGHT.max(used).saturating_sub(used) >= CHART_MIN;
     let upper = if beside { RING_HEIGHT } else { used.max(RING_HEIGHT) };
     let (nodes, rest) = split(right, nodes_height);

@@ -42,7 +42,7 @@ pub(super) fn hint(planning: &Planning, epoch: Option<u64>) -> &'static str {
     }
 }
 
-/// Draws the dialog; where the cursor stands if text is typed.
+/// Draws the dialog; where the cursor is if text is typed.
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, planning: &Planning, area: Rect) -> Option<Position> {
     let width = WIDTH_MAX.min(area.width);
     let title = planning.kind.title();
@@ -234,7 +234,7 @@ fn lines(canvas: &Canvas<'_>, cluster: &Cluster, review: &Review, width: u16) ->
         let role = match word.trim() {
             "refused" => Role::Bad,
             "warning" => Role::Warn,
-            // The command stands below, with the word that it needs.
+            // The command is shown below, with the word that it needs.
             "to do it" => continue,
             _ => Role::Text,
         };
@@ -249,7 +249,7 @@ fn lines(canvas: &Canvas<'_>, cluster: &Cluster, review: &Review, width: u16) ->
     lines
 }
 
-/// What was looked at of the nodes that get into the cluster.
+/// What was checked of the nodes that enter the cluster.
 fn checks(canvas: &Canvas<'_>, cluster: &Cluster, plan: &v1::PlanResponse) -> Vec<Line> {
     let entering = plan.changes.iter().filter_map(|change| match change.change {
         Some(Kinds::Add(node)) => Some(node),

@@ -143,7 +143,7 @@ fn mark(theme: Theme, index: usize, dots: u32) -> Option<char> {
     }
 }
 
-/// What stands in the hole.
+/// What is shown in the hole.
 fn draw_sums(canvas: &mut Canvas<'_>, cluster: &Cluster, ring: Rect) {
     let Some(layout) = cluster.snapshot.description.layout.as_deref() else { return };
     let most = cluster.shares.values().filter(|share| share.fair > 0.0).map(|share| share.ownership / share.fair);

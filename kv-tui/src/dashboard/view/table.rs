@@ -13,9 +13,9 @@ use crate::dashboard::list::top_of;
 use crate::dashboard::model::Model;
 use crate::dashboard::mouse::Target;
 use crate::dashboard::theme::{Role, Theme};
+use crate::observe::snapshot::state_word;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
-use crate::run::snapshot::state_word;
 
 /// Cells of the bar of shares.
 const METER: usize = 8;

@@ -19,7 +19,7 @@ pub struct Safety {
     /// Nodes, whichever they are, that may fail now with every request still served.
     pub failures: usize,
     /// Partitions that need their old and their new owners at present.
-    pub joint: usize,
+    pub migrating: usize,
 }
 
 /// Whether a node can be stopped now, and why.
@@ -138,14 +138,14 @@ impl Safety {
     #[must_use]
     pub fn of(cluster: &ClusterSnapshot) -> Self {
         let assessment = Assessment::of(cluster);
-        let mut safety = Self { copies: None, short: 0, failures: 0, joint: 0 };
+        let mut safety = Self { copies: None, short: 0, failures: 0, migrating: 0 };
         let Some(layout) = cluster.description.layout.as_deref() else { return safety };
         let mut least = isize::MAX;
         for entry in &layout.partitions {
             let spare = assessment.spare_of(entry);
             least = least.min(spare);
             safety.short += usize::from(spare < 0);
-            safety.joint += usize::from(entry.joint.is_some());
+            safety.migrating += usize::from(entry.joint.is_some());
         }
         safety.copies = assessment.copies(&layout.partitions).into_iter().min();
         safety.failures = usize::try_from(least).unwrap_or(0);
@@ -172,7 +172,7 @@ impl Safety {
     /// All of it in a sentence.
     #[must_use]
     pub fn line(&self) -> String {
-        let Some(copies) = self.copies else { return "the cluster is forming; nothing is kept yet".to_owned() };
+        let Some(copies) = self.copies else { return "the cluster is forming; nothing is stored yet".to_owned() };
         let kept = match copies {
             0 => "some keys have no complete copy in reach".to_owned(),
             1 => "every key has 1 copy at least".to_owned(),
@@ -184,10 +184,10 @@ impl Safety {
             (0, nodes) => format!("{nodes} more nodes may fail"),
             (short, _) => format!("{short} partitions have too few owners in reach for R or W"),
         };
-        let moving = match self.joint {
+        let moving = match self.migrating {
             0 => String::new(),
             1 => "; 1 partition on the move is counted".to_owned(),
-            joint => format!("; {joint} partitions on the move are counted"),
+            migrating => format!("; {migrating} partitions on the move are counted"),
         };
         format!("{kept}; {may}{moving}")
     }
@@ -199,7 +199,7 @@ impl Safety {
             "copies_min": self.copies,
             "failures": self.failures,
             "partitions_short": self.short,
-            "partitions_moving": self.joint,
+            "partitions_moving": self.migrating,
             "what": self.line(),
         })
     }
@@ -259,7 +259,7 @@ mod tests {
     use kv_proto::describe::Description;
 
     use super::*;
-    use crate::run::health::tests::cluster;
+    use crate::observe::health::tests::cluster;
 
     /// Four partitions on three nodes, changed; how many complete copies every key has at least.
     #[track_caller]

@@ -13,7 +13,7 @@ use kv_proto::v1;
 use crate::error::{Class, CommandError};
 
 /// How long a member may take to report.
-pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cluster at one moment.
 #[derive(Clone, Debug)]

@@ -136,7 +136,7 @@ impl Health {
                     let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
                     self.because(
                         Word::Degraded,
-                        format!("{} takes {name} to be {}{why}", snapshot.name, state_word(state)),
+                        format!("{} considers {name} {}{why}", snapshot.name, state_word(state)),
                         format!("check the network between {} and {name}", snapshot.name),
                     );
                 }
@@ -224,7 +224,7 @@ impl Health {
             (pending.comparisons, "comparisons of copies that may differ"),
             (pending.residue, "records to be handed over by former owners"),
             (pending.dropped, "records of dropped keyspaces to be removed"),
-            (pending.reclaiming, "nodes that give the space of removed records back"),
+            (pending.reclaiming, "nodes that reclaim the space of removed records"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
@@ -258,7 +258,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Four partitions on three nodes, each with all of its keys, nothing pending.
-    pub(in crate::run) fn cluster() -> ClusterSnapshot {
+    pub(in crate::observe) fn cluster() -> ClusterSnapshot {
         let member = |id: u64| Member {
             name: format!("n{id}"),
             zone: "a".to_owned(),
@@ -439,7 +439,7 @@ pub(super) mod tests {
                     ..Default::default()
                 });
             },
-            "degraded ready idle: n1 takes n2 to be down: no heartbeat",
+            "degraded ready idle: n1 considers n2 down: no heartbeat",
         );
     }
 

@@ -56,7 +56,7 @@ impl MoveState {
 /// Why a move makes no progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
-    /// It does, or nobody said.
+    /// It does, or no reason was given.
     #[default]
     None,
     /// Copying is paused.
@@ -117,7 +117,7 @@ impl Step {
         }
     }
 
-    /// Why it makes no progress, in words; empty: it does, or nobody said.
+    /// Why it makes no progress, in words; empty: it does, or no reason was given.
     #[must_use]
     pub fn waiting_for(&self) -> &str {
         match &self.wait {
@@ -355,7 +355,7 @@ impl Progress {
             if transfer.source > 0 && transfer.phase() == v1::TransferPhase::Copying {
                 step.source = transfer.source;
             }
-            // A transfer that begins anew counts from nothing.
+            // A transfer that restarts counts from nothing.
             let more = transfer.bytes.checked_sub(step.reported_bytes).unwrap_or(transfer.bytes);
             step.reported_bytes = transfer.bytes;
             let sum = arrived.entry(step.source).or_default();

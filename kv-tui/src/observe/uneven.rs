@@ -70,7 +70,7 @@ fn nodes(cluster: &ClusterSnapshot, layout: &Layout, balance: &Balance) -> Optio
 }
 
 /// The same for scripts; `null`: the layout is even, or an operation runs.
-pub(super) fn json(cluster: &ClusterSnapshot) -> Value {
+pub(crate) fn json(cluster: &ClusterSnapshot) -> Value {
     let Some((_, balance)) = balance(cluster) else { return Value::Null };
     let nodes = balance.unfair().map(|(node, portion)| {
         json!({
