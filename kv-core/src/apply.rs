@@ -85,8 +85,8 @@ fn addressed(ctx: &Ctx<'_>, epoch: Epoch, role: Role, key: &Bytes) -> Result<(Pa
         Role::Owner if !ctx.view.owns(partition) => Err(Refusal::NotOwner),
         Role::Owner if !ctx.view.holds(partition) => Err(Refusal::NotSynced),
         Role::Owner => Ok((partition, Space::Owned)),
-        Role::StandIn if ctx.view.owns(partition) => Err(Refusal::NotOwner),
-        Role::StandIn => Ok((partition, Space::Hint)),
+        Role::Fallback if ctx.view.owns(partition) => Err(Refusal::NotOwner),
+        Role::Fallback => Ok((partition, Space::Hint)),
     }
 }
 

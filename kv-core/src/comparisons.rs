@@ -2,11 +2,11 @@
 //! Replicas so become equal without reads, marks or anybody asking.
 //!
 //! In the background the owner with the lower number begins, at a pace at which every pair has had its turn within
-//! `repair_every`. A coordinator that dies amid a write leaves a record on some owners only, and nobody who would bring it
-//! to the others: comparisons are **owed** then, and follow one another at once, but for those that were asked for by hand.
+//! `repair_every`. A coordinator that dies during a write leaves a record on some owners only, and nobody who would bring it
+//! to the others: comparisons are **pending** then, and follow one another at once, but for those that were requested by an operator.
 //! One comparison of a node's own runs at a time.
 //!
-//! Owed is every pair of owners that may have been left apart, by whoever of them learns of it: all other pairs when the
+//! Pending is every pair of owners that may have been left apart, by whoever of them learns of it: all other pairs when the
 //! session of a member ends, by a node that starts all of its own (it may have coordinated), and the pairs of a partition
 //! that was cut over or filled, since its owners then are not those that were compared. Owners notice the end of a session
 //! one after the other, so both sides of a pair begin; the later one sees all that was on its way. What is equal costs one
@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use crate::event::Event;
 use crate::exchange::{Ended, Exchanges};
-use crate::message::Errand;
+use crate::message::Purpose;
 use crate::rule::Rule;
-use crate::shell::RepairFigures;
+use crate::shell::RepairStats;
 use crate::types::{NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{Ctx, ExchangeId, Peers, Timer};
@@ -27,20 +27,20 @@ use crate::wiring::{Ctx, ExchangeId, Peers, Timer};
 /// Turns are never closer together than this, however many partitions there are.
 const TURN_MIN: Duration = Duration::from_millis(10);
 
-/// Comparisons, by hand and in the background.
+/// Comparisons, on request and in the background.
 #[derive(Debug, Default)]
 pub(crate) struct Comparisons {
-    /// Those asked for by hand that have not begun, in order and by name.
+    /// Those requested by an operator that have not begun, in order and by name.
     asked: VecDeque<(PartitionId, NodeId)>,
     names: BTreeSet<(PartitionId, NodeId)>,
-    /// Comparisons that are owed, by the other owner. Those whose owner is down wait for it.
-    owed: BTreeMap<NodeId, BTreeSet<PartitionId>>,
-    /// Those owed that failed, until they are tried again.
-    put_off: Vec<(PartitionId, NodeId)>,
-    /// What those owed have come to since there were none.
-    paid: Paid,
+    /// Comparisons that are pending, by the other owner. Those whose owner is down wait for it.
+    pending_with: BTreeMap<NodeId, BTreeSet<PartitionId>>,
+    /// Those that failed, until they are tried again.
+    deferred: Vec<(PartitionId, NodeId)>,
+    /// What those have come to since there were none.
+    done: Done,
     running: Option<Running>,
-    figures: RepairFigures,
+    figures: RepairStats,
     /// The last one that had its turn in the background.
     last: Option<(PartitionId, NodeId)>,
     /// How many take turns in the background; `None` if that has to be counted again.
@@ -58,14 +58,14 @@ struct Running {
 /// Why two owners are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
-    ByHand,
-    Owed,
+    Requested,
+    Pending,
     Turn,
 }
 
-/// Comparisons that were owed and are done.
+/// Comparisons that were pending and are done.
 #[derive(Clone, Copy, Debug, Default)]
-struct Paid {
+struct Done {
     comparisons: u64,
     records: u64,
 }
@@ -104,14 +104,14 @@ impl Comparisons {
         while let Some((partition, peer)) = self.asked.pop_front() {
             self.names.remove(&(partition, peer));
             if comparable(ctx.view, partition).contains(&peer) && ctx.is_up(peer) {
-                return self.start(ctx, exchanges, partition, peer, Reason::ByHand);
+                return self.start(ctx, exchanges, partition, peer, Reason::Requested);
             }
             self.figures.failed += 1;
         }
-        if let Some((partition, peer)) = self.next_owed(ctx) {
-            return self.start(ctx, exchanges, partition, peer, Reason::Owed);
+        if let Some((partition, peer)) = self.next_pending(ctx) {
+            return self.start(ctx, exchanges, partition, peer, Reason::Pending);
         }
-        self.tell_paid(ctx);
+        self.report_done(ctx);
         let Some(layout) = ctx.view.layout().cloned().filter(|_| background) else { return };
         let last = self.last;
         let from = last.map_or(PartitionId(0), |last| last.0);
@@ -131,26 +131,26 @@ impl Comparisons {
         }
     }
 
-    /// A member's session has ended. Should it have died amid a write, only some of the others may have it.
-    pub(crate) fn owe_without(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, gone: NodeId) {
-        self.owe(ctx, |_, peer| peer != gone);
+    /// A member's session has ended. Should it have died during a write, only some of the others may have it.
+    pub(crate) fn add_without(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, gone: NodeId) {
+        self.add(ctx, |_, peer| peer != gone);
         self.next(ctx, exchanges, false);
     }
 
     /// A partition's copy here may differ from those of its other owners.
-    pub(crate) fn owe_partition(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId) {
-        self.owe_of(ctx, partition, |_| true);
+    pub(crate) fn add_partition(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId) {
+        self.add_of(ctx, partition, |_| true);
         self.next(ctx, exchanges, false);
     }
 
-    fn owe(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(PartitionId, NodeId) -> bool) {
+    fn add(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(PartitionId, NodeId) -> bool) {
         for partition in ctx.view.partition_ids() {
-            self.owe_of(ctx, partition, |peer| which(partition, peer));
+            self.add_of(ctx, partition, |peer| which(partition, peer));
         }
     }
 
-    /// Whether the copy here is complete is asked when the turn has come: a partition that is filled is owed when it is.
-    fn owe_of(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, which: impl Fn(NodeId) -> bool) {
+    /// Whether the copy here is complete is asked when the turn has come: a partition that is filled is pending when it is.
+    fn add_of(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, which: impl Fn(NodeId) -> bool) {
         if !ctx.view.owns(partition) || !ctx.view.keep(Rule::CompareAfterCrash) {
             return;
         }
@@ -158,47 +158,48 @@ impl Comparisons {
         let Some(entry) = ctx.view.entry(partition) else { return };
         let peers = entry.owners.iter().map(|owner| owner.node).filter(|&node| node != me && which(node));
         for peer in peers.collect::<Vec<_>>() {
-            self.owed.entry(peer).or_default().insert(partition);
+            self.pending_with.entry(peer).or_default().insert(partition);
         }
     }
 
-    /// Takes the next comparison that is owed and can be made.
-    fn next_owed(&mut self, ctx: &mut Ctx<'_>) -> Option<(PartitionId, NodeId)> {
+    /// Takes the next comparison that is pending and can be made.
+    fn next_pending(&mut self, ctx: &mut Ctx<'_>) -> Option<(PartitionId, NodeId)> {
         loop {
-            let up = |(peer, owed): &(&NodeId, &BTreeSet<PartitionId>)| ctx.is_up(**peer) && !owed.is_empty();
-            let peer = *self.owed.iter().find(up)?.0;
-            let partition = self.owed.get_mut(&peer)?.pop_first()?;
+            let up = |(peer, pending): &(&NodeId, &BTreeSet<PartitionId>)| ctx.is_up(**peer) && !pending.is_empty();
+            let peer = *self.pending_with.iter().find(up)?.0;
+            let partition = self.pending_with.get_mut(&peer)?.pop_first()?;
             if comparable(ctx.view, partition).contains(&peer) {
                 return Some((partition, peer));
             }
         }
     }
 
-    /// Tries again what was owed and failed.
+    /// Tries again what was pending and failed.
     pub(crate) fn again(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges) {
-        for (partition, peer) in std::mem::take(&mut self.put_off) {
-            self.owed.entry(peer).or_default().insert(partition);
+        for (partition, peer) in std::mem::take(&mut self.deferred) {
+            self.pending_with.entry(peer).or_default().insert(partition);
         }
         self.next(ctx, exchanges, false);
     }
 
-    /// Says what the comparisons that were owed have come to, when none is left.
-    fn tell_paid(&mut self, ctx: &mut Ctx<'_>) {
-        if self.owed(&ctx.kernel.peers) > 0 {
+    /// Says what the comparisons that were pending have come to, when none is left.
+    fn report_done(&mut self, ctx: &mut Ctx<'_>) {
+        if self.pending_up(&ctx.kernel.peers) > 0 {
             return;
         }
-        let Paid { comparisons, records } = std::mem::take(&mut self.paid);
+        let Done { comparisons, records } = std::mem::take(&mut self.done);
         if records > 0 {
             ctx.kernel.event(Event::Compared { comparisons, records });
         }
     }
 
-    /// Comparisons that are owed with owners that are up, the one that runs included.
-    fn owed(&self, peers: &Peers) -> usize {
-        let waiting = self.owed.iter().filter(|(peer, _)| peers.is_up(**peer)).map(|(_, owed)| owed.len());
-        let put_off = self.put_off.iter().filter(|(_, peer)| peers.is_up(*peer)).count();
-        let running = self.running.as_ref().is_some_and(|running| running.reason == Reason::Owed);
-        waiting.sum::<usize>() + put_off + usize::from(running)
+    /// Comparisons that are pending with owners that are up, the one that runs included.
+    fn pending_up(&self, peers: &Peers) -> usize {
+        let waiting =
+            self.pending_with.iter().filter(|(peer, _)| peers.is_up(**peer)).map(|(_, pending)| pending.len());
+        let deferred = self.deferred.iter().filter(|(_, peer)| peers.is_up(*peer)).count();
+        let running = self.running.as_ref().is_some_and(|running| running.reason == Reason::Pending);
+        waiting.sum::<usize>() + deferred + usize::from(running)
     }
 
     /// Layouts, and partitions that have become complete, change how many pairs there are.
@@ -230,7 +231,7 @@ impl Comparisons {
         peer: NodeId,
         reason: Reason,
     ) {
-        let id = exchanges.start(ctx, partition, peer, Errand::Repair, true, None);
+        let id = exchanges.start(ctx, partition, peer, Purpose::Repair, true, None);
         self.running = Some(Running { id, partition, reason });
     }
 
@@ -239,29 +240,29 @@ impl Comparisons {
         if let Some(running) = self.running.take_if(|running| running.id == ended.id) {
             let (partition, peer, records) = (ended.partition, ended.peer, ended.records);
             match running.reason {
-                Reason::ByHand => {
+                Reason::Requested => {
                     self.figures.done += 1;
                     self.figures.records += records;
                 }
-                Reason::Owed => {
-                    self.paid.comparisons += 1;
-                    self.paid.records += records;
+                Reason::Pending => {
+                    self.done.comparisons += 1;
+                    self.done.records += records;
                 }
                 Reason::Turn => {}
             }
-            // Of those owed one event tells in the end: there are many, and writes under way make copies differ, too.
-            if records > 0 && running.reason != Reason::Owed {
+            // Of pending ones one event tells in the end: there are many, and writes under way make copies differ, too.
+            if records > 0 && running.reason != Reason::Pending {
                 ctx.kernel.event(Event::Repaired { partition, peer, records });
             }
             self.next(ctx, exchanges, false);
         }
     }
 
-    /// The other owner is not complete, or one of both does not know the layout: it owes the comparison when that changes.
+    /// The other owner is not complete, or one of both does not know the layout: the comparison is pending again when that changes.
     pub(crate) fn refused(&mut self, id: ExchangeId) {
         if let Some(running) = &mut self.running
             && running.id == id
-            && running.reason == Reason::Owed
+            && running.reason == Reason::Pending
         {
             running.reason = Reason::Turn;
         }
@@ -271,10 +272,10 @@ impl Comparisons {
     pub(crate) fn failed(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, ended: &Ended) {
         if let Some(running) = self.running.take_if(|running| running.id == ended.id) {
             match running.reason {
-                Reason::ByHand => self.figures.failed += 1,
-                Reason::Owed => {
-                    ctx.kernel.arm(ctx.kernel.now.mono.plus(ctx.view.config.retry_after), Timer::Owed);
-                    self.put_off.push((ended.partition, ended.peer));
+                Reason::Requested => self.figures.failed += 1,
+                Reason::Pending => {
+                    ctx.kernel.arm(ctx.kernel.now.mono.plus(ctx.view.config.retry_after), Timer::Deferred);
+                    self.deferred.push((ended.partition, ended.peer));
                 }
                 Reason::Turn => {}
             }
@@ -282,7 +283,7 @@ impl Comparisons {
         }
     }
 
-    /// The entries of some partitions have changed: their comparisons are void, and owed by those who own them now.
+    /// The entries of some partitions have changed: their comparisons are void, and pending for those who own them now.
     pub(crate) fn restart(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -291,25 +292,25 @@ impl Comparisons {
     ) {
         self.recount();
         if let Some(layout) = ctx.view.layout() {
-            self.owed.retain(|peer, _| layout.members.contains_key(peer));
+            self.pending_with.retain(|peer, _| layout.members.contains_key(peer));
         }
-        self.owe(ctx, |partition, _| changed(partition));
+        self.add(ctx, |partition, _| changed(partition));
         let is_void = |running: &mut Running| changed(running.partition);
         if let Some(running) = self.running.take_if(is_void) {
             exchanges.cancel(ctx, running.id);
-            self.figures.failed += u64::from(running.reason == Reason::ByHand);
+            self.figures.failed += u64::from(running.reason == Reason::Requested);
         }
         self.next(ctx, exchanges, false);
     }
 
-    /// Comparisons asked for by hand, and those owed with owners that are up, until they are done.
+    /// Comparisons requested by an operator, and those pending with owners that are up, until they are done.
     pub(crate) fn pending(&self, peers: &Peers) -> usize {
-        let by_hand = self.running.as_ref().is_some_and(|running| running.reason == Reason::ByHand);
-        self.asked.len() + usize::from(by_hand) + self.owed(peers)
+        let requested = self.running.as_ref().is_some_and(|running| running.reason == Reason::Requested);
+        self.asked.len() + usize::from(requested) + self.pending_up(peers)
     }
 
-    /// What became of comparisons asked for by hand.
-    pub(crate) fn figures(&self) -> RepairFigures {
+    /// What became of comparisons requested by an operator.
+    pub(crate) fn figures(&self) -> RepairStats {
         self.figures
     }
 }

@@ -79,9 +79,9 @@ pub struct NodeConfig {
     pub stall_after: Duration,
     /// How long a replication waits for a confirmation before it is sent again; doubled each time, up to 16 times this.
     pub retry_after: Duration,
-    /// Hints and lag marks delivered at once.
+    /// Hints and missed-write markers delivered at once.
     pub handoffs_max: usize,
-    /// How often the node looks for hints and lag marks that can be delivered.
+    /// How often the node looks for hints and missed-write markers that can be delivered.
     pub handoff_every: Duration,
     /// The bound on how long an expired key stays in the counts: every record is looked at once in this time.
     pub sweep_every: Duration,

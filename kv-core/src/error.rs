@@ -23,7 +23,7 @@ pub enum Kind {
     Corrupt,
     /// The node's store failed; the node has stopped serving.
     Poisoned,
-    /// A condition does not hold, or what the request was made for has changed since: look again, then decide anew.
+    /// A condition does not hold, or what the request was made for has changed since: look again, then decide again.
     Conflict,
 }
 

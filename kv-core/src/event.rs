@@ -46,7 +46,7 @@ pub enum Event {
         /// The partition.
         partition: PartitionId,
     },
-    /// A copy that waited begins anew, because an operator wants it to.
+    /// A copy that waited begins again, because an operator wants it to.
     CopyRetried {
         /// The partition.
         partition: PartitionId,
@@ -78,14 +78,14 @@ pub enum Event {
         /// Records fetched and offered.
         records: u64,
     },
-    /// Copies that a member may have left unequal, by dying amid a write or by a change of owners, were compared.
+    /// Copies that a member may have left unequal, by dying during a write or by a change of owners, were compared.
     Compared {
         /// Comparisons of this node's copy of a partition with another owner's.
         comparisons: u64,
         /// Records fetched and offered.
         records: u64,
     },
-    /// Hints or lag marks for a partition were delivered to all of its owners.
+    /// Hints or missed-write markers for a partition were delivered to all of its owners.
     HandedOff {
         /// How many.
         records: u64,
@@ -131,7 +131,7 @@ impl fmt::Display for Event {
             Self::RefillStarted { partition } => write!(f, "refilling {partition} from its other owners"),
             Self::RefillDone { partition, records } => write!(f, "{partition} refilled with {records} records"),
             Self::CopyStarted { partition } => write!(f, "copying {partition}, which migrates to this node"),
-            Self::CopyRetried { partition, why } => write!(f, "copying {partition} begins anew; it waited: {why}"),
+            Self::CopyRetried { partition, why } => write!(f, "copying {partition} begins again; it waited: {why}"),
             Self::CopyDone { partition, sources, keys } => {
                 write!(f, "{partition} is covered by {sources} old owners and holds {keys} keys")
             }
@@ -139,10 +139,10 @@ impl fmt::Display for Event {
                 write!(f, "{records} records of {partition}, which migrated away, dropped: every owner has them")
             }
             Self::Repaired { partition, peer, records } => {
-                write!(f, "comparing {partition} with {peer} mended {records} records")
+                write!(f, "comparing {partition} with {peer} restored {records} records")
             }
             Self::Compared { comparisons, records } => {
-                write!(f, "{comparisons} comparisons with other owners mended {records} records")
+                write!(f, "{comparisons} comparisons with other owners restored {records} records")
             }
             Self::HandedOff { records } => write!(f, "{records} hinted records handed off"),
             Self::ReadRepaired { partition, replicas } => {

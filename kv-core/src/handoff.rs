@@ -1,6 +1,6 @@
-//! Hinted handoff: hints and lag marks are delivered to all current owners as soon as these can be reached (rule A5).
+//! Hinted handoff: hints and missed-write markers are delivered to all current owners as soon as these can be reached (rule A5).
 //!
-//! A pass walks through the hint space and the lag space in slices. A hint is removed only when every current owner has
+//! A pass walks through the hint space and the space of missed-write markers in slices. A hint is removed only when every current owner has
 //! durably confirmed a record that dominates it, and only if it has not changed since it was sent.
 
 use crate::event::Event;
@@ -32,7 +32,7 @@ pub(crate) struct Handoff {
 }
 
 impl Handoff {
-    /// Looks through all hints and lag marks, unless that is being done.
+    /// Looks through all hints and missed-write markers, unless that is being done.
     pub(crate) fn pass(&mut self, ctx: &mut Ctx<'_>) {
         self.armed = false;
         if self.cursor.is_some() {
@@ -55,7 +55,7 @@ impl Handoff {
         }
     }
 
-    /// A hint or lag mark may have come: makes sure that a pass follows.
+    /// A hint or missed-write marker may have come: makes sure that a pass follows.
     pub(crate) fn note_held(&mut self, ctx: &mut Ctx<'_>) {
         if ctx.kernel.take_held_changed() {
             self.arm(ctx);
@@ -66,7 +66,7 @@ impl Handoff {
         let Some(from) = self.cursor.clone() else { return };
         let request = SliceRequest {
             from,
-            until: StorageKey::space_end(Space::Lag),
+            until: StorageKey::space_end(Space::Missed),
             entries_max: ctx.view.config.handoffs_max,
             bytes_max: ctx.view.config.slice_bytes_max,
         };
@@ -89,7 +89,7 @@ impl Handoff {
         self.in_flight = mine.len();
         for key in mine {
             let space = key.space();
-            let held = if space == Space::Lag { key.in_space(Space::Owned) } else { key };
+            let held = if space == Space::Missed { key.in_space(Space::Owned) } else { key };
             ctx.kernel.with_key(held, Task::HandOff { space });
         }
         self.go_on(ctx);
@@ -120,9 +120,9 @@ impl Handoff {
         stored: Option<&Stored>,
     ) {
         let Some(stored) = stored else {
-            // A lag mark without a record has nothing to deliver; a hint that is gone has been delivered.
-            if space == Space::Lag {
-                ctx.kernel.with_key(key.in_space(Space::Lag), Task::Unmark);
+            // A missed-write marker without a record has nothing to deliver; a hint that is gone has been delivered.
+            if space == Space::Missed {
+                ctx.kernel.with_key(key.in_space(Space::Missed), Task::Unmark);
             }
             self.settled(ctx, false);
             return;
@@ -177,7 +177,7 @@ impl Handoff {
         let confirmed = confirmed && self.has_own_copy(ctx, key, space, own);
         if confirmed || !ctx.view.keep(Rule::KeepHintUntilConfirmed) {
             let task = match space {
-                Space::Lag => Task::UnmarkUnchanged { digest },
+                Space::Missed => Task::UnmarkUnchanged { digest },
                 Space::Hint | Space::Owned => Task::RemoveHint { digest },
             };
             ctx.kernel.with_key(key.clone(), task);
@@ -215,5 +215,5 @@ impl Handoff {
 /// How many records wait to be delivered.
 fn waiting(ctx: &Ctx<'_>) -> u64 {
     let held = ctx.kernel.held();
-    held.hints + held.lagging
+    held.hints + held.missed_writes
 }

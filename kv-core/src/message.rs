@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use exchange::{Answer, DigestEntry, Errand, Keyed, LeafSet, Position, Question, Tree};
+pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
 
 use crate::config::KeyspaceList;
 use crate::error::RequestError;
@@ -35,7 +35,7 @@ pub enum Level {
     One,
     /// A majority of the copies.
     Quorum,
-    /// Every copy; stand-ins do not count.
+    /// Every copy; fallbacks do not count.
     All,
 }
 
@@ -44,7 +44,7 @@ pub enum Level {
 pub struct Consistency {
     /// How many replicas.
     pub level: Level,
-    /// Only owners count, no stand-ins: with R + W > N a read then sees every acknowledged write.
+    /// Only owners count, no fallbacks: with R + W > N a read then sees every acknowledged write.
     pub strict: bool,
 }
 
@@ -149,7 +149,7 @@ pub struct ScanEntry {
 pub struct ReplicaView {
     /// The replica.
     pub node: NodeId,
-    /// Whether it is an owner; otherwise a stand-in that holds a hint.
+    /// Whether it is an owner; otherwise a fallback that holds a hint.
     pub owner: bool,
     /// Its record, or why there is no answer.
     pub record: Result<Option<Record>, RequestError>,
@@ -182,7 +182,7 @@ pub enum Response {
     },
     /// To an inspection.
     Inspected {
-        /// Owners in preference order, then stand-ins.
+        /// Owners in preference order, then fallbacks.
         replicas: Vec<ReplicaView>,
     },
 }
@@ -246,7 +246,7 @@ pub enum Message {
         /// The outcome, or why it was not coordinated there; then nothing was done.
         outcome: Result<Outcome, Refusal>,
     },
-    /// A coordinator's whole merged record for a replica (rule A2), or for a stand-in.
+    /// A coordinator's whole merged record for a replica (rule A2), or for a fallback.
     Replicate {
         /// Correlates the answer.
         call: CallId,
@@ -268,7 +268,7 @@ pub enum Message {
         /// Done, or why not.
         result: Result<(), Refusal>,
     },
-    /// Asks a replica for its record, or a stand-in for its hint.
+    /// Asks a replica for its record, or a fallback for its hint.
     Read {
         /// Correlates the answer.
         call: CallId,
@@ -288,7 +288,7 @@ pub enum Message {
         /// Which read.
         call: CallId,
         /// What the replica holds, durably, or why it does not say.
-        result: Result<Held, Refusal>,
+        result: Result<ReadReply, Refusal>,
     },
     /// Asks a replica for a slice of some of its partitions.
     Slice {
@@ -313,7 +313,7 @@ pub enum Message {
         /// The epoch of its entry.
         epoch: Epoch,
         /// What for.
-        errand: Errand,
+        purpose: Purpose,
         /// The question.
         question: Question,
     },
@@ -346,13 +346,13 @@ pub enum Message {
 pub enum Role {
     /// As an owner of the partition.
     Owner,
-    /// As a stand-in that holds hints.
-    StandIn,
+    /// As a fallback that holds hints.
+    Fallback,
 }
 
 /// What a replica holds of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Held {
+pub enum ReadReply {
     /// The record; the empty record if it holds none.
     Full(Record),
     /// Its digest; that of the empty record if it holds none.
@@ -427,7 +427,7 @@ impl Message {
             Self::Forwarded { call, outcome: Ok(Ok(response)) } if !matches!(response, Response::Written { .. }) => {
                 Some(Self::Forwarded { call: *call, outcome: Err(refusal) })
             }
-            Self::ReadResult { call, result: Ok(Held::Full(_)) } => {
+            Self::ReadResult { call, result: Ok(ReadReply::Full(_)) } => {
                 Some(Self::ReadResult { call: *call, result: Err(refusal) })
             }
             Self::SliceResult { call, result: Ok(_) } => Some(Self::SliceResult { call: *call, result: Err(refusal) }),
@@ -484,7 +484,7 @@ impl Message {
         };
         let valid = match &message {
             Self::Replicate { record, .. } => record.is_valid(),
-            Self::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
+            Self::ReadResult { result: Ok(ReadReply::Full(record)), .. } => record.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
             Self::Exchange { question, .. } => question.is_valid(),
             Self::Keyspaces { list } => list.is_valid(),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::event::Event;
 use crate::exchange::{Ended, Exchanges, Situation};
 use crate::kernel::footprint;
-use crate::message::Errand;
+use crate::message::Purpose;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, Stats, StorageKey, Stored};
 use crate::topology::{Residue, Wait};
@@ -30,7 +30,7 @@ const HANDOVERS_MAX: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct Residues {
     /// Partitions of which records may be stored, owned ones included.
-    stocked: BTreeSet<PartitionId>,
+    may_hold: BTreeSet<PartitionId>,
     left: BTreeMap<PartitionId, Left>,
 }
 
@@ -64,8 +64,8 @@ impl Residues {
     /// What a store may hold of partitions that it does not own.
     pub(crate) fn recover(view: &View, stats: &Stats) -> Self {
         let stored = stats.partitions().filter(|(_, stats)| stats.total(Space::Owned).records > 0);
-        let stocked = stored.map(|(partition, _)| partition).filter(|&partition| view.serves(partition)).collect();
-        Self { stocked, left: BTreeMap::new() }
+        let may_hold = stored.map(|(partition, _)| partition).filter(|&partition| view.serves(partition)).collect();
+        Self { may_hold, left: BTreeMap::new() }
     }
 
     /// The layout has changed: looks for what was left, and stops handing over what is owned again.
@@ -73,9 +73,9 @@ impl Residues {
         for partition in ctx.view.partition_ids() {
             let changed = ctx.view.entry_epoch(partition);
             if ctx.view.keeps(partition) {
-                self.stocked.insert(partition);
+                self.may_hold.insert(partition);
                 self.stop(ctx, exchanges, partition);
-            } else if self.stocked.contains(&partition)
+            } else if self.may_hold.contains(&partition)
                 && self.left.get(&partition).is_none_or(|left| left.epoch != changed)
             {
                 self.stop(ctx, exchanges, partition);
@@ -135,7 +135,7 @@ impl Residues {
         open.retain(|&node| ctx.is_up(node));
         let is_due = |node: &NodeId| left.failed.get(node).is_none_or(|failed| failed.1 <= now);
         if let Some(owner) = open.iter().copied().find(is_due) {
-            let id = exchanges.start(ctx, partition, owner, Errand::HandOver, true, None);
+            let id = exchanges.start(ctx, partition, owner, Purpose::HandOver, true, None);
             if let Some(left) = self.left.get_mut(&partition) {
                 left.exchange = Some((id, owner));
             }
@@ -152,7 +152,7 @@ impl Residues {
         left.size = Some((total.records, total.bytes));
         if total.records == 0 {
             self.left.remove(&partition);
-            self.stocked.remove(&partition);
+            self.may_hold.remove(&partition);
         }
         self.arm(ctx);
     }
@@ -227,7 +227,7 @@ impl Residues {
         if slice.entries.is_empty() {
             let records = left.dropped;
             self.left.remove(&partition);
-            self.stocked.remove(&partition);
+            self.may_hold.remove(&partition);
             if records > 0 {
                 ctx.kernel.event(Event::ResidueDropped { partition, records });
             }

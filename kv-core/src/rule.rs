@@ -39,7 +39,7 @@ pub enum Rule {
     CursorBehindData,
     /// M2: a source that was left midway does not count as covered.
     CoverageOfEachSource,
-    /// Owners compare their copies when a member may have died amid a write to them.
+    /// Owners compare their copies when a member may have died during a write to them.
     CompareAfterCrash,
     /// Requests go on without a peer that has stalled.
     MoveOnFromStalled,

@@ -101,7 +101,7 @@ pub enum Input {
     Reclaimed,
     /// How fast partitions may be copied from now on. Until the first, the defaults hold.
     Transfers(TransferSettings),
-    /// An operator wants the copies of these partitions that wait for a source to begin anew.
+    /// An operator wants the copies of these partitions that wait for a source to begin again.
     Retry(Vec<PartitionId>),
     /// An operator wants these partitions compared with their other owners now, as far as this node holds all of them.
     Repair(Vec<PartitionId>),
@@ -189,18 +189,18 @@ pub struct Status {
     /// Bytes of these.
     pub hint_bytes: u64,
     /// Keys of owned records that some other owner has not confirmed.
-    pub lagging: u64,
+    pub missed_writes: u64,
     /// Owned partitions that are not complete: the store was lost and they are being refilled.
     pub unsynced: Vec<PartitionId>,
     /// Partitions that migrate to this node and are not covered yet.
     pub receiving: usize,
     /// Partitions that this node has left and may still hold records of.
     pub leaving: usize,
-    /// Comparisons with other owners that were asked for by hand, or are owed since copies may have become unequal, and are
+    /// Comparisons with other owners that were requested by an operator, or are pending since copies may have become unequal, and are
     /// not done. Those with owners that are down are left out.
     pub repairing: usize,
-    /// What became of comparisons asked for by hand.
-    pub repairs: RepairFigures,
+    /// What became of comparisons requested by an operator.
+    pub repairs: RepairStats,
     /// Partitions that may hold records of dropped keyspaces, which are being removed.
     pub dropping: usize,
     /// Whether the storage engine gives back the space of what was removed.
@@ -213,9 +213,9 @@ pub struct Status {
     pub poisoned: bool,
 }
 
-/// What became of the comparisons that were asked for by hand, since the node started.
+/// What became of the comparisons that were requested by an operator, since the node started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RepairFigures {
+pub struct RepairStats {
     /// Comparisons asked for; those that are neither done nor failed are still to come.
     pub asked: u64,
     /// Comparisons that came to their end.

@@ -73,7 +73,7 @@ pub(crate) enum Timer {
     Retry(ReplicationId),
     /// A peer of which something was asked may be silent.
     Watch(NodeId),
-    /// Hints and lag marks are looked for.
+    /// Hints and missed-write markers are looked for.
     Handoff,
     /// Expired records are looked for.
     Sweep,
@@ -84,13 +84,13 @@ pub(crate) enum Timer {
     /// An exchange goes on, or asks again.
     Exchange(ExchangeId),
     /// Exchanges that wait for the limit on bytes may go on.
-    Turns,
+    ThrottleQueue,
     /// What was left of partitions is looked at.
     HandOver,
     /// Two owners compare what they hold.
     Repair,
-    /// Comparisons that are owed and failed are tried again.
-    Owed,
+    /// Pending comparisons that failed are tried again.
+    Deferred,
     /// What was given up long ago does not count any more.
     GivenUp,
 }
@@ -110,13 +110,13 @@ pub(crate) enum Task {
     Sweep,
     /// Send the record to the owners that may lack it.
     HandOff { space: Space },
-    /// Note that some owner has not confirmed the owned record of this key (a key of the lag space).
+    /// Note that some owner has not confirmed the owned record of this key (a key of the space of missed-write markers).
     Mark,
     /// Remove a hint that every owner has confirmed, unless it has changed since it was sent.
     RemoveHint { digest: u64 },
-    /// Remove the lag mark of an owned record, unless the record has changed since it was sent.
+    /// Remove the missed-write marker of an owned record, unless the record has changed since it was sent.
     UnmarkUnchanged { digest: u64 },
-    /// Remove a lag mark (a key of the lag space).
+    /// Remove a missed-write marker (a key of the space of missed-write markers).
     Unmark,
     /// Give the record to another replica that asked for it.
     Fetch { serving: ServingId },
@@ -187,7 +187,7 @@ pub(crate) enum AfterDurable {
 pub(crate) enum ReadFor {
     /// A part of a slice.
     Slice { job: SliceId, part: usize },
-    /// Hints and lag marks.
+    /// Hints and missed-write markers.
     HandOff,
     /// The sweeper's partition.
     Sweep(PartitionId),
@@ -303,7 +303,7 @@ impl Ctx<'_> {
 
     /// Fallbacks for `partition` that can be asked, nearest first, those that have stalled last. A node that coordinates
     /// without being an owner comes first, wherever it stands on the ring.
-    pub(crate) fn stand_ins_up(&self, partition: PartitionId, wanted: usize) -> Vec<NodeId> {
+    pub(crate) fn fallbacks_up(&self, partition: PartitionId, wanted: usize) -> Vec<NodeId> {
         if wanted == 0 {
             // The usual case, on every write: nobody is down, and the ring need not be walked.
             return Vec::new();

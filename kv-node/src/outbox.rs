@@ -189,7 +189,7 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_core::message::{CallId, Held};
+    use kv_core::message::{CallId, ReadReply};
     use kv_core::types::{RequestId, StoreId};
     use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
 

@@ -16,14 +16,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::error::StorageError;
-use crate::message::{Answer, CallId, Errand, Keyed, LeafSet, Message, Position, Question, Refusal, Tree};
+use crate::message::{Answer, CallId, Keyed, LeafSet, Message, Position, Purpose, Question, Refusal, Tree};
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey, Stored, Tally};
 use crate::topology::Wait;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{AfterDurable, Applied, Ctx, ExchangeId, Peers, ReadFor, StatsFor, Task, Timer, Waiter};
 
-use pace::Turns;
+use pace::ThrottleQueue;
 pub(crate) use serve::Serving;
 use throttle::{Booking, Throttle};
 use walk::{Known, Next, Own, Walk};
@@ -42,7 +42,7 @@ const LOOKS_MAX: u32 = 3;
 /// What an exchange waits for that needs a record of its own node that is damaged.
 const OWN_DAMAGED: &str = "a damaged record of this node's own is being replaced";
 
-/// After this long without getting on, an exchange says what it waits for.
+/// After this long without progress, an exchange says what it waits for.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
 /// The exchanges under way, the asking side.
@@ -50,7 +50,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Exchanges {
     open: BTreeMap<ExchangeId, Exchange>,
     throttle: Throttle,
-    turns: Turns,
+    throttle_queue: ThrottleQueue,
     outcomes: VecDeque<Outcome>,
 }
 
@@ -73,7 +73,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) id: ExchangeId,
-    pub(crate) errand: Errand,
+    pub(crate) purpose: Purpose,
     pub(crate) partition: PartitionId,
     pub(crate) peer: NodeId,
     /// The peer's tree when it was last asked for.
@@ -96,7 +96,7 @@ pub(crate) struct Situation<'a> {
 pub(crate) struct Exchange {
     partition: PartitionId,
     peer: NodeId,
-    errand: Errand,
+    purpose: Purpose,
     epoch: Epoch,
     step: Step,
     /// Whether taking all records in order is out of question, or done.
@@ -108,8 +108,8 @@ pub(crate) struct Exchange {
     /// Records of that answer that are not durable here.
     applying: usize,
     /// Whether one of them could not be merged: they are asked for again.
-    spoiled: bool,
-    /// When it last got on.
+    merge_failed: bool,
+    /// When it last made progress.
     moved_at: Monotonic,
     /// Why it does not ask, if it does not.
     waits: Option<Wait>,
@@ -145,8 +145,8 @@ enum Step {
 
 impl Exchange {
     fn ended(self, id: ExchangeId) -> Ended {
-        let Self { errand, partition, peer, tree, records, .. } = self;
-        Ended { id, errand, partition, peer, tree, records }
+        let Self { purpose, partition, peer, tree, records, .. } = self;
+        Ended { id, purpose, partition, peer, tree, records }
     }
 
     /// What the peer held when it was last asked.
@@ -159,7 +159,7 @@ impl Exchange {
         !self.compare_only && !matches!(self.step, Step::Walk(_) | Step::OwnPage(_))
     }
 
-    /// Why it does not get on, in words.
+    /// Why it makes no progress, in words.
     pub(crate) fn waiting_for(&self, now: Monotonic) -> Option<Wait> {
         if self.waits.is_some() {
             return self.waits.clone();
@@ -181,11 +181,11 @@ impl Exchange {
     }
 
     fn pulls(&self) -> bool {
-        self.errand != Errand::HandOver
+        self.purpose != Purpose::HandOver
     }
 
     fn pushes(&self) -> bool {
-        matches!(self.errand, Errand::HandOver | Errand::Repair)
+        matches!(self.purpose, Purpose::HandOver | Purpose::Repair)
     }
 }
 
@@ -211,7 +211,7 @@ impl Exchanges {
         ctx: &mut Ctx<'_>,
         partition: PartitionId,
         peer: NodeId,
-        errand: Errand,
+        purpose: Purpose,
         compare_only: bool,
         after: Option<Position>,
     ) -> ExchangeId {
@@ -219,19 +219,19 @@ impl Exchanges {
         let exchange = Exchange {
             partition,
             peer,
-            errand,
+            purpose,
             epoch: ctx.view.entry_epoch(partition),
             // Where records were taken in order before, the peer's tree says only how many there are.
             step: match after {
                 Some(after) if !compare_only => Step::Bulk { after: Some(after), next: None },
-                _ if errand == Errand::Repair => Step::OwnRoot,
+                _ if purpose == Purpose::Repair => Step::OwnRoot,
                 _ => Step::Tree { unless: None },
             },
             compare_only,
             asked: None,
             round: CallId(0),
             applying: 0,
-            spoiled: false,
+            merge_failed: false,
             moved_at: ctx.kernel.now.mono,
             waits: None,
             is_its_turn: false,
@@ -284,7 +284,7 @@ impl Exchanges {
     pub(crate) fn step(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId) {
         let patience = ctx.view.config.retry_after * 4;
         let Some(exchange) = self.open.get_mut(&id) else { return };
-        let (peer, errand, partition, epoch) = (exchange.peer, exchange.errand, exchange.partition, exchange.epoch);
+        let (peer, purpose, partition, epoch) = (exchange.peer, exchange.purpose, exchange.partition, exchange.epoch);
         if exchange.applying > 0 || matches!(exchange.step, Step::OwnTree | Step::OwnPage(_)) {
             return;
         }
@@ -332,7 +332,7 @@ impl Exchanges {
                 exchange.records += records.len() as u64;
             }
         }
-        let message = Message::Exchange { call, partition, epoch, errand, question };
+        let message = Message::Exchange { call, partition, epoch, purpose, question };
         ctx.kernel.ask(peer, call, Waiter::Exchange(id), message);
         ctx.kernel.arm(ctx.kernel.now.mono.plus(patience), Timer::Exchange(id));
     }
@@ -370,7 +370,7 @@ impl Exchanges {
             }
             (Step::Bulk { after, next: end }, Answer::Records { records, next }) => {
                 if next.is_some() && next <= *after {
-                    return self.misled(ctx, id);
+                    return self.unexpected_reply(ctx, id);
                 }
                 *end = next;
                 self.merge(ctx, id, records);
@@ -380,7 +380,7 @@ impl Exchanges {
                 // The peer may not know yet that a keyspace was dropped.
                 entries.retain(|entry| !ctx.view.is_dropped(entry.keyspace));
                 if !walk.learn(entries, next) {
-                    return self.misled(ctx, id);
+                    return self.unexpected_reply(ctx, id);
                 }
                 self.step(ctx, id);
             }
@@ -388,13 +388,13 @@ impl Exchanges {
                 walk.settled();
                 self.step(ctx, id);
             }
-            _ => self.misled(ctx, id),
+            _ => self.unexpected_reply(ctx, id),
         }
     }
 
-    fn misled(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId) {
+    fn unexpected_reply(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId) {
         let peer = self.open.get(&id).map(|exchange| exchange.peer).unwrap_or_default();
-        self.failed(ctx, id, format!("{peer} answers something else than was asked"));
+        self.failed(ctx, id, format!("{peer} sent an unexpected reply"));
     }
 
     fn refused(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId, refusal: Refusal) {
@@ -444,7 +444,7 @@ impl Exchanges {
         let Some(exchange) = self.open.get_mut(&id) else { return };
         let (partition, round) = (exchange.partition, exchange.round);
         exchange.applying = records.len();
-        exchange.spoiled = false;
+        exchange.merge_failed = false;
         exchange.records += records.len() as u64;
         let bytes = bytes_of(&records);
         self.pay(ctx, id, bytes);
@@ -465,7 +465,7 @@ impl Exchanges {
         if exchange.round != round {
             return;
         }
-        exchange.spoiled |= !well;
+        exchange.merge_failed |= !well;
         exchange.applying = exchange.applying.saturating_sub(1);
         if exchange.applying == 0 {
             self.merged(ctx, id);
@@ -477,8 +477,8 @@ impl Exchanges {
         let (now, retry_at) = (ctx.kernel.now.mono, ctx.kernel.now.mono.plus(ctx.view.config.retry_after));
         let Some(exchange) = self.open.get_mut(&id) else { return };
         exchange.moved_at = now;
-        if exchange.spoiled {
-            // A record of this node's own is damaged and being mended.
+        if exchange.merge_failed {
+            // A record of this node's own is damaged and being restored.
             exchange.waits = Some(Wait::Other(OWN_DAMAGED.to_owned()));
             ctx.kernel.arm(retry_at, Timer::Exchange(id));
             return;
@@ -517,7 +517,7 @@ impl Exchanges {
         }
         let (Step::OwnTree, Some(tree)) = (&exchange.step, &exchange.tree) else { return };
         let theirs = tree.tally.records;
-        let takes_all = matches!(exchange.errand, Errand::Refill | Errand::Copy)
+        let takes_all = matches!(exchange.purpose, Purpose::Refill | Purpose::Copy)
             && !exchange.compare_only
             && mine.saturating_mul(BULK_BELOW) < theirs;
         if takes_all {
@@ -530,7 +530,7 @@ impl Exchanges {
             if differing.is_empty() {
                 return self.done(ctx, id);
             }
-            if exchange.errand == Errand::Repair && differing.len() <= FEW_LEAVES && exchange.looks < LOOKS_MAX {
+            if exchange.purpose == Purpose::Repair && differing.len() <= FEW_LEAVES && exchange.looks < LOOKS_MAX {
                 exchange.step = Step::OwnRoot;
                 ctx.kernel.arm(ctx.kernel.now.mono.plus(LOOK_AGAIN_AFTER), Timer::Exchange(id));
                 return;

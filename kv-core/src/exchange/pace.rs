@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 use super::throttle::Booking;
 use super::{Exchange, Exchanges, bytes_of};
 use crate::kernel::TimerKey;
-use crate::message::{Errand, Question};
+use crate::message::{Purpose, Question};
 use crate::topology::Wait;
 use crate::types::Monotonic;
 use crate::wiring::{Ctx, ExchangeId, Timer};
 
 /// The exchanges that wait for the limit, the longest first.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct ThrottleQueue {
     queue: VecDeque<ExchangeId>,
     /// When the first may go on.
     timer: Option<TimerKey>,
@@ -24,12 +24,12 @@ pub(super) struct Turns {
 impl Exchange {
     /// Whether a pause holds it back: repairs are no part of an operation, and a lost copy is a risk to everybody.
     pub(super) fn is_pausable(&self) -> bool {
-        matches!(self.errand, Errand::Copy | Errand::HandOver)
+        matches!(self.purpose, Purpose::Copy | Purpose::HandOver)
     }
 
     /// Whether what it brings counts for the limit: bringing a lost copy back waits for nothing.
     fn is_limited(&self) -> bool {
-        self.errand != Errand::Refill
+        self.purpose != Purpose::Refill
     }
 }
 
@@ -69,10 +69,10 @@ impl Exchanges {
             return true;
         }
         let is_its_turn = std::mem::take(&mut exchange.is_its_turn);
-        if !is_its_turn && (self.throttle.wait(now).is_some() || !self.turns.queue.is_empty()) {
+        if !is_its_turn && (self.throttle.wait(now).is_some() || !self.throttle_queue.queue.is_empty()) {
             exchange.waits = Some(Wait::Limited);
-            if !self.turns.queue.contains(&id) {
-                self.turns.queue.push_back(id);
+            if !self.throttle_queue.queue.contains(&id) {
+                self.throttle_queue.queue.push_back(id);
             }
             self.set_turn(ctx);
             return false;
@@ -88,7 +88,7 @@ impl Exchanges {
     /// Lets those go on that have waited longest, as far as the limit allows.
     pub(crate) fn take_turns(&mut self, ctx: &mut Ctx<'_>) {
         while self.throttle.wait(ctx.kernel.now.mono).is_none()
-            && let Some(id) = self.turns.queue.pop_front()
+            && let Some(id) = self.throttle_queue.queue.pop_front()
         {
             if let Some(exchange) = self.open.get_mut(&id) {
                 exchange.is_its_turn = true;
@@ -104,14 +104,14 @@ impl Exchanges {
 
     /// Sets the timer for the first turn.
     pub(super) fn set_turn(&mut self, ctx: &mut Ctx<'_>) {
-        if let Some(timer) = self.turns.timer.take() {
+        if let Some(timer) = self.throttle_queue.timer.take() {
             ctx.kernel.cancel_timer(timer);
         }
-        self.turns.queue.retain(|id| self.open.contains_key(id));
-        if !self.turns.queue.is_empty() {
+        self.throttle_queue.queue.retain(|id| self.open.contains_key(id));
+        if !self.throttle_queue.queue.is_empty() {
             let now = ctx.kernel.now.mono;
             let at = self.throttle.wait(now).unwrap_or(now);
-            self.turns.timer = Some(ctx.kernel.set_timer(at, Timer::Turns));
+            self.throttle_queue.timer = Some(ctx.kernel.set_timer(at, Timer::ThrottleQueue));
         }
     }
 

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use super::{position, records_behind, storage_key};
 use crate::apply::{decoded, may_take};
 use crate::error::{Kind, RequestError, StorageError};
-use crate::message::{Answer, CallId, DigestEntry, Errand, Keyed, LeafSet, Message, Position, Question, Refusal, Tree};
+use crate::message::{
+    Answer, CallId, DigestEntry, Keyed, LeafSet, Message, Position, Purpose, Question, Refusal, Tree,
+};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey};
 use crate::types::{Epoch, NodeId, PartitionId};
@@ -32,7 +34,7 @@ struct Asked {
     call: CallId,
     partition: PartitionId,
     epoch: Epoch,
-    errand: Errand,
+    purpose: Purpose,
     kind: Kinds,
 }
 
@@ -62,14 +64,14 @@ impl Serving {
         ctx: &mut Ctx<'_>,
         peer: NodeId,
         call: CallId,
-        (partition, epoch, errand): (PartitionId, Epoch, Errand),
+        (partition, epoch, purpose): (PartitionId, Epoch, Purpose),
         question: Question,
     ) {
-        if let Err(refusal) = Self::may_serve(ctx.view, partition, epoch, errand).and_then(|()| self.has_room(ctx)) {
+        if let Err(refusal) = Self::may_serve(ctx.view, partition, epoch, purpose).and_then(|()| self.has_room(ctx)) {
             return ctx.kernel.send(peer, Message::ExchangeResult { call, result: Err(refusal) });
         }
         let id = ServingId(ctx.kernel.next_id());
-        let serving = |kind| Asked { peer, call, partition, epoch, errand, kind };
+        let serving = |kind| Asked { peer, call, partition, epoch, purpose, kind };
         match question {
             Question::Leaves { unless } => {
                 self.open.insert(id, serving(Kinds::Tree { unless }));
@@ -110,7 +112,7 @@ impl Serving {
     }
 
     /// Whether this node may answer about a partition at an epoch (invariant 6).
-    fn may_serve(view: &View, partition: PartitionId, epoch: Epoch, errand: Errand) -> Result<(), Refusal> {
+    fn may_serve(view: &View, partition: PartitionId, epoch: Epoch, purpose: Purpose) -> Result<(), Refusal> {
         match view.fence(partition, epoch) {
             Err(Refusal::Behind { .. }) if !view.keep(Rule::FencedSource) => {}
             fenced => fenced?,
@@ -118,11 +120,11 @@ impl Serving {
         if !view.owns(partition) {
             return Err(Refusal::NotOwner);
         }
-        let complete = match errand {
+        let complete = match purpose {
             // A node that is being refilled itself gives what it has: the asker merges all that survives.
-            Errand::Refill => true,
-            Errand::HandOver => view.holds(partition),
-            Errand::Copy | Errand::Repair => view.is_synced(partition),
+            Purpose::Refill => true,
+            Purpose::HandOver => view.holds(partition),
+            Purpose::Copy | Purpose::Repair => view.is_synced(partition),
         };
         if complete { Ok(()) } else { Err(Refusal::NotSynced) }
     }
@@ -141,7 +143,7 @@ impl Serving {
     /// Whether what a question is about is still this node's to answer: a layout may have come while it read.
     pub(crate) fn serves(&self, view: &View, id: ServingId) -> Result<(), Refusal> {
         let Some(serving) = self.open.get(&id) else { return Err(Refusal::NotOwner) };
-        Self::may_serve(view, serving.partition, serving.epoch, serving.errand)
+        Self::may_serve(view, serving.partition, serving.epoch, serving.purpose)
     }
 
     fn read_slice_for(
@@ -205,7 +207,7 @@ impl Serving {
             if ctx.view.is_dropped(key.keyspace()) {
                 continue;
             }
-            // A damaged record has nothing to give; the other sources have theirs, and it is mended meanwhile.
+            // A damaged record has nothing to give; the other sources have theirs, and it is restored meanwhile.
             let Some(record) = decoded(ctx, &key, &bytes) else { continue };
             if digests.is_some() {
                 let size = u32::try_from(key.key().len() + bytes.len()).unwrap_or(u32::MAX);

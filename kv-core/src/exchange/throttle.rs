@@ -24,7 +24,7 @@ const MICRO: i128 = 1_000_000;
 pub(crate) struct Throttle {
     bytes_per_second_max: Option<NonZeroU64>,
     /// Millionths of bytes that are booked and not paid for at `at`; below zero: what has gathered.
-    owed: i128,
+    debt: i128,
     at: Monotonic,
 }
 
@@ -41,7 +41,7 @@ impl Throttle {
     /// Sets the rate; `None`: no limit. What was booked at another rate is forgiven, and what had gathered is lost.
     pub(crate) fn limit(&mut self, bytes_per_second_max: Option<NonZeroU64>, now: Monotonic) {
         if self.bytes_per_second_max != bytes_per_second_max {
-            *self = Self { bytes_per_second_max, owed: 0, at: now };
+            *self = Self { bytes_per_second_max, debt: 0, at: now };
         }
     }
 
@@ -71,20 +71,20 @@ impl Throttle {
     /// When more may be booked, if not now.
     pub(crate) fn wait(&self, now: Monotonic) -> Option<Monotonic> {
         let rate = i128::from(self.bytes_per_second_max?.get());
-        let owed = self.owed_at(now);
-        let micros = u64::try_from((owed + rate - 1) / rate).unwrap_or(u64::MAX);
-        (owed > 0).then(|| now.plus(Duration::from_micros(micros)))
+        let debt = self.debt_at(now);
+        let micros = u64::try_from((debt + rate - 1) / rate).unwrap_or(u64::MAX);
+        (debt > 0).then(|| now.plus(Duration::from_micros(micros)))
     }
 
-    fn owed_at(&self, now: Monotonic) -> i128 {
+    fn debt_at(&self, now: Monotonic) -> i128 {
         let rate = i128::from(self.bytes_per_second_max.map_or(0, NonZeroU64::get));
         let micros = |time: Duration| i128::try_from(time.as_micros()).unwrap_or(i128::from(u64::MAX));
-        (self.owed - rate * micros(now.since(self.at))).max(-rate * micros(BURST))
+        (self.debt - rate * micros(now.since(self.at))).max(-rate * micros(BURST))
     }
 
     fn change(&mut self, bytes: i128, now: Monotonic) {
         if self.bytes_per_second_max.is_some() {
-            self.owed = self.owed_at(now) + bytes * MICRO;
+            self.debt = self.debt_at(now) + bytes * MICRO;
             self.at = self.at.max(now);
         }
     }

@@ -41,7 +41,7 @@ struct Page {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Ask(Question),
-    /// This node's own records of a stretch: behind the first place, up to the second.
+    /// This node's own records of a stretch: behind the primary, up to the second.
     Read {
         after: Option<Position>,
         upto: Known,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::StorageError;
 use crate::event::Event;
 use crate::exchange::{Ended, Exchanges};
-use crate::message::{Errand, Position};
+use crate::message::{Position, Purpose};
 use crate::ring::{Entry, Joint};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Reader};
@@ -43,7 +43,7 @@ pub(crate) struct Filling {
 /// A partition that is being filled.
 #[derive(Debug)]
 struct Copy {
-    errand: Errand,
+    purpose: Purpose,
     /// The exchange under way, and with whom.
     exchange: Option<(ExchangeId, NodeId)>,
     progress: Progress,
@@ -95,17 +95,17 @@ impl Filling {
             self.step(ctx, exchanges, partition);
         }
         for partition in ctx.view.partition_ids() {
-            if let Some(errand) = self.lacks(ctx.view, partition)
+            if let Some(purpose) = self.lacks(ctx.view, partition)
                 && !self.copies.contains_key(&partition)
-                && self.has_turn(ctx.view, errand)
+                && self.has_turn(ctx.view, purpose)
             {
-                self.start(ctx, exchanges, partition, errand);
+                self.start(ctx, exchanges, partition, purpose);
             }
         }
     }
 
     /// What has to be done before this node's copy of a partition is complete.
-    fn lacks(&self, view: &View, partition: PartitionId) -> Option<Errand> {
+    fn lacks(&self, view: &View, partition: PartitionId) -> Option<Purpose> {
         if !view.is_listed() {
             return None;
         }
@@ -114,32 +114,32 @@ impl Filling {
         if entry.owners.iter().any(|owner| owner.node == me) && !view.is_synced(partition) {
             // Without another owner nothing can be copied back. The partition stays closed: an empty answer would be
             // a lie, and only an operator can decide that its data is given up.
-            return (entry.owners.len() > 1).then_some(Errand::Refill);
+            return (entry.owners.len() > 1).then_some(Purpose::Refill);
         }
         let receives = entry.joint.as_ref().is_some_and(|joint| joint.receivers.iter().any(|to| to.node == me));
-        (receives && self.receipt(view, partition).is_none()).then_some(Errand::Copy)
+        (receives && self.receipt(view, partition).is_none()).then_some(Purpose::Copy)
     }
 
     /// Whether one more may ask. Those that have nobody to ask take no turn.
-    fn has_turn(&self, view: &View, errand: Errand) -> bool {
-        let runs = |copy: &&Copy| copy.errand == errand && (copy.exchange.is_some() || copy.ending);
+    fn has_turn(&self, view: &View, purpose: Purpose) -> bool {
+        let runs = |copy: &&Copy| copy.purpose == purpose && (copy.exchange.is_some() || copy.ending);
         let running = self.copies.values().filter(runs).count();
-        if errand == Errand::Refill {
+        if purpose == Purpose::Refill {
             return running < view.config.refills_max;
         }
         !view.transfers.paused && running < usize::from(view.transfers.transfers_max.max(1))
     }
 
-    fn start(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId, errand: Errand) {
+    fn start(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId, purpose: Purpose) {
         let joint = ctx.view.joint(partition).map(|joint| joint.epoch).unwrap_or_default();
         let store = ctx.view.incarnation.store;
-        let kept = if errand == Errand::Copy { self.progress.remove(&partition) } else { None };
+        let kept = if purpose == Purpose::Copy { self.progress.remove(&partition) } else { None };
         let counts = |progress: &Progress| {
             progress.store == store && (progress.joint == joint || !ctx.view.keep(Rule::SinceCounts))
         };
         let progress = kept.filter(counts).unwrap_or_else(|| Progress { store, joint, ..Progress::default() });
         let copy = Copy {
-            errand,
+            purpose,
             exchange: None,
             progress,
             keys_total: 0,
@@ -149,8 +149,8 @@ impl Filling {
             given_up: Vec::new(),
             ending: false,
         };
-        ctx.kernel.event(match errand {
-            Errand::Copy => Event::CopyStarted { partition },
+        ctx.kernel.event(match purpose {
+            Purpose::Copy => Event::CopyStarted { partition },
             _ => Event::RefillStarted { partition },
         });
         self.copies.insert(partition, copy);
@@ -207,10 +207,10 @@ impl Filling {
             return;
         }
         let Some(entry) = ctx.view.entry(partition).cloned() else { return };
-        let sources = Self::sources(ctx.view, &entry, copy.errand);
+        let sources = Self::sources(ctx.view, &entry, copy.purpose);
         let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
-        let need = match (copy.errand, &entry.joint) {
-            (Errand::Copy, Some(joint)) => Self::sources_needed(ctx.view, &entry, joint),
+        let need = match (copy.purpose, &entry.joint) {
+            (Purpose::Copy, Some(joint)) => Self::sources_needed(ctx.view, &entry, joint),
             _ => sources.len(),
         };
         if sources.iter().filter(|&node| covered(node)).count() >= need {
@@ -226,23 +226,23 @@ impl Filling {
             }
             return;
         };
-        if !self.has_turn(ctx.view, copy.errand) {
+        if !self.has_turn(ctx.view, copy.purpose) {
             return;
         }
         let after = copy.progress.cursor.as_ref().filter(|cursor| cursor.0 == source).map(|cursor| cursor.1.clone());
         let compare_only = copy.progress.compare_only;
-        let errand = copy.errand;
-        let id = exchanges.start(ctx, partition, source, errand, compare_only, after);
+        let purpose = copy.purpose;
+        let id = exchanges.start(ctx, partition, source, purpose, compare_only, after);
         if let Some(copy) = self.copies.get_mut(&partition) {
             copy.exchange = Some((id, source));
         }
     }
 
     /// From whom a partition may be filled, in the order in which they are asked.
-    fn sources(view: &View, entry: &Entry, errand: Errand) -> Vec<NodeId> {
+    fn sources(view: &View, entry: &Entry, purpose: Purpose) -> Vec<NodeId> {
         let me = view.me();
         let mut sources: Vec<NodeId> = entry.owners.iter().map(|owner| owner.node).filter(|&node| node != me).collect();
-        if errand == Errand::Copy
+        if purpose == Purpose::Copy
             && let Some(joint) = &entry.joint
         {
             let first = joint.receivers.iter().find(|to| to.node == me).map(|to| to.source);
@@ -286,7 +286,7 @@ impl Filling {
 
     fn persist_progress(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
         let Some(copy) = self.copies.get(&partition) else { return };
-        if copy.errand == Errand::Copy {
+        if copy.purpose == Purpose::Copy {
             let progress = copy.progress.clone();
             ctx.kernel.persist_meta(meta::progress(partition), meta::encode(&progress));
             self.progress.insert(partition, progress);
@@ -330,7 +330,7 @@ impl Filling {
     fn end(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
         let Some(copy) = self.copies.get_mut(&partition) else { return };
         copy.ending = true;
-        if copy.errand == Errand::Refill {
+        if copy.purpose == Purpose::Refill {
             let synced = ctx.view.entry(partition).and_then(|entry| {
                 let own = entry.owners.iter().find(|owner| owner.node == ctx.me())?;
                 Some((ctx.view.incarnation.store, own.since))
@@ -390,8 +390,8 @@ impl Filling {
 
     /// It is durable that a partition is complete.
     pub(crate) fn refilled(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId) {
-        // A layout may have begun the refill anew meanwhile.
-        let is_refill = self.copies.get(&partition).is_some_and(|copy| copy.errand == Errand::Refill);
+        // A layout may have begun the refill again meanwhile.
+        let is_refill = self.copies.get(&partition).is_some_and(|copy| copy.purpose == Purpose::Refill);
         let refill = if is_refill { self.copies.remove(&partition) } else { None };
         if let Some(Copy { exchange: Some((id, _)), .. }) = refill {
             exchanges.cancel(ctx, id);
@@ -403,7 +403,7 @@ impl Filling {
 
     /// Partitions that migrate to this node and are not covered yet.
     pub(crate) fn receiving(&self, view: &View) -> usize {
-        view.partition_ids().filter(|&partition| self.lacks(view, partition) == Some(Errand::Copy)).count()
+        view.partition_ids().filter(|&partition| self.lacks(view, partition) == Some(Purpose::Copy)).count()
     }
 
     /// Bytes of keys and records that came in for copies and refills since the loop began.

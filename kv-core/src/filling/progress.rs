@@ -2,7 +2,7 @@
 
 use super::{Copy, Filling};
 use crate::exchange::{Exchange, Situation};
-use crate::message::Errand;
+use crate::message::Purpose;
 use crate::topology::{Transfer, TransferPhase, Wait};
 use crate::types::{Epoch, NodeId, PartitionId};
 use crate::view::View;
@@ -72,7 +72,7 @@ impl Filling {
 
 /// Why a copy has nobody to ask.
 pub(super) fn why_no_source(view: &View, peers: &Peers, partition: PartitionId, copy: &Copy) -> Option<String> {
-    if copy.errand == Errand::Refill {
+    if copy.purpose == Purpose::Refill {
         return Some("this node's own copy, whose store was lost, is being refilled first".to_owned());
     }
     let entry = view.entry(partition)?;
@@ -83,6 +83,6 @@ pub(super) fn why_no_source(view: &View, peers: &Peers, partition: PartitionId, 
         None => format!("{node} has not been asked yet"),
     };
     let reasons: Vec<String> =
-        Filling::sources(view, entry, copy.errand).into_iter().filter(|node| !covered(node)).map(why).collect();
+        Filling::sources(view, entry, copy.purpose).into_iter().filter(|node| !covered(node)).map(why).collect();
     Some(reasons.join("; "))
 }

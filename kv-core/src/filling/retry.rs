@@ -1,16 +1,16 @@
-//! Copies that wait begin anew, because an operator wants them to.
+//! Copies that wait begin again, because an operator wants them to.
 
 use super::progress::why_no_source;
 use super::{Copy, Filling};
 use crate::event::Event;
 use crate::exchange::Exchanges;
-use crate::message::Errand;
+use crate::message::Purpose;
 use crate::types::{NodeId, PartitionId};
 use crate::wiring::Ctx;
 
 impl Filling {
-    /// Lets the copies of partitions that wait for a source begin anew at once, where possible with another source. What
-    /// they have so far stays. Those that get on, and those that wait in good order, are left alone.
+    /// Lets the copies of partitions that wait for a source begin again at once, where possible with another source. What
+    /// they have so far stays. Those that make progress, and those that wait in good order, are left alone.
     pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partitions: &[PartitionId]) {
         for &partition in partitions {
             if let Some(why) = self.why_copy_waits(ctx, exchanges, partition) {
@@ -19,10 +19,10 @@ impl Filling {
         }
     }
 
-    /// Why a copy does not get on, if another try may help.
+    /// Why a copy makes no progress, if another try may help.
     fn why_copy_waits(&self, ctx: &Ctx<'_>, exchanges: &Exchanges, partition: PartitionId) -> Option<String> {
         let copy = self.copies.get(&partition).filter(|copy| !copy.ending)?;
-        if copy.errand == Errand::Copy && ctx.view.transfers.paused {
+        if copy.purpose == Purpose::Copy && ctx.view.transfers.paused {
             return None;
         }
         if let Some((id, _)) = copy.exchange {
@@ -36,7 +36,7 @@ impl Filling {
         // One that has asked nobody yet waits for its turn, unless nobody can be asked.
         let entry = ctx.view.entry(partition)?;
         let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
-        let mut open = Self::sources(ctx.view, entry, copy.errand).into_iter().filter(|node| !covered(node));
+        let mut open = Self::sources(ctx.view, entry, copy.purpose).into_iter().filter(|node| !covered(node));
         let nobody = !open.any(|node| ctx.is_up(node));
         if copy.failed.is_empty() && !nobody {
             None

@@ -111,7 +111,7 @@ impl<W: Wiring> Kernel<W> {
         self.peers.get_mut(from)?.calls.take(call)
     }
 
-    /// Forgets the questions of some waiters: they are asked anew, and an answer to the old ones must not count.
+    /// Forgets the questions of some waiters: they are asked again, and an answer to the old ones must not count.
     pub(crate) fn forget_calls(&mut self, outdated: impl Fn(W::Waiter) -> bool) {
         for peer in self.peers.all_mut() {
             peer.calls.forget(&outdated);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Held, Kernel, Queued, Ready, Wiring};
+use super::{Holding, Kernel, Queued, Ready, Wiring};
 use crate::rule::Rule;
 use crate::shell::Effect;
 use crate::storage::{Batch, StorageKey, Write};
@@ -28,13 +28,13 @@ pub(super) struct Durability<W: Wiring> {
     /// Everything up to here is durable.
     durable: Seq,
     waiting: BTreeMap<Seq, Vec<Waiting<W>>>,
-    pub(super) held: Held,
+    pub(super) held: Holding,
     /// Whether hints or markers were written since this was asked last.
     pub(super) held_changed: bool,
 }
 
 impl<W: Wiring> Durability<W> {
-    pub(super) fn new(held: Held) -> Self {
+    pub(super) fn new(held: Holding) -> Self {
         Self {
             batch: Batch::default(),
             issued: Seq(0),
@@ -68,7 +68,7 @@ impl<W: Wiring> Kernel<W> {
     }
 
     /// What the store holds beside owned records.
-    pub(crate) fn held(&self) -> Held {
+    pub(crate) fn held(&self) -> Holding {
         self.durability.held
     }
 

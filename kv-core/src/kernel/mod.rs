@@ -111,7 +111,12 @@ pub(crate) struct Kernel<W: Wiring> {
 }
 
 impl<W: Wiring> Kernel<W> {
-    pub(crate) fn new(config: Arc<NodeConfig>, incarnation: Incarnation, peers: Peers<W::Waiter>, held: Held) -> Self {
+    pub(crate) fn new(
+        config: Arc<NodeConfig>,
+        incarnation: Incarnation,
+        peers: Peers<W::Waiter>,
+        held: Holding,
+    ) -> Self {
         let seed = config.map_seed;
         Self {
             rules: Rules::default(),
@@ -279,10 +284,10 @@ impl<W: Wiring> Kernel<W> {
 /// What a store holds beside owned records: hints for other nodes, and markers of missed writes. Batches that are under way
 /// are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct Holding {
     pub(crate) hints: u64,
     pub(crate) hint_bytes: u64,
-    pub(crate) lagging: u64,
+    pub(crate) missed_writes: u64,
 }
 
 /// The encoded record of a read that has ended, or why there is none.

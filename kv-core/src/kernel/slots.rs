@@ -196,7 +196,7 @@ impl<W: Wiring> Kernel<W> {
         let (count, weight) = match key.space() {
             Space::Owned => return,
             Space::Hint => (&mut held.hints, Some(&mut held.hint_bytes)),
-            Space::Lag => (&mut held.lagging, None),
+            Space::Missed => (&mut held.missed_writes, None),
         };
         *count = (*count + u64::from(after.is_some())).saturating_sub(u64::from(before.is_some()));
         if let Some(weight) = weight {
@@ -238,6 +238,6 @@ impl<W: Wiring> Kernel<W> {
 pub(crate) fn footprint(key: &StorageKey, stored: &Stored, encoded_len: usize) -> Footprint {
     match key.space() {
         Space::Owned | Space::Hint => stored.footprint(key, encoded_len),
-        Space::Lag => Footprint::of_mark(key, encoded_len),
+        Space::Missed => Footprint::of_mark(key, encoded_len),
     }
 }

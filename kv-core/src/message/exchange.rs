@@ -10,7 +10,7 @@ use crate::version::Record;
 
 /// What a replica asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Errand {
+pub enum Purpose {
     /// Its store was lost: whatever another owner holds helps, even one that is being refilled itself.
     Refill,
     /// It enters the partition and copies from old owners that hold all of it.

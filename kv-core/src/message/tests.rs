@@ -151,9 +151,9 @@ fn any_answer() -> impl Strategy<Value = Answer> {
 
 fn any_message() -> impl Strategy<Value = Message> {
     let call = || any::<u64>().prop_map(CallId);
-    let role = || prop_oneof![Just(Role::Owner), Just(Role::StandIn)];
+    let role = || prop_oneof![Just(Role::Owner), Just(Role::Fallback)];
     let outcome = prop_oneof![any_response().prop_map(Ok), Just(Err(RequestError::invalid("no")))];
-    let held = prop_oneof![any_record().prop_map(Held::Full), any::<u64>().prop_map(Held::Digest)];
+    let held = prop_oneof![any_record().prop_map(ReadReply::Full), any::<u64>().prop_map(ReadReply::Digest)];
     let records = || prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3);
     let query = (prop::collection::vec((any::<u16>(), any::<u64>()), 0..4), any_bytes(), prop::option::of(any_bytes()))
         .prop_map(|(partitions, prefix, after)| SliceQuery {
@@ -164,7 +164,8 @@ fn any_message() -> impl Strategy<Value = Message> {
             limit: 10,
             keys_only: false,
         });
-    let errand = prop_oneof![Just(Errand::Refill), Just(Errand::Copy), Just(Errand::HandOver), Just(Errand::Repair)];
+    let purpose =
+        prop_oneof![Just(Purpose::Refill), Just(Purpose::Copy), Just(Purpose::HandOver), Just(Purpose::Repair)];
     prop_oneof![
         (call(), any_request(), any::<u32>()).prop_map(|(call, request, ms)| Message::Forward {
             call,
@@ -183,8 +184,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), query).prop_map(|(call, slice)| Message::Slice { call, slice }),
         (call(), result_of((records(), any::<bool>()).prop_map(|(records, more)| SliceAnswer { records, more })))
             .prop_map(|(call, result)| Message::SliceResult { call, result }),
-        (call(), any::<u16>(), errand, any_question()).prop_map(|(call, partition, errand, question)| {
-            Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), errand, question }
+        (call(), any::<u16>(), purpose, any_question()).prop_map(|(call, partition, purpose, question)| {
+            Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), purpose, question }
         }),
         (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
@@ -242,7 +243,7 @@ proptest! {
 fn is_sound(message: &Message) -> bool {
     match message {
         Message::Replicate { record, .. } => record.is_valid(),
-        Message::ReadResult { result: Ok(Held::Full(record)), .. } => record.is_valid(),
+        Message::ReadResult { result: Ok(ReadReply::Full(record)), .. } => record.is_valid(),
         Message::SliceResult { result: Ok(SliceAnswer { records, .. }), .. } => {
             records.iter().all(|entry| entry.2.is_valid())
         }
@@ -271,14 +272,14 @@ fn malformed_contents_are_refused() {
     let (call, key) = (CallId(1), Bytes::from_static(b"key"));
     let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
     refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), record: record.clone() });
-    refused(Message::ReadResult { call, result: Ok(Held::Full(record.clone())) });
+    refused(Message::ReadResult { call, result: Ok(ReadReply::Full(record.clone())) });
     let records = vec![(keyspace, key, record.clone())];
     refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
     refused(Message::ExchangeResult { call, result: Ok(Answer::Records { records: records.clone(), next: None }) });
     let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default() };
     refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)) });
-    let (partition, errand) = (PartitionId(1), Errand::HandOver);
-    refused(Message::Exchange { call, partition, epoch, errand, question: Question::Offer { records } });
+    let (partition, purpose) = (PartitionId(1), Purpose::HandOver);
+    refused(Message::Exchange { call, partition, epoch, purpose, question: Question::Offer { records } });
     let replicas = vec![ReplicaView { node: NodeId(1), owner: true, record: Ok(Some(record)) }];
     refused(Message::Forwarded { call, outcome: Ok(Ok(Response::Inspected { replicas })) });
 

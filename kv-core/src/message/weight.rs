@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Held, KeyRequest, Message, Operation, Request, SliceAnswer};
+use super::{KeyRequest, Message, Operation, ReadReply, Request, SliceAnswer};
 use crate::version::Record;
 
 /// What a record or a request takes beside its key and values.
@@ -36,10 +36,10 @@ pub(crate) fn of_record(record: &Record) -> usize {
 }
 
 /// Bytes that count for a replica's answer to a get.
-pub(crate) fn of_held(held: &Held) -> usize {
+pub(crate) fn of_read_reply(held: &ReadReply) -> usize {
     match held {
-        Held::Full(record) => of_record(record),
-        Held::Digest(_) => 0,
+        ReadReply::Full(record) => of_record(record),
+        ReadReply::Digest(_) => 0,
     }
 }
 

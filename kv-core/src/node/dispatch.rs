@@ -5,7 +5,7 @@ use crate::apply;
 use crate::error::StorageError;
 use crate::exchange;
 use crate::kernel::Ready;
-use crate::message::{Errand, Held, Message, Refusal};
+use crate::message::{Message, Purpose, ReadReply, Refusal};
 use crate::replication::{self, Goal};
 use crate::requests::{Command, refusal_error};
 use crate::shell::{Effect, Input, ReadId};
@@ -56,10 +56,10 @@ impl Node {
             Timer::Purge => self.purge.step(ctx!(self)),
             Timer::Copy(partition) => self.filling.step(ctx!(self), &mut self.exchanges, partition),
             Timer::Exchange(exchange) => self.exchanges.step(ctx!(self), exchange),
-            Timer::Turns => self.exchanges.take_turns(ctx!(self)),
+            Timer::ThrottleQueue => self.exchanges.take_turns(ctx!(self)),
             Timer::HandOver => self.residues.pass(ctx!(self), &mut self.exchanges),
             Timer::Repair => self.comparisons.turn(ctx!(self), &mut self.exchanges),
-            Timer::Owed => self.comparisons.again(ctx!(self), &mut self.exchanges),
+            Timer::Deferred => self.comparisons.again(ctx!(self), &mut self.exchanges),
             Timer::GivenUp => self.kernel.forget_given_up(),
         }
     }
@@ -109,9 +109,9 @@ impl Node {
             }
             Task::ReadForPeer { peer, call, digest } => {
                 let held = match (stored, digest) {
-                    (_, false) => Held::Full(record().unwrap_or_default()),
-                    (Some(stored), true) => Held::Digest(stored.record.digest()),
-                    (None, true) => Held::Digest(crate::version::Record::default().digest()),
+                    (_, false) => ReadReply::Full(record().unwrap_or_default()),
+                    (Some(stored), true) => ReadReply::Digest(stored.record.digest()),
+                    (None, true) => ReadReply::Digest(crate::version::Record::default().digest()),
                 };
                 let message = Message::ReadResult { call, result: Ok(held) };
                 self.kernel.after_key(key, AfterDurable::Send { to: peer, message });
@@ -140,7 +140,7 @@ impl Node {
             }
             Task::UnmarkUnchanged { digest } => {
                 if stored.is_none_or(|stored| stored.record.digest() == digest) {
-                    self.kernel.with_key(key.in_space(Space::Lag), Task::Unmark);
+                    self.kernel.with_key(key.in_space(Space::Missed), Task::Unmark);
                 }
             }
             Task::Unmark => {
@@ -197,14 +197,14 @@ impl Node {
                     self.kernel.send(peer, Message::Replicated { call, result: Ok(()) });
                 } else {
                     // Whoever sent it may have died since, and nobody else may know of the record; and the comparisons
-                    // that are owed for that may have come before it.
-                    self.comparisons.owe_partition(ctx!(self), &mut self.exchanges, partition);
+                    // that are pending for that may have come before it.
+                    self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
                 }
             }
             AfterDurable::Acked { op, epoch } => self.requests.write_durable(ctx!(self), op, epoch),
             AfterDurable::ReadForOp { op, role, record } => {
                 let me = self.view.me();
-                self.requests.read_answered(ctx!(self), op, me, role, Held::Full(record));
+                self.requests.read_answered(ctx!(self), op, me, role, ReadReply::Full(record));
             }
             AfterDurable::Merged { id, round } => self.exchanges.record_merged(ctx!(self), id, round, true),
             AfterDurable::Slice { job } => self.slices.durable(ctx!(self), job),
@@ -309,7 +309,7 @@ impl Node {
         match outcome {
             Outcome::Acked { op, node, role, epoch } => self.requests.write_acked(ctx!(self), op, node, role, epoch),
             Outcome::Refused { id, op } => {
-                let wants_fallback = self.requests.write_wants_stand_in(op);
+                let wants_fallback = self.requests.write_wants_fallback(op);
                 self.replications.go_on(ctx!(self), id, wants_fallback);
             }
             Outcome::WriteEnded { op } => self.requests.write_short(ctx!(self), op),
@@ -325,15 +325,15 @@ impl Node {
             Outcome::Received { id, partition, keys, bytes } => self.filling.received(id, partition, keys, bytes),
             Outcome::Moved { id, partition, at } => self.filling.moved(ctx!(self), id, partition, at),
             Outcome::Refused { id } => self.comparisons.refused(id),
-            Outcome::Done(ended) => match ended.errand {
-                Errand::Refill | Errand::Copy => self.filling.covered(ctx!(self), &mut self.exchanges, &ended),
-                Errand::HandOver => self.residues.covered(ctx!(self), &ended),
-                Errand::Repair => self.comparisons.done(ctx!(self), &mut self.exchanges, &ended),
+            Outcome::Done(ended) => match ended.purpose {
+                Purpose::Refill | Purpose::Copy => self.filling.covered(ctx!(self), &mut self.exchanges, &ended),
+                Purpose::HandOver => self.residues.covered(ctx!(self), &ended),
+                Purpose::Repair => self.comparisons.done(ctx!(self), &mut self.exchanges, &ended),
             },
-            Outcome::Failed(ended, why) => match ended.errand {
-                Errand::Refill | Errand::Copy => self.filling.failed(ctx!(self), &mut self.exchanges, &ended, why),
-                Errand::HandOver => self.residues.failed(ctx!(self), &ended, why),
-                Errand::Repair => self.comparisons.failed(ctx!(self), &mut self.exchanges, &ended),
+            Outcome::Failed(ended, why) => match ended.purpose {
+                Purpose::Refill | Purpose::Copy => self.filling.failed(ctx!(self), &mut self.exchanges, &ended, why),
+                Purpose::HandOver => self.residues.failed(ctx!(self), &ended, why),
+                Purpose::Repair => self.comparisons.failed(ctx!(self), &mut self.exchanges, &ended),
             },
         }
     }

@@ -35,7 +35,7 @@ use crate::view::{View, meta};
 use crate::wiring::{Kernel, Peers, Timer};
 
 pub use crate::purge::left_of_dropped;
-pub use crate::shell::{Effect, Effects, Input, ReadId, RepairFigures, Status, Tag};
+pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, Status, Tag};
 
 /// The state machine of one loop: a set of partitions of one node.
 #[derive(Debug)]
@@ -84,10 +84,10 @@ impl Node {
         let config = Arc::new(config);
         let view = View::recover(config.clone(), cluster, incarnation, reader)?;
         let seen = meta::read_all(reader, meta::PEER, |id| NodeId(u64::from_be_bytes(id)))?;
-        let held = kernel::Held {
+        let held = kernel::Holding {
             hints: stats.total(Space::Hint).records,
             hint_bytes: stats.total(Space::Hint).bytes,
-            lagging: stats.total(Space::Lag).records,
+            missed_writes: stats.total(Space::Missed).records,
         };
         let mut node = Self {
             kernel: Kernel::new(config, incarnation, Peers::new(seen), held),
@@ -142,7 +142,7 @@ impl Node {
             replications: self.replications.len(),
             hints: held.hints,
             hint_bytes: held.hint_bytes,
-            lagging: held.lagging,
+            missed_writes: held.missed_writes,
             unsynced: self.view.unsynced(),
             receiving: self.filling.receiving(&self.view),
             leaving: self.residues.leaving(),

@@ -32,8 +32,8 @@ impl Node {
             Message::Slice { call, slice } => {
                 self.slices.serve(ctx!(self), Requester::Peer { node: from, call }, slice);
             }
-            Message::Exchange { call, partition, epoch, errand, question } => {
-                self.serving.serve(ctx!(self), from, call, (partition, epoch, errand), question);
+            Message::Exchange { call, partition, epoch, purpose, question } => {
+                self.serving.serve(ctx!(self), from, call, (partition, epoch, purpose), question);
             }
             Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
             Message::Keyspaces { list } => self.keyspaces_given(list),

@@ -31,7 +31,7 @@ impl Node {
         self.kernel.send(node, Message::Keyspaces { list: self.view.keyspaces().clone() });
         self.filling.plan(ctx!(self), &mut self.exchanges);
         self.residues.arm(ctx!(self));
-        // Comparisons with it may be owed.
+        // Comparisons with it may be pending.
         self.comparisons.again(ctx!(self), &mut self.exchanges);
         for message in early {
             self.message(node, message);
@@ -54,7 +54,7 @@ impl Node {
         }
         self.requests.late_reads_lost(ctx!(self), node);
         if was_up {
-            self.comparisons.owe_without(ctx!(self), &mut self.exchanges, node);
+            self.comparisons.add_without(ctx!(self), &mut self.exchanges, node);
         }
     }
 

@@ -73,7 +73,7 @@ impl Node {
         self.view.note_synced(partition, synced);
         self.filling.refilled(ctx!(self), &mut self.exchanges, partition);
         self.comparisons.recount();
-        self.comparisons.owe_partition(ctx!(self), &mut self.exchanges, partition);
+        self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
     }
 
     /// A list of keyspaces, from the control plane or from a peer. What exists by it can be used at once, and what was

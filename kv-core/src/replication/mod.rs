@@ -9,7 +9,7 @@ use crate::types::{Epoch, NodeId, PartitionId};
 use crate::version::Record;
 use crate::wiring::{Ctx, OpId, ReplicationId, Task, Timer, Waiter};
 
-/// How often a record is sent to a node that is up and does not confirm, before it becomes a lag mark.
+/// How often a record is sent to a node that is up and does not confirm, before it becomes a missed-write marker.
 const ATTEMPTS_MAX: u32 = 8;
 
 /// The records on their way to other nodes.
@@ -28,7 +28,7 @@ pub(crate) enum Outcome {
     Refused { id: ReplicationId, op: OpId },
     /// A client's write has got as far as it gets.
     WriteEnded { op: OpId },
-    /// A hint, or an owned record with a lag mark, of this digest was confirmed by all other owners, or was not.
+    /// A hint, or an owned record with a missed-write marker, of this digest was confirmed by all other owners, or was not.
     HandedOff { key: StorageKey, space: Space, digest: u64, own: Option<Epoch>, confirmed: bool },
 }
 
@@ -65,11 +65,11 @@ enum Delivery {
 /// What the replication is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
-    /// A client's write; whoever does not confirm it is remembered by a lag mark.
+    /// A client's write; whoever does not confirm it is remembered by a missed-write marker.
     Write(OpId),
     /// A read repair: the next read tries again.
     Repair,
-    /// A hint, or an owned record with a lag mark, of this digest. `own`: the epoch at which this node's own copy of a hint
+    /// A hint, or an owned record with a missed-write marker, of this digest. `own`: the epoch at which this node's own copy of a hint
     /// was made, if it was.
     HandOff { space: Space, digest: u64, own: Option<Epoch> },
 }
@@ -238,7 +238,7 @@ impl Replications {
         }
         replication.targets.retain(|target| match target.role {
             Role::Owner => entry.owns(target.node),
-            Role::StandIn => target.state == Delivery::Confirmed || !entry.owns(target.node),
+            Role::Fallback => target.state == Delivery::Confirmed || !entry.owns(target.node),
         });
         for owner in entry.nodes().filter(|&owner| owner != me) {
             if !replication.targets.iter().any(|target| target.node == owner && target.role == Role::Owner) {
@@ -321,9 +321,9 @@ impl Replications {
         if let Some(replication) = self.open.get_mut(&id).filter(|_| wants_fallback) {
             let (me, partition) = (ctx.me(), replication.key.partition());
             let is_asked = |node: &NodeId| replication.targets.iter().any(|target| target.node == *node);
-            let fallbacks = ctx.stand_ins_up(partition, usize::MAX);
+            let fallbacks = ctx.fallbacks_up(partition, usize::MAX);
             if let Some(node) = fallbacks.into_iter().find(|node| *node != me && !is_asked(node)) {
-                replication.targets.push(Target::new(node, Role::StandIn));
+                replication.targets.push(Target::new(node, Role::Fallback));
                 self.send_to(ctx, id, |target| target.node == node);
             }
         }
@@ -366,9 +366,9 @@ impl Replications {
         let unconfirmed = count(Role::Owner, false);
         match goal {
             Goal::Write(op) => {
-                // Each stand-in that holds the record will bring it to every owner; without one this node must.
-                if key.space() == Space::Owned && unconfirmed > count(Role::StandIn, true) {
-                    ctx.kernel.with_key(key.in_space(Space::Lag), Task::Mark);
+                // Each fallback that holds the record will bring it to every owner; without one this node must.
+                if key.space() == Space::Owned && unconfirmed > count(Role::Fallback, true) {
+                    ctx.kernel.with_key(key.in_space(Space::Missed), Task::Mark);
                 }
                 self.outcomes.push_back(Outcome::WriteEnded { op });
             }

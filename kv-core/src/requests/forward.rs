@@ -160,7 +160,7 @@ impl Requests {
         request.epoch = ctx.view.entry(partition).map_or(request.epoch, |entry| entry.changed);
         let Some(node) = next else {
             if !waits {
-                self.coordinate_as_stand_in(ctx, op, request);
+                self.coordinate_as_fallback(ctx, op, request);
             }
             return;
         };
@@ -224,7 +224,7 @@ impl Requests {
     }
 
     /// No owner can be had. This node stands in for them if the request allows it and this node is not one of them.
-    fn coordinate_as_stand_in(&mut self, ctx: &mut Ctx<'_>, op: OpId, request: KeyRequest) {
+    fn coordinate_as_fallback(&mut self, ctx: &mut Ctx<'_>, op: OpId, request: KeyRequest) {
         let Some(Op { origin, deadline, timer, state: OpState::Forward(forward), .. }) = self.ops.remove(&op) else {
             return;
         };
@@ -242,7 +242,7 @@ impl Requests {
             return;
         }
         if !quorum::owners_only(request.consistency) && !ctx.view.owns(partition) && forward.refusals.is_empty() {
-            self.coordinate(ctx, origin, request, Role::StandIn, deadline);
+            self.coordinate(ctx, origin, request, Role::Fallback, deadline);
             return;
         }
         let why = if forward.refusals.is_empty() {

@@ -4,7 +4,7 @@ use super::{Command, Op, OpState, Origin, Requests};
 use crate::error::{Kind, RequestError};
 use crate::event::Event;
 use crate::kernel::TimerKey;
-use crate::message::{Consistency, Held, KeyRequest, Level, Refusal, Response, Role, Value};
+use crate::message::{Consistency, KeyRequest, Level, ReadReply, Refusal, Response, Role, Value};
 use crate::replication::{Goal, Target};
 use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
@@ -45,8 +45,8 @@ struct Answer {
 impl GetOp {
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
         let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
-        let stand_ins = self.answers.iter().filter(|answer| answer.from.1 == Role::StandIn).count();
-        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, stand_ins));
+        let fallbacks = self.answers.iter().filter(|answer| answer.from.1 == Role::Fallback).count();
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, fallbacks));
         let mut text = format!("{answered} replicas answered");
         for failure in &self.failures {
             text.push_str("; ");
@@ -101,7 +101,7 @@ impl Requests {
         let me = ctx.me();
         let mut candidates: Vec<Asked> = ctx.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
         let mut needs = ctx.by_rule(Needs::of_read(consistency, keyspace));
-        let mut stand_ins = 0;
+        let mut fallbacks = 0;
         let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
         if restores {
             // The damaged record may have been one of a write's W copies: all others together hold the write.
@@ -109,12 +109,12 @@ impl Requests {
             needs = Needs::every_old_owner();
         } else if !quorum::owners_only(consistency) && !needs.are_met(&entry, up, 0) {
             let absent = entry.nodes().count().saturating_sub(candidates.len());
-            let found = ctx.stand_ins_up(partition, absent);
-            stand_ins = found.len();
-            candidates.extend(found.into_iter().map(|node| (node, Role::StandIn)));
+            let found = ctx.fallbacks_up(partition, absent);
+            fallbacks = found.len();
+            candidates.extend(found.into_iter().map(|node| (node, Role::Fallback)));
         }
-        if !needs.are_met(&entry, |owner| (restores && owner.node == me) || up(owner), stand_ins) {
-            let reached = needs.progress(&entry, up, stand_ins);
+        if !needs.are_met(&entry, |owner| (restores && owner.node == me) || up(owner), fallbacks) {
+            let reached = needs.progress(&entry, up, fallbacks);
             let error = RequestError::unavailable(format!(
                 "{partition}: only {reached} replicas that this read needs can be reached"
             ));
@@ -155,7 +155,7 @@ impl Requests {
         }
     }
 
-    pub(super) fn get_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, held: Held) {
+    pub(super) fn get_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, held: ReadReply) {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         let from = (node, role);
         if !get.waiting.contains(&from) {
@@ -163,8 +163,8 @@ impl Requests {
         }
         get.waiting.retain(|asked| *asked != from);
         let answer = match held {
-            Held::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
-            Held::Digest(digest) => Answer { from, digest, record: None },
+            ReadReply::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
+            ReadReply::Digest(digest) => Answer { from, digest, record: None },
         };
         match get.answers.iter_mut().find(|known| known.from == from) {
             Some(known) => *known = answer,
@@ -204,14 +204,14 @@ impl Requests {
         self.evaluate(ctx, op);
     }
 
-    /// A node that refused reads for want of a layout has it now.
+    /// A node that refused reads because it lacked a layout has it now.
     pub(crate) fn read_again(&mut self, ctx: &mut Ctx<'_>, node: NodeId) {
         for op in self.late_reads(node) {
             self.read_late(ctx, op, node);
         }
     }
 
-    /// A node that refused reads for want of a layout has gone.
+    /// A node that refused reads because it lacked a layout has gone.
     pub(crate) fn late_reads_lost(&mut self, ctx: &mut Ctx<'_>, node: NodeId) {
         for op in self.late_reads(node) {
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
@@ -243,9 +243,9 @@ impl Requests {
         let own = |node: NodeId| restores && node == ctx.me();
         let answered: Vec<Asked> = get.answers.iter().map(|answer| answer.from).collect();
         let met = |asked: &[Asked]| {
-            let stand_ins = asked.iter().filter(|asked| asked.1 == Role::StandIn).count();
+            let fallbacks = asked.iter().filter(|asked| asked.1 == Role::Fallback).count();
             let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
-            get.needs.are_met(entry, has, stand_ins)
+            get.needs.are_met(entry, has, fallbacks)
         };
         if !met(&answered) {
             let mut possible = answered;
@@ -309,10 +309,10 @@ impl Requests {
             ctx.restore(&damaged, merged);
             return;
         }
-        // Stand-ins that hold nothing know nothing: without an owner's word a key is not called absent.
+        // Fallbacks that hold nothing know nothing: without an owner's word a key is not called absent.
         if merged.siblings.is_empty() && !owner_answered {
             let error = RequestError::unavailable(format!(
-                "no owner of {} can be reached, and no stand-in holds the key",
+                "no owner of {} can be reached, and no fallback holds the key",
                 key.partition()
             ));
             self.finish(ctx, op, Err(error));

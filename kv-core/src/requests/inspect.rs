@@ -32,7 +32,7 @@ pub(super) fn stalled() -> RequestError {
 }
 
 impl InspectOp {
-    /// What is known so far. Stand-ins are listed only if they hold something.
+    /// What is known so far. Fallbacks are listed only if they hold something.
     pub(super) fn response(&self) -> Response {
         let silent = || Err(RequestError::unavailable("the node did not answer in time"));
         let replicas = self
@@ -63,8 +63,8 @@ impl Requests {
         let Some(entry) = layout.entry(partition) else { return };
         let key = StorageKey::new(Space::Owned, partition, keyspace, &key);
         let mut asked: Vec<(NodeId, Role)> = entry.nodes().map(|node| (node, Role::Owner)).collect();
-        let stand_ins = ctx.stand_ins_up(partition, usize::from(layout.copies));
-        asked.extend(stand_ins.into_iter().map(|node| (node, Role::StandIn)));
+        let fallbacks = ctx.fallbacks_up(partition, usize::from(layout.copies));
+        asked.extend(fallbacks.into_iter().map(|node| (node, Role::Fallback)));
         let down = || Some(Err(RequestError::unavailable("the node is down")));
         let views = asked
             .iter()

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{
-    CallId, Held, KeyRequest, Message, Operation, Outcome, Refusal, Request, Role, SliceQuery, weight,
+    CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, SliceQuery, weight,
 };
 use crate::replication::{Goal, Target};
 use crate::shell::{Effect, Tag};
@@ -397,7 +397,7 @@ impl Requests {
                 ),
             )
         } else {
-            RequestError::unavailable(format!("the time is up: {}; nothing was done", found.progress(ctx.view)))
+            RequestError::unavailable(format!("deadline exceeded: {}; nothing was done", found.progress(ctx.view)))
         };
         // What was read in time but damaged or late is still worth showing.
         if let OpState::Inspect(inspect) = &found.state {
@@ -424,17 +424,17 @@ impl Requests {
         }
     }
 
-    /// A replica or stand-in answered a read.
-    pub(crate) fn read_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId, role: Role, held: Held) {
-        if !self.keep_answer(ctx, op, weight::of_held(&held)) {
+    /// A replica or fallback answered a read.
+    pub(crate) fn read_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId, role: Role, held: ReadReply) {
+        if !self.keep_answer(ctx, op, weight::of_read_reply(&held)) {
             return;
         }
         match self.ops.get_mut(&op).map(|op| &mut op.state) {
             Some(OpState::Get(_)) => self.get_answered(ctx, op, from, role, held),
             Some(OpState::Inspect(_)) => {
                 let record = match held {
-                    Held::Full(record) => Some(record),
-                    Held::Digest(_) => None,
+                    ReadReply::Full(record) => Some(record),
+                    ReadReply::Digest(_) => None,
                 };
                 self.inspect_answered(ctx, op, from, Ok(record));
             }
@@ -460,7 +460,7 @@ impl Requests {
         }
     }
 
-    /// A replica or stand-in will not answer a read; `None`: its session has ended.
+    /// A replica or fallback will not answer a read; `None`: its session has ended.
     pub(crate) fn read_failed(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -480,11 +480,11 @@ impl Requests {
         }
     }
 
-    /// Reads a key at a replica or a stand-in, this node included.
+    /// Reads a key at a replica or a fallback, this node included.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
         let space = match role {
             Role::Owner => Space::Owned,
-            Role::StandIn => Space::Hint,
+            Role::Fallback => Space::Hint,
         };
         if node == ctx.me() {
             ctx.kernel.read_key(key.in_space(space), Task::ReadForOp(op, role));

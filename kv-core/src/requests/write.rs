@@ -53,7 +53,7 @@ impl WriteOp {
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
         let confirmed = entry.map_or_else(
             || "none".to_owned(),
-            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.stand_ins()),
+            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.fallbacks()),
         );
         format!("{confirmed} copies are confirmed")
     }
@@ -63,14 +63,14 @@ impl WriteOp {
         self.acks.iter().any(by)
     }
 
-    fn stand_ins(&self) -> usize {
+    fn fallbacks(&self) -> usize {
         // One that has become an owner meanwhile counts as that.
         let owner = |node: NodeId| self.acks.iter().any(|ack| ack.node == node && ack.role == Role::Owner);
-        self.acks.iter().filter(|ack| ack.role == Role::StandIn && !owner(ack.node)).count()
+        self.acks.iter().filter(|ack| ack.role == Role::Fallback && !owner(ack.node)).count()
     }
 
     fn is_enough(&self, entry: &Entry) -> bool {
-        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.stand_ins())
+        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.fallbacks())
     }
 }
 
@@ -88,13 +88,13 @@ impl Requests {
         let Some(entry) = ctx.view.entry(partition) else { return };
         let needs = ctx.by_rule(Needs::of_write(request.consistency, keyspace));
         let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
-        let mut stand_ins = 0;
+        let mut fallbacks = 0;
         if !needs.are_met(entry, up, 0) && !quorum::owners_only(request.consistency) {
             let down = entry.nodes().filter(|&node| !ctx.is_owner_up(partition, node)).count();
-            stand_ins = ctx.stand_ins_up(partition, down).len();
+            fallbacks = ctx.fallbacks_up(partition, down).len();
         }
-        if !needs.are_met(entry, up, stand_ins) {
-            let reached = needs.progress(entry, up, stand_ins);
+        if !needs.are_met(entry, up, fallbacks) {
+            let reached = needs.progress(entry, up, fallbacks);
             let error = RequestError::unavailable(format!(
                 "{partition}: only {reached} copies that this write needs can be made; nothing was written"
             ));
@@ -103,7 +103,7 @@ impl Requests {
         }
         let bytes = weight::of_key_request(&request);
         let takes = |owner: &Owner| up(owner) && ctx.kernel.peer_has_room(owner.node, bytes);
-        if !needs.are_met(entry, takes, stand_ins) {
+        if !needs.are_met(entry, takes, fallbacks) {
             let error = ctx.peers_full(entry.nodes().filter(|&node| !ctx.kernel.peer_has_room(node, bytes)));
             self.answer(ctx, origin, Err(error));
             return;
@@ -118,7 +118,7 @@ impl Requests {
         }
         let space = match role {
             Role::Owner => Space::Owned,
-            Role::StandIn => Space::Hint,
+            Role::Fallback => Space::Hint,
         };
         if space == Space::Hint
             && let Some(full) = ctx.hints_full()
@@ -196,7 +196,7 @@ impl Requests {
         self.replicate_write(ctx, op, key, record, dot, &request);
     }
 
-    /// Sends the record to the other owners, and to a stand-in for each owner that is down.
+    /// Sends the record to the other owners, and to a fallback for each owner that is down.
     fn replicate_write(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -213,9 +213,9 @@ impl Requests {
         let mut targets: Vec<Target> =
             owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
         if !quorum::owners_only(request.consistency) && down > 0 {
-            let stand_ins = ctx.stand_ins_up(partition, down);
+            let fallbacks = ctx.fallbacks_up(partition, down);
             targets
-                .extend(stand_ins.into_iter().filter(|&node| node != me).map(|node| Target::new(node, Role::StandIn)));
+                .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::new(node, Role::Fallback)));
         }
         let sent = match dot {
             Some(dot) if !ctx.view.keep(Rule::WholeRecord) => delta(&record, dot),
@@ -243,7 +243,7 @@ impl Requests {
     /// This node's own copy of a write is durable.
     pub(crate) fn write_durable(&mut self, ctx: &mut Ctx<'_>, op: OpId, epoch: Epoch) {
         let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
-        let role = if write.key.space() == Space::Hint { Role::StandIn } else { Role::Owner };
+        let role = if write.key.space() == Space::Hint { Role::Fallback } else { Role::Owner };
         self.write_acked(ctx, op, ctx.me(), role, epoch);
     }
 
@@ -269,8 +269,8 @@ impl Requests {
         }
     }
 
-    /// Whether a write still waits for copies and lets stand-ins count.
-    pub(crate) fn write_wants_stand_in(&self, op: OpId) -> bool {
+    /// Whether a write still waits for copies and lets fallbacks count.
+    pub(crate) fn write_wants_fallback(&self, op: OpId) -> bool {
         match self.ops.get(&op) {
             Some(Op { state: OpState::Write(write), .. }) => !quorum::owners_only(write.request.consistency),
             _ => false,
@@ -286,7 +286,7 @@ impl Requests {
         let stands_in = write.key.space() == Space::Hint;
         let own_pending = stands_in && !write.acks.iter().any(|ack| ack.node == me);
         let has = |owner: &Owner| write.is_confirmed(owner) || (!stands_in && owner.node == me);
-        if !write.needs.are_met(entry, has, write.stand_ins() + usize::from(own_pending)) {
+        if !write.needs.are_met(entry, has, write.fallbacks() + usize::from(own_pending)) {
             let message = format!(
                 "the outcome is unknown: {}, and the other replicas cannot be reached; repeating it with the same request id is safe",
                 write.progress(Some(entry))

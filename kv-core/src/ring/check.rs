@@ -182,8 +182,8 @@ pub enum LayoutError {
         /// Its fair share.
         fair: f64,
     },
-    /// A node has too many or too few first places.
-    #[error("{node} has {found} first places; its fair share is {fair:.2}, and it may be at most one away")]
+    /// A node has too many or too few primaries.
+    #[error("{node} has {found} primaries; its fair share is {fair:.2}, and it may be at most one away")]
     FirstPlaces {
         /// The node.
         node: NodeId,
@@ -376,8 +376,8 @@ impl Rules {
         Self { owners, zone_limit, shares: fair_shares(members, partitions, copies) }
     }
 
-    /// The fair share of first places of a node with this fair share of copies: each owner has the same part of its
-    /// partitions' first places.
+    /// The fair share of primaries of a node with this fair share of copies: each owner has the same part of its
+    /// partitions' primaries.
     pub(crate) fn first_share(&self, share: f64) -> f64 {
         share / f64::from(u8::try_from(self.owners).unwrap_or(u8::MAX)).max(1.0)
     }

@@ -7,7 +7,7 @@
 //!    twice, one of at most `zone_limit` times Q no partition more often than that.
 //! 3. Swaps of owners between partitions, which keep every quota and zone rule: first at random, to mix, then those
 //!    that spread each node's partners more evenly, so that the load of a dead node falls on all others.
-//! 4. First places by maximum flow. Giving every owner an equal part of each of its partitions is a fractional
+//! 4. Primaries by maximum flow. Giving every owner an equal part of each of its partitions is a fractional
 //!    solution whose node totals lie between the rounded-down and rounded-up quotas, so a whole one exists.
 //! 5. Second places, which take over when the first is down, go to the owner that is second to the same first least
 //!    often. The order of the others is random.
@@ -43,7 +43,7 @@ pub struct FirstLayout {
 }
 
 /// The first layout: a pure function of its input, for which `check` holds. Each node holds its fair share of copies
-/// and of first places, rounded down or up.
+/// and of primaries, rounded down or up.
 ///
 /// # Errors
 /// If the partitions, the copies or the members break a rule of [`super::check`].

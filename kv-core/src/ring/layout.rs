@@ -44,7 +44,7 @@ pub struct Owner {
 pub struct Entry {
     /// The epoch that last changed this entry. Requests carry it, so that a change elsewhere disturbs nobody (rule E1).
     pub changed: Epoch,
-    /// The preference list: distinct nodes, the first place first. While the partition migrates these are the old
+    /// The preference list: distinct nodes, the primary first. While the partition migrates these are the old
     /// owners: they hold all of it, answer for it, and are copied from.
     pub owners: Vec<Owner>,
     /// Set while the partition migrates to other owners.

@@ -20,9 +20,9 @@ const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 ///
 /// ```text
 /// layout e3: 8 partitions, 2 copies, 3 members
-///   A n1 alpha zone a weight 1: 4 copies (fair 4.00), 2 first places (fair 2.00)
-///   B n2 beta zone b weight 1: 4 copies (fair 4.00), 2 first places (fair 2.00)
-///   C n3 gamma zone c weight 2: 8 copies (fair 8.00), 4 first places (fair 4.00)
+///   A n1 alpha zone a weight 1: 4 copies (fair 4.00), 2 primaries (fair 2.00)
+///   B n2 beta zone b weight 1: 4 copies (fair 4.00), 2 primaries (fair 2.00)
+///   C n3 gamma zone c weight 2: 8 copies (fair 8.00), 4 primaries (fair 4.00)
 ///   p0 BC CA CB AC BC CA AC CB
 /// ```
 impl fmt::Display for Layout {
@@ -41,10 +41,10 @@ impl fmt::Display for Layout {
             let (copies, first) = held.get(&node).copied().unwrap_or_default();
             match rules.as_ref().and_then(|rules| Some((rules, *rules.shares.get(&node)?))) {
                 _ if member.spare => f.write_str("spare")?,
-                None => write!(f, "{copies} copies, {first} first places")?,
+                None => write!(f, "{copies} copies, {first} primaries")?,
                 Some((rules, fair)) => {
                     let fair_first = rules.first_share(fair);
-                    write!(f, "{copies} copies (fair {fair:.2}), {first} first places (fair {fair_first:.2})")?;
+                    write!(f, "{copies} copies (fair {fair:.2}), {first} primaries (fair {fair_first:.2})")?;
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Properties of layouts: what `first_layout` makes, what `check` refuses, where keys and stand-ins are.
+//! Properties of layouts: what `first_layout` makes, what `check` refuses, where keys and fallbacks are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ fn made(partitions: u32, copies: u8, list: &[(&str, f64)]) -> Layout {
     layout
 }
 
-/// How many copies each member holds, and in how many first places.
+/// How many copies each member holds, and in how many primaries.
 fn held(layout: &Layout) -> BTreeMap<NodeId, (u32, u32)> {
     let mut held: BTreeMap<NodeId, (u32, u32)> = layout.members.keys().map(|&node| (node, (0, 0))).collect();
     for entry in &layout.partitions {
@@ -92,9 +92,9 @@ fn a_picture() {
     let layout = made(8, 2, &[("a", 1.0), ("b", 1.0), ("c", 2.0)]);
     let picture = "\
 layout e3: 8 partitions, 2 copies, 3 members
-  A n1 node-1 zone a weight 1: 4 copies (fair 4.00), 2 first places (fair 2.00)
-  B n2 node-2 zone b weight 1: 4 copies (fair 4.00), 2 first places (fair 2.00)
-  C n3 node-3 zone c weight 2: 8 copies (fair 8.00), 4 first places (fair 4.00)
+  A n1 node-1 zone a weight 1: 4 copies (fair 4.00), 2 primaries (fair 2.00)
+  B n2 node-2 zone b weight 1: 4 copies (fair 4.00), 2 primaries (fair 2.00)
+  C n3 node-3 zone c weight 2: 8 copies (fair 8.00), 4 primaries (fair 4.00)
   p0 BC CA CB AC BC CA AC CB";
     assert_eq!(layout.to_string(), picture);
 }
@@ -263,7 +263,7 @@ proptest! {
         if layout.members[&other].spare {
             prop_assert_eq!(entry(&|e| e.owners[place].node = other), Err(E::Spare { partition: id, node: other }));
         } else if layout.partitions[partition].owns(other) {
-            // Moving first places about breaks their balance as soon as one node is more than one away.
+            // Moving primaries about breaks their balance as soon as one node is more than one away.
             let first = |l: &mut Layout| {
                 for e in &mut l.partitions {
                     if let Some(at) = e.owners.iter().position(|owner| owner.node == other) {
@@ -315,7 +315,7 @@ proptest! {
         }
     }
 
-    /// Stand-ins are all the other owners on the ring, nearest first, each once.
+    /// Fallbacks are all the other owners on the ring, nearest first, each once.
     #[test]
     fn fallbacks_are_all_others_once(members in any_members(10), bits in 0u32..7, copies in 1u8..4, wanted in 0usize..12) {
         let layout = first_layout(input(1 << bits, copies, members)).expect("sound input");
@@ -402,7 +402,7 @@ fn first_layout_refuses_bad_input() {
     assert_eq!(error.to_string(), "n2 and n1 are both named \"node-1\"; give one of them another name");
 }
 
-/// When a node dies, its load falls on whom it shares partitions with, and its first places on who comes second: on
+/// When a node dies, its load falls on whom it shares partitions with, and its primaries on who comes second: on
 /// everybody alike, but for those in its own zone, with whom it shares nothing.
 #[test]
 fn partners_are_mixed() {

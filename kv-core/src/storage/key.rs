@@ -17,13 +17,13 @@ pub enum Space {
     Owned = 1,
     /// Hints: records held for owners that were down.
     Hint = 2,
-    /// Lag marks: keys of owned records that some other owner has not confirmed.
-    Lag = 3,
+    /// Missed-write markers: keys of owned records that some other owner has not confirmed.
+    Missed = 3,
 }
 
 impl Space {
     /// All spaces.
-    pub const ALL: [Self; 3] = [Self::Owned, Self::Hint, Self::Lag];
+    pub const ALL: [Self; 3] = [Self::Owned, Self::Hint, Self::Missed];
 
     /// The space that a first byte stands for.
     #[must_use]
@@ -100,7 +100,7 @@ impl StorageKey {
     pub fn space(&self) -> Space {
         match self.0[0] {
             2 => Space::Hint,
-            3 => Space::Lag,
+            3 => Space::Missed,
             _ => Space::Owned,
         }
     }

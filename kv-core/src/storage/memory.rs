@@ -13,7 +13,7 @@ use crate::types::{ClusterId, HashSeed, Incarnation, Seq, StoreId};
 /// What a store holds, as ordered maps. Applying the same batches gives the same image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryImage {
-    /// Records, hints and lag marks.
+    /// Records, hints and missed-write markers.
     records: BTreeMap<StorageKey, Bytes>,
     /// The meta space.
     metas: BTreeMap<Bytes, Bytes>,

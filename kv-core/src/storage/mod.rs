@@ -17,8 +17,8 @@
 //!   it is never answered with absence, and the other records stay readable.
 //! * **Statistics.** Each record write says what it replaces and what it leaves ([`Footprint`]). The store keeps exact
 //!   counts and Merkle leaves ([`Stats`]) from these, atomically with the writes, through any crash that keeps the
-//!   promise above. A damaged record counts nothing once a write with `damaged` has had its partition counted anew. A
-//!   disk that loses a batch and keeps a later one must count all of it anew ([`recount`]).
+//!   promise above. A damaged record counts nothing once a write with `damaged` has had its partition counted again. A
+//!   disk that loses a batch and keeps a later one must count all of it again ([`recount`]).
 
 mod codec;
 mod disk;
@@ -43,7 +43,7 @@ use crate::types::{ClusterId, HashSeed, Incarnation, Seq};
 /// One change of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Puts (or removes, with `None`) the encoded record at a key of the record, hint or lag space.
+    /// Puts (or removes, with `None`) the encoded record at a key of the record, hint or space of missed-write markers.
     Record {
         /// Where.
         key: StorageKey,
@@ -54,7 +54,7 @@ pub enum Write {
         /// What it weighs now; `None` exactly if `value` is.
         after: Option<Footprint>,
         /// The store holds something unreadable at this key, so `before` is unknown: the statistics of its partition
-        /// are counted anew.
+        /// are counted again.
         damaged: bool,
     },
     /// Puts or removes a small named value of the node itself: its layout, its peers' identities, its synced partitions.
@@ -97,7 +97,7 @@ pub struct Slice {
 
 impl Slice {
     /// Whether the slice has all that the request allows; `bytes` is what its keys and values take. A slice never ends
-    /// before its first entry, so that a reader always gets on.
+    /// before its first entry, so that a reader always makes progress.
     fn is_full(&self, request: &SliceRequest, bytes: usize) -> bool {
         !self.entries.is_empty() && (self.entries.len() >= request.entries_max || bytes >= request.bytes_max)
     }

@@ -39,7 +39,7 @@ impl Footprint {
         Self { live, bytes: bytes_of(key, encoded_len), hash: xxh3_64(&both) }
     }
 
-    /// The footprint of an entry in the lag space, whatever its value: it counts as a key. Lag marks have no leaves.
+    /// The footprint of an entry in the space of missed-write markers, whatever its value: it counts as a key. Missed-write markers have no leaves.
     #[must_use]
     pub fn of_mark(key: &StorageKey, encoded_len: usize) -> Self {
         Self { live: true, bytes: bytes_of(key, encoded_len), hash: 0 }
@@ -52,7 +52,7 @@ impl Footprint {
     pub fn of_entry(key: &StorageKey, encoded: &[u8]) -> Result<Self, StoredError> {
         match key.space() {
             Space::Owned | Space::Hint => Ok(Stored::decode(encoded)?.footprint(key, encoded.len())),
-            Space::Lag => Ok(Self::of_mark(key, encoded.len())),
+            Space::Missed => Ok(Self::of_mark(key, encoded.len())),
         }
     }
 }
@@ -374,7 +374,7 @@ pub struct Recount {
     pub damaged: Vec<StorageKey>,
 }
 
-/// Counts every entry of a store that nobody writes meanwhile: to check the kept statistics, and to make them anew
+/// Counts every entry of a store that nobody writes meanwhile: to check the kept statistics, and to make them again
 /// after damage. Reads the whole store, in slices.
 ///
 /// # Errors

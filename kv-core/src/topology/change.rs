@@ -25,7 +25,7 @@ pub enum Change {
         /// The node.
         node: NodeId,
     },
-    /// A node that will not come back leaves the cluster. Its copies are made anew from those of the survivors.
+    /// A node that will not come back leaves the cluster. Its copies are made again from those of the survivors.
     RemoveDead {
         /// The node.
         node: NodeId,

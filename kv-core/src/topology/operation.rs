@@ -69,7 +69,7 @@ pub enum OperationError {
     /// Another operation is under way.
     #[error("{partition} is still migrating; finish or cancel that operation first")]
     Migrating {
-        /// A partition in joint.
+        /// A partition migrating.
         partition: PartitionId,
     },
     /// What would come out is no layout.
@@ -176,7 +176,7 @@ impl Goal {
     }
 }
 
-/// The first layout of an operation: members as they are to be, and the first partitions in joint. Partitions that only
+/// The first layout of an operation: members as they are to be, and the first partitions migrating. Partitions that only
 /// change the order of their owners are done at once.
 ///
 /// # Errors

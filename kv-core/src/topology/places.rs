@@ -1,15 +1,15 @@
 //! From sets of owners to preference lists: who takes whose place, and who comes first.
 //!
-//! First places never cost a move. Each node holds its fair share of copies rounded down or up, so giving every owner
+//! Primaries never cost a move. Each node holds its fair share of copies rounded down or up, so giving every owner
 //! an equal part of each of its partitions is a fractional choice of first owners whose totals lie between the fair
-//! shares of first places rounded down and up. These are whole numbers, so by the integrality of flows a whole choice
+//! shares of primaries rounded down and up. These are whole numbers, so by the integrality of flows a whole choice
 //! exists for every such assignment: a reordering of the lists is enough.
 
 use crate::ring::flow::{EdgeId, Network};
 
 /// A preference list that is being made.
 pub(super) struct List {
-    /// The owners, the first place first.
+    /// The owners, the primary first.
     pub(super) owners: Vec<u32>,
     /// Who enters, and whose place it takes: a position in the old list, or `None` if the list grew.
     pub(super) entering: Vec<(u32, Option<usize>)>,
@@ -55,7 +55,7 @@ pub(super) fn arrange(
     List { owners, entering, changed }
 }
 
-/// Chooses first owners so that each node has between its fewest and its most first places. Whoever comes first keeps
+/// Chooses first owners so that each node has between its fewest and its most primaries. Whoever comes first keeps
 /// that place wherever possible; where not, lists whose owners change anyway are reordered rather than others.
 ///
 /// False if there is no such choice, which the fair shares rule out.

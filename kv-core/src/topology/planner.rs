@@ -14,7 +14,7 @@ use crate::types::{Epoch, NodeId, PartitionId};
 
 /// Plans changes of a layout: pure and deterministic.
 ///
-/// In the layout that the plan leads to, each node holds its fair share of copies and of first places, rounded down or
+/// In the layout that the plan leads to, each node holds its fair share of copies and of primaries, rounded down or
 /// up; where the layout was uneven, and the changes are not to rebalance it, no node is further from its share than it
 /// was. Among all such layouts the plan moves the fewest replicas; `Plan::gap` is 0 where that is proven, which is
 /// always unless the search gives up.

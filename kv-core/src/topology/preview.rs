@@ -55,7 +55,7 @@ pub struct Facts {
 pub struct Holding {
     /// Copies of partitions.
     pub copies: u32,
-    /// First places.
+    /// Primaries.
     pub first: u32,
     /// The fair share of copies.
     pub fair: f64,

@@ -283,7 +283,7 @@ impl View {
         kept.fold(Tally::default(), |sum, (_, tally)| sum.sum(&tally))
     }
 
-    /// The first place at or behind `from` that is in no dropped keyspace: a slice that is to be given away, or compared,
+    /// The primary at or behind `from` that is in no dropped keyspace: a slice that is to be given away, or compared,
     /// need not read what nobody wants.
     pub(crate) fn behind_dropped(&self, from: StorageKey) -> StorageKey {
         if !self.is_dropped(from.keyspace()) {

@@ -6,7 +6,7 @@ use crate::ring::{Entry, Owner};
 use crate::types::NodeId;
 
 /// What a request needs: enough of each set of owners. While a partition migrates there are two sets, the old owners
-/// and the new ones, and a node in both counts in both (rule A3). Stand-ins count in every set, where they count at all.
+/// and the new ones, and a node in both counts in both (rule A3). Fallbacks count in every set, where they count at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     consistency: Consistency,
@@ -58,9 +58,9 @@ impl Needs {
         entry.sets().take(count)
     }
 
-    /// Whether these owners, and as many stand-ins, are enough.
-    pub(crate) fn are_met(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, stand_ins: usize) -> bool {
-        self.sets(entry).all(|set| set.iter().filter(|owner| has(owner)).count() + stand_ins >= self.of(set.len()))
+    /// Whether these owners, and as many fallbacks, are enough.
+    pub(crate) fn are_met(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, fallbacks: usize) -> bool {
+        self.sets(entry).all(|set| set.iter().filter(|owner| has(owner)).count() + fallbacks >= self.of(set.len()))
     }
 
     /// The first of these that are enough together, and no more than needed; those that are left over.
@@ -68,7 +68,7 @@ impl Needs {
         let (mut chosen, mut rest): (Vec<Asked>, Vec<Asked>) = (Vec::new(), Vec::new());
         for asked in candidates {
             let in_set = |set: &[Owner], asked: &Asked| {
-                asked.1 == Role::StandIn || set.iter().any(|owner| owner.node == asked.0)
+                asked.1 == Role::Fallback || set.iter().any(|owner| owner.node == asked.0)
             };
             let lacks = |set: &[Owner]| chosen.iter().filter(|one| in_set(set, one)).count() < self.of(set.len());
             if self.sets(entry).any(|set| lacks(set) && in_set(set, &asked)) {
@@ -81,9 +81,9 @@ impl Needs {
     }
 
     /// For people: how many there are of how many that are needed.
-    pub(crate) fn progress(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, stand_ins: usize) -> String {
+    pub(crate) fn progress(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, fallbacks: usize) -> String {
         let part = |set: &[Owner]| {
-            let found = set.iter().filter(|owner| has(owner)).count() + stand_ins;
+            let found = set.iter().filter(|owner| has(owner)).count() + fallbacks;
             format!("{found} of {}", self.of(set.len()))
         };
         let mut parts = self.sets(entry).map(part);
@@ -126,9 +126,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(needs: Needs, entry: &Entry, has: &[u64], stand_ins: usize, met: bool) {
+    fn check(needs: Needs, entry: &Entry, has: &[u64], fallbacks: usize, met: bool) {
         let has = |owner: &Owner| has.contains(&owner.node.0);
-        assert_eq!(needs.are_met(entry, has, stand_ins), met, "{}", needs.progress(entry, has, stand_ins));
+        assert_eq!(needs.are_met(entry, has, fallbacks), met, "{}", needs.progress(entry, has, fallbacks));
     }
 
     #[test]

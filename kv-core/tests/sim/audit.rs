@@ -141,7 +141,7 @@ impl World {
                 && status.replications == 0
                 && status.hints == 0
                 && status.hint_bytes == 0
-                && status.lagging == 0
+                && status.missed_writes == 0
                 && status.unsynced.is_empty()
                 && status.receiving == 0
                 && status.leaving == 0

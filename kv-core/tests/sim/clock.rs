@@ -8,7 +8,7 @@ pub(crate) type Time = u64;
 /// A wall clock reading at virtual time 0, so that expiry and timestamps look as in life.
 const WALL_START: u64 = 1_700_000_000_000_000;
 
-/// A wall clock that is wrong and drifts, and a monotonic clock that starts anew at each boot.
+/// A wall clock that is wrong and drifts, and a monotonic clock that starts again at each boot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MachineClock {
     /// How wrong the wall clock is, in microseconds.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
-use kv_core::message::{Errand, Message, Response};
+use kv_core::message::{Message, Purpose, Response};
 use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
 use kv_core::rule::Rule;
@@ -173,8 +173,8 @@ impl World {
 
     /// A partition counts as complete again.
     fn refilled(&mut self, index: usize, partition: PartitionId) {
-        if let Some(owed) = self.unsynced.remove(&(index, partition)) {
-            self.expect(check::refilled::is_paid(self, index, partition, &owed));
+        if let Some(lost) = self.unsynced.remove(&(index, partition)) {
+            self.expect(check::refilled::is_restored(self, index, partition, &lost));
         }
     }
 
@@ -265,7 +265,7 @@ impl World {
             let machine = &self.machines[index];
             let Write::Record { key, value: Some(value), .. } = write else { continue };
             match key.space() {
-                Space::Lag => continue,
+                Space::Missed => continue,
                 Space::Hint => self.report.add(Count::Hints, 1),
                 Space::Owned => {}
             }
@@ -394,7 +394,7 @@ impl World {
             }
             NodeEvent::CopyRetried { .. } => self.report.add(Count::CopiesRetried, 1),
             NodeEvent::Repaired { records, .. } => self.report.add(Count::Compared, *records),
-            NodeEvent::Compared { records, .. } => self.report.add(Count::Owed, *records),
+            NodeEvent::Compared { records, .. } => self.report.add(Count::Pending, *records),
             NodeEvent::HandedOff { records } => self.report.add(Count::HandedOff, *records),
             NodeEvent::ReadRepaired { .. } => self.report.add(Count::Repairs, 1),
             NodeEvent::KeyspacesRemoved { records, .. } => self.report.add(Count::Purged, *records),
@@ -413,7 +413,7 @@ impl World {
                 Some((*call, vec![(self.layouts[0].partition_of(key), *epoch)]))
             }
             Message::Slice { call, slice } => Some((*call, slice.partitions.clone())),
-            Message::Exchange { call, partition, epoch, errand, .. } if *errand != Errand::Refill => {
+            Message::Exchange { call, partition, epoch, purpose, .. } if *purpose != Purpose::Refill => {
                 Some((*call, vec![(*partition, *epoch)]))
             }
             Message::Forwarded { outcome: Ok(Ok(Response::Written { context, .. })), .. } => {

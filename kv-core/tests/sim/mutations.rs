@@ -96,16 +96,16 @@ fn leaving_apart_what_a_dead_coordinator_left_apart_is_caught() {
 
 #[test]
 fn turns_in_the_background_make_replicas_equal_by_themselves() {
-    let mut mended = 0;
+    let mut healed = 0;
     for seed in 0..300 {
         let run = run_adjusted(seed, false, |settings| {
             settings.mutation = Some(Mutation::Core(Rule::CompareAfterCrash));
             settings.node.repair_every = Duration::from_millis(500);
         });
         assert_eq!(run.failure, None, "seed {seed}");
-        mended += run.report.get(Count::Compared);
+        healed += run.report.get(Count::Compared);
     }
-    assert!(mended > 0, "no seed left replicas apart");
+    assert!(healed > 0, "no seed left replicas apart");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(crate) enum Fault {
     /// A machine's frames do not reach another, which reaches it.
     CutOneWay { from: usize, to: usize },
     /// The end of the three above.
-    Mend { from: usize, to: usize },
+    Heal { from: usize, to: usize },
     /// A process is stopped for a while and goes on.
     Freeze { machine: usize, duration: Time },
     /// A failure detector errs.
@@ -70,7 +70,7 @@ pub(crate) enum Fault {
     Transfers,
     /// An operator has a node compare some partitions.
     Repair { machine: usize },
-    /// An operator has all nodes begin copies anew that wait.
+    /// An operator has all nodes begin copies again that wait.
     Retry,
     /// A keyspace is created.
     CreateKeyspace,
@@ -211,7 +211,7 @@ impl World {
                     self.cut_for_a_while(&[(from, to)]);
                 }
             }
-            Fault::Mend { from, to } => self.mend(from, to),
+            Fault::Heal { from, to } => self.heal_path(from, to),
             Fault::Freeze { machine, duration } => self.freeze(machine, duration),
             Fault::Suspect { machine, peer } => {
                 if machine != peer {
@@ -251,7 +251,7 @@ impl World {
         }
     }
 
-    /// An operator has a machine begin those of its copies anew that wait.
+    /// An operator has a machine begin those of its copies again that wait.
     pub(crate) fn retry_copies(&mut self, machine: usize) {
         let partitions = self.layout().partition_ids().collect();
         self.step(machine, Input::Retry(partitions));
@@ -272,7 +272,7 @@ impl World {
         let end = self.time + self.dice.between(1, most) * MS;
         for &(from, to) in paths {
             self.cut(from, to);
-            self.at(end, Event::Fault(Fault::Mend { from, to }));
+            self.at(end, Event::Fault(Fault::Heal { from, to }));
         }
     }
 
@@ -352,8 +352,8 @@ impl World {
         let layout = self.layout();
         for partition in layout.partition_ids() {
             if self.old_owners(partition).contains(&machine) {
-                let owed = check::refilled::owed(self, machine, partition);
-                self.unsynced.insert((machine, partition), owed);
+                let lost = check::refilled::lost(self, machine, partition);
+                self.unsynced.insert((machine, partition), lost);
             }
         }
     }
@@ -439,7 +439,7 @@ impl World {
         self.commit_layout(layout);
     }
 
-    /// The end of all faults: paths are mended, machines run, clocks are right, and the control plane reaches everybody.
+    /// The end of all faults: paths are healed, machines run, clocks are right, and the control plane reaches everybody.
     pub(crate) fn heal(&mut self) {
         note!(self, "all faults end");
         self.remember_clocks();
@@ -455,7 +455,7 @@ impl World {
             self.machines[machine].slow_until = 0;
             for peer in self.living() {
                 if peer != machine {
-                    self.mend(machine, peer);
+                    self.heal_path(machine, peer);
                 }
             }
             if self.is_running(machine) {

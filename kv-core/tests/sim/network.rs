@@ -305,8 +305,8 @@ impl World {
         (until > self.time).then_some(until)
     }
 
-    /// Mends the path from one machine to another.
-    pub(crate) fn mend(&mut self, from: usize, to: usize) {
+    /// Heals the path from one machine to another.
+    pub(crate) fn heal_path(&mut self, from: usize, to: usize) {
         self.network.cut[from][to] = false;
         self.reconnect(from, to);
     }

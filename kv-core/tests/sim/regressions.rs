@@ -1,5 +1,5 @@
 //! Seeds that once failed, each with what it found. They stay, so that nothing found is lost again; a change of the
-//! workload changes what a seed does, and then its entry is found anew by taking the repair back.
+//! workload changes what a seed does, and then its entry is found again by taking the repair back.
 
 use crate::runner::{complaint, run_seed};
 

@@ -73,8 +73,8 @@ counts! {
     CutOvers => "partitions cut over",
     /// Receipts of copies.
     Receipts => "receipts",
-    /// Copies that waited and were begun anew by hand.
-    CopiesRetried => "copies begun anew by hand",
+    /// Copies that waited and were begun again on request.
+    CopiesRetried => "copies begun again on request",
     /// Records dropped after they were handed over.
     Dropped => "records dropped by nodes that left",
     /// Keyspaces that were created while clients worked.
@@ -83,14 +83,14 @@ counts! {
     KeyspacesDropped => "keyspaces dropped",
     /// Records of dropped keyspaces that were removed.
     Purged => "records of dropped keyspaces removed",
-    /// Records mended by comparing owners.
-    Compared => "records mended by anti-entropy",
-    /// Records mended by comparisons that were owed.
-    Owed => "records mended by comparisons that were owed",
+    /// Records restored by comparing owners.
+    Compared => "records restored by anti-entropy",
+    /// Records restored by pending comparisons.
+    Pending => "records restored by pending comparisons",
     /// Partitions refilled.
     Refills => "refills",
-    /// Hints and lag marks delivered.
-    HandedOff => "hints and lag marks handed off",
+    /// Hints and missed-write markers delivered.
+    HandedOff => "hints and missed-write markers handed off",
     /// Hints written.
     Hints => "hints written",
     /// Reads that repaired a replica.

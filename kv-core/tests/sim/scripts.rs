@@ -51,14 +51,14 @@ pub(crate) fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     };
 }
 
-/// The owners of a key are cut off; a stand-in takes a write, hands it off, and takes the next one, a delete among them.
+/// The owners of a key are cut off; a fallback takes a write, hands it off, and takes the next one, a delete among them.
 /// Its second hint is another record instance than its first (rules A1 and A5).
 fn hints_with_delete(world: &mut World) {
     world.plan_work();
     world.settle_machines();
     let key = KeyId(0);
     let owners = world.owners(world.history.key(key).partition);
-    let Some(stand_in) = (0..world.machines.len()).find(|machine| !owners.contains(machine)) else { return };
+    let Some(fallback) = (0..world.machines.len()).find(|machine| !owners.contains(machine)) else { return };
     for round in 0..5 {
         for owner in &owners {
             for other in (0..world.machines.len()).filter(|other| other != owner) {
@@ -69,11 +69,11 @@ fn hints_with_delete(world: &mut World) {
         // Longer than any failure detector waits.
         world.run_until(world.time + 500 * MS);
         let value = (round % 3 != 2).then(|| world.history.next_value(0));
-        world.audit_write(key, value, ONE, stand_in);
+        world.audit_write(key, value, ONE, fallback);
         for owner in &owners {
             for other in (0..world.machines.len()).filter(|other| other != owner) {
-                world.mend(*owner, other);
-                world.mend(other, *owner);
+                world.heal_path(*owner, other);
+                world.heal_path(other, *owner);
             }
         }
         world.settle();
@@ -99,7 +99,7 @@ fn an_actor_used_again_for_another_hint_loses_a_write() {
 }
 
 /// An owner is cut off while its key is written. When it is back it gets the write without anybody asking: whoever
-/// could not confirm a write is remembered by a lag mark.
+/// could not confirm a write is remembered by a missed-write marker.
 fn write_past_an_owner(world: &mut World) {
     world.plan_work();
     world.settle_machines();
@@ -117,8 +117,8 @@ fn write_past_an_owner(world: &mut World) {
         world.audit_write(key, Some(value), QUORUM, owners[0]);
     }
     for other in (0..world.machines.len()).filter(|other| *other != owners[1]) {
-        world.mend(owners[1], other);
-        world.mend(other, owners[1]);
+        world.heal_path(owners[1], other);
+        world.heal_path(other, owners[1]);
     }
     world.settle();
     world.expect(check_equal(world));
@@ -330,7 +330,7 @@ fn a_disk_lost_in_the_middle_of_a_move_loses_nothing() {
     check(|seed| run_script(seed, false, adjust, move_with_a_disk_lost), &happened);
 }
 
-/// A member is destroyed under load and removed as dead: its copies are made anew from the survivors.
+/// A member is destroyed under load and removed as dead: its copies are made again from the survivors.
 fn remove_a_dead_member(world: &mut World) {
     world.plan_work();
     world.settle_machines();
@@ -353,7 +353,7 @@ fn the_copies_of_a_dead_member_are_made_anew() {
 }
 
 /// A node enters while one of its sources does not hear of it, and refuses. The copies wait for that source for ever,
-/// unless somebody has them begin anew: two of three old owners are enough.
+/// unless somebody has them begin again: two of three old owners are enough.
 fn enter_past_a_source_that_refuses(world: &mut World) {
     world.plan_work();
     world.settle_machines();
@@ -379,7 +379,7 @@ fn enter_past_a_source_that_refuses(world: &mut World) {
         wait_for_operation(world, 50 * MS);
     }
     if world.operation.is_some() {
-        world.fail("the operation does not end however often its copies begin anew".to_owned());
+        world.fail("the operation does not end however often its copies begin again".to_owned());
     }
     world.machines[0].hears_up_to = None;
     world.tell_layouts(0);
@@ -402,18 +402,18 @@ fn own_what_is_hinted(world: &mut World) {
     world.plan_work();
     world.settle_machines();
     let owner = world.dice.index(2);
-    let stand_in = 1 - owner;
-    world.cut(owner, stand_in);
-    world.cut(stand_in, owner);
+    let fallback = 1 - owner;
+    world.cut(owner, fallback);
+    world.cut(fallback, owner);
     // Longer than any failure detector waits.
     world.run_until(world.time + 500 * MS);
     let theirs = |key: &KeyId| world.old_owners(world.history.key(*key).partition) == [owner];
     for key in world.history.key_ids().filter(theirs).collect::<Vec<_>>() {
         let value = world.history.next_value(key.0);
-        world.audit_write(key, Some(value), ONE, stand_in);
+        world.audit_write(key, Some(value), ONE, fallback);
     }
-    world.mend(owner, stand_in);
-    world.mend(stand_in, owner);
+    world.heal_path(owner, fallback);
+    world.heal_path(fallback, owner);
     let later = world.dice.between(0, 60);
     world.run_until(world.time + later * MS);
     world.machines[owner].hears_up_to = Some(world.layout().epoch);

@@ -140,8 +140,8 @@ fn ask_past_a_stalled_node(world: &mut World, stall: Stall) {
         }
     }
     for &other in &others {
-        world.mend(victim, other);
-        world.mend(other, victim);
+        world.heal_path(victim, other);
+        world.heal_path(other, victim);
     }
     world.finish();
 }

@@ -1,6 +1,6 @@
 //! What happens, line by line: to replay a failing seed and to compare two runs of one.
 
-use kv_core::message::{Answer, Held, Message, Operation, Outcome, Question, Request, Response};
+use kv_core::message::{Answer, Message, Operation, Outcome, Question, ReadReply, Request, Response};
 use kv_core::storage::{Batch, Space, Stored, Write};
 use kv_core::version::Record;
 
@@ -41,7 +41,7 @@ pub(crate) fn brief_batch(batch: &Batch) -> String {
         .map(|write| match write {
             Write::Meta { name, .. } => format!("meta {}", name.escape_ascii()),
             Write::Record { key, value: None, .. } => format!("{key} removed"),
-            Write::Record { key, .. } if key.space() == Space::Lag => format!("{key}"),
+            Write::Record { key, .. } if key.space() == Space::Missed => format!("{key}"),
             Write::Record { key, value: Some(value), .. } => match Stored::decode(value) {
                 Ok(stored) => format!("{key} {}", record(&stored.record)),
                 Err(error) => format!("{key} {error}"),
@@ -66,16 +66,20 @@ pub(crate) fn brief(message: &Message) -> String {
             let what = if *digest { "digest" } else { "record" };
             format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
         }
-        Message::ReadResult { call, result: Ok(Held::Full(what)) } => format!("result {}: {}", call.0, record(what)),
-        Message::ReadResult { call, result: Ok(Held::Digest(digest)) } => format!("result {}: {digest:016x}", call.0),
+        Message::ReadResult { call, result: Ok(ReadReply::Full(what)) } => {
+            format!("result {}: {}", call.0, record(what))
+        }
+        Message::ReadResult { call, result: Ok(ReadReply::Digest(digest)) } => {
+            format!("result {}: {digest:016x}", call.0)
+        }
         Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
         Message::Slice { call, slice } => format!("slice {}: {slice:?}", call.0),
         Message::SliceResult { call, result: Ok(answer) } => {
             format!("slice result {}, more: {}: {}", call.0, answer.more, keyed(&answer.records))
         }
         Message::SliceResult { call, result: Err(refusal) } => format!("slice result {}: refused: {refusal}", call.0),
-        Message::Exchange { call, partition, epoch, errand, question: what } => {
-            format!("{errand:?} {} {partition} {epoch}: {}", call.0, question(what))
+        Message::Exchange { call, partition, epoch, purpose, question: what } => {
+            format!("{purpose:?} {} {partition} {epoch}: {}", call.0, question(what))
         }
         Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),

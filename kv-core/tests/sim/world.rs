@@ -149,7 +149,7 @@ pub(crate) struct World {
     pub(crate) report: Report,
     /// The latest wall clock reading of any machine.
     pub(crate) wall_max: WallTime,
-    /// Partitions that a machine's store has lost and that were not refilled yet, with what it is owed of them.
+    /// Partitions that a machine's store has lost and that were not refilled yet, with what it has lost of them.
     pub(crate) unsynced: BTreeMap<(usize, PartitionId), Vec<(KeyId, Context)>>,
     /// What old owners of migrating partitions durably held when they came to act on the joint epoch.
     pub(crate) fenced: BTreeMap<(usize, PartitionId, Epoch), Vec<(KeyId, Context)>>,

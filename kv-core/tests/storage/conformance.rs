@@ -138,7 +138,7 @@ fn slices_are_bounded_and_complete<G>((_guard, reader, mut committer): (G, impl 
 /// Every commit gives all keys the same new value; a reader beside it must never see two values in one slice.
 #[allow(clippy::disallowed_methods, reason = "the contract has a reader and a committer on two threads")]
 fn a_slice_never_shows_half_a_commit<G>((_guard, reader, mut committer): (G, impl Reader + Sync, impl Committer)) {
-    let keys: Vec<_> = (0..20u32).map(|n| key(Space::Lag, 0, 0, &n.to_be_bytes())).collect();
+    let keys: Vec<_> = (0..20u32).map(|n| key(Space::Missed, 0, 0, &n.to_be_bytes())).collect();
     let value = |round: u32| round.to_be_bytes();
     let first: Vec<_> = keys.iter().map(|key| mark(key, None, Some(&value(0)))).collect();
     committer.commit(&[batch(first)], Seq(0)).unwrap();
@@ -156,7 +156,7 @@ fn a_slice_never_shows_half_a_commit<G>((_guard, reader, mut committer): (G, imp
         let mut last = 0;
         loop {
             let finished = done.load(std::sync::atomic::Ordering::Acquire);
-            let slice = reader.slice(&space(Space::Lag)).unwrap();
+            let slice = reader.slice(&space(Space::Missed)).unwrap();
             let rounds: Vec<_> =
                 slice.entries.iter().map(|(_, value)| u32::from_be_bytes(value[..].try_into().unwrap())).collect();
             assert_eq!(rounds.len(), 20);
@@ -179,7 +179,7 @@ fn spaces_and_metas_are_apart<G>((_guard, reader, mut committer): (G, impl Reade
             &[batch([
                 write(&k, None, Some(&record)),
                 write(&k.in_space(Space::Hint), None, Some(&record)),
-                mark(&k.in_space(Space::Lag), None, Some(b"m")),
+                mark(&k.in_space(Space::Missed), None, Some(b"m")),
                 meta(b"layout", Some(b"L")),
                 meta(b"peer/1", Some(b"one")),
                 meta(b"peer/2", Some(b"two")),

@@ -207,7 +207,7 @@ fn a_first_start_that_was_cut_short_is_repeated() {
     assert_eq!(commits_held(&reader, &committer), 1);
 }
 
-/// The identity file of a store without a cluster, built by hand.
+/// The identity file of a store without a cluster, built on request.
 fn identity_bytes(store: u8, boot: u8) -> Vec<u8> {
     let payload = [store, store, boot, 0];
     let check = xxhash_rust::xxh3::xxh3_64_with_seed(&payload, 1).to_le_bytes();
@@ -459,8 +459,8 @@ fn statistics_can_be_counted_anew() {
     assert_ne!(*committer.stats(), recount(&reader).unwrap().stats);
     drop((reader, committer));
 
-    let anew = DiskConfig { recount: true, ..small() };
-    let (_, reader, committer) = DiskStore::open(directory.path(), &anew, ids(1)).unwrap();
+    let again = DiskConfig { recount: true, ..small() };
+    let (_, reader, committer) = DiskStore::open(directory.path(), &again, ids(1)).unwrap();
     assert!(reader.metrics().recounted);
     assert_eq!(*committer.stats(), recount(&reader).unwrap().stats);
     drop((reader, committer));

@@ -42,7 +42,7 @@ fn a_put_an_overwrite_a_delete_and_a_removal_are_counted() {
 #[test]
 fn spaces_keyspaces_and_partitions_are_counted_apart() {
     let record = stored(1, Some(b"value"));
-    let lag = key(Space::Lag, 3, 1, b"a");
+    let lag = key(Space::Missed, 3, 1, b"a");
     let mut stats = Stats::new();
     apply(
         &mut stats,
@@ -58,7 +58,7 @@ fn spaces_keyspaces_and_partitions_are_counted_apart() {
     assert_eq!(stats.keyspace(Space::Owned, KeyspaceId(1)).keys, 2);
     assert_eq!(stats.tally(Space::Owned, P, KeyspaceId(1)).keys, 1);
     assert_eq!(stats.total(Space::Hint).bytes, 1 + record.encode().len() as u64);
-    assert_eq!(stats.total(Space::Lag), Tally { keys: 1, bytes: 3, records: 1 });
+    assert_eq!(stats.total(Space::Missed), Tally { keys: 1, bytes: 3, records: 1 });
     assert_eq!(stats.partitions().map(|(partition, _)| partition.0).collect::<Vec<_>>(), [3, 4]);
 
     let hints_only = stats.partition(P).unwrap().leaves().iter().map(|leaf| leaf.count).sum::<u64>();
@@ -118,7 +118,7 @@ fn a_stored_entry_weighs_what_its_write_said() {
     let encoded = record.encode();
     let owned = key(Space::Owned, 3, 0, b"k");
     assert_eq!(Footprint::of_entry(&owned, &encoded), Ok(record.footprint(&owned, encoded.len())));
-    let lag = owned.in_space(Space::Lag);
+    let lag = owned.in_space(Space::Missed);
     assert_eq!(Footprint::of_entry(&lag, b"any"), Ok(Footprint::of_mark(&lag, 3)));
     assert!(Footprint::of_entry(&owned, b"any").is_err());
 }

@@ -37,7 +37,7 @@ pub fn write(key: &StorageKey, before: Option<&Stored>, after: Option<&Stored>) 
     Write::Record { key: key.clone(), value, before: before.map(|stored| side(stored).0), after, damaged: false }
 }
 
-/// A lag mark.
+/// A missed-write marker.
 pub fn mark(key: &StorageKey, before: Option<&[u8]>, after: Option<&[u8]>) -> Write {
     let side = |value: &[u8]| Footprint::of_mark(key, value.len());
     Write::Record {

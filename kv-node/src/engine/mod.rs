@@ -14,7 +14,7 @@ use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
 use kv_core::message::{KeyRequest, Message, Operation, Outcome, Request, Response, ScanEntry, Value};
-use kv_core::node::{RepairFigures, Status};
+use kv_core::node::{RepairStats, Status};
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
@@ -229,7 +229,7 @@ pub struct Repair {
     /// Partitions whose own copy is not complete.
     pub incomplete: Vec<PartitionId>,
     /// The figures before.
-    pub before: RepairFigures,
+    pub before: RepairStats,
 }
 
 /// What an engine is started with.

@@ -96,7 +96,7 @@ fn transfer_report(shared: &Shared, agreed: &ClusterState, report: &Report) -> T
         epoch: status.epoch,
         receipts: unagreed(agreed, &report.receipts),
         // A partition that is not counted yet may hold anything.
-        left: records.max(status.leaving as u64) + status.hints + status.lagging + status.replications as u64,
+        left: records.max(status.leaving as u64) + status.hints + status.missed_writes + status.replications as u64,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Anti-entropy requested by an operator.
 
 use kv_core::error::RequestError;
-use kv_core::node::RepairFigures;
+use kv_core::node::RepairStats;
 use kv_core::types::PartitionId;
 use kv_proto::status::to_status;
 use kv_proto::v1::{self, EventKind, Severity};
@@ -63,7 +63,7 @@ pub(super) async fn begin(shared: &Shared, request: v1::RepairRequest) -> Result
 }
 
 /// The stats as they travel.
-pub(super) fn stats_to_wire(stats: RepairFigures) -> v1::RepairStats {
-    let RepairFigures { asked, done, failed, records } = stats;
+pub(super) fn stats_to_wire(stats: RepairStats) -> v1::RepairStats {
+    let RepairStats { asked, done, failed, records } = stats;
     v1::RepairStats { asked, done, failed, records }
 }

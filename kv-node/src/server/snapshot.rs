@@ -125,7 +125,7 @@ pub(super) async fn take_with_requests(
                     replications: status.replications as u64,
                     hints: status.hints,
                     hint_bytes: status.hint_bytes,
-                    missed_writes: status.lagging,
+                    missed_writes: status.missed_writes,
                     refills: status.unsynced.len() as u64,
                     transfers: status.receiving as u64,
                     comparisons: status.repairing as u64,

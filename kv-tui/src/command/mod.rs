@@ -263,7 +263,7 @@ pub struct WaitArgs {
 pub enum Until {
     /// Every partition can meet R and W.
     Ready,
-    /// Nothing is pending: no operation, hint or lagging write.
+    /// Nothing is pending: no operation, hint or missed_writes write.
     Idle,
     /// Idle, all members up, fully replicated.
     Healthy,

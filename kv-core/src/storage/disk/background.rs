@@ -139,7 +139,7 @@ mod tests {
         committer.commit(&[Batch { writes: vec![write] }], Seq(number))
     }
 
-    /// Flushes by hand wake none of fjall's threads, as if all had looked while the levels were busy.
+    /// Flushes on request wake none of fjall's threads, as if all had looked while the levels were busy.
     #[test]
     fn what_no_thread_of_the_engine_compacts_holds_no_commit_back() {
         let directory = tempfile::tempdir().unwrap();

@@ -139,7 +139,7 @@ pub struct DiskMetrics {
     pub runs: u64,
     /// How long commits have waited for the two, in milliseconds, since the store was opened.
     pub stalled_ms: u64,
-    /// Whether the statistics were counted anew at start.
+    /// Whether the statistics were counted again at start.
     pub recounted: bool,
 }
 

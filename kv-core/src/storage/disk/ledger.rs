@@ -66,7 +66,7 @@ pub(super) struct Ledger {
     /// The same partitions, to find them.
     is_changed: BTreeSet<PartitionId>,
     /// Checkpoint bytes that the entries have brought and that are not yet written; below zero if too many are.
-    owed: i64,
+    debt: i64,
 }
 
 impl Ledger {
@@ -101,13 +101,13 @@ impl Ledger {
         written.extend(again.iter().map(|partition| self.checkpoint(*partition)));
         let entry = self.entry(changes);
         if let Written::Entry(_, bytes) = &entry {
-            self.owed += CHECKPOINT_PER_ENTRY + CHECKPOINT_RATIO * length(bytes);
+            self.debt += CHECKPOINT_PER_ENTRY + CHECKPOINT_RATIO * length(bytes);
         }
         written.push(entry);
 
-        while self.owed > 0 {
+        while self.debt > 0 {
             let Some((_, partition)) = self.changed.pop_front() else {
-                self.owed = 0;
+                self.debt = 0;
                 break;
             };
             self.is_changed.remove(&partition);
@@ -116,7 +116,7 @@ impl Ledger {
             }
             let checkpoint = self.checkpoint(partition);
             if let Written::Checkpoint(_, bytes) = &checkpoint {
-                self.owed -= length(bytes);
+                self.debt -= length(bytes);
             }
             written.push(checkpoint);
         }
@@ -124,7 +124,7 @@ impl Ledger {
         written
     }
 
-    /// A ledger for statistics that were counted anew, behind commit `last`, and all that it consists of.
+    /// A ledger for statistics that were counted again, behind commit `last`, and all that it consists of.
     pub(super) fn renew(stats: Stats, last: u64) -> (Self, Vec<Written>) {
         let mut ledger = Self { stats, last: last + 1, ..Self::default() };
         let mut written = vec![ledger.entry(Vec::new())];

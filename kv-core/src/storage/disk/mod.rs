@@ -15,7 +15,7 @@
 //!
 //! | first byte | what |
 //! | --- | --- |
-//! | 1, 2, 3 | records, hints, lag marks: storage keys as they are |
+//! | 1, 2, 3 | records, hints, missed-write markers: storage keys as they are |
 //! | 0x80 | the meta space: names behind it |
 //! | 0x90 | ledger entries: slot, big-endian |
 //! | 0x91 | ledger checkpoints: partition, big-endian |
@@ -62,7 +62,7 @@ pub struct DiskConfig {
     /// Draw a new store id and keep the data: for a store that was rolled back to an earlier state. Its peers then refill
     /// it before it answers (rule D2).
     pub renew: bool,
-    /// Count the statistics anew at start, which reads everything.
+    /// Count the statistics again at start, which reads everything.
     pub recount: bool,
 }
 

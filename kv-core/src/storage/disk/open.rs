@@ -38,7 +38,7 @@ const FILES_MIN: usize = 10;
 /// fjall's trees: its own, which knows the names of the others, and ours.
 const TREES: [&str; 2] = ["keyspaces/0", "keyspaces/1"];
 
-/// Files that fjall makes anew, without what was in them, when they are missing.
+/// Files that fjall makes again, without what was in them, when they are missing.
 const REQUIRED: [&str; 3] = ["version", "keyspaces/0/current", "keyspaces/1/current"];
 
 /// What opening a store needs from outside: the core draws nothing.
@@ -248,7 +248,7 @@ fn read_ledger(shared: &Shared) -> Result<(Recovery, Option<String>), StorageErr
     Ok((recovery, trouble))
 }
 
-/// Counts the statistics anew and puts the ledger that says so in place of the old one.
+/// Counts the statistics again and puts the ledger that says so in place of the old one.
 fn renew_ledger(shared: &Shared, out: &mut fjall::OwnedWriteBatch, last: u64) -> Result<Ledger, StorageError> {
     let counted = recount(&DiskReader::new(shared.clone(), false))?;
     let (ledger, written) = Ledger::renew(counted.stats, last);

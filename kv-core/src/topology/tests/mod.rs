@@ -63,7 +63,7 @@ fn cancelled(layout: &Layout, changes: &[Change], done: usize) -> Layout {
     operation::cancel(&now, &target)
 }
 
-/// How many copies each member holds, and in how many first places.
+/// How many copies each member holds, and in how many primaries.
 fn held(layout: &Layout) -> BTreeMap<NodeId, (u32, u32)> {
     let mut held: BTreeMap<NodeId, (u32, u32)> = layout.members.keys().map(|&node| (node, (0, 0))).collect();
     for (place, node) in layout.partitions.iter().flat_map(|entry| entry.nodes().enumerate()) {

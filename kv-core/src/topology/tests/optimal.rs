@@ -174,7 +174,7 @@ fn check_uneven(layout: &Layout, changes: &[Change], by_force: bool) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// No fair layout is reached with fewer moves: all of them are tried. First places cost nothing.
+    /// No fair layout is reached with fewer moves: all of them are tried. Primaries cost nothing.
     #[test]
     fn no_layout_is_nearer(
         members in any_members(5, 4),

@@ -1,4 +1,4 @@
-//! Single plans, as people would check them by hand.
+//! Single plans, as people would check them on request.
 
 use super::*;
 use crate::topology::RefusalKind;

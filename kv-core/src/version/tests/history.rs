@@ -1,4 +1,4 @@
-//! Valid histories: what a cluster's replicas, coordinators and stand-ins may do to one key, and an oracle that knows
+//! Valid histories: what a cluster's replicas, coordinators and fallbacks may do to one key, and an oracle that knows
 //! every write and what its writer had seen.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::super::{Actor, Clock, Conflict, Context, ContextToken, Dot, Hlc, Record, Write};
 use crate::types::{Incarnation, RequestId, StoreId, WallTime};
 
-/// Copies of the key: three owners, then two stand-ins.
+/// Copies of the key: three owners, then two fallbacks.
 const OWNERS: usize = 3;
 pub(super) const NODES: usize = 5;
 
@@ -25,7 +25,7 @@ pub(super) enum Action {
     Read { nodes: u8 },
     /// A record as some node had it at some time arrives at a node: late, repeated, in any order.
     Arrive { sent: prop::sample::Index, node: usize },
-    /// A stand-in's record goes to all owners and is forgotten: the next one is another instance.
+    /// A fallback's record goes to all owners and is forgotten: the next one is another instance.
     HandOff { node: usize },
     /// Expired versions become tombstones on one node only.
     Sweep { node: usize },

@@ -1,5 +1,5 @@
 //! Every request gets one answer in time (the workload sees to that), and an error says the truth: bad requests are
-//! refused for what is wrong with them, good ones only for what a retry can mend, and "nothing was done" means it.
+//! refused for what is wrong with them, good ones only for what a retry can heal, and "nothing was done" means it.
 
 use kv_core::error::Kind;
 use kv_core::message::{Outcome, ReplicaView};

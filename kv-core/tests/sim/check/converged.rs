@@ -27,7 +27,7 @@ pub(crate) fn statistics_are_exact(machine: usize, disk: &Disk) -> Result<(), St
 pub(crate) fn replicas_are_equal(world: &World) -> Result<(), String> {
     for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.dead) {
         statistics_are_exact(index, &machine.disk)?;
-        for space in [Space::Hint, Space::Lag] {
+        for space in [Space::Hint, Space::Missed] {
             let left = machine.disk.stats().total(space).records;
             if left > 0 {
                 return Err(format!("{} still holds {left} entries in its {space:?} space", node_id(index)));

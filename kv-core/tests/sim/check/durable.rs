@@ -1,7 +1,7 @@
 //! Invariant 8: nothing is acknowledged before it is durable on the number of replicas promised.
 //!
 //! At the moment of each acknowledgement the disks are counted that durably hold a record which has seen the write. A
-//! strict request, or one at `all`, counts owners only; any other also counts the hints of stand-ins. A disk that was
+//! strict request, or one at `all`, counts owners only; any other also counts the hints of fallbacks. A disk that was
 //! taken away after it had confirmed counts, since it held the write when the coordinator learnt of it.
 
 use bytes::Bytes;

@@ -11,10 +11,10 @@ use crate::settings::node_id;
 use crate::world::World;
 
 /// What the other owners of a partition durably hold: what a machine that loses its store now must get back.
-pub(crate) fn owed(world: &World, machine: usize, partition: PartitionId) -> Vec<(KeyId, Context)> {
+pub(crate) fn lost(world: &World, machine: usize, partition: PartitionId) -> Vec<(KeyId, Context)> {
     let others: Vec<usize> = world.old_owners(partition).into_iter().filter(|owner| *owner != machine).collect();
     let keys = world.history.key_ids().filter(|key| world.history.key(*key).partition == partition);
-    let owed = |key: KeyId| {
+    let lost = |key: KeyId| {
         let stored = world.storage_key(Space::Owned, key);
         let mut context = Context::new();
         for record in others.iter().filter_map(|owner| world.machines[*owner].disk.durable_record(&stored)) {
@@ -22,12 +22,12 @@ pub(crate) fn owed(world: &World, machine: usize, partition: PartitionId) -> Vec
         }
         (key, context)
     };
-    keys.map(owed).collect()
+    keys.map(lost).collect()
 }
 
-/// The control plane has changed an entry. Who owns the partition no more has nothing to get back. Who stays is owed what
+/// The control plane has changed an entry. Who owns the partition no more needs nothing back. Who stays must get back what
 /// it was, as far as the other owners of now hold it. Who has become an owner by the receipt of a store that is lost is
-/// owed all that the others hold.
+/// get back all that the others hold.
 pub(crate) fn entry_changed(world: &mut World, partition: PartitionId, was: &Entry, is: &Entry) {
     for machine in 0..world.machines.len() {
         let node = node_id(machine);
@@ -36,7 +36,7 @@ pub(crate) fn entry_changed(world: &mut World, partition: PartitionId, was: &Ent
         if !owns(is) {
             continue;
         }
-        let now = owed(world, machine, partition);
+        let now = lost(world, machine, partition);
         let held =
             |key: &KeyId, context: &Context| now.iter().any(|(other, held)| other == key && held.dominates(context));
         let entered = !owns(was);
@@ -49,14 +49,14 @@ pub(crate) fn entry_changed(world: &mut World, partition: PartitionId, was: &Ent
     }
 }
 
-/// Whether a machine that calls a partition complete has got back what it was owed.
-pub(crate) fn is_paid(
+/// Whether a machine that calls a partition complete has got back what it had lost.
+pub(crate) fn is_restored(
     world: &World,
     machine: usize,
     partition: PartitionId,
-    owed: &[(KeyId, Context)],
+    lost: &[(KeyId, Context)],
 ) -> Result<(), String> {
-    for (key, context) in owed.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
+    for (key, context) in lost.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
         let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
         if !record.unwrap_or_default().context.dominates(context) {
             return Err(format!(
