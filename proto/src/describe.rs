@@ -53,7 +53,7 @@ pub struct Description {
     pub leader: Option<NodeId>,
     /// The members that vote in the control plane.
     pub voters: Vec<NodeId>,
-    /// How the node that answered stands while it has no layout, in words.
+    /// How far the node that answered is while it has no layout, in words.
     pub waiting: String,
 }
 

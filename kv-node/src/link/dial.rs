@@ -53,16 +53,16 @@ pub async fn keep_links(links: Links, mut members: watch::Receiver<Members>) {
 
 async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
     let mut pause = PAUSE_MIN;
-    let mut told = String::new();
+    let mut logged = String::new();
     loop {
         let began = links.0.clock.now().mono;
         let mut met = false;
         if let Err(error) = dial(&links, node, &address, &mut met).await {
             // The same failure every second would fill the log.
             let error = error.to_string();
-            if error != told {
+            if error != logged {
                 tracing::info!(peer = %node, %address, %error, "no session with a peer");
-                told = error;
+                logged = error;
             }
         }
         let lasted = links.0.clock.now().mono.since(began);

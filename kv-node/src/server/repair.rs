@@ -62,7 +62,7 @@ pub(super) async fn begin(shared: &Shared, request: v1::RepairRequest) -> Result
     })
 }
 
-/// The stats as they travel.
+/// The statistics as they travel.
 pub(super) fn stats_to_wire(stats: RepairFigures) -> v1::RepairStats {
     let RepairFigures { asked, done, failed, records } = stats;
     v1::RepairStats { asked, done, failed, records }

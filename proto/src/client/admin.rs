@@ -28,21 +28,21 @@ const ASKED_AT_ONCE: usize = 32;
 /// What each replica of a key holds.
 pub type Inspection = v1::InspectResponse;
 
-/// One member's own account, or why there is none.
+/// One member's report, or why there is none.
 #[derive(Clone, Debug)]
 pub struct NodeReport {
     /// The member; 0 for a node of a cluster that is forming.
     pub node: NodeId,
     /// Where it was asked.
     pub address: String,
-    /// Its figures.
+    /// Its snapshot.
     pub snapshot: Result<Box<v1::NodeSnapshot>, RequestError>,
     /// Its events, ascending; empty if they were not asked for.
     pub events: Vec<v1::Event>,
 }
 
 impl Client {
-    /// Asks every member for its figures, all at once, and waits for each no longer than `limit`.
+    /// Asks every member for its report, all at once, and waits for each no longer than `limit`.
     pub async fn reports(&self, request: v1::WatchRequest, limit: Duration) -> Vec<NodeReport> {
         let ask = |id, node| report_of(id, node, v1::WatchRequest { once: true, ..request }, limit);
         let view = self.view();
@@ -115,7 +115,7 @@ impl Client {
         answers
     }
 
-    /// Follows one member's account.
+    /// Follows one member's reports.
     ///
     /// # Errors
     /// `NotFound` if it is not a member, or as the node says.
@@ -229,7 +229,7 @@ impl Client {
         Ok(answer.operation.unwrap_or_default())
     }
 
-    /// Lets transfers of an operation that wait begin again. What the receivers make of it is part of their accounts.
+    /// Lets transfers of an operation that wait begin again. What the receivers make of it is part of their reports.
     ///
     /// # Errors
     /// As [`Client::pause`]; `Conflict` while it is paused or for a partition that does not migrate, `NotFound` for one
@@ -241,7 +241,7 @@ impl Client {
     /// Cancels an operation. What it returns says what was undone.
     ///
     /// # Errors
-    /// As [`Client::pause`]; `Unknown` is not repeated, since it would be told as a conflict with itself.
+    /// As [`Client::pause`]; `Unknown` is not repeated, since it would be reported as a conflict with itself.
     pub async fn cancel(&self, request: v1::CancelRequest) -> Result<v1::Operation, RequestError> {
         let answer = self.anywhere(self.options().timeout, false, request, Cluster::cancel).await?;
         drop(self.refresh().await);
@@ -300,7 +300,7 @@ async fn report_of(id: NodeId, node: Arc<Node>, request: v1::WatchRequest, limit
     let mut report = NodeReport {
         node: id,
         address: node.address().to_owned(),
-        snapshot: Err(RequestError::unavailable(format!("{}: no figures", node.address()))),
+        snapshot: Err(RequestError::unavailable(format!("{}: no report", node.address()))),
         events: Vec::new(),
     };
     let mut client = calls::cluster(node.channel());
@@ -325,7 +325,7 @@ async fn report_of(id: NodeId, node: Arc<Node>, request: v1::WatchRequest, limit
             }
             Err(_) => {
                 if report.snapshot.is_err() {
-                    let message = format!("{}: no figures within {} ms", node.address(), limit.as_millis());
+                    let message = format!("{}: no report within {} ms", node.address(), limit.as_millis());
                     report.snapshot = Err(RequestError::unavailable(message));
                 }
                 return report;

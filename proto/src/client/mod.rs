@@ -51,7 +51,7 @@ struct Inner {
     options: Options,
     ids: RequestIds,
     pool: Pool,
-    /// Replaced as a whole by whoever holds `refreshing`.
+    /// Replaced as a whole by the holder of `refreshing`.
     view: RwLock<Arc<View>>,
     refreshing: tokio::sync::Mutex<()>,
     refreshed: Mutex<Instant>,
@@ -214,7 +214,7 @@ impl Client {
     }
 
     /// As `refresh`, by a node that first learns what the cluster has agreed on until now. It costs a round among the
-    /// members, and is for the moment before somebody is told that something does not exist.
+    /// members, and is for the moment before the client says that something does not exist.
     ///
     /// # Errors
     /// As `refresh`.
@@ -278,7 +278,7 @@ impl Client {
             due
         };
         if due {
-            // Without an answer the client goes on with what it knows.
+            // Without an answer the client continues with what it knows.
             drop(self.refresh_from(stale, None, false).await);
         }
     }

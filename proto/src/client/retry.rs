@@ -111,18 +111,18 @@ impl Progress {
         let attempts = self.attempts;
         let last = self.last.take().unwrap_or_else(|| RequestError::unavailable("no node was asked"));
         let kind = last.kind;
-        let told = RequestError::new(
+        let error = RequestError::new(
             kind,
             format!("{last} (gave up after {} ms and {attempts} attempts)", timeout.as_millis()),
         );
-        self.end(told)
+        self.end(error)
     }
 }
 
 /// How an attempt ended.
 enum Attempted {
     Done(Response),
-    /// Its node has stopped answering, and another one may be asked meanwhile.
+    /// Its node has stopped answering, and another one may be asked in the meantime.
     Stalled(Late),
 }
 
