@@ -53,7 +53,7 @@ impl Budget {
         Some(Share { budget: Arc::clone(self), bytes })
     }
 
-    /// Takes bytes that are held whatever the bound says; whoever asks waits for `room` afterwards.
+    /// Takes bytes that are held even beyond the bound; the caller waits for `room` afterwards.
     #[must_use]
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Share {
         self.held.fetch_add(bytes, Ordering::Relaxed);

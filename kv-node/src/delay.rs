@@ -1,4 +1,4 @@
-//! For how long messages were under way, told from the sender's clock alone: beyond the quickest message of the stream.
+//! For how long messages were under way, computed from the sender's clock alone: beyond the quickest message of the stream.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ mod tests {
         assert_eq!(of(1_000_100, 700), 100);
         assert_eq!(of(1_000_200, 650), 0, "quicker than any before");
         assert_eq!(of(0, 5_000_000), 0, "it does not say");
-        // A process that stood still for three seconds reads what was sent meanwhile.
+        // A process that was paused for three seconds reads what was sent during that time.
         assert!((2_990_000..3_000_000).contains(&of(1_001_000, 3_001_450)));
         assert!(of(4_001_100, 3_001_550) < 100);
     }

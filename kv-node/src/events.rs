@@ -9,7 +9,7 @@ use kv_proto::v1::{self, EventKind, Severity};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Events of each kind that are kept. An operation tells of every partition several times, which must not push out what
+/// Events of each kind that are kept. An operation reports every partition several times, which must not push out what
 /// happens once; there are some thirty kinds.
 pub const EVENTS_OF_KIND_MAX: usize = 256;
 

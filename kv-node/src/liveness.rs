@@ -17,7 +17,7 @@ pub enum Condition {
     Up,
     /// It has been silent for longer than usual. Requests still go to it.
     Suspect,
-    /// It has been silent for so long that others stand in for it.
+    /// It has been silent for so long that fallbacks take its place.
     Down,
 }
 

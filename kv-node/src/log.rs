@@ -61,11 +61,11 @@ where
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let (repeats, told) = Repeats::new();
+    let (repeats, reporter) = Repeats::new();
     let started = tracing_subscriber::registry().with(lines).with(repeats).with(filter).try_init();
     // A process that has a log already keeps it: a test, or a dashboard that runs a node.
     if started.is_ok() {
-        // Without the thread the counts are told with the next message of their kind only when it is written again.
-        drop(std::thread::Builder::new().name("kv-log".to_owned()).spawn(move || told.tell_for_ever()));
+        // Without the thread the counts are reported with the next message of their kind only when it is written again.
+        drop(std::thread::Builder::new().name("kv-log".to_owned()).spawn(move || reporter.run()));
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// While more than this is queued, answers that carry records are replaced by the word that this node is busy. Records that
-/// the core sends by itself it bounds (`peer_bytes_max`), so that nothing of either breaks the session of a peer that reads.
+/// the core sends on its own are bounded by it (`peer_bytes_max`), so neither ends the session of a peer that reads.
 const ANSWERED_BYTES_MAX: usize = 56 * 1024 * 1024;
 
 /// What a frame adds to its messages at the most.
@@ -150,7 +150,7 @@ fn refusal(bytes: usize, has_room: bool) -> Refusal {
 }
 
 impl Outgoing {
-    /// What tells the queue from others.
+    /// What distinguishes the queue from others.
     pub(crate) fn id(&self) -> BulkId {
         BulkId(Arc::clone(&self.shared))
     }
@@ -159,7 +159,7 @@ impl Outgoing {
     pub(crate) async fn next(&mut self) -> Option<Vec<Bytes>> {
         if self.left.is_none() {
             self.left = Some(self.queue.recv().await?);
-            // Whoever queued it may be about to queue more. A caller that gives up here finds the message in its place.
+            // Its sender may be about to queue more. A caller that gives up here finds the message in its place.
             tokio::task::yield_now().await;
         }
         let first = self.left.take()?;
@@ -229,7 +229,7 @@ mod tests {
     async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
         let (outbox, mut outgoing) = outbox();
         let record = record(1024 * 1024);
-        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(Held::Full(record.clone())) };
+        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(record.clone())) };
         for call in 0..200 {
             outbox.push(&answer(call));
         }

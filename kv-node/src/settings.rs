@@ -31,7 +31,7 @@ pub struct Flags {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Where the node keeps its data. A directory belongs to one node of one cluster for good.
+    /// Where the node keeps its data. A directory always belongs to one node of one cluster.
     #[arg(long, env = "KV_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -76,7 +76,7 @@ pub struct Flags {
     #[arg(long, env = "KV_JOIN", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
 
-    /// Takes the place of the member of the same --name whose store was lost: the id of that store, as `node show` tells.
+    /// Takes the place of the member of the same --name whose store was lost: the id of that store, as `node show` says.
     #[arg(long, env = "KV_REPLACES", value_name = "STORE")]
     pub replaces: Option<String>,
 

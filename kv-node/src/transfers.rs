@@ -14,7 +14,7 @@ use crate::control::{Operation, OperationId};
 /// A copy that should make progress and has made none for this long is stalled.
 pub const STALL_AFTER: Duration = Duration::from_secs(10);
 
-/// What the node remembers of its copies beside what the engine tells.
+/// What the node remembers of its copies beside what the engine reports.
 #[derive(Debug, Default)]
 pub struct Watchdog(Mutex<State>);
 
@@ -32,7 +32,7 @@ struct State {
 struct Seen {
     mark: (TransferPhase, u64, u64),
     at: Monotonic,
-    told: bool,
+    reported: bool,
 }
 
 impl Watchdog {
@@ -54,7 +54,7 @@ impl Watchdog {
         }
     }
 
-    /// What this node has made of the last retry that it has heard of.
+    /// How this node has carried out the last retry that it has learned of.
     #[must_use]
     pub fn retried(&self) -> Option<v1::Retried> {
         self.0.lock().retried.clone()
@@ -70,7 +70,7 @@ impl Watchdog {
     pub(crate) fn note_retry(&self, operation: &Operation, began: &[PartitionId], now: Monotonic) {
         let mut state = self.0.lock();
         for (_, seen) in state.seen.iter_mut().filter(|(key, _)| began.contains(&key.0)) {
-            (seen.at, seen.told) = (now, false);
+            (seen.at, seen.reported) = (now, false);
         }
         state.retried = Some(v1::Retried {
             operation: operation.id.0,
@@ -79,8 +79,8 @@ impl Watchdog {
         });
     }
 
-    /// Looks at the copies; returns those that have just stalled, each once until it makes progress again.
-    pub(crate) fn look(&self, transfers: &[Transfer], now: Monotonic) -> Vec<Transfer> {
+    /// Observes the copies; returns those that have just stalled, each once until it makes progress again.
+    pub(crate) fn observe(&self, transfers: &[Transfer], now: Monotonic) -> Vec<Transfer> {
         let mut state = self.0.lock();
         let mut before = std::mem::take(&mut state.seen);
         let mut stalled = Vec::new();
@@ -88,12 +88,12 @@ impl Watchdog {
             let key = (transfer.partition, transfer.joint);
             let mark = (transfer.phase, transfer.keys, transfer.bytes);
             let mut seen = match before.remove(&key) {
-                // What waits in good order is not late when its turn comes.
+                // What waits as planned is not late when its turn comes.
                 Some(seen) if seen.mark == mark && may_stall(transfer) => seen,
-                _ => Seen { mark, at: now, told: false },
+                _ => Seen { mark, at: now, reported: false },
             };
-            if !seen.told && may_stall(transfer) && now.since(seen.at) >= STALL_AFTER {
-                seen.told = true;
+            if !seen.reported && may_stall(transfer) && now.since(seen.at) >= STALL_AFTER {
+                seen.reported = true;
                 stalled.push(transfer.clone());
             }
             state.seen.insert(key, seen);
@@ -138,26 +138,27 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_without_bytes_for_ten_seconds_is_told_once() {
+    fn a_copy_without_bytes_for_ten_seconds_is_reported_once() {
         let watchdog = Watchdog::default();
-        let look = |transfer: &Transfer, seconds| watchdog.look(std::slice::from_ref(transfer), at(seconds)).len();
+        let observe =
+            |transfer: &Transfer, seconds| watchdog.observe(std::slice::from_ref(transfer), at(seconds)).len();
         let begun = transfer(TransferPhase::Copying, 100, 1, None);
-        assert_eq!(look(&begun, 0), 0);
-        assert_eq!(look(&begun, 9), 0);
+        assert_eq!(observe(&begun, 0), 0);
+        assert_eq!(observe(&begun, 9), 0);
         assert_eq!(watchdog.idle(&begun, at(9)), (Duration::from_secs(9), false));
-        assert_eq!(look(&begun, 10), 1, "it is stalled");
+        assert_eq!(observe(&begun, 10), 1, "it is stalled");
         assert!(watchdog.idle(&begun, at(10)).1);
-        assert_eq!(look(&begun, 30), 0, "told once");
+        assert_eq!(observe(&begun, 30), 0, "reported once");
         let further = transfer(TransferPhase::Copying, 200, 1, None);
-        assert_eq!(look(&further, 31), 0);
-        assert_eq!(look(&further, 41), 1, "it stalls again");
+        assert_eq!(observe(&further, 31), 0);
+        assert_eq!(observe(&further, 41), 1, "it stalls again");
         for in_order in [
             transfer(TransferPhase::Waiting, 0, 0, Some(Wait::Other("its turn".to_owned()))),
             transfer(TransferPhase::Copying, 200, 1, Some(Wait::Paused)),
             transfer(TransferPhase::Covered, 1000, 1, None),
         ] {
-            assert_eq!(look(&in_order, 50) + look(&in_order, 100), 0, "{in_order:?}");
+            assert_eq!(observe(&in_order, 50) + observe(&in_order, 100), 0, "{in_order:?}");
         }
-        assert_eq!(look(&further, 101), 0, "its time begins when it goes on");
+        assert_eq!(observe(&further, 101), 0, "its time begins when it continues");
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use kv_proto::v1;
 use parking_lot::Mutex;
 
-/// How often the data directory is measured; in between the last figure holds.
+/// How often the data directory is measured; in between the last value holds.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
 /// Clock ticks per second in `/proc`, fixed by the Linux ABI.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Reads the figures of this process and its data directory.
+/// Reads the statistics of this process and its data directory.
 #[derive(Debug)]
 pub struct Usage {
     directory: PathBuf,
@@ -26,7 +26,7 @@ impl Usage {
         Self { directory, disk: Mutex::default() }
     }
 
-    /// The figures now; zero for what the platform does not tell.
+    /// The statistics now; zero for what the platform does not report.
     #[must_use]
     pub fn read(&self) -> v1::Usage {
         v1::Usage {
@@ -38,7 +38,7 @@ impl Usage {
         }
     }
 
-    /// Bytes free on the device of the data directory; `None` where the platform does not tell.
+    /// Bytes free on the device of the data directory; `None` where the platform does not report it.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         fs4::available_space(&self.directory).ok()
@@ -79,7 +79,7 @@ fn bytes_below(directory: &Path) -> u64 {
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
             Ok(metadata) => metadata.len(),
-            // It vanished between the two looks.
+            // It vanished between the two calls.
             Err(_) => 0,
         })
         .sum()

@@ -1,6 +1,6 @@
 //! Addresses, `host:port`: the one place that says what is one, for flags, reports of nodes, clients and files.
 //!
-//! A host is an IPv4 address, an IPv6 address in brackets or a DNS name. Names are looked up by whoever connects, each
+//! A host is an IPv4 address, an IPv6 address in brackets or a DNS name. Names are resolved by the node that connects, each
 //! time that it does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -13,7 +13,7 @@ use crate::limits::{CONTEXT_BYTES_PER_ACTOR, SCAN_PAGE_KEYS_MAX, TIMEOUT_MAX, TT
 use crate::request_id::RequestIds;
 use crate::v1;
 
-/// The name that an empty one stands for.
+/// The keyspace that an empty name means.
 pub const KEYSPACE_DEFAULT: &str = "default";
 
 /// The first byte of a scan's cursor.

@@ -38,7 +38,7 @@ pub const CONTEXT_BYTES_PER_ACTOR: usize = 48;
 /// The longest name of a node, a zone or a keyspace, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// The longest text by which whoever asks for a change calls itself, in bytes.
+/// The longest text that says who asks for a change, in bytes.
 pub const BY_BYTES_MAX: usize = 128;
 
 /// The most copies that a keyspace may ask for.

@@ -1,4 +1,4 @@
-//! Greetings between nodes: validated before the first message of a session is looked at.
+//! Greetings between nodes: validated before the first message of a session is read.
 
 use std::time::Duration;
 

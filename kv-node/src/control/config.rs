@@ -15,7 +15,7 @@ pub const PROPOSALS_MAX: usize = 256;
 
 /// What the control plane of a node is started with.
 pub struct ControlConfig {
-    /// The directory for its files, of its own: `control/` in the data directory. Locked by whoever owns that.
+    /// The directory for its files, of its own: `control/` in the data directory. The owner of the data directory holds the lock.
     pub dir: PathBuf,
     /// How the node comes to its cluster.
     pub start_mode: StartMode,
@@ -35,7 +35,7 @@ pub struct ControlConfig {
     pub replaces: Option<StoreId>,
     /// The settings on which all nodes agree. The founder's become the cluster's; those of the others are checked.
     pub cluster: ClusterConfig,
-    /// The node's opinion of its peers. The control plane tells it the members and from whom it heard.
+    /// The node's opinion of its peers. The control plane reports to it the members and from whom it heard.
     pub liveness: SharedLiveness,
     /// Reads the monotonic clock of `liveness`.
     pub clock: Clock,

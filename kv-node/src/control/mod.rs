@@ -21,7 +21,7 @@
 //!
 //! A member reports its receipts (`member/reports`) to the leader, which proposes to advance the operation as soon as all
 //! receipts of a partition are there (`leader/operations`). Every node applies the command, which makes the next layout
-//! (`state/operations`: `advance`), and gives the layout to its engine (`crate::run::adopt`).
+//! (`state/operations`: `advance`), and gives the layout to its engine (`run/adopt`).
 //!
 //! # Forming
 //!

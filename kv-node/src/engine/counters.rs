@@ -13,7 +13,7 @@ use kv_core::version::Conflict;
 /// How much time one window of latencies covers.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The longest latency that is told apart, in microseconds.
+/// The longest latency that is distinguished, in microseconds.
 const LATENCY_US_MAX: u64 = 60_000_000;
 
 /// What the engine has done since it was started.
@@ -69,7 +69,7 @@ pub enum RequestKind {
     Delete,
     /// One page of a scan.
     Scan,
-    /// A look at every copy of a key.
+    /// An inspection of every copy of a key.
     Inspect,
 }
 

@@ -30,10 +30,10 @@ use crate::budget::{Budget, Share};
 use crate::clock::Clock;
 use crate::outbox::Outbox;
 
-/// Commands that may wait for the loop. Whoever gives one more waits, and so does the stream that it came from.
+/// Commands that may wait for the loop. A caller with one more waits, and so does the stream that it came from.
 const COMMANDS_MAX: usize = 4096;
 
-/// Bytes of requests that may wait for the loop, and of messages of peers. Whoever brings more waits.
+/// Bytes of requests that may wait for the loop, and of messages of peers. A caller with more waits.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The unit in which these are counted.
@@ -134,7 +134,7 @@ pub(crate) fn bytes_of_request(request: &Request) -> usize {
     }
 }
 
-/// What the loop is told.
+/// What the loop is to do or to know.
 #[derive(Debug)]
 pub(crate) enum Command {
     Request {
@@ -246,7 +246,7 @@ pub struct EngineConfig<R, C> {
     pub committer: C,
     /// Both clocks.
     pub clock: Clock,
-    /// Is told every event.
+    /// Receives every event.
     pub events: mpsc::UnboundedSender<Event>,
     /// Bytes of answers that wait for clients.
     pub answers: Arc<Budget>,
@@ -280,17 +280,17 @@ impl Engine {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         // Nobody closes it.
         let room = Arc::clone(room).acquire_many_owned(units).await.ok();
-        self.send(Queued { command, _room: room }).await
+        self.enqueue(Queued { command, _room: room }).await
     }
 
-    async fn send(&self, queued: Queued) -> Result<(), Command> {
+    async fn enqueue(&self, queued: Queued) -> Result<(), Command> {
         self.commands.send(queued).await.map_err(|mpsc::error::SendError(queued)| queued.command)
     }
 
     /// Asks something on behalf of a client.
     ///
     /// # Errors
-    /// The request's own; `Unknown` if the engine stops meanwhile.
+    /// The request's own; `Unknown` if the engine stops before the answer.
     pub async fn request(&self, request: Request, timeout: Option<Duration>) -> Outcome {
         self.answer(request, timeout).await.outcome
     }
@@ -333,15 +333,15 @@ impl Engine {
         drop(self.queue(command, &self.from_peers, bytes).await);
     }
 
-    pub(crate) async fn tell(&self, command: Command) {
-        // A stopped engine needs to know nothing.
-        drop(self.send(Queued { command, _room: None }).await);
+    pub(crate) async fn send(&self, command: Command) {
+        // A stopped engine needs no commands.
+        drop(self.enqueue(Queued { command, _room: None }).await);
     }
 
     /// The highest incarnation seen of a peer, for the handshake; `store` is the one that it shows, if it has.
     pub async fn seen(&self, node: NodeId, store: Option<StoreId>) -> Option<Incarnation> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Command::Seen { node, store, reply }).await;
+        self.send(Command::Seen { node, store, reply }).await;
         answer.await.ok().flatten()
     }
 
@@ -374,7 +374,7 @@ impl Engine {
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         let ask = async {
-            self.tell(command(reply)).await;
+            self.send(command(reply)).await;
             answer.await.ok()
         };
         tokio::time::timeout(ANSWER_TIMEOUT, ask).await.ok().flatten()
@@ -389,7 +389,7 @@ impl Engine {
     /// Finishes what is in flight, makes it durable and ends the threads.
     pub async fn stop(&self) {
         let (done, ended) = oneshot::channel();
-        self.tell(Command::Stop(done)).await;
+        self.send(Command::Stop(done)).await;
         drop(ended.await);
     }
 }

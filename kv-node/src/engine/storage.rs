@@ -17,7 +17,7 @@ const GROUP_BATCHES_MAX: usize = 1024;
 /// A commit is closed when its writes reach this many bytes.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What the threads tell the loop.
+/// What the threads report to the loop.
 #[derive(Debug)]
 pub(super) enum Done {
     Persisted {
@@ -42,7 +42,7 @@ pub(super) enum Done {
     Ended,
 }
 
-/// What the committing thread is told.
+/// The jobs of the committing thread.
 enum Commit {
     Batch {
         seq: Seq,
@@ -90,7 +90,7 @@ pub(super) struct Storage {
     /// Bytes given to the committing thread that are not durable.
     pending: std::collections::VecDeque<(Seq, usize)>,
     pending_bytes: usize,
-    /// The committing thread ends when the store has failed. The loop goes on, and says so.
+    /// The committing thread ends when the store has failed. The loop continues, and says so.
     _done: mpsc::UnboundedSender<Done>,
 }
 
@@ -123,7 +123,7 @@ impl Storage {
         Handle { commits: self.commits.clone() }
     }
 
-    // A thread that has ended has told the loop so: nothing is lost silently when a send fails.
+    // A thread that has ended has reported it to the loop: nothing is lost silently when a send fails.
 
     pub(super) fn persist(&mut self, seq: Seq, batch: Batch) {
         let bytes = bytes_of(&batch);

@@ -31,15 +31,15 @@ const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Records and slices that were read and wait for the loop.
 const READS_AHEAD: usize = 16;
-/// How often the loop turns at least, so that it notices when it stood still.
+/// How often the loop turns at least, so that it notices when it was paused.
 const TURN_EVERY: Duration = Duration::from_millis(50);
 
-/// A loop that has not turned for this long stood still: the process was stopped. What it then reads may have been sent
-/// long ago, and by senders that have gone on without this node.
-const STANDSTILL: Duration = Duration::from_millis(500);
+/// A loop that has not turned for this long was paused: the process was stopped. What it then reads may have been sent
+/// long ago, by senders that have continued without this node.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// How long after that writes are refused, until what was sent meanwhile has been read.
-const DISTRUST: Duration = Duration::from_millis(50);
+/// How long after that writes are refused, until what was sent during the pause has been read.
+const WRITES_REFUSED_FOR: Duration = Duration::from_millis(50);
 
 /// How long a stop waits for requests in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,8 +70,8 @@ struct Loop {
     wake: Option<Monotonic>,
     /// When the loop turned last.
     turned: Monotonic,
-    /// It stood still, and refuses writes until then.
-    distrusts_until: Monotonic,
+    /// It was paused, and refuses writes until then.
+    writes_refused_until: Monotonic,
     counters: Counters,
     requests: Requests,
     latencies: Latencies,
@@ -109,7 +109,7 @@ pub(super) fn start<R: Reader, C: Committer>(
         sessions: BTreeMap::new(),
         wake: Some(now),
         turned: now,
-        distrusts_until: now,
+        writes_refused_until: now,
         counters: Counters::default(),
         requests: Requests::default(),
         latencies,
@@ -120,7 +120,7 @@ pub(super) fn start<R: Reader, C: Committer>(
     Ok((handle, failed))
 }
 
-/// What came of telling somebody who may have gone away. If so, nobody is left to tell.
+/// Ignores that the receiver may have gone away: then nobody waits for the value.
 fn ignore_closed<T>(_: Result<(), T>) {}
 
 impl Loop {
@@ -145,7 +145,7 @@ impl Loop {
                 count = commands.recv_many(&mut taken, TURN_COMMANDS_MAX), if open => if count == 0 { break },
                 () = tokio::time::sleep(pause) => {}
             }
-            self.notice_standstill();
+            self.notice_pause();
             let mut ended = false;
             for done in ready.drain(..).chain(fetched.drain(..)) {
                 ended |= self.done(done);
@@ -178,10 +178,10 @@ impl Loop {
         }
     }
 
-    fn notice_standstill(&mut self) {
+    fn notice_pause(&mut self) {
         let now = self.clock.now().mono;
-        if now.since(self.turned) >= STANDSTILL {
-            self.distrusts_until = now.plus(DISTRUST);
+        if now.since(self.turned) >= PAUSE_MIN {
+            self.writes_refused_until = now.plus(WRITES_REFUSED_FOR);
             tracing::warn!(
                 for_ms = now.since(self.turned).as_millis(),
                 "the process was paused; writes that were sent during that time are refused"
@@ -236,7 +236,7 @@ impl Loop {
                 // Frames of a closed session are discarded.
                 if self.sessions.get(&from).is_some_and(|current| current.number == session) {
                     let now = self.clock.now().mono;
-                    let least = if now < self.distrusts_until { FORWARD_AGE_MAX } else { Duration::ZERO };
+                    let least = if now < self.writes_refused_until { FORWARD_AGE_MAX } else { Duration::ZERO };
                     let age = now.since(sent).max(least);
                     for mut message in messages {
                         message.waited(age);
@@ -315,7 +315,7 @@ impl Loop {
 
     fn request(&mut self, request: Request, timeout: Option<Duration>, reply: ReplyTo) {
         let started = self.clock.now().mono;
-        if started < self.distrusts_until && request.is_write() {
+        if started < self.writes_refused_until && request.is_write() {
             let why = "the node was paused and may have been replaced; nothing was done, ask again";
             return reply.send(Err(RequestError::unavailable(why)));
         }

@@ -73,8 +73,8 @@ async fn engine() -> (Engine, Switch, MemoryReader) {
         partitions: 8,
         members: BTreeMap::from([(NodeId(1), member)]),
     });
-    engine.tell(Command::Layout(Arc::new(layout.unwrap()))).await;
-    engine.tell(Command::Keyspaces(KeyspaceList::initial())).await;
+    engine.send(Command::Layout(Arc::new(layout.unwrap()))).await;
+    engine.send(Command::Keyspaces(KeyspaceList::initial())).await;
     while engine.report().await.is_none_or(|report| report.status.epoch == Epoch(0)) {
         tokio::task::yield_now().await;
     }

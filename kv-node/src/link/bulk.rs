@@ -25,7 +25,7 @@ struct Session {
     node: NodeId,
     number: u64,
     outbox: Outbox,
-    told: watch::Receiver<Option<Ending>>,
+    closed: watch::Receiver<Option<Ending>>,
 }
 
 /// Serves a bulk stream that a peer opened; returns what flows back to it. `agreed` is called when the peer has shown that
@@ -93,7 +93,7 @@ impl Links {
         let open = self.0.open.lock();
         let open = open.get(&node).filter(|open| is_meant(open)).ok_or(SessionError::Closed)?;
         let (number, outbox) = (open.number, open.outbox.clone());
-        Ok(Session { node, number, outbox, told: open.ending.subscribe() })
+        Ok(Session { node, number, outbox, closed: open.ending.subscribe() })
     }
 
     /// Exchanges bulk until the stream or the session ends.
@@ -103,14 +103,14 @@ impl Links {
         incoming: &mut Streaming<v1::Frame>,
         frames: &impl Sink,
     ) -> Result<(), SessionError> {
-        let Session { node, number, outbox, mut told } = session;
+        let Session { node, number, outbox, mut closed } = session;
         let mut outgoing = outbox.attach_bulk();
         let id = outgoing.id();
         let outcome = tokio::select! {
             outcome = self.receive_bulk(node, number, incoming) => outcome,
             outcome = transmit_bulk(&mut outgoing, frames) => outcome,
             // The session has ended if nobody can close it any more.
-            ending = told.wait_for(Option::is_some) => {
+            ending = closed.wait_for(Option::is_some) => {
                 let ending = ending.ok().and_then(|ending| ending.clone());
                 Err(ending.map_or(SessionError::Closed, SessionError::GivenUp))
             }

@@ -60,7 +60,7 @@ pub async fn keep_links(links: Links, mut members: watch::Receiver<Members>) {
 
 async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
     let mut pause = PAUSE_MIN;
-    let mut told = String::new();
+    let mut logged = String::new();
     let mut used: Option<Monotonic> = None;
     loop {
         let (patience, pause_max) = match used {
@@ -72,9 +72,9 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
         if let Err(error) = dial(&links, node, &address, patience, &mut met).await {
             // The same failure every second would fill the log.
             let error = error.to_string();
-            if error != told {
+            if error != logged {
                 tracing::info!(peer = %node, %address, %error, "no session with a peer");
-                told = error;
+                logged = error;
             }
         }
         let ended = links.0.clock.now().mono;

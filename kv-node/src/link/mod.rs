@@ -124,7 +124,7 @@ impl Links {
         self.0.open.lock().iter().map(|(node, open)| (*node, stats(open))).collect()
     }
 
-    /// Closes the session with a peer that is considered down: it may be stalled, and its stream never ends by itself.
+    /// Closes the session with a peer that is considered down: it may be stalled, and its stream would never end.
     pub fn close(&self, node: NodeId) {
         if let Some(open) = self.0.open.lock().get(&node) {
             open.end(Ending::Silent);
@@ -147,9 +147,9 @@ impl Links {
         self.0.stopped.get().map_or(Ok(()), |reason| Err(Ending::Stopped(reason.clone())))
     }
 
-    /// Tells the engine that a peer has been silent for longer than usual.
+    /// Reports to the engine that a peer has been silent for longer than usual.
     pub async fn silent(&self, node: NodeId) {
-        self.0.engine.tell(Command::PeerSilent { node }).await;
+        self.0.engine.send(Command::PeerSilent { node }).await;
     }
 
     fn hello(&self, seen: Option<Incarnation>) -> Hello {

@@ -103,7 +103,7 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnO
     tokio::spawn(async move {
         let outcome = async {
             let theirs = first_hello(&mut incoming).await?;
-            // Whoever gets an answer counts this node as up.
+            // A peer that gets an answer counts this node as up.
             links.check_running()?;
             // The answer says who this node is even if the two do not talk, so that the other end learns why.
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
@@ -195,7 +195,7 @@ impl Links {
         let node = theirs.node;
         let number = self.0.sessions.fetch_add(1, Ordering::Relaxed);
         let (outbox, outgoing) = outbox();
-        let (ending, told) = watch::channel(None);
+        let (ending, closed) = watch::channel(None);
         let round_trip_us = Arc::new(AtomicU64::new(0));
         let incarnation = theirs.incarnation;
         let open =
@@ -209,17 +209,17 @@ impl Links {
             }
         }
         self.heard(node);
-        self.0.engine.tell(Command::PeerUp { node, session: number, incarnation, outbox }).await;
+        self.0.engine.send(Command::PeerUp { node, session: number, incarnation, outbox }).await;
         let echo = Echo::default();
         let heard = AtomicU64::new(self.0.clock.now().mono.0);
         let outcome = tokio::select! {
             outcome = self.receive(node, number, incoming, &echo, &round_trip_us, &heard) => outcome,
             ending = self.half_open(address, &heard) => Err(ending.into()),
             outcome = self.transmit(outgoing, frames, &echo) => outcome,
-            ending = told_to_close(told) => Err(ending.into()),
+            ending = closed_by_node(closed) => Err(ending.into()),
             never = self.keep_bulk(node, address) => match never {},
         };
-        self.0.engine.tell(Command::PeerDown { node, session: number }).await;
+        self.0.engine.send(Command::PeerDown { node, session: number }).await;
         let current = self.0.open.lock().get(&node).is_some_and(|open| open.number == number);
         if current {
             self.0.open.lock().remove(&node);
@@ -238,7 +238,7 @@ impl Links {
         round_trip_us: &AtomicU64,
         heard: &AtomicU64,
     ) -> Result<(), SessionError> {
-        let (mut delays, mut late) = (Delays::default(), Standstill::default());
+        let (mut delays, mut late) = (Delays::default(), PauseDetector::default());
         while let Some(frame) = incoming.message().await? {
             self.heard(node);
             let read = self.0.clock.now().mono;
@@ -252,7 +252,7 @@ impl Links {
                 }
             }
             if frame.messages.is_empty() {
-                self.0.engine.tell(Command::Heard { node, session }).await;
+                self.0.engine.send(Command::Heard { node, session }).await;
                 continue;
             }
             let messages = decode(&frame.messages)?;
@@ -319,16 +319,16 @@ pub(super) fn bytes_of(messages: &[Bytes]) -> usize {
     messages.iter().map(Bytes::len).sum()
 }
 
-/// Whether frames are late because the link, or a process, stood still. Under load frames wait as well, but then they are
+/// Whether frames are late because the link, or a process, was paused. Under load frames wait as well, but then they are
 /// read all the time, and what they bring is wanted.
 #[derive(Debug, Default)]
-struct Standstill {
+struct PauseDetector {
     read: Option<Monotonic>,
     late: bool,
 }
 
-impl Standstill {
-    /// A frame that took so long is read: for how long it stood still on its way.
+impl PauseDetector {
+    /// A frame that took so long is read: for how long it was paused on its way.
     fn of(&mut self, delay: Duration, now: Monotonic) -> Duration {
         let before = self.read.replace(now);
         let paused = before.is_some_and(|before| now.since(before) >= FORWARD_AGE_MAX);
@@ -343,8 +343,8 @@ pub(super) fn decode(messages: &[Bytes]) -> Result<Vec<Message>, SessionError> {
     messages.iter().map(decode).collect()
 }
 
-async fn told_to_close(mut told: watch::Receiver<Option<Ending>>) -> Ending {
-    let ending = told.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
+async fn closed_by_node(mut closed: watch::Receiver<Option<Ending>>) -> Ending {
+    let ending = closed.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
     match ending {
         Some(ending) => ending,
         // Nobody can close the session any more but its stream.

@@ -1,4 +1,4 @@
-//! Log files of bounded size: when one is full it is put aside, and the oldest goes.
+//! Log files of bounded size: a full one is renamed, and the oldest is deleted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

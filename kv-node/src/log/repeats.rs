@@ -1,4 +1,4 @@
-//! What is said again and again is counted: the first message is written, those that follow within a while are told as one
+//! What is said again and again is counted: the first message is written, those that follow within a while are reported as one
 //! line with their number. Else a member that is down costs tens of megabytes a day.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// How long a message is counted before its number is told for the first time; then twice as long, up to the longest.
+/// How long a message is counted before its number is reported for the first time; then twice as long, up to the longest.
 const WINDOW_FIRST: Duration = Duration::from_secs(60);
 const WINDOW_LONGEST: Duration = Duration::from_secs(600);
 
@@ -26,10 +26,10 @@ const DIFFERENT_MAX: u32 = 100;
 /// Bytes of a message that its summary repeats.
 const TEXT_BYTES_MAX: usize = 300;
 
-/// How often counts are looked at.
+/// How often counts are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Under this name the numbers are told, and themselves not counted.
+/// Under this name the numbers are reported; they are not counted themselves.
 const TARGET: &str = "kv_node::log";
 
 /// One message that is counted.
@@ -37,14 +37,14 @@ const TARGET: &str = "kv_node::log";
 struct Message {
     level: Level,
     text: String,
-    /// When it was written, or its number told, last.
+    /// When it was written, or its number reported, last.
     since: Instant,
     window: Duration,
     /// How often it came since.
     count: u64,
 }
 
-/// What is told of a message.
+/// What is reported of a message.
 #[derive(Debug, PartialEq, Eq)]
 struct Summary {
     level: Level,
@@ -109,7 +109,7 @@ impl State {
         true
     }
 
-    /// The numbers that are to be told now. What did not come again is forgotten.
+    /// The numbers that are to be reported now. What did not come again is forgotten.
     fn due(&mut self, now: Instant) -> Vec<Summary> {
         let mut due = Vec::new();
         self.messages.retain(|_, message| {
@@ -134,14 +134,14 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Repeats(Arc<Mutex<State>>);
 
-/// Tells the numbers.
+/// Reports the numbers.
 #[derive(Debug)]
-pub(super) struct Told(Arc<Mutex<State>>);
+pub(super) struct Reporter(Arc<Mutex<State>>);
 
 impl Repeats {
-    pub(super) fn new() -> (Self, Told) {
+    pub(super) fn new() -> (Self, Reporter) {
         let state = Arc::<Mutex<State>>::default();
-        (Self(Arc::clone(&state)), Told(state))
+        (Self(Arc::clone(&state)), Reporter(state))
     }
 }
 
@@ -160,21 +160,21 @@ impl<S: Subscriber> Layer<S> for Repeats {
     }
 }
 
-impl Told {
+impl Reporter {
     /// Tells what is due, again and again.
-    pub(super) fn tell_for_ever(&self) {
+    pub(super) fn run(&self) {
         loop {
             std::thread::sleep(LOOK_EVERY);
-            // The lock is given back first: telling goes through the layer.
+            // The lock is given back first: reports go through the layer.
             let due = self.0.lock().due(Instant::now());
             for summary in due {
-                tell(&summary);
+                report(&summary);
             }
         }
     }
 }
 
-fn tell(summary: &Summary) {
+fn report(summary: &Summary) {
     let Summary { level, text, count, during } = summary;
     let seconds = during.as_secs();
     match *level {
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn what_repeats_is_counted_and_told_ever_more_seldom() {
         let (mut state, begin) = (State::default(), Instant::now());
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut written = 0;
         for second in 0..3600 {
             let now = begin + Duration::from_secs(second);
@@ -221,15 +221,15 @@ mod tests {
                     written += u32::from(state.is_new(now, THEIRS, text));
                 }
             }
-            told.extend(state.due(now).into_iter().map(|summary| (second, summary.count)));
+            reported.extend(state.due(now).into_iter().map(|summary| (second, summary.count)));
         }
         assert_eq!(written, 2, "one line for each of the two");
         // After 1, 2 and 4 minutes, then every 8 and 10.
         let expected = [(60, 121), (60, 121), (180, 240), (180, 240), (420, 480), (420, 480), (900, 960), (900, 960)];
-        assert_eq!(told[..8], expected);
-        assert_eq!(told.len(), 2 * 8);
-        let all: u64 = told.iter().map(|(_, count)| count).sum();
-        assert!(all <= 4 * 3600 - 2 && all > 4 * 3000, "nothing is told twice: {all}");
+        assert_eq!(reported[..8], expected);
+        assert_eq!(reported.len(), 2 * 8);
+        let all: u64 = reported.iter().map(|(_, count)| count).sum();
+        assert!(all <= 4 * 3600 - 2 && all > 4 * 3000, "nothing is reported twice: {all}");
     }
 
     #[test]
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_layer_tells_messages_apart_by_text_and_fields() {
-        let (lines, (repeats, told)) = (Lines::default(), Repeats::new());
+        let (lines, (repeats, reported)) = (Lines::default(), Repeats::new());
         let writer = lines.clone();
         let format = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_ansi(false);
         let subscriber = tracing_subscriber::registry().with(format).with(repeats);
@@ -292,7 +292,7 @@ mod tests {
                 }
             }
             let later = Instant::now() + WINDOW_FIRST;
-            told.0.lock().due(later).iter().for_each(tell);
+            reported.0.lock().due(later).iter().for_each(report);
         });
         let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();

@@ -14,10 +14,10 @@ use crate::server::Shared;
 /// Gives the agreed state to those who act on it.
 pub(super) async fn adopt(shared: &Shared, engine: &Engine, agreed: &ClusterState, members: &watch::Sender<Members>) {
     if let Some(layout) = &agreed.layout {
-        engine.tell(Command::Layout(Arc::clone(layout))).await;
+        engine.send(Command::Layout(Arc::clone(layout))).await;
     }
-    engine.tell(Command::Keyspaces(agreed.keyspace_list())).await;
-    // The engine is told first: it must know whatever a request names.
+    engine.send(Command::Keyspaces(agreed.keyspace_list())).await;
+    // The engine comes first: it must know everything that a request names.
     let keyspaces: Keyspaces = agreed.keyspaces.values().cloned().collect();
     *shared.keyspaces.lock() = Arc::new(keyspaces);
     shared.control.acts_on(agreed.revision);

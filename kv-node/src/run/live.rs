@@ -28,13 +28,13 @@ pub(super) async fn live(
 ) -> Result<End, RunError> {
     let mut membership = shared.control.membership();
     let mut state = shared.control.state();
-    let mut told = String::new();
+    let mut logged = String::new();
     let node = loop {
         let current = membership.borrow_and_update().clone();
         let text = current.to_string();
-        if text != told {
+        if text != logged {
             tracing::info!(membership = %text, "the membership status has changed");
-            told = text;
+            logged = text;
         }
         match current {
             MembershipStatus::Refused(refusal) => return End::of(refusal),
@@ -98,7 +98,7 @@ pub(super) async fn live(
     ];
     let mut rolled_back = links.rolled_back();
     let mut moved = shared.control.moved();
-    // What was found before is not told again.
+    // Addresses that were found before are not in the channel.
     adopt_addresses(&shared, &shared.state(), &members);
     let end = loop {
         tokio::select! {
@@ -109,7 +109,7 @@ pub(super) async fn live(
                 }
                 Err(_) => break Err(RunError::System("the control plane ended".into())),
             },
-            // The sender lives as long as the control plane, whose end the others tell.
+            // The sender lives as long as the control plane, whose end the other branches notice.
             Ok(()) = moved.changed() => adopt_addresses(&shared, &shared.state(), &members),
             changed = membership.changed() => {
                 let current = membership.borrow_and_update().clone();

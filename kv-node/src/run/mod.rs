@@ -34,7 +34,7 @@ use start::{divide_descriptors, open_store};
 /// How long a node that starts its store again waits for the threads of the run before.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a node does not start, or stops by itself.
+/// Why a node does not start, or stops without a signal.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
     /// Flags, environment or file.

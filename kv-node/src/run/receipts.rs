@@ -13,8 +13,8 @@ use crate::events::NewEvent;
 use crate::server::Shared;
 use crate::transfers::STALL_AFTER;
 
-/// How often a node looks whether it has a part in anything.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a node checks whether it has a part in an operation.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// The settings for the engine, and why nothing is copied if the disk has too little room.
 fn settings(state: &ClusterState, free: Option<u64>, reserve: u64, name: &str) -> (TransferSettings, Option<String>) {
@@ -48,7 +48,7 @@ pub(super) async fn follow(shared: Arc<Shared>, engine: Engine) {
         let (wanted, no_room) = settings(&agreed, free, shared.disk_reserve_bytes, &shared.name);
         report_room(&shared, busy, no_room);
         if given != Some(wanted) {
-            engine.tell(Command::Transfers(wanted)).await;
+            engine.send(Command::Transfers(wanted)).await;
             given = Some(wanted);
         }
         if let Some(operation) = agreed.active_operation().filter(|_| !wanted.paused) {
@@ -66,8 +66,8 @@ pub(super) async fn follow(shared: Arc<Shared>, engine: Engine) {
             }
         }
         let working = busy || report.is_some_and(|report| !report.residue.is_empty() || !report.transfers.is_empty());
-        let wait = if working { REPORT_EVERY } else { LOOK_EVERY };
-        // Whichever comes first: a change of the agreed state, or the time for another look.
+        let wait = if working { REPORT_EVERY } else { CHECK_EVERY };
+        // Whichever comes first: a change of the agreed state, or the time for another check.
         if let Ok(Err(_closed)) = tokio::time::timeout(wait, state.changed()).await {
             return;
         }
@@ -75,19 +75,19 @@ pub(super) async fn follow(shared: Arc<Shared>, engine: Engine) {
 }
 
 /// Carries out the retries that this node has not carried out yet. After a restart it repeats them: what does not wait
-/// does not mind.
+/// is not affected.
 async fn retry(shared: &Shared, engine: &Engine, operation: &Operation) {
     let known = shared.watchdog.retries(operation.id);
     if operation.retries <= known {
         return;
     }
-    // An engine that does not answer is asked again at the next look.
+    // An engine that does not answer is asked again at the next check.
     if let Some(began) = engine.retry(operation.retried_after(known).collect()).await {
         shared.watchdog.note_retry(operation, &began, shared.clock.now().mono);
     }
 }
 
-/// What the leader is told.
+/// The report for the leader.
 fn transfer_report(shared: &Shared, agreed: &ClusterState, report: &Report) -> TransferReport {
     let status = &report.status;
     let records: u64 = report.residue.iter().map(|residue| residue.records).sum();
@@ -103,7 +103,7 @@ fn transfer_report(shared: &Shared, agreed: &ClusterState, report: &Report) -> T
 fn report_stalls(shared: &Shared, agreed: &ClusterState, report: &Report) {
     let running = agreed.active_operation().is_some_and(|operation| operation.state == OperationState::Running);
     let now = shared.clock.now().mono;
-    for transfer in shared.watchdog.look(&report.transfers, now).into_iter().filter(|_| running) {
+    for transfer in shared.watchdog.observe(&report.transfers, now).into_iter().filter(|_| running) {
         let why = shared.watchdog.waits_for(&transfer).map_or_else(String::new, |wait| wait.to_string());
         let why = agreed.with_names(&why);
         let source = transfer.source.map_or_else(String::new, |node| format!(" from {}", agreed.name_of(node)));

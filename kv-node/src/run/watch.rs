@@ -1,4 +1,4 @@
-//! What the peers and the engine are like, for operators and for whoever sends requests.
+//! Watches the peers and the engine, for events and for health checks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,11 +33,11 @@ pub(super) async fn follow_engine(shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-/// Tells the operators when the opinion of a peer changes, and closes the stream of a peer that is down: it may be
+/// Reports an event when the opinion of a peer changes, and closes the stream of a peer that is down: it may be
 /// stalled, and its stream would stay open forever.
 pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
-    /// How often at least the opinions are looked at: a change may come from elsewhere than silence.
-    const LOOK_EVERY: Duration = Duration::from_millis(250);
+    /// How often at least the opinions are checked: a change may have another cause than silence.
+    const CHECK_EVERY: Duration = Duration::from_millis(250);
     loop {
         let now = shared.clock.now().mono;
         let (transitions, next) = {
@@ -62,7 +62,7 @@ pub(super) async fn follow_liveness(shared: Arc<Shared>, links: Links) {
                 undo: String::new(),
             });
         }
-        let wait = next.map_or(LOOK_EVERY, |next| next.since(now).min(LOOK_EVERY));
+        let wait = next.map_or(CHECK_EVERY, |next| next.since(now).min(CHECK_EVERY));
         tokio::time::sleep(wait.max(Duration::from_millis(10))).await;
     }
 }

@@ -19,7 +19,7 @@ use crate::control::{
 };
 use crate::liveness::Condition;
 
-/// How often a plan is made again that nobody has previewed, because the layout has changed meanwhile.
+/// How often a plan is made again that nobody has previewed, because the layout has changed in the meantime.
 const ATTEMPTS_MAX: u128 = 3;
 
 /// How long a change waits for a node of which it is not known whether it answers.
@@ -138,7 +138,7 @@ async fn plan(
     let plan = planned.map_err(|refusal| to_status(refusal_to_error(&refusal)))?;
     match hash {
         Some(hash) if hash != plan.hash => Err(to_status(RequestError::conflict(format!(
-            "plan {hash} is stale: at {parent} the changes make plan {}; look at it with --dry-run, then decide again",
+            "plan {hash} is stale: at {parent} the changes make plan {}; check it with --dry-run, then decide again",
             plan.hash
         )))),
         _ => Ok(plan),

@@ -201,7 +201,7 @@ impl Cluster for Service {
         if let Some(existing) = existing
             && (existing.r, existing.w, existing.conflict) == (spec.r, spec.w, spec.conflict)
         {
-            // Whoever created it may not have waited until all know it.
+            // The client that created it may not have waited until all nodes know it.
             self.0.spread().await;
             let keyspace = Some((&existing).into());
             return Ok(Response::new(v1::CreateKeyspaceResponse { keyspace, created: false }));
@@ -234,7 +234,7 @@ pub(super) async fn propose(shared: &Shared, command: Command) -> Result<Done, S
     shared.control.propose(command, PROPOSE_TIMEOUT).await.map_err(|error| to_status(error_of(&error)))
 }
 
-/// What a client is told of a change that was not made.
+/// What a client is sent of a change that was not made.
 pub(super) fn error_of(error: &ProposeError) -> RequestError {
     let kind = match error {
         ProposeError::Refused(refusal) => match refusal.kind {
@@ -278,7 +278,7 @@ async fn follow(
     let mut state = shared.control.state();
     // What is known already is sent with the first snapshot.
     state.mark_unchanged();
-    let (mut told, mut audited) = (watch.events_after, watch.audit_after);
+    let (mut sent, mut audited) = (watch.events_after, watch.audit_after);
     loop {
         let mut ready = Vec::new();
         tokio::select! {
@@ -287,14 +287,14 @@ async fn follow(
                 let snapshot = snapshot::take(&shared, watch.partitions).await;
                 ready.push(Item::Snapshot(Box::new(snapshot)));
             }
-            changed = newest.changed(), if told.is_some() => if changed.is_err() { return },
+            changed = newest.changed(), if sent.is_some() => if changed.is_err() { return },
             changed = state.changed(), if audited.is_some() => if changed.is_err() { return },
             () = items.closed() => return,
             () = super::stopped(&mut stopping) => return,
         }
-        if let Some(told) = &mut told {
-            for event in shared.events.after(*told) {
-                *told = event.sequence;
+        if let Some(sent) = &mut sent {
+            for event in shared.events.after(*sent) {
+                *sent = event.sequence;
                 ready.push(Item::Event(event));
             }
         }

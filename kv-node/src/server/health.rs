@@ -1,4 +1,4 @@
-//! How the node is, for whoever decides where requests go: `grpc.health.v1`, and the words behind `/healthz` and `/readyz`.
+//! The health of the node, for load balancers and other clients: `grpc.health.v1`, and the texts of `/healthz` and `/readyz`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Vitals {
     /// Whether the process can go on as it is, or why only a new start helps.
     pub(super) fn alive(&self) -> Result<(), String> {
         match &self.failed {
-            Some(reason) => Err(format!("the store has failed: {reason}; look at the disk, then start the node again")),
+            Some(reason) => Err(format!("the store has failed: {reason}; check the disk, then start the node again")),
             None => Ok(()),
         }
     }
@@ -97,11 +97,11 @@ impl Health for Service {
 async fn follow(shared: Arc<Shared>, service: String, statuses: mpsc::Sender<Result<HealthCheckResponse, Status>>) {
     let mut vitals = shared.vitals.subscribe();
     let mut stopping = shared.stopping.subscribe();
-    let mut told = None;
+    let mut sent = None;
     loop {
         let status = vitals.borrow_and_update().status_of(&service).unwrap_or(ServingStatus::ServiceUnknown);
-        if told != Some(status) {
-            told = Some(status);
+        if sent != Some(status) {
+            sent = Some(status);
             if statuses.send(Ok(response(status))).await.is_err() {
                 return;
             }

@@ -143,8 +143,8 @@ async fn send_pages(
         };
         let failed = outcome.is_err();
         // A client that has gone away wants no more pages.
-        let told = reply::page(outcome).map(|page| (page, share)).map_err(to_status);
-        if pages.send(told).await.is_err() || failed || left == Some(0) {
+        let reply = reply::page(outcome).map(|page| (page, share)).map_err(to_status);
+        if pages.send(reply).await.is_err() || failed || left == Some(0) {
             return;
         }
         let Some(next) = next else { return };

@@ -91,12 +91,15 @@ impl EncodeMetric for Labelled<Durations> {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a sum of 142 years is told to the microsecond, later ones less exactly")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a sum of 142 years is exact to the microsecond, later ones less exactly"
+)]
 fn seconds(micros: u64) -> f64 {
     micros as f64 / MICROS
 }
 
-/// Every figure of the snapshot under a name of its own: the same numbers as in `Watch`.
+/// Every number of the snapshot under a name of its own: the same numbers as in `Watch`.
 fn registry(shared: &Shared, snapshot: &NodeSnapshot, requests: BTreeMap<RequestClass, Durations>) -> Registry {
     let node = Cow::Owned(shared.name.clone());
     let mut registry = Registry::with_prefix_and_labels("kv", std::iter::once((Cow::Borrowed("node"), node)));

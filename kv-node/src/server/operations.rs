@@ -105,9 +105,9 @@ pub(super) async fn retry(shared: &Shared, request: v1::RetryRequest) -> Result<
     let is_known = |found: &Operation| found.retries >= retry || !found.state.is_active();
     let state = caught_up(shared, |state| state.operation(operation).is_some_and(is_known)).await;
     let found = state.operation(operation).ok_or_else(|| to_status(unknown(id)))?;
-    // Those of a later retry are told, too.
-    let told: Vec<u32> = found.retried_after(retry.saturating_sub(1)).map(|partition| partition.0.into()).collect();
-    Ok(v1::RetryResponse { operation: Some(to_wire(&state, found, false)), partitions: told, retry })
+    // Those of a later retry are listed, too.
+    let named: Vec<u32> = found.retried_after(retry.saturating_sub(1)).map(|partition| partition.0.into()).collect();
+    Ok(v1::RetryResponse { operation: Some(to_wire(&state, found, false)), partitions: named, retry })
 }
 
 /// One of `count` partitions.

@@ -13,7 +13,7 @@ use tonic::codegen::Service;
 
 use super::{Shared, metrics};
 
-/// Puts the pages beside the services. gRPC is told by its media type: a service answers whatever comes to one of its
+/// Puts the pages beside the services. gRPC is recognised by its media type: a service answers whatever comes to one of its
 /// paths with status 200, which a probe or a browser would take for a page.
 pub(super) fn beside(services: Router, shared: &Arc<Shared>) -> Router {
     let pages = Router::new()

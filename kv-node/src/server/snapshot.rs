@@ -73,12 +73,12 @@ fn opinion(shared: &Shared, id: NodeId) -> Option<Opinion> {
     shared.liveness.lock().opinion(id, now)
 }
 
-/// The node's account at this moment.
+/// The node's report at this moment.
 pub(super) async fn take(shared: &Arc<Shared>, with_partitions: bool) -> v1::NodeSnapshot {
     take_with_requests(shared, with_partitions).await.0
 }
 
-/// The node's account, and how long its requests took until then.
+/// The node's report, and how long its requests took until then.
 pub(super) async fn take_with_requests(
     shared: &Arc<Shared>,
     with_partitions: bool,
@@ -136,7 +136,7 @@ pub(super) async fn take_with_requests(
                         .map(|residue| residue.records)
                         .sum::<u64>()
                         .max(status.leaving as u64),
-                    // Partitions that were not looked at yet may hold anything.
+                    // Partitions that were not checked yet may hold anything.
                     dropped: status.dropping as u64,
                     reclaiming: status.reclaiming.into(),
                 });

@@ -35,7 +35,7 @@ impl Shared {
     /// what the cluster has agreed on.
     ///
     /// # Errors
-    /// As `check` says, or `Unavailable` if the node cannot tell whether it exists.
+    /// As `check` says, or `Unavailable` if the node cannot know whether it exists.
     pub(super) async fn known<T>(
         &self,
         timeout_ms: u32,
@@ -62,7 +62,7 @@ impl Shared {
         })
     }
 
-    /// Learns what the cluster has agreed on. Without an answer the node goes on with what it knows.
+    /// Learns what the cluster has agreed on. Without an answer the node continues with what it knows.
     pub(super) async fn learn(&self) {
         drop(self.control.learn(CATCH_UP_TIMEOUT).await);
     }

@@ -229,7 +229,7 @@ impl Client {
         Ok(answer.operation.unwrap_or_default())
     }
 
-    /// Lets transfers of an operation that wait begin again. What the receivers make of it is part of their accounts.
+    /// Lets transfers of an operation that wait begin again. What the receivers make of it is part of their reports.
     ///
     /// # Errors
     /// As [`Client::pause`]; `Conflict` while it is paused or for a partition that does not migrate, `NotFound` for one

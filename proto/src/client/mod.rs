@@ -53,7 +53,7 @@ struct Inner {
     options: Options,
     ids: RequestIds,
     pool: Pool,
-    /// Replaced as a whole by whoever holds `refreshing`.
+    /// Replaced as a whole by the holder of `refreshing`.
     view: RwLock<Arc<View>>,
     refreshing: tokio::sync::Mutex<()>,
     refreshed: Mutex<Instant>,
@@ -280,7 +280,7 @@ impl Client {
             due
         };
         if due {
-            // Without an answer the client goes on with what it knows.
+            // Without an answer the client continues with what it knows.
             drop(self.refresh_from(stale, None, false).await);
         }
     }

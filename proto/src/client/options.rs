@@ -19,7 +19,7 @@ pub struct Options {
     /// How long a node from which something is awaited may say nothing at all, until what waits for it is sent to another
     /// node as well, under the same identity, and new operations go elsewhere: its process has stopped, or the link to it
     /// is cut. A node that is only slow is asked to show itself, and does, so that overload moves nothing. What must not be
-    /// repeated (`retry`) goes on waiting. On long ways and for large messages it is longer by itself; raise it on links
+    /// repeated (`retry`) goes on waiting. It is longer automatically on slow links and for large messages; raise it on links
     /// that carry less than 8 MiB a second.
     pub stall_after: Duration,
     /// How long a connection may take to be made.

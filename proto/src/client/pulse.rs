@@ -24,18 +24,18 @@ pub(super) struct Pulse {
     /// Bytes handed to the connection since then.
     bytes: usize,
     round_trip: Option<Duration>,
-    /// When the next look is due. If it comes much later, it is this process that stood still.
+    /// When the next check is due. If it comes much later, this process was paused.
     due: Option<Instant>,
 }
 
-/// What a look finds.
+/// What a check finds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Check {
     /// Nothing is awaited.
     Idle,
-    /// Nothing is wrong yet; look again then.
+    /// Nothing is wrong yet; check again then.
     Again(Instant),
-    /// Ask the node to show itself, and look again then.
+    /// Ask the node to show itself, and check again then.
     Probe(Instant),
     /// The node does not answer.
     Stalled,
@@ -74,14 +74,14 @@ impl Pulse {
     }
 
     /// Looks whether the node answers; `awaits`: something is awaited from it.
-    pub(super) fn look(&mut self, now: Instant, awaits: bool) -> Look {
+    pub(super) fn check(&mut self, now: Instant, awaits: bool) -> Check {
         let Some(since) = self.since.filter(|_| awaits) else {
             (self.since, self.due) = (None, None);
-            return Look::Idle;
+            return Check::Idle;
         };
         let limit = self.limit();
         if self.due.is_some_and(|due| now > due + limit / 2) {
-            // What has come meanwhile is still to be read.
+            // What has come in the meantime is still to be read.
             (self.since, self.probed) = (Some(now), None);
             return self.again(now + limit / 3);
         }
@@ -91,18 +91,18 @@ impl Pulse {
                 self.probed = Some(now);
                 let next = (since + limit).max(now + limit / 2);
                 self.due = Some(next);
-                Look::Probe(next)
+                Check::Probe(next)
             }
             Some(probed) => {
                 let verdict = (since + limit).max(probed + limit / 2);
-                if now < verdict { self.again(verdict) } else { Look::Stalled }
+                if now < verdict { self.again(verdict) } else { Check::Stalled }
             }
         }
     }
 
-    fn again(&mut self, at: Instant) -> Look {
+    fn again(&mut self, at: Instant) -> Check {
         self.due = Some(at);
-        Look::Again(at)
+        Check::Again(at)
     }
 }
 
@@ -119,26 +119,26 @@ mod tests {
     #[test]
     fn a_node_that_says_nothing_is_probed_and_then_stalled() {
         let (mut pulse, start) = (Pulse::new(LIMIT), Instant::now());
-        assert_eq!(pulse.look(start, false), Look::Idle);
+        assert_eq!(pulse.check(start, false), Check::Idle);
         assert!(pulse.asked(start) && !pulse.asked(start + ms(1)));
-        assert_eq!(pulse.look(start + ms(1), true), Look::Again(start + ms(50)));
-        assert_eq!(pulse.look(start + ms(50), true), Look::Probe(start + ms(150)));
-        assert_eq!(pulse.look(start + ms(150), true), Look::Stalled);
+        assert_eq!(pulse.check(start + ms(1), true), Check::Again(start + ms(50)));
+        assert_eq!(pulse.check(start + ms(50), true), Check::Probe(start + ms(150)));
+        assert_eq!(pulse.check(start + ms(150), true), Check::Stalled);
     }
 
     #[test]
     fn whatever_comes_begins_the_time_anew() {
         let (mut pulse, start) = (Pulse::new(LIMIT), Instant::now());
         pulse.asked(start);
-        pulse.look(start + ms(50), true);
+        pulse.check(start + ms(50), true);
         pulse.heard(start + ms(51), true);
         assert_eq!(
-            pulse.look(start + ms(100), true),
-            Look::Again(start + ms(51 + 51)),
+            pulse.check(start + ms(100), true),
+            Check::Again(start + ms(51 + 51)),
             "3 times 51 ms is the limit now"
         );
         pulse.heard(start + ms(102), false);
-        assert_eq!(pulse.look(start + ms(900), false), Look::Idle);
+        assert_eq!(pulse.check(start + ms(900), false), Check::Idle);
     }
 
     #[test]
@@ -146,18 +146,18 @@ mod tests {
         let (mut pulse, start) = (Pulse::new(LIMIT), Instant::now());
         pulse.asked(start);
         pulse.heard(start + ms(200), true);
-        assert_eq!(pulse.look(start + ms(201), true), Look::Again(start + ms(400)), "a third of three round trips");
+        assert_eq!(pulse.check(start + ms(201), true), Check::Again(start + ms(400)), "a third of three round trips");
         let mut pulse = Pulse::new(LIMIT);
         pulse.asked(start);
         pulse.sent(BYTES_PER_MS * 300);
-        assert_eq!(pulse.look(start + ms(149), true), Look::Again(start + ms(150)));
+        assert_eq!(pulse.check(start + ms(149), true), Check::Again(start + ms(150)));
     }
 
     #[test]
     fn a_process_that_stood_still_itself_blames_nobody() {
         let (mut pulse, start) = (Pulse::new(LIMIT), Instant::now());
         pulse.asked(start);
-        pulse.look(start + ms(50), true);
-        assert_eq!(pulse.look(start + ms(3000), true), Look::Again(start + ms(3050)));
+        pulse.check(start + ms(50), true);
+        assert_eq!(pulse.check(start + ms(3000), true), Check::Again(start + ms(3050)));
     }
 }

@@ -123,7 +123,7 @@ impl Progress {
 /// How an attempt ended.
 enum Attempted {
     Done(Response),
-    /// Its node has stopped answering, and another one may be asked meanwhile.
+    /// Its node has stopped answering, and another one may be asked in the meantime.
     Stalled(Late),
 }
 

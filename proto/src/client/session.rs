@@ -16,7 +16,7 @@ use tokio_stream::Stream;
 use tonic::transport::Channel;
 
 use super::failure::{Failure, describe_status};
-use super::pulse::{Look, Pulse};
+use super::pulse::{Check, Pulse};
 use super::stub::key_value;
 use crate::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, OPERATION_BYTES_MAX};
 use crate::reply::outcome_of;
@@ -144,7 +144,7 @@ impl Session {
             let place = self.queue.reserve().await.ok()?;
             Some((permit, place))
         };
-        // Whoever waits for room at a node that stops answering has done nothing yet, and need not wait with the others.
+        // A caller that waits for room at a node that stops answering has done nothing yet, and need not wait with the others.
         let stalls = async {
             if self.is_stalled() {
                 std::future::pending::<()>().await;
@@ -269,21 +269,21 @@ impl Shared {
         Ok(id)
     }
 
-    fn look(&self) -> Look {
+    fn check_pulse(&self) -> Check {
         let mut state = self.state.lock();
         if state.closed.is_some() {
-            return Look::Idle;
+            return Check::Idle;
         }
         let awaits = state.awaits();
-        let look = state.pulse.look(Instant::now(), awaits);
-        if look == Look::Stalled {
+        let check = state.pulse.check(Instant::now(), awaits);
+        if check == Check::Stalled {
             // With the lock held, so that what comes now takes it back.
             self.stalled.send_replace(true);
         }
-        look
+        check
     }
 
-    /// The node has stopped answering: whoever waits learns it, and may go on waiting.
+    /// The node has stopped answering: callers that wait learn it, and may continue to wait.
     fn stall(&self) {
         let renew = |waiting: &mut Waiting| {
             let (answer, rest) = oneshot::channel();
@@ -313,7 +313,7 @@ impl Shared {
         }
         drop(state);
         for (answer, result) in answers {
-            // Whoever has stopped waiting does not need it.
+            // A caller that has stopped waiting does not need it.
             drop(answer.send(Notice::Ended(Ok(outcome_of(result)))));
         }
     }
@@ -365,17 +365,17 @@ async fn watch_pulse(shared: Arc<Shared>, queue: mpsc::WeakSender<v1::BatchOpera
             if shared.state.lock().closed.is_some() {
                 return;
             }
-            match shared.look() {
-                Look::Idle => break,
-                Look::Again(at) => sleep_until(at).await,
-                Look::Probe(at) => {
+            match shared.check_pulse() {
+                Check::Idle => break,
+                Check::Again(at) => sleep_until(at).await,
+                Check::Probe(at) => {
                     let Some(queue) = queue.upgrade() else { return };
                     // A full queue is one that the connection does not take.
                     drop(queue.try_send(v1::BatchOperation { id: PROBE, operation: None }));
                     drop(queue);
                     sleep_until(at).await;
                 }
-                Look::Stalled => {
+                Check::Stalled => {
                     shared.stall();
                     break;
                 }

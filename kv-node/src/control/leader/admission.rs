@@ -70,7 +70,7 @@ impl Leader {
         }
     }
 
-    /// Refuses a node that would take the place of a member which is alive: that one would be told to leave for good.
+    /// Refuses a node that would take the place of a member which is alive: that member could never come back.
     async fn refuse_to_displace(&self, descriptor: &NodeDescriptor, group: GroupId) -> Option<JoinReply> {
         let state = self.group.state();
         let (node, member) = state.member_named(&descriptor.name)?;

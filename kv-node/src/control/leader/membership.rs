@@ -28,7 +28,7 @@ pub(super) enum Change {
     Remove(RaftId),
 }
 
-/// The next change that brings the group nearer to the members; one at a time.
+/// The next change towards a group that equals the members; one at a time.
 pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metrics) -> Option<Change> {
     let membership = metrics.membership_config.membership();
     if membership.get_joint_config().len() > 1 {
@@ -48,8 +48,8 @@ pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metri
         return Some(Change::SetVoters(chosen));
     }
     let surplus: BTreeSet<RaftId> = present.difference(&wanted).filter(|&id| !voters.contains(id)).copied().collect();
-    let told = |id: RaftId| keeps_up(metrics, id);
-    next_removable(&mut leader.surplus.lock(), &surplus, told, leader.group.timing.election_max).map(Change::Remove)
+    let informed = |id: RaftId| keeps_up(metrics, id);
+    next_removable(&mut leader.surplus.lock(), &surplus, informed, leader.group.timing.election_max).map(Change::Remove)
 }
 
 /// Which of the surplus stores may be removed from the group now: after a while, so that the node learns why, and a node
@@ -57,14 +57,14 @@ pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metri
 fn next_removable(
     since: &mut BTreeMap<RaftId, Instant>,
     surplus: &BTreeSet<RaftId>,
-    told: impl Fn(RaftId) -> bool,
+    informed: impl Fn(RaftId) -> bool,
     grace: Duration,
 ) -> Option<RaftId> {
     let now = Instant::now();
     since.retain(|id, _| surplus.contains(id));
     surplus.iter().copied().find(|&id| {
         let waited = now.duration_since(*since.entry(id).or_insert(now));
-        waited >= grace * if told(id) { 1 } else { 10 }
+        waited >= grace * if informed(id) { 1 } else { 10 }
     })
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Leader {
     group: Arc<Group>,
     /// What nodes have reported while this one led.
     reports: Mutex<Reports>,
-    /// Told when a report is new.
+    /// Notified when a report is new.
     reported: Notify,
     /// Since when stores take part that belong to no member any more.
     surplus: Mutex<BTreeMap<RaftId, Instant>>,
@@ -106,7 +106,7 @@ async fn review(leader: &Leader) {
     }
 }
 
-/// Makes a snapshot if the log has grown long in bytes, which the engine does not look at.
+/// Makes a snapshot if the log has grown long in bytes, which the engine does not check.
 async fn bound_log(leader: &Leader) {
     let metrics = leader.group.metrics();
     let applied = metrics.last_applied.map_or(0, |id| id.index);

@@ -18,7 +18,7 @@ use crate::control::state::{Asked, ClusterState, Command, OperationState, RECEIP
 /// How often a node reports while something is under way.
 pub const REPORT_EVERY: Duration = Duration::from_millis(200);
 
-/// What a node tells the leader about the copies that it makes and the records that it still has to hand over.
+/// What a node reports to the leader about the copies that it makes and the records that it still has to hand over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferReport {
     /// Its store.
@@ -81,12 +81,12 @@ pub(in crate::control) fn next_step(
     let layout = state.layout.as_deref()?;
     if let Some(active) = state.active_operation().filter(|active| active.state == OperationState::Running) {
         let target = active.target.as_ref()?;
-        let told = reports.values().flat_map(|report| &report.receipts).take(RECEIPTS_MAX);
+        let reported = reports.values().flat_map(|report| &report.receipts).take(RECEIPTS_MAX);
         let mut known = active.receipts.clone();
-        known.extend(told.clone().map(|receipt| ((receipt.partition, receipt.node), receipt.clone())));
+        known.extend(reported.clone().map(|receipt| ((receipt.partition, receipt.node), receipt.clone())));
         if operation::advance(layout, target, &known, joint_max(layout.partition_count())).is_some() {
             let is_new = |receipt: &&Receipt| active.receipts.get(&(receipt.partition, receipt.node)) != Some(*receipt);
-            let receipts = told.filter(is_new).cloned().collect();
+            let receipts = reported.filter(is_new).cloned().collect();
             return Some(Command::Advance { operation: active.id, epoch: layout.epoch, receipts, asked });
         }
     }

@@ -50,7 +50,7 @@ impl Leader {
                 true
             }
             ProposeReply::Committed(Outcome::Refused(refusal)) => {
-                // The state has moved on since this node looked at it, which it will do again.
+                // The state has moved on since this node read it; it will read it again.
                 tracing::debug!(%refusal, "refused: {what}");
                 false
             }

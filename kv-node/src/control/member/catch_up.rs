@@ -1,4 +1,4 @@
-//! Learning what is newer than what this node knows. A node that lags must not tell that something does not exist which the
+//! Learning what is newer than what this node knows. A node that lags must not say that something does not exist which the
 //! others know already, so before it says so it asks the leader which state is the newest, and waits until it acts on it.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::control::peers::transport::{CatchUpReply, CatchUpRequest, RaftKind};
 /// rounds a second at most.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
-/// How long it is taken for granted that nobody can be asked, once nobody could.
+/// How long it is assumed that nobody can be asked, once nobody could.
 const FAILURE_KEPT: Duration = Duration::from_millis(500);
 
 /// How long a node waits before it asks again, unless it learns of a new leader earlier.
@@ -29,7 +29,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 pub(super) struct CatchingUp {
     /// The revision that the data plane acts on.
     acts_on: watch::Sender<u64>,
-    /// The last question. Whoever holds the lock asks; the others wait, and share the answer if it was asked for after they came.
+    /// The last question. The caller that holds the lock asks; the others wait, and share the answer if it was asked for after they came.
     last: Mutex<Option<Asked>>,
 }
 
@@ -144,7 +144,7 @@ impl Member {
                 return Ok(revision);
             }
             let retry = (Instant::now() + RETRY).min(deadline);
-            // Whichever comes first; the next attempt looks for itself.
+            // Whichever comes first; the next attempt reads the metrics again.
             timeout_at(retry, servers.changed()).await.ok();
             if Instant::now() >= deadline {
                 return Err(format!("no leader: {}", self.reachable_voters()));

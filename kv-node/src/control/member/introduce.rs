@@ -23,7 +23,7 @@ pub(in crate::control) struct Progress {
     pub(super) refused: Option<Refusal>,
 }
 
-/// What a node is told that runs an older copy of its store.
+/// The refusal for a node that runs an older copy of its store.
 pub(super) fn rolled_back(me: &NodeDescriptor, seen: Incarnation) -> Refusal {
     Refusal::new(
         RefusalKind::RolledBack,
@@ -70,7 +70,7 @@ fn is_known(member: &Member) -> bool {
         })
 }
 
-/// Asks everybody who may know until one answers for good. Returns whether that happened.
+/// Asks everybody who may know until one gives a final answer. Returns whether one did.
 async fn round(member: &Member) -> bool {
     let Ok(id) = command_id() else { return false };
     let request = JoinRequest {

@@ -5,7 +5,7 @@
 //! | `identity` | what a node remembers of itself |
 //! | `introduce` | making itself known until what is agreed on about it is true |
 //! | `discover` | finding members that are not where they were |
-//! | `status` | how the node is placed in its cluster; figures |
+//! | `status` | the membership status; statistics |
 //! | `propose` | having a command agreed on, from any node |
 //! | `reports` | handing receipts to the leader |
 //! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |

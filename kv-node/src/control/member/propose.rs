@@ -30,7 +30,7 @@ pub enum ProposeError {
     },
     /// It was sent and no answer came: it may or may not take effect.
     #[error(
-        "no answer within the deadline ({reason}); the change may or may not have been made: look before you repeat it"
+        "no answer within the deadline ({reason}); the change may or may not have been made: check before you repeat it"
     )]
     Unknown {
         /// Who is reachable and who is not.
@@ -94,7 +94,7 @@ impl Member {
                 Err(Attempt::Sent) => sent = true,
             }
             let retry = (Instant::now() + RETRY).min(deadline);
-            // Whichever comes first; the next attempt looks for itself.
+            // Whichever comes first; the next attempt reads the metrics again.
             tokio::time::timeout_at(retry, servers.changed()).await.ok();
             if Instant::now() >= deadline {
                 let reason = self.reachable_voters();

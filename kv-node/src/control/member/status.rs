@@ -1,4 +1,4 @@
-//! How the node is placed in its cluster, and figures of its control plane.
+//! The membership status of the node, and statistics of its control plane.
 
 use std::fmt;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl fmt::Display for MembershipStatus {
     }
 }
 
-/// Figures of the control plane, for status and metrics.
+/// Statistics of the control plane, for status and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlStatus {
     /// Who leads, as far as this node knows.
@@ -69,7 +69,7 @@ pub struct ControlStatus {
     pub voters: Vec<NodeId>,
     /// Learners: members that do not vote.
     pub learners: Vec<NodeId>,
-    /// Whether the voters are being changed: both the old ones and the new ones must have a majority meanwhile.
+    /// Whether the voters are being changed: both the old ones and the new ones must have a majority until then.
     pub voters_change: bool,
     /// Index of the last entry of the log; `None` if there is none.
     pub last_log: Option<u64>,
@@ -125,7 +125,7 @@ impl Member {
         });
     }
 
-    /// Whether the node was removed: it has learned so itself, or was told.
+    /// Whether the node was removed: it has learned so itself, or from a peer.
     fn is_given_up(&self, state: &ClusterState) -> bool {
         state.retired.contains(&self.group.me.incarnation.store) || *self.group.link.given_up.borrow()
     }

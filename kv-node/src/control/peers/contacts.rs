@@ -30,7 +30,7 @@ pub(in crate::control) struct Peers {
     contacts: Mutex<BTreeMap<RaftId, Contact>>,
     /// Where members may be, as they or others said; nobody has asked there yet. One for each member.
     candidates: Mutex<BTreeMap<RaftId, String>>,
-    /// Told when there is a new rumour.
+    /// Notified when there is a new candidate.
     pub(in crate::control) candidate_added: Notify,
     /// Counts how often a node was found to be elsewhere.
     moved: watch::Sender<u64>,
@@ -70,16 +70,16 @@ impl Peers {
         let member = self.node_of(id);
         {
             let mut contacts = self.contacts.lock();
-            let told = contacts.get(&id).map(|contact| contact.incarnation);
+            let shown = contacts.get(&id).map(|contact| contact.incarnation);
             let agreed = self.state.borrow().member_of(incarnation.store).map(|(_, member)| member.incarnation);
-            if let Some(seen) = told.max(agreed)
+            if let Some(seen) = shown.max(agreed)
                 && is_rolled_back(incarnation, seen)
             {
                 return Err(seen);
             }
-            // What is no address leads nowhere, but its sender is heard all the same.
+            // An invalid address is not kept, but its sender still counts as heard.
             let usable = check_address(address).is_ok();
-            if usable && (told.is_some() || contacts.len() < CONTACTS_MAX) {
+            if usable && (shown.is_some() || contacts.len() < CONTACTS_MAX) {
                 let contact = Contact { address: address.to_owned(), incarnation };
                 let before = contacts.insert(id, contact);
                 if before.is_none_or(|before| before.address != address) {

@@ -25,7 +25,7 @@ pub(in crate::control) struct Link {
     pub(in crate::control) group: OnceLock<GroupId>,
     pub(in crate::control) peers: Peers,
     pub(in crate::control) transport: Arc<dyn Transport>,
-    /// Told when a peer says that this node runs an older copy of its store.
+    /// Set when a peer says that this node runs an older copy of its store.
     pub(in crate::control) rolled_back: tokio::sync::watch::Sender<Option<Incarnation>>,
     /// Set when a peer says that the store of this node was given up.
     pub(in crate::control) given_up: tokio::sync::watch::Sender<bool>,

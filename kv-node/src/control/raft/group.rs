@@ -181,7 +181,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Whether a node with these metrics leads and a majority has confirmed it lately. One that lost its majority believes
-/// forever that it leads, since nobody tells it otherwise.
+/// forever that it leads, since nobody contradicts it.
 pub(in crate::control) fn leads(metrics: &Metrics, timing: &Timing) -> bool {
     let longest = timing.election_max.saturating_mul(2);
     metrics.state == ServerState::Leader

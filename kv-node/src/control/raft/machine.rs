@@ -35,7 +35,7 @@ pub(in crate::control) struct Machine {
     published: Published,
 }
 
-/// Where the published state is looked at. It outlives the machine, which ends with a failed engine: what is known is
+/// Where the published state is read. It outlives the machine, which ends with a failed engine: what is known is
 /// served on.
 pub(in crate::control) type Published = Arc<watch::Sender<Arc<ClusterState>>>;
 

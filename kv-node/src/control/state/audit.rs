@@ -76,7 +76,7 @@ pub struct AuditEntry {
     pub kind: AuditKind,
     /// What was done, in words.
     pub what: String,
-    /// What was done, as a command; empty where the cluster did it by itself.
+    /// What was done, as a command; empty where the cluster did it automatically.
     pub command: String,
     /// The command that undoes it; empty if none does.
     pub undo: String,

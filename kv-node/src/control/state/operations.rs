@@ -381,5 +381,5 @@ pub fn already_running(active: &Operation) -> Refusal {
 
 fn ended(operation: &Operation) -> Refusal {
     let Operation { id, state, command, .. } = operation;
-    precondition(format!("operation {id} ({command}) is {state} already; op show {id} tells how it ended"))
+    precondition(format!("operation {id} ({command}) is {state} already; op show {id} says how it ended"))
 }

@@ -34,7 +34,7 @@ impl Format {
 }
 
 /// The same metrics in the format 0.0.4. There a counter has its whole name, `_total` included, wherever it is named,
-/// and neither units nor the end are told.
+/// and neither units nor the end are written.
 pub(super) fn prometheus(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
     let mut help = None;

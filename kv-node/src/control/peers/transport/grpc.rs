@@ -23,13 +23,13 @@ const CONNECTIONS_MAX: usize = 4096;
 /// The most calls that wait on one connection; one more waits for its turn.
 const CALLS_MAX: usize = 64;
 
-/// How long a connection may take to come about.
+/// How long it may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often an idle connection is tried, and how long the answer may take: a dead one is replaced after both.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// Calls other nodes by gRPC. Connections come about when they are needed and are kept.
+/// Calls other nodes by gRPC. Connections are opened when they are needed, and kept.
 #[derive(Debug, Default)]
 pub struct GrpcTransport {
     connections: Mutex<BTreeMap<String, Channel>>,

@@ -61,7 +61,7 @@ pub enum RaftKind {
     Snapshot,
     /// A proposal, for the leader to commit.
     Propose,
-    /// What a node tells the leader of its part in an operation.
+    /// What a node reports to the leader about its part in an operation.
     Report,
     /// Which state is the newest, or whether a node acts on one.
     CatchUp,

@@ -17,7 +17,7 @@
 //!
 //! **Batches.** Records are written in batches, each synced before the next is begun; `batch` is the position in the
 //! file at which the record's batch begins. So everything before that position was durable when the record was
-//! written. This tells a torn tail from damage: behind an invalid record, records of the same batch may be whole
+//! written. This distinguishes a torn tail from damage: behind an invalid record, records of the same batch may be whole
 //! (a crash may lose any part of an unsynced write), but a valid record whose batch begins behind the invalid one
 //! proves that the invalid one was durable once.
 

@@ -20,7 +20,7 @@ const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Something to write, in the order of sending.
 pub(in crate::control) enum Job {
-    /// Entries; `flushed` is told when they are durable.
+    /// Entries; `flushed` is called when they are durable.
     Append { entries: Vec<Encoded>, flushed: LogFlushed<TypeConfig> },
     /// Removes the entries from this index on.
     Truncate { from: u64, reply: Reply },

@@ -1,4 +1,4 @@
-//! Bytes that change on the medium are noticed, and a torn tail is told from them.
+//! Bytes that change on the medium are noticed, and a torn tail is distinguished from them.
 
 use proptest::prelude::*;
 
@@ -59,7 +59,7 @@ fn no_changed_byte_is_ever_believed() {
             disk.flip(name, at, mask);
             let mut outcomes = outcomes.borrow_mut();
             match entries(&disk) {
-                // Only the last batch cannot be told from one that was never synced.
+                // Only the last batch cannot be distinguished from one that was never synced.
                 Ok(found) => {
                     prop_assert!(found == all[..15] || found == all[..16], "{} at {}: {:?}", name, at, found);
                     prop_assert_eq!(Some(name), names.iter().rfind(|name| name.ends_with(".log")));
