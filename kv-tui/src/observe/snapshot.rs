@@ -166,7 +166,7 @@ impl ClusterSnapshot {
     #[must_use]
     pub fn live_keys(&self) -> Option<u64> {
         let layout = self.description.layout.as_deref()?;
-        // The first place among the owners that report a complete copy, and its keys.
+        // The lowest position among the owners that report a complete copy, and its keys.
         let mut best: Vec<Option<(usize, u64)>> = vec![None; layout.partitions.len()];
         for snapshot in self.node_reports() {
             for stats in snapshot.partitions.iter().filter(|stats| stats.synced) {
