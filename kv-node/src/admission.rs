@@ -267,7 +267,7 @@ mod tests {
     }
 
     async fn end(asked: Asked) {
-        let _sent: Result<(), ()> = asked.ends.send(());
+        asked.ends.send(()).unwrap();
         asked.task.await.unwrap();
         for _ in 0..8 {
             yield_now().await;

@@ -26,9 +26,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 
 /// A session that is silent for longer than a heartbeat should take may be broken without a word. How long the peer has to show
-/// that it is by answering elsewhere, and how much longer the session then has to say something after all.
-const SILENT_FOR: Duration = Duration::from_millis(750);
-const GRACE: Duration = Duration::from_millis(100);
+/// that it is by answering elsewhere, or so many round trips, and how much longer the session then has to say something.
+const SILENT_FOR: Duration = Duration::from_millis(700);
+const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
+const ANSWER_ROUND_TRIPS: u32 = 4;
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Frames between the queue and the stream. One more and they would gather behind a busy stream half empty.
 const FRAMES_AHEAD: usize = 1;
@@ -214,7 +216,7 @@ impl Links {
         let heard = AtomicU64::new(self.0.clock.now().mono.0);
         let outcome = tokio::select! {
             outcome = self.receive(node, number, incoming, &echo, &round_trip_us, &heard) => outcome,
-            ending = self.half_open(address, &heard) => Err(ending.into()),
+            ending = self.half_open(address, &heard, &round_trip_us) => Err(ending.into()),
             outcome = self.transmit(outgoing, frames, &echo) => outcome,
             ending = closed_by_node(closed) => Err(ending.into()),
             never = self.keep_bulk(node, address) => match never {},
@@ -264,7 +266,7 @@ impl Links {
 
     /// Ends when the session is silent and the peer answers on another connection: the other end has closed this one while the
     /// word of it could not come through. The system here finds that out only when it sends again, after ever longer pauses.
-    async fn half_open(&self, address: Option<&str>, heard: &AtomicU64) -> Ending {
+    async fn half_open(&self, address: Option<&str>, heard: &AtomicU64, round_trip_us: &AtomicU64) -> Ending {
         // Whoever has not opened the session is dialled anew.
         let Some(address) = address else { return std::future::pending().await };
         loop {
@@ -274,7 +276,9 @@ impl Links {
                 tokio::time::sleep(SILENT_FOR - silent).await;
                 continue;
             }
-            let answers = tokio::time::timeout(SILENT_FOR, answers(address)).await.unwrap_or(false);
+            let round_trip = Duration::from_micros(round_trip_us.load(Ordering::Relaxed));
+            let patience = ANSWER_PATIENCE.max(round_trip * ANSWER_ROUND_TRIPS);
+            let answers = tokio::time::timeout(patience, answers(address)).await.unwrap_or(false);
             // A node that has just been busy sends on both.
             tokio::time::sleep(GRACE).await;
             if answers && heard.load(Ordering::Relaxed) == last {

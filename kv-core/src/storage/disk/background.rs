@@ -10,6 +10,7 @@
 //! commits compacts itself.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use fjall::AbstractTree;
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
@@ -20,6 +21,11 @@ use crate::error::StorageError;
 
 /// A key that no store has: those of records and of metadata are longer.
 const NOTHING: &[u8] = &[u8::MAX];
+
+/// How often it is tried to have replaced tables deleted, how long between, and how many files may be new just then.
+const RELEASES_MAX: usize = 100;
+const RELEASE_STEP: Duration = Duration::from_millis(100);
+const FILES_BESIDE: usize = 2;
 
 /// The name that fjall gives its threads.
 const THREAD: &str = "fjall:worker";
@@ -45,19 +51,33 @@ pub(super) fn compact_all(shared: &Shared) -> Result<(), StorageError> {
         flush(shared)?;
         let unseen = database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
         tree.tree.major_compact(shared.table_bytes, unseen)?;
-        // fjall keeps the old tables until something was written after them and its next flush begins, which may take days
-        // in a quiet store. Deleting a key that nobody has is such a write.
-        tree.remove(NOTHING)?;
-        tree.rotate_memtable()?;
-        Ok(())
+        release(shared)
     });
     shared.reclaiming.store(false, Ordering::Release);
     compacted.map_err(|error| shared.explain(error))
 }
 
+/// Lets fjall delete the tables that a compaction has replaced. It keeps them until something was written after them and its next
+/// flush begins, which may take days in a quiet store; deleting a key that nobody has is such a write. And it keeps them while
+/// somebody reads who began before: then it is done again.
+#[allow(clippy::disallowed_methods, reason = "this thread does nothing else, and nothing tells it when")]
+fn release(shared: &Shared) -> Result<(), fjall::Error> {
+    let tree = &shared.tree;
+    let folder = tree.path().join("tables");
+    for _ in 0..RELEASES_MAX {
+        tree.remove(NOTHING)?;
+        flush(shared)?;
+        let files = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        if files <= tree.tree.table_count() + FILES_BESIDE {
+            break;
+        }
+        std::thread::sleep(RELEASE_STEP);
+    }
+    Ok(())
+}
+
 /// Brings what is in memory now into tables, and waits for nothing that is written meanwhile. Ends with an error if the thread
 /// that should do so has failed.
-#[allow(clippy::disallowed_methods, reason = "this thread does nothing else, and nothing tells it when")]
 fn flush(shared: &Shared) -> Result<(), fjall::Error> {
     let Shared { tree, database, .. } = shared;
     let newest = tree.tree.get_highest_seqno();
