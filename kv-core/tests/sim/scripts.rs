@@ -54,28 +54,15 @@ pub(crate) fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
 /// The owners of a key are cut off; a fallback takes a write, hands it off, and takes the next one, a delete among them.
 /// Its second hint is another record instance than its first (rules A1 and A5).
 fn hints_with_delete(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let key = KeyId(0);
     let owners = world.owners(world.history.key(key).partition);
     let Some(fallback) = (0..world.machines.len()).find(|machine| !owners.contains(machine)) else { return };
     for round in 0..5 {
-        for owner in &owners {
-            for other in (0..world.machines.len()).filter(|other| other != owner) {
-                world.cut(*owner, other);
-                world.cut(other, *owner);
-            }
-        }
-        // Longer than any failure detector waits.
-        world.run_until(world.time + 500 * MS);
-        let value = (round % 3 != 2).then(|| world.history.next_value(0));
-        world.audit_write(key, value, ONE, fallback);
-        for owner in &owners {
-            for other in (0..world.machines.len()).filter(|other| other != owner) {
-                world.heal_path(*owner, other);
-                world.heal_path(other, *owner);
-            }
-        }
+        owners.iter().for_each(|&owner| world.isolate(owner));
+        world.wait_until_noticed();
+        world.write(key, round % 3 == 2, ONE, fallback);
+        owners.iter().for_each(|&owner| world.rejoin(owner));
         world.settle();
     }
     world.finish();
@@ -101,32 +88,19 @@ fn an_actor_used_again_for_another_hint_loses_a_write() {
 /// An owner is cut off while its key is written. When it is back it gets the write without anybody asking: whoever
 /// could not confirm a write is remembered by a missed-write marker.
 fn write_past_an_owner(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let key = KeyId(0);
     let owners = world.owners(world.history.key(key).partition);
-    for other in (0..world.machines.len()).filter(|other| *other != owners[1]) {
-        world.cut(owners[1], other);
-        world.cut(other, owners[1]);
-    }
+    world.isolate(owners[1]);
     // Sometimes the failure detectors have noticed, sometimes not.
-    let wait = world.dice.below(400) * MS;
-    world.run_until(world.time + wait);
+    world.wait_a_while(400);
     for _ in 0..3 {
-        let value = world.history.next_value(0);
-        world.audit_write(key, Some(value), QUORUM, owners[0]);
+        world.write(key, false, QUORUM, owners[0]);
     }
-    for other in (0..world.machines.len()).filter(|other| *other != owners[1]) {
-        world.heal_path(owners[1], other);
-        world.heal_path(other, owners[1]);
-    }
+    world.rejoin(owners[1]);
     world.settle();
-    world.expect(check_equal(world));
+    world.expect_equal_replicas();
     world.finish();
-}
-
-fn check_equal(world: &World) -> Result<(), String> {
-    if world.failure.is_some() { Ok(()) } else { crate::check::converged::replicas_are_equal(world) }
 }
 
 #[test]
@@ -140,26 +114,23 @@ fn an_owner_that_was_cut_off_is_brought_up_to_date() {
 
 /// A disk comes back as an older copy while clients write: nobody may read what it has forgotten.
 fn roll_back_under_load(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let key = KeyId(0);
     let owners = world.owners(world.history.key(key).partition);
     let (victim, other) = (owners[0], owners[1]);
-    let first = world.history.next_value(0);
-    world.audit_write(key, Some(first), QUORUM, victim);
+    world.write(key, false, QUORUM, victim);
     world.settle_machines();
     world.machines[victim].copy = Some(world.machines[victim].disk.copy());
     world.crash_for_a_while(victim);
     world.settle_machines();
     // Acknowledged by the victim and one more: after the roll-back, only that one knows it.
-    let second = world.history.next_value(0);
-    world.audit_write(key, Some(second), QUORUM, victim);
+    world.write(key, false, QUORUM, victim);
     world.settle_machines();
     world.roll_back(victim, 1);
     for _ in 0..10 {
         world.audit_asks(vec![(Ask::Read { key, consistency: QUORUM }, other)]);
     }
-    world.run_until(world.time + 300 * MS);
+    world.wait(300 * MS);
     world.finish();
 }
 
@@ -221,30 +192,20 @@ fn moving(settings: &mut Settings, nodes: usize, spares: usize, copies: u8) {
     settings.node.deadline = std::time::Duration::from_millis(300);
 }
 
-/// Runs until the operation has ended, or for so long.
-fn wait_for_operation(world: &mut World, at_most: u64) {
-    let end = world.time + at_most;
-    while world.operation.is_some() && world.failure.is_none() && world.time < end {
-        world.run_until(world.time + 5 * MS);
-    }
-}
-
 /// Two of three owners are replaced while the third hears nothing of it and puts are in flight: it goes on at the old
 /// epoch, together with whoever has not adopted the new one yet.
 fn replace_two_of_three(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let frozen = world.dice.index(3);
-    world.machines[frozen].hears_up_to = Some(world.layout().epoch);
+    world.hold_layouts_back(frozen);
     let others: Vec<usize> = (0..3).filter(|machine| *machine != frozen).collect();
     world.operate(&[
         Change::Replace { old: node_id(others[0]), new: node_id(3) },
         Change::Replace { old: node_id(others[1]), new: node_id(4) },
     ]);
-    wait_for_operation(world, 1000 * MS);
-    world.machines[frozen].hears_up_to = None;
-    world.tell_layouts(frozen);
-    wait_for_operation(world, 1000 * MS);
+    world.wait_for_operation(1000 * MS);
+    world.give_layouts(frozen);
+    world.wait_for_operation(1000 * MS);
     world.finish();
 }
 
@@ -261,24 +222,21 @@ fn replacing_two_of_three_with_one_frozen_loses_nothing() {
 /// A node is asked to leave and the operation cancelled, or it leaves and comes back, three times, while keys are
 /// written and deleted; machines crash in between.
 fn leave_cancel_rejoin(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let node = node_id(0);
     for round in 0..3 {
         world.operate(&[Change::Remove { node }]);
-        let wait = world.dice.below(150) * MS;
-        world.run_until(world.time + wait);
+        world.wait_a_while(150);
         if round == 1 {
-            wait_for_operation(world, 2000 * MS);
+            world.wait_for_operation(2000 * MS);
         } else {
             world.cancel_operation();
         }
         let crashed = world.dice.index(world.machines.len());
         world.crash_for_a_while(crashed);
-        let wait = world.dice.below(60) * MS;
-        world.run_until(world.time + wait);
+        world.wait_a_while(60);
         world.operate(&[Change::Add { node }]);
-        wait_for_operation(world, 1500 * MS);
+        world.wait_for_operation(1500 * MS);
     }
     world.finish();
 }
@@ -292,13 +250,12 @@ fn leaving_and_coming_back_brings_no_deleted_key_back() {
 
 /// Fewer copies, then more again.
 fn five_copies_to_three(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     for copies in [3, 5] {
         world.operate(&[Change::Copies { copies }]);
         let crashed = world.dice.index(world.machines.len());
         world.crash_for_a_while(crashed);
-        wait_for_operation(world, 1500 * MS);
+        world.wait_for_operation(1500 * MS);
     }
     world.finish();
 }
@@ -312,14 +269,12 @@ fn fewer_copies_still_hold_everything() {
 
 /// A node enters, and one disk of those that take part is lost in the middle: a source's or the receiver's.
 fn move_with_a_disk_lost(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     world.operate(&[Change::Add { node: node_id(3) }]);
-    let wait = world.dice.below(80) * MS;
-    world.run_until(world.time + wait);
+    world.wait_a_while(80);
     let lost = world.dice.index(4);
     world.wipe(lost, 6);
-    wait_for_operation(world, 2500 * MS);
+    world.wait_for_operation(2500 * MS);
     world.finish();
 }
 
@@ -332,16 +287,14 @@ fn a_disk_lost_in_the_middle_of_a_move_loses_nothing() {
 
 /// A member is destroyed under load and removed as dead: its copies are made again from the survivors.
 fn remove_a_dead_member(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
-    let wait = world.dice.below(100) * MS;
-    world.run_until(world.time + wait);
+    world.begin();
+    world.wait_a_while(100);
     let dead = world.dice.index(4);
     for _ in 0..20 {
         world.remove_dead(dead);
-        world.run_until(world.time + 20 * MS);
+        world.wait(20 * MS);
     }
-    wait_for_operation(world, 2500 * MS);
+    world.wait_for_operation(2500 * MS);
     world.finish();
 }
 
@@ -355,16 +308,15 @@ fn the_copies_of_a_dead_member_are_made_anew() {
 /// A node enters while one of its sources does not hear of it, and refuses. The copies wait for that source for ever,
 /// unless somebody has them begin again: two of three old owners are enough.
 fn enter_past_a_source_that_refuses(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
-    world.machines[0].hears_up_to = Some(world.layout().epoch);
+    world.begin();
+    world.hold_layouts_back(0);
     world.operate(&[Change::Add { node: node_id(3) }]);
     let waits = |world: &World| {
         let transfers = world.machines[3].core.as_ref().map(|core| core.transfers()).unwrap_or_default();
         let waiting = transfers.into_iter().filter(|it| it.source == Some(node_id(0)) && it.waiting_for.is_some());
         waiting.map(|it| (it.partition, it.tries)).collect::<Vec<_>>()
     };
-    wait_for_operation(world, 2000 * MS);
+    world.wait_for_operation(2000 * MS);
     if world.operation.is_none() {
         world.fail("the operation ends although a source refuses".to_owned());
     }
@@ -376,13 +328,12 @@ fn enter_past_a_source_that_refuses(world: &mut World) {
                 world.fail(format!("the copy of {partition} waits as before"));
             }
         }
-        wait_for_operation(world, 50 * MS);
+        world.wait_for_operation(50 * MS);
     }
     if world.operation.is_some() {
         world.fail("the operation does not end however often its copies begin again".to_owned());
     }
-    world.machines[0].hears_up_to = None;
-    world.tell_layouts(0);
+    world.give_layouts(0);
     world.finish();
 }
 
@@ -399,30 +350,24 @@ fn copies_that_begin_anew_take_another_source() {
 /// An owner is cut off, and another node takes its writes as hints. As soon as the owner is back the hints are sent to it,
 /// and at the same time its partitions migrate to the very node that holds the hints (rule A5).
 fn own_what_is_hinted(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let owner = world.dice.index(2);
     let fallback = 1 - owner;
-    world.cut(owner, fallback);
-    world.cut(fallback, owner);
-    // Longer than any failure detector waits.
-    world.run_until(world.time + 500 * MS);
+    world.isolate(owner);
+    world.wait_until_noticed();
     let theirs = |key: &KeyId| world.old_owners(world.history.key(*key).partition) == [owner];
     for key in world.history.key_ids().filter(theirs).collect::<Vec<_>>() {
-        let value = world.history.next_value(key.0);
-        world.audit_write(key, Some(value), ONE, fallback);
+        world.write(key, false, ONE, fallback);
     }
-    world.heal_path(owner, fallback);
-    world.heal_path(fallback, owner);
+    world.rejoin(owner);
     let later = world.dice.between(0, 60);
-    world.run_until(world.time + later * MS);
-    world.machines[owner].hears_up_to = Some(world.layout().epoch);
+    world.wait(later * MS);
+    world.hold_layouts_back(owner);
     world.operate(&[Change::Weight { node: node_id(owner), weight: 0.25 }]);
     let later = world.dice.between(0, 400);
-    world.run_until(world.time + later * MS);
-    world.machines[owner].hears_up_to = None;
-    world.tell_layouts(owner);
-    wait_for_operation(world, 2500 * MS);
+    world.wait(later * MS);
+    world.give_layouts(owner);
+    world.wait_for_operation(2500 * MS);
     world.finish();
 }
 
@@ -444,60 +389,46 @@ fn hints_of_a_node_that_becomes_the_owner_are_kept() {
 /// new owner; then the third loses its disk, and its new store hears of the migration, but not of its end. By that layout
 /// the two that lag behind are all of its other owners, and both lack the write.
 fn refill_by_an_old_layout(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let key = KeyId(0);
     let partition = world.history.key(key).partition;
     let owners = world.old_owners(partition);
     world.operate(&[Change::Replace { old: node_id(owners[1]), new: node_id(3) }]);
-    let end = world.time + 5000 * MS;
     let acts_on = |world: &World, machine: usize| world.machines[machine].acted_on == world.layout().epoch;
-    while !((0..4).all(|machine| acts_on(world, machine)) && world.entry(partition).joint.is_some()) {
-        if world.time > end || world.failure.is_some() {
-            return world.finish();
-        }
-        world.run_until(world.time + MS);
+    let has_begun =
+        |world: &World| (0..4).all(|machine| acts_on(world, machine)) && world.entry(partition).joint.is_some();
+    if !world.wait_for(5000 * MS, has_begun) {
+        return world.finish();
     }
     let joint = world.layout().epoch;
     for machine in [owners[1], owners[2]] {
         world.machines[machine].hears_up_to = Some(joint);
     }
-    while world.entry(partition).joint.is_some() || !acts_on(world, owners[0]) || !acts_on(world, 3) {
-        if world.time > end || world.failure.is_some() {
-            return world.finish();
-        }
-        world.run_until(world.time + MS);
+    let has_ended =
+        |world: &World| world.entry(partition).joint.is_none() && acts_on(world, owners[0]) && acts_on(world, 3);
+    if !world.wait_for(5000 * MS, has_ended) {
+        return world.finish();
     }
-    let value = world.history.next_value(0);
-    world.audit_write(key, Some(value), QUORUM, owners[0]);
+    world.write(key, false, QUORUM, owners[0]);
     world.machines[owners[0]].hears_up_to = Some(joint);
     world.wipe(owners[0], 1);
-    world.run_until(world.time + 500 * MS);
-    for machine in 0..4 {
-        world.machines[machine].hears_up_to = None;
-        world.tell_layouts(machine);
-    }
-    wait_for_operation(world, 2500 * MS);
+    world.wait(500 * MS);
+    (0..4).for_each(|machine| world.give_layouts(machine));
+    world.wait_for_operation(2500 * MS);
     world.finish();
 }
 
 /// A key is written and read by the first node that acts on a new layout; the others hear of it 20 ms later. How long
 /// either takes must follow from that, not from when attempts are repeated.
 fn ask_while_others_lag(world: &mut World) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     let first = world.dice.index(3);
     let others: Vec<usize> = (0..4).filter(|machine| *machine != first).collect();
     let before = world.layout().epoch;
-    for &machine in &others {
-        world.machines[machine].hears_up_to = Some(before);
-    }
+    others.iter().for_each(|&machine| world.hold_layouts_back(machine));
     world.operate(&[Change::Add { node: node_id(3) }]);
     let moving = world.history.key_ids().find(|key| world.entry(world.history.key(*key).partition).joint.is_some());
-    let end = world.time + 2000 * MS;
-    while world.machines[first].acted_on == before && world.time < end {
-        world.run_until(world.time + MS);
-    }
+    world.wait_for(2000 * MS, |world| world.machines[first].acted_on != before);
     let Some(key) = moving else { return world.finish() };
     let ask = if world.dice.chance(500) {
         let value = world.history.next_value(0);
@@ -507,14 +438,9 @@ fn ask_while_others_lag(world: &mut World) {
     };
     let (begun, layout) = (world.time, world.layouts.len() - 1);
     world.ask(Asker::Audit, ask, first, layout);
-    world.run_until(begun + 20 * MS);
-    for &machine in &others {
-        world.machines[machine].hears_up_to = None;
-        world.tell_layouts(machine);
-    }
-    while !world.pending.is_empty() && world.time < begun + 2000 * MS {
-        world.run_until(world.time + MS);
-    }
+    world.wait(20 * MS);
+    others.iter().for_each(|&machine| world.give_layouts(machine));
+    world.wait_for(2000 * MS, |world| world.pending.is_empty());
     if world.time - begun > 120 * MS {
         world.fail(format!("it took {} ms", (world.time - begun) / MS));
     }

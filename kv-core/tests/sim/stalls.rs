@@ -94,12 +94,10 @@ fn draw_ask(world: &mut World) -> Ask {
 }
 
 fn ask_past_a_stalled_node(world: &mut World, stall: Stall) {
-    world.plan_work();
-    world.settle_machines();
+    world.begin();
     for key in world.history.key_ids().collect::<Vec<_>>() {
-        let value = world.history.next_value(0);
         let machine = world.first_owner(key);
-        world.audit_write(key, Some(value), Consistency { level: Level::All, strict: true }, machine);
+        world.write(key, false, Consistency { level: Level::All, strict: true }, machine);
     }
     let victim = world.dice.index(5);
     let others: Vec<usize> = (0..5).filter(|machine| *machine != victim).collect();
@@ -113,10 +111,7 @@ fn ask_past_a_stalled_node(world: &mut World, stall: Stall) {
             stalled = true;
             match stall {
                 Stall::Frozen => world.freeze(victim, 1500 * MS),
-                Stall::CutOff => others.iter().for_each(|other| {
-                    world.cut(victim, *other);
-                    world.cut(*other, victim);
-                }),
+                Stall::CutOff => world.isolate(victim),
             }
         }
         if world.time < ends {
@@ -139,10 +134,7 @@ fn ask_past_a_stalled_node(world: &mut World, stall: Stall) {
             world.fail(format!("availability: no answer after {at} ms: {text}"));
         }
     }
-    for &other in &others {
-        world.heal_path(victim, other);
-        world.heal_path(other, victim);
-    }
+    world.rejoin(victim);
     world.finish();
 }
 

@@ -1,0 +1,102 @@
+//! The words of directed scripts, so that each reads like its story: who is isolated, what is written where, how long it
+//! takes, and what is expected in the end.
+
+use kv_core::message::Consistency;
+
+use crate::check;
+use crate::clock::Time;
+use crate::history::KeyId;
+use crate::settings::MS;
+use crate::world::World;
+
+/// Longer than any failure detector waits.
+const NOTICED_AFTER: Time = 500 * MS;
+
+impl World {
+    /// The keys and clients are there, and every machine runs.
+    pub(crate) fn begin(&mut self) {
+        self.plan_work();
+        self.settle_machines();
+    }
+
+    /// Time passes.
+    pub(crate) fn wait(&mut self, time: Time) {
+        self.run_until(self.time + time);
+    }
+
+    /// Some time passes, so many milliseconds at the most.
+    pub(crate) fn wait_a_while(&mut self, at_most: u64) {
+        let time = self.dice.below(at_most) * MS;
+        self.wait(time);
+    }
+
+    /// As long as it takes until everybody has noticed what is cut off.
+    pub(crate) fn wait_until_noticed(&mut self) {
+        self.wait(NOTICED_AFTER);
+    }
+
+    /// Time passes until something is true, or for so long. Whether it is.
+    pub(crate) fn wait_for(&mut self, at_most: Time, is_true: impl Fn(&Self) -> bool) -> bool {
+        let end = self.time + at_most;
+        while !is_true(self) {
+            if self.failure.is_some() || self.time >= end {
+                return false;
+            }
+            self.wait(MS);
+        }
+        true
+    }
+
+    /// The operation ends, or so much time passes.
+    pub(crate) fn wait_for_operation(&mut self, at_most: Time) {
+        let end = self.time + at_most;
+        while self.operation.is_some() && self.failure.is_none() && self.time < end {
+            self.wait(5 * MS);
+        }
+    }
+
+    /// Nothing passes between a machine and all others.
+    pub(crate) fn isolate(&mut self, machine: usize) {
+        for other in self.others(machine) {
+            self.cut(machine, other);
+            self.cut(other, machine);
+        }
+    }
+
+    /// A machine reaches all others again, and they reach it.
+    pub(crate) fn rejoin(&mut self, machine: usize) {
+        for other in self.others(machine) {
+            self.heal_path(machine, other);
+            self.heal_path(other, machine);
+        }
+    }
+
+    fn others(&self, machine: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.machines.len()).filter(move |other| *other != machine)
+    }
+
+    /// A machine hears of no layout behind the one in force.
+    pub(crate) fn hold_layouts_back(&mut self, machine: usize) {
+        self.machines[machine].hears_up_to = Some(self.layout().epoch);
+    }
+
+    /// It hears of all layouts again, at once.
+    pub(crate) fn give_layouts(&mut self, machine: usize) {
+        self.machines[machine].hears_up_to = None;
+        self.tell_layouts(machine);
+    }
+
+    /// A value, or a delete, is written through a machine and awaited.
+    pub(crate) fn write(&mut self, key: KeyId, is_delete: bool, consistency: Consistency, through: usize) {
+        let value = (!is_delete).then(|| self.history.next_value(key.0));
+        self.audit_write(key, value, consistency, through);
+    }
+
+    /// All owners of each key hold the same.
+    pub(crate) fn expect_equal_replicas(&mut self) {
+        if self.failure.is_none() {
+            let equal = check::converged::replicas_are_equal(self);
+            self.expect(equal);
+        }
+    }
+}
