@@ -217,13 +217,8 @@ impl Node {
             AfterDurable::Taken { serving } => self.serving.taken(ctx!(self), serving),
             AfterDurable::OwnHint { key, record } => {
                 let own = self.view.entry(key.partition()).map(|entry| entry.changed);
-                let replications = &mut self.replications;
-                let ctx = &mut crate::wiring::Ctx {
-                    kernel: &mut self.kernel,
-                    view: &self.view,
-                    replications: replications.len(),
-                };
-                self.handoff.hand_off_to_others(ctx, replications, &key, Space::Hint, record, own);
+                let ctx = ctx!(self);
+                self.handoff.hand_off_to_others(ctx, &mut self.replications, &key, Space::Hint, record, own);
             }
             AfterDurable::Covered(receipt) => self.covered(*receipt),
             AfterDurable::Dropped(partition) => self.residues.drop_durable(ctx!(self), partition),
@@ -288,13 +283,8 @@ impl Node {
                 // A read repair can wait for the next read.
                 let waits = matches!(goal, Goal::Repair);
                 if !waits || self.replications.len() < self.view.config.replications_max {
-                    let replications = &mut self.replications;
-                    let ctx = &mut crate::wiring::Ctx {
-                        kernel: &mut self.kernel,
-                        view: &self.view,
-                        replications: replications.len(),
-                    };
-                    replications.start(ctx, key, record, targets, goal);
+                    let ctx = ctx!(self);
+                    self.replications.start(ctx, key, record, targets, goal);
                 }
             }
             Command::Slice { op, attempt, query } => {

@@ -33,6 +33,9 @@ pub(crate) struct Key {
     asked: BTreeMap<u64, Asked>,
     /// Acknowledged puts that no write may have replaced.
     held: BTreeSet<u64>,
+    /// Those of them whose answers did not say what they have seen, since siblings stand beside them: whether a record that lacks
+    /// one of them is older or has lost it cannot be told from its context.
+    unproven: BTreeSet<u64>,
     /// Numbers that an acknowledged write has replaced.
     replaced: BTreeSet<u64>,
     /// All that acknowledged writes have seen.
@@ -87,16 +90,18 @@ impl Key {
             self.acknowledged.join(&token.context);
             // The same context as before, or an empty one: siblings stand beside it.
             let stands_beside = asked.context.as_ref().map_or(token.context.is_empty(), |before| *before == context);
-            if !stands_beside && !asked.is_delete {
+            if stands_beside {
+                self.unproven.insert(number);
+            } else if !asked.is_delete {
                 self.covered.insert(number);
             }
         }
         self.context = Some(context);
     }
 
-    /// A read has shown these values with this context.
-    pub(crate) fn read(&mut self, found: &BTreeSet<u64>, context: Bytes, key: &[u8]) -> Judged {
-        let judged = self.judge(found, &context, key);
+    /// A read has shown these values with this context. `sees_all`: it promises to see all acknowledged writes.
+    pub(crate) fn read(&mut self, found: &BTreeSet<u64>, context: Bytes, key: &[u8], sees_all: bool) -> Judged {
+        let judged = self.judge(found, &context, key, sees_all);
         if !judged.stale {
             self.covered.clone_from(found);
             self.context = Some(context);
@@ -105,15 +110,16 @@ impl Key {
     }
 
     /// What these values with this context say.
-    pub(crate) fn judge(&self, found: &BTreeSet<u64>, context: &Bytes, key: &[u8]) -> Judged {
+    pub(crate) fn judge(&self, found: &BTreeSet<u64>, context: &Bytes, key: &[u8], sees_all: bool) -> Judged {
         // Nothing was ever written to a key without a context.
         let token = ContextToken::decode(context, KEYSPACE, key).unwrap_or_default();
         if !token.context.dominates(&self.acknowledged) {
             return Judged { stale: true, ..Judged::default() };
         }
+        let may_lack = |number: &u64| !sees_all && self.unproven.contains(number);
         Judged {
             stale: false,
-            lost: !self.held.is_subset(found),
+            lost: !self.held.iter().all(|number| found.contains(number) || may_lack(number)),
             came_back: found.intersection(&self.replaced).count(),
         }
     }

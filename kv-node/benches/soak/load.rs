@@ -269,7 +269,9 @@ impl Worker {
                 self.keys[index].wrote(number, context, &key);
                 Judged::default()
             }
-            Did::Read { numbers, context } => self.keys[index].read(&numbers, context, &key),
+            Did::Read { numbers, context } => {
+                self.keys[index].read(&numbers, context, &key, self.consistency.strict)
+            }
         }
     }
 
@@ -336,7 +338,7 @@ impl Worker {
         for (index, key) in self.keys.iter().enumerate() {
             let got = client.get(&all, &self.key(index)).await?;
             let found: BTreeSet<u64> = got.values.iter().filter_map(|value| number_of(&value.value)).collect();
-            let judged = key.judge(&found, &got.context, &self.key(index));
+            let judged = key.judge(&found, &got.context, &self.key(index), true);
             verdict.keys += 1;
             if judged.lost || judged.stale {
                 verdict.lost.push(format!("{} {index}: found {found:?}, {judged:?}, known {key:?}", self.name));

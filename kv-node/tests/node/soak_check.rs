@@ -59,7 +59,7 @@ impl World {
 
     fn get(&mut self) -> Judged {
         let (found, context) = self.found();
-        self.key.read(&found, context, KEY)
+        self.key.read(&found, context, KEY, true)
     }
 }
 
@@ -97,6 +97,22 @@ fn writes_beside_a_sibling_stay_until_a_read_has_shown_them() {
     let mut poorer = world.clone();
     poorer.record.siblings.clear();
     assert!(poorer.get().lost);
+}
+
+/// Another replica may not have it yet, and the answer of the write does not say what it has seen.
+#[test]
+fn a_write_beside_a_sibling_is_missed_by_reads_that_promise_nothing() {
+    let mut world = World::default();
+    world.put();
+    let before = world.key.context();
+    world.put();
+    world.carry_out(99, before, false);
+    let older = world.record.clone();
+    world.put();
+    world.record = older;
+    let (found, context) = world.found();
+    assert!(!world.key.judge(&found, &context, KEY, false).lost);
+    assert!(world.key.judge(&found, &context, KEY, true).lost, "a read that sees all acknowledged writes must show it");
 }
 
 #[test]
