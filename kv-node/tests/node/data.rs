@@ -39,7 +39,7 @@ async fn three_nodes_hold_three_copies_and_nothing_is_forwarded() {
     let reports = reports(&client).await;
     let sum = |figure: fn(&kv_proto::v1::NodeSnapshot) -> u64| reports.iter().map(figure).sum::<u64>();
     assert_eq!(sum(|node| node.keys), 900, "three copies of each key");
-    assert_eq!(sum(|node| node.keys_primary), 300, "each key has one first place");
+    assert_eq!(sum(|node| node.keys_primary), 300, "each key has one primary");
     assert_eq!(sum(|node| node.counters.unwrap_or_default().forwards), 0, "clients go straight to an owner");
     let roots = |node: &kv_proto::v1::NodeSnapshot| {
         node.partitions.iter().map(|partition| partition.merkle_root).collect::<Vec<_>>()

@@ -51,7 +51,7 @@ async fn a_fourth_and_a_fifth_node_join_one_leaves_and_a_dead_one_is_replaced_un
 /// When a node is killed.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// The partitions are in joint and nothing is copied yet.
+    /// The partitions migrate and nothing is copied yet.
     Joint,
     /// Records are on their way.
     Copy,

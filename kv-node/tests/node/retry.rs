@@ -1,4 +1,4 @@
-//! A source that answers requests, but whose copies stand still, is given up by hand.
+//! A source that answers requests, but whose copies stand still, is given up on request.
 
 use kv_core::topology::Change;
 use kv_proto::client::Client;
