@@ -140,7 +140,8 @@ impl View {
 
     /// All partitions of the layout.
     pub(crate) fn partition_ids(&self) -> impl Iterator<Item = PartitionId> + use<> {
-        self.layout.clone().into_iter().flat_map(|layout| layout.partition_ids().collect::<Vec<_>>())
+        let ids = self.layout.as_ref().map(|layout| layout.partition_ids());
+        ids.into_iter().flatten()
     }
 
     /// The partition of a key.
