@@ -269,9 +269,7 @@ impl Worker {
                 self.keys[index].wrote(number, context, &key);
                 Judged::default()
             }
-            Did::Read { numbers, context } => {
-                self.keys[index].read(&numbers, context, &key, self.consistency.strict)
-            }
+            Did::Read { numbers, context } => self.keys[index].read(&numbers, context, &key, self.consistency.strict),
         }
     }
 
