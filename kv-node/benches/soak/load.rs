@@ -44,6 +44,8 @@ pub(crate) struct Seen {
     pub(crate) whose: String,
     /// Waits of more than 300 ms.
     pub(crate) long: u64,
+    /// How late the clients' own process was at most: so much of a wait may be its own.
+    pub(crate) lag: Duration,
     /// The last failure, in words.
     pub(crate) failure: String,
     /// Reads that did not know all acknowledged writes of their client, where both were not strict: no promise is broken.
@@ -159,6 +161,7 @@ impl Load {
             let (level, consistency) = levels[index % levels.len()];
             load.spawn(format!("n{}-{level}", index + 1), way, consistency);
         }
+        tokio::spawn(watch_lag(Arc::clone(&load.seen), Arc::clone(&load.stop)));
         Ok(load)
     }
 
@@ -180,6 +183,17 @@ impl Load {
             workers.extend(task.await.ok());
         }
         workers
+    }
+}
+
+/// Notes how late a task of this process wakes up. The machine may be too busy for its clients as well as for its nodes.
+async fn watch_lag(seen: Arc<Mutex<Seen>>, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        let due = Instant::now() + PAUSE;
+        tokio::time::sleep(PAUSE).await;
+        let lag = due.elapsed();
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.lag = seen.lag.max(lag);
     }
 }
 

@@ -167,7 +167,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
         memory.look(&hosts);
         let seen = load.take();
         println!(
-            "{:>6.0} s {} {}: {} operations, longest wait {} ms ({}), {} over 300 ms; healthy after {:.1} s; {} MiB",
+            "{:>6.0} s {} {}: {} operations, longest wait {} ms ({}), {} over 300 ms; the clients' own lag {} ms; healthy after {:.1} s; {} MiB",
             began.elapsed().as_secs_f64(),
             FAULTS[which].1,
             hosts.hosts[victim].name,
@@ -175,6 +175,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
             seen.longest.as_millis(),
             seen.whose,
             seen.long,
+            seen.lag.as_millis(),
             recovered.unwrap_or_default().as_secs_f64(),
             memory.now_mib(),
         );
