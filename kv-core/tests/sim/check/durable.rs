@@ -61,6 +61,12 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
             dots.extend(known.iter().filter(|dot| enough(world, **dot, holds)));
         }
     }
+    // Two attempts were carried out, and the answer does not say which of them it is about: that of the machine that answers, if
+    // one is. What another one did may be gone with its disk, and nobody was told of it.
+    let store = world.machines[machine].incarnation.store;
+    if dots.iter().any(|dot| dot.actor.store == store) && !dots.iter().any(|dot| context.covers(*dot)) {
+        dots.retain(|dot| dot.actor.store == store);
+    }
     if dots.is_empty() {
         let claimed = world.history.claim_dot(id, &context);
         dots.extend(claimed.filter(|dot| enough(world, *dot, &held_ever)));
