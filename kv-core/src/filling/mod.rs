@@ -131,7 +131,7 @@ impl Filling {
     }
 
     fn start(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId, purpose: Purpose) {
-        let joint = ctx.view.joint(partition).map(|joint| joint.epoch).unwrap_or_default();
+        let joint = ctx.view.joint_epoch(partition).unwrap_or_default();
         let store = ctx.view.incarnation.store;
         let kept = if purpose == Purpose::Copy { self.progress.remove(&partition) } else { None };
         let counts = |progress: &Progress| {
@@ -177,7 +177,7 @@ impl Filling {
 
     /// Progress and receipts count at their joint epoch only (rule E3).
     fn forget_outdated(&mut self, ctx: &mut Ctx<'_>) {
-        let joint = |partition: PartitionId| ctx.view.joint(partition).map(|joint| joint.epoch);
+        let joint = |partition: PartitionId| ctx.view.joint_epoch(partition);
         let outdated: Vec<PartitionId> = self
             .receipts
             .iter()
@@ -357,7 +357,7 @@ impl Filling {
         let Some(copy) = self.copies.get(&partition).filter(|copy| copy.ending) else { return };
         let receipt = Receipt {
             partition,
-            joint: ctx.view.joint(partition).map(|joint| joint.epoch).unwrap_or_default(),
+            joint: ctx.view.joint_epoch(partition).unwrap_or_default(),
             node: ctx.me(),
             store: ctx.view.incarnation.store,
             sources: copy.progress.covered.clone(),
@@ -377,7 +377,7 @@ impl Filling {
     /// A receipt is durable. Whether it counts: the migration may have ended meanwhile, or another one begun.
     pub(crate) fn receipt_durable(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, receipt: Receipt) -> bool {
         let partition = receipt.partition;
-        let counts = ctx.view.joint(partition).map(|joint| joint.epoch) == Some(receipt.joint);
+        let counts = ctx.view.joint_epoch(partition) == Some(receipt.joint);
         if counts {
             let (sources, keys) = (receipt.sources.len(), receipt.keys);
             ctx.kernel.event(Event::CopyDone { partition, sources, keys });

@@ -58,9 +58,7 @@ impl Node {
     /// A receipt for a migration is durable.
     pub(super) fn covered(&mut self, receipt: Receipt) {
         let (partition, synced) = (receipt.partition, (receipt.store, receipt.joint));
-        let enters = self.view.enters(partition);
-        let joint = self.view.joint(partition).map(|joint| joint.epoch);
-        if enters && joint == Some(receipt.joint) {
+        if self.view.enters(partition) && self.view.joint_epoch(partition) == Some(receipt.joint) {
             self.view.note_synced(partition, synced);
         }
         if self.filling.receipt_durable(ctx!(self), &mut self.exchanges, receipt) {

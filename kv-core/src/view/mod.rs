@@ -89,8 +89,7 @@ impl View {
         self.newest
     }
 
-    /// A layout is given, which is to be made durable. False: it is not newer than what was given before. The store to be
-    /// remembered as an original one is returned with it.
+    /// A layout is given, which is to be made durable. False: it is not newer than what was given before.
     pub(crate) fn give(&mut self, layout: &Arc<Layout>) -> bool {
         if layout.epoch <= self.newest {
             return false;
@@ -131,6 +130,11 @@ impl View {
     /// The migration of a partition.
     pub(crate) fn joint(&self, partition: PartitionId) -> Option<&Joint> {
         self.entry(partition)?.joint.as_ref()
+    }
+
+    /// The epoch at which the migration of a partition began, if it migrates.
+    pub(crate) fn joint_epoch(&self, partition: PartitionId) -> Option<Epoch> {
+        self.joint(partition).map(|joint| joint.epoch)
     }
 
     /// All owners of a partition, old and new ones.
