@@ -53,6 +53,8 @@ pub enum Rule {
     NewestKeyspaces,
     /// K2: the removal of a dropped keyspace goes on after a restart.
     ResumePurge,
+    /// L1: an answer that needs several loops waits for all of them.
+    AskEveryLoop,
 }
 
 /// Which rules hold.

@@ -195,7 +195,7 @@ impl Node {
         for effect in effects.iter_mut().skip(first) {
             match effect {
                 Effect::Read { read, .. } | Effect::Slice { read, .. } | Effect::Leaves { read, .. } => {
-                    *read = ReadId(read.0 << 8 | part as u64);
+                    *read = ReadId((read.0 << 8) | part as u64);
                 }
                 Effect::Persist { seq, .. } => *seq = self.batches.issue(part, *seq),
                 Effect::WakeAt(at) => wake = Some(*at),

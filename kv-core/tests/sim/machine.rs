@@ -256,7 +256,7 @@ impl World {
             if let Effect::Persist { seq, batch } = effect {
                 let learnt = self.learn(index, batch);
                 self.expect(learnt);
-                self.to_disk(index, *seq, std::mem::take(batch));
+                self.put_on_disk(index, *seq, std::mem::take(batch));
             }
         }
         // Looking at the limits at every step would take longer than the steps.
@@ -347,7 +347,7 @@ impl World {
     }
 
     /// A batch goes to the disk: visible now, durable after a sync.
-    fn to_disk(&mut self, index: usize, seq: Seq, batch: Batch) {
+    fn put_on_disk(&mut self, index: usize, seq: Seq, batch: Batch) {
         note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
         let names = batch.writes.iter().filter_map(|write| match write {
             Write::Meta { name, .. } => Some(name),

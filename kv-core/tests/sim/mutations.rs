@@ -212,3 +212,8 @@ fn taking_what_was_dropped_is_caught() {
 fn going_back_to_an_older_list_of_keyspaces_is_caught() {
     check_drops(Mutation::Core(Rule::NewestKeyspaces), &["K1"]);
 }
+
+#[test]
+fn a_scan_that_leaves_loops_out_is_caught() {
+    check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1"]);
+}
