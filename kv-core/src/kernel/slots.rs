@@ -138,8 +138,8 @@ impl<W: Wiring> Kernel<W> {
         }
     }
 
-    /// Puts a record in the place of one that could not be read, unless somebody works on the key.
-    pub(crate) fn replace_damaged(&mut self, key: &StorageKey, stored: Stored) {
+    /// Puts a record, or nothing, in the place of one that could not be read, unless somebody works on the key.
+    pub(crate) fn replace_damaged(&mut self, key: &StorageKey, stored: Option<Stored>) {
         if self.slots.contains_key(key) {
             return;
         }
@@ -147,7 +147,7 @@ impl<W: Wiring> Kernel<W> {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.damaged = true;
         }
-        self.put(key, Some(stored));
+        self.put(key, stored);
     }
 
     /// Writes the record of a key whose slot is ready; returns the batch in which it becomes durable.
@@ -160,7 +160,7 @@ impl<W: Wiring> Kernel<W> {
             _ => None,
         };
         let before = std::mem::replace(&mut slot.footprint, after);
-        if let Some(expires) = stored.as_ref().and_then(|stored| stored.record.expires())
+        if let Some(expires) = stored.as_ref().and_then(|stored| stored.cell.expires())
             && key.space() == Space::Owned
         {
             let earliest = self.expiries.entry(key.partition()).or_insert(expires);

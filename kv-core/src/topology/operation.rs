@@ -160,7 +160,7 @@ impl Target {
 impl Goal {
     /// The new owners: who is an owner already keeps its `since`.
     fn new_owners(&self, entry: &Entry, epoch: Epoch) -> Vec<Owner> {
-        let since = |node: NodeId| entry.owners.iter().find(|old| old.node == node).map_or(epoch, |old| old.since);
+        let since = |node: NodeId| entry.old_owner(node).map_or(epoch, |old| old.since);
         self.owners.iter().map(|&node| Owner { node, since: since(node) }).collect()
     }
 

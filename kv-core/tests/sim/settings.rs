@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::config::{Available, ClusterConfig, Keyspace, Mode, NodeConfig};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::rule::Rule;
 use kv_core::types::{ClusterId, HashSeed, KeyspaceId, NodeId, StoreId};
@@ -245,9 +245,7 @@ fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
     let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
         id: KeyspaceId(id),
         name: name.to_owned(),
-        r,
-        w,
-        conflict,
+        mode: Mode::Available(Available { r, w, conflict }),
     };
     let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
     vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]
