@@ -6,6 +6,7 @@ use crate::cell::Cell;
 use crate::config::AvailableKeyspace;
 use crate::kernel::TimerKey;
 use crate::message::{CallId, Message, Refusal, Role};
+use crate::rule::Rule;
 use crate::storage::{Space, StorageKey};
 use crate::types::{Epoch, NodeId, PartitionId};
 use crate::wiring::{Ctx, OpId, ReplicationId, Task, Timer, Waiter};
@@ -373,7 +374,8 @@ impl Replications {
         match goal {
             Goal::Write { op, keyspace } => {
                 // Each fallback that holds the record will bring it to every owner; without one this node must.
-                if key.space() == Space::Owned && unconfirmed > count(Role::Fallback, true) {
+                let is_missed = key.space() == Space::Owned && unconfirmed > count(Role::Fallback, true);
+                if is_missed && ctx.view.keep(Rule::MarkMissedWrites) {
                     ctx.kernel.with_key(key.marker(keyspace), Task::Mark);
                 }
                 self.outcomes.push_back(Outcome::WriteEnded { op });

@@ -19,6 +19,7 @@ use crate::message::{
     CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, SliceQuery, weight,
 };
 use crate::replication::{Goal, Target};
+use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
 use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
@@ -234,7 +235,9 @@ impl Requests {
             Err(error) if error.kind == Kind::Exhausted => Some(Refusal::Busy(error)),
             // The node that forwards it knows the keyspace: either it is younger than what this node knows, or it was
             // dropped and the other one does not know that yet. Neither is for the client to hear.
-            Err(error) if error.kind == Kind::NotFound => Some(Refusal::Behind { epoch: ctx.view.newest() }),
+            Err(error) if error.kind == Kind::NotFound && ctx.view.keep(Rule::UnknownIsBehind) => {
+                Some(Refusal::Behind { epoch: ctx.view.newest() })
+            }
             Err(error) => Some(Refusal::Failed(error)),
             Ok(()) => match &request {
                 Request::Key(key) => self.refuses_to_coordinate(ctx, key),

@@ -12,6 +12,7 @@ use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::message::{Message, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight};
 use crate::ring::Owner;
+use crate::rule::Rule;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::version::ContextToken;
 use crate::view::quorum::Needs;
@@ -210,7 +211,7 @@ impl Requests {
         // Behind the end of the shortest unfinished slice some replica has not spoken.
         let bound: Option<Bytes> = answers
             .iter()
-            .filter(|answer| answer.more)
+            .filter(|answer| answer.more && ctx.view.keep(Rule::PageEndsWhereOneStops))
             .map(|answer| answer.records.last().map(|record| record.1.clone()).unwrap_or_default())
             .min();
         let mut cells: BTreeMap<Bytes, Option<Cell>> = BTreeMap::new();

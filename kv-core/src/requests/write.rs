@@ -171,6 +171,7 @@ impl Requests {
             let seen = token.as_ref().map_or_else(|| record.context.clone(), |token| token.context.clone());
             let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(record.latest());
             let actor = self.actor_for(ctx, key, stored);
+            let latest = if ctx.view.keep(Rule::TimestampAboveSeen) { latest } else { Hlc::default() };
             let written = ctx.kernel.clock.tick(ctx.kernel.now.wall, latest);
             let expires = ttl.map(|ttl| ctx.kernel.now.wall.plus(ttl));
             let dot = record.write(
@@ -211,7 +212,8 @@ impl Requests {
         let me = ctx.me();
         let partition = key.partition();
         let owners: Vec<NodeId> = ctx.view.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
-        let down = owners.iter().filter(|&&owner| !ctx.reachable(owner)).count();
+        let is_down = |owner: NodeId| !ctx.reachable(owner) || !ctx.view.keep(Rule::FallbackOnlyForDown);
+        let down = owners.iter().filter(|&&owner| is_down(owner)).count();
         let mut targets: Vec<Target> = owners.into_iter().filter(|&owner| owner != me).map(Target::owner).collect();
         if !quorum::owners_only(request.consistency) && down > 0 {
             let fallbacks = ctx.fallbacks_up(partition, down);

@@ -18,7 +18,7 @@ use crate::check;
 use crate::clock::Time;
 use crate::machine::Machine;
 use crate::report::Count;
-use crate::settings::{MS, Mutation, machine_of, node_id};
+use crate::settings::{MS, Mutation, machine_of, node_id, other_seed};
 use crate::trace::note;
 use crate::world::{Event, World};
 
@@ -251,8 +251,16 @@ impl World {
         let newer: Vec<Arc<Layout>> = self.layouts.iter().filter(is_new).filter(is_heard).cloned().collect();
         let skip = if known.is_some() && self.dice.chance(500) { newer.len().saturating_sub(1) } else { 0 };
         for layout in newer.into_iter().skip(skip) {
-            self.step(machine, Input::Layout(layout));
+            self.step(machine, Input::Layout(self.as_told(machine, layout)));
         }
+    }
+
+    /// A layout as a machine is told it.
+    fn as_told(&self, machine: usize, layout: Arc<Layout>) -> Arc<Layout> {
+        if self.settings.other_seed != Some(machine) {
+            return layout;
+        }
+        Arc::new(Layout { seed: other_seed(layout.seed), ..Layout::clone(&layout) })
     }
 
     /// The number of the list of keyspaces in force.
