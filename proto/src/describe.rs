@@ -354,11 +354,12 @@ impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
 }
 
 fn mode(field: &str, number: i32) -> Result<v1::KeyspaceMode, RequestError> {
-    v1::KeyspaceMode::try_from(number).map_err(|_| {
-        RequestError::invalid(format!(
+    match v1::KeyspaceMode::try_from(number) {
+        Ok(mode) => Ok(mode),
+        Err(_) => Err(RequestError::invalid(format!(
             "{field}: {number} is neither available (1) nor consistent (2), the modes that there are"
-        ))
-    })
+        ))),
+    }
 }
 
 fn quorum(field: &str, number: u32) -> Result<u8, RequestError> {
