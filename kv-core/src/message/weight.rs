@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{KeyRequest, Message, Operation, ReadReply, Request, SliceAnswer};
+use super::{KeyRequest, Keyed, Message, Operation, ReadReply, Request, SliceAnswer};
 use crate::cell::Cell;
 pub(crate) use crate::cell::OVERHEAD;
 
@@ -36,7 +36,12 @@ pub(crate) fn of_read_reply(held: &ReadReply) -> usize {
 
 /// Bytes that count for a replica's answer to a scan.
 pub(crate) fn of_slice(answer: &SliceAnswer) -> usize {
-    answer.records.iter().map(|(_, key, cell)| key.len() + cell.bytes_in_flight()).sum()
+    answer.records.iter().map(of_keyed).sum()
+}
+
+/// Bytes that count for a cell and its key.
+pub(crate) fn of_keyed((_, key, cell): &Keyed) -> usize {
+    key.len() + cell.bytes_in_flight()
 }
 
 /// Bytes that count while a peer has not answered a message.
