@@ -229,7 +229,8 @@ mod tests {
     async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
         let (outbox, mut outgoing) = outbox();
         let record = record(1024 * 1024);
-        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(record.clone())) };
+        let answer =
+            |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(Some(record.clone().into()))) };
         for call in 0..200 {
             outbox.push(&answer(call));
         }

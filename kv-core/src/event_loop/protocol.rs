@@ -23,8 +23,8 @@ impl EventLoop {
                     self.requests.forwarded_request(ctx!(self), from, call, request, deadline);
                 }
             }
-            Message::Replicate { call, epoch, role, keyspace, key, record } => {
-                apply::replicate(ctx!(self), from, call, epoch, role, keyspace, &key, record);
+            Message::Replicate { call, epoch, role, keyspace, key, cell } => {
+                apply::replicate(ctx!(self), from, call, epoch, role, keyspace, &key, cell);
             }
             Message::Read { call, epoch, role, keyspace, key, digest } => {
                 apply::replica_read(ctx!(self), from, call, epoch, role, keyspace, &key, digest);

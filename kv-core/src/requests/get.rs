@@ -1,6 +1,7 @@
 //! Gets: one full record and digests from R replicas; merge, answer, repair.
 
 use super::{Command, Op, OpState, Origin, Requests};
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::event::Event;
 use crate::kernel::TimerKey;
@@ -37,9 +38,10 @@ pub(super) struct GetOp {
 #[derive(Debug)]
 struct Answer {
     from: Asked,
-    digest: u64,
-    /// `None` if only the digest is known.
-    record: Option<Record>,
+    /// `None` if it holds nothing.
+    digest: Option<u64>,
+    /// What it holds; `None` if only the digest is known.
+    held: Option<Option<Cell>>,
 }
 
 impl GetOp {
@@ -59,7 +61,7 @@ impl GetOp {
 impl Requests {
     pub(super) fn start_get(&mut self, ctx: &mut Ctx<'_>, origin: Origin, request: &KeyRequest, deadline: Monotonic) {
         let Some(partition) = ctx.view.partition_of(&request.key) else { return };
-        let key = StorageKey::new(Space::Owned, partition, request.keyspace, &request.key);
+        let key = StorageKey::owned(partition, request.keyspace, &request.key);
         self.open_get(ctx, origin, key, request.consistency, deadline);
     }
 
@@ -96,7 +98,7 @@ impl Requests {
         let keyspace_id = get.key.keyspace();
         let consistency = get.consistency;
         let restores = matches!(origin, Origin::Restore(_));
-        let Some(keyspace) = ctx.view.keyspace(keyspace_id) else { return };
+        let Some(keyspace) = ctx.view.available(keyspace_id) else { return };
         let Some(entry) = ctx.view.entry(partition).cloned() else { return };
         let me = ctx.me();
         let mut candidates: Vec<Asked> = ctx.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
@@ -163,8 +165,8 @@ impl Requests {
         }
         get.waiting.retain(|asked| *asked != from);
         let answer = match held {
-            ReadReply::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
-            ReadReply::Digest(digest) => Answer { from, digest, record: None },
+            ReadReply::Full(cell) => Answer { from, digest: cell.as_ref().map(Cell::digest), held: Some(cell) },
+            ReadReply::Digest(digest) => Answer { from, digest, held: None },
         };
         match get.answers.iter_mut().find(|known| known.from == from) {
             Some(known) => *known = answer,
@@ -185,7 +187,7 @@ impl Requests {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         get.waiting.retain(|asked| *asked != (node, role));
         // An answer that was a digest cannot be completed any more.
-        get.answers.retain(|answer| answer.from != (node, role) || answer.record.is_some());
+        get.answers.retain(|answer| answer.from != (node, role) || answer.held.is_some());
         if matches!(refusal, Some(Refusal::Behind { .. } | Refusal::Stale { .. })) {
             get.late.push((node, role));
         }
@@ -261,21 +263,21 @@ impl Requests {
             }
             return;
         }
-        let conflict = ctx.view.conflict(get.key.keyspace());
-        let mut merged = Record::default();
-        for record in get.answers.iter().filter_map(|answer| answer.record.as_ref()) {
-            merged.merge(record, conflict);
+        let mode = ctx.view.mode(get.key.keyspace());
+        let mut merged = None;
+        for cell in get.answers.iter().filter_map(|answer| answer.held.as_ref()?.as_ref()) {
+            Cell::merge_into(&mut merged, cell, mode);
         }
-        // A digest says enough if it is that of the result or of a record that is known.
-        let is_known = |digest: u64| {
-            digest == merged.digest()
-                || get.answers.iter().any(|answer| answer.record.is_some() && answer.digest == digest)
+        // A digest says enough if it is that of the result or of a cell that is known.
+        let of_merged = merged.as_ref().map(Cell::digest);
+        let is_known = |digest: Option<u64>| {
+            digest == of_merged || get.answers.iter().any(|answer| answer.held.is_some() && answer.digest == digest)
         };
-        let no_record = get.answers.iter().all(|answer| answer.record.is_none());
+        let no_cell = get.answers.iter().all(|answer| answer.held.is_none());
         let unknown: Vec<Asked> = get
             .answers
             .iter()
-            .filter(|answer| answer.record.is_none() && (no_record || !is_known(answer.digest)))
+            .filter(|answer| answer.held.is_none() && (no_cell || !is_known(answer.digest)))
             .map(|answer| answer.from)
             .collect();
         if !unknown.is_empty() {
@@ -292,10 +294,10 @@ impl Requests {
         self.complete_get(ctx, op, merged);
     }
 
-    fn complete_get(&mut self, ctx: &mut Ctx<'_>, op: OpId, merged: Record) {
+    fn complete_get(&mut self, ctx: &mut Ctx<'_>, op: OpId, merged: Option<Cell>) {
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get_mut(&op) else { return };
         let key = get.key.clone();
-        let digest = merged.digest();
+        let digest = merged.as_ref().map(Cell::digest);
         let owner_answered = get.answers.iter().any(|answer| answer.from.1 == Role::Owner);
         let stale: Vec<NodeId> = get
             .answers
@@ -309,8 +311,10 @@ impl Requests {
             ctx.restore(&damaged, merged);
             return;
         }
+        let empty = Record::default();
+        let record = merged.as_ref().map_or(&empty, |Cell::Available(record)| record);
         // Fallbacks that hold nothing know nothing: without an owner's word a key is not called absent.
-        if merged.siblings.is_empty() && !owner_answered {
+        if record.siblings.is_empty() && !owner_answered {
             let error = RequestError::unavailable(format!(
                 "no owner of {} can be reached, and no fallback holds the key",
                 key.partition()
@@ -319,31 +323,28 @@ impl Requests {
             return;
         }
         let response = Response::Got {
-            values: merged.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
-            context: ContextToken::of(&merged).encode(key.keyspace(), key.key()),
+            values: record.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
+            context: ContextToken::of(record).encode(key.keyspace(), key.key()),
         };
         self.finish(ctx, op, Ok(response));
-        if !stale.is_empty() && ctx.view.keep(Rule::ReadRepair) {
-            self.read_repair(ctx, &key, merged, &stale);
+        if let Some(cell) = merged
+            && !stale.is_empty()
+            && ctx.view.keep(Rule::ReadRepair)
+        {
+            self.read_repair(ctx, &key, cell, &stale);
         }
     }
 
-    /// Sends the merged record to the owners that lack some of it.
-    fn read_repair(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, merged: Record, stale: &[NodeId]) {
+    /// Sends the merged cell to the owners that lack some of it.
+    fn read_repair(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, merged: Cell, stale: &[NodeId]) {
         let me = ctx.me();
         ctx.kernel.event(Event::ReadRepaired { partition: key.partition(), replicas: stale.len() });
         if stale.contains(&me) {
-            ctx.kernel.with_key(key.clone(), Task::Apply { record: merged.clone(), applied: Applied::Repair });
+            ctx.kernel.with_key(key.clone(), Task::Apply { cell: merged.clone(), applied: Applied::Repair });
         }
-        let targets: Vec<Target> =
-            stale.iter().filter(|&&node| node != me).map(|&node| Target::new(node, Role::Owner)).collect();
+        let targets: Vec<Target> = stale.iter().filter(|&&node| node != me).map(|&node| Target::owner(node)).collect();
         if !targets.is_empty() {
-            self.commands.push_back(Command::Replicate {
-                key: key.clone(),
-                record: merged,
-                targets,
-                goal: Goal::Repair,
-            });
+            self.commands.push_back(Command::Replicate { key: key.clone(), cell: merged, targets, goal: Goal::Repair });
         }
     }
 

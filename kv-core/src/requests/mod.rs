@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{
@@ -19,10 +20,10 @@ use crate::message::{
 };
 use crate::parts::Ask;
 use crate::replication::{Goal, Target};
+use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
-use crate::storage::{Space, StorageKey};
+use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
-use crate::version::Record;
 use crate::view::View;
 use crate::wiring::{Ctx, OpId, Task, Timer, Waiter};
 use forward::HedgeBudget;
@@ -45,8 +46,8 @@ pub(crate) struct Requests {
 /// What a request needs of others.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A record is to be brought to other nodes.
-    Replicate { key: StorageKey, record: Record, targets: Vec<Target>, goal: Goal },
+    /// A cell is to be brought to other nodes.
+    Replicate { key: StorageKey, cell: Cell, targets: Vec<Target>, goal: Goal },
     /// A slice of this node's own is to be read for an attempt of a scan.
     Slice { op: OpId, attempt: u32, query: SliceQuery },
     /// Slices that are being read for a scan are not needed any more.
@@ -241,7 +242,9 @@ impl Requests {
             Err(error) if error.kind == Kind::Exhausted => Some(Refusal::Busy(error)),
             // The node that forwards it knows the keyspace: either it is younger than what this node knows, or it was
             // dropped and the other one does not know that yet. Neither is for the client to hear.
-            Err(error) if error.kind == Kind::NotFound => Some(Refusal::Behind { epoch: ctx.view.newest() }),
+            Err(error) if error.kind == Kind::NotFound && ctx.view.keep(Rule::UnknownIsBehind) => {
+                Some(Refusal::Behind { epoch: ctx.view.newest() })
+            }
             Err(error) => Some(Refusal::Failed(error)),
             Ok(()) => match &request {
                 Request::Key(key) => self.refuses_to_coordinate(ctx, key),
@@ -440,11 +443,11 @@ impl Requests {
         match self.ops.get_mut(&op).map(|op| &mut op.state) {
             Some(OpState::Get(_)) => self.get_answered(ctx, op, from, role, held),
             Some(OpState::Inspect(_)) => {
-                let record = match held {
-                    ReadReply::Full(record) => Some(record),
+                let cell = match held {
+                    ReadReply::Full(cell) => cell,
                     ReadReply::Digest(_) => None,
                 };
-                self.inspect_answered(ctx, op, from, Ok(record));
+                self.inspect_answered(ctx, op, from, Ok(cell));
             }
             _ => {}
         }
@@ -490,12 +493,8 @@ impl Requests {
 
     /// Reads a key at a replica or a fallback, this node included.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
-        let space = match role {
-            Role::Owner => Space::Owned,
-            Role::Fallback => Space::Hint,
-        };
         if node == ctx.me() {
-            ctx.kernel.read_key(key.in_space(space), Task::ReadForOp(op, role));
+            ctx.kernel.read_key(key.in_space(role.space()), Task::ReadForOp(op, role));
             return;
         }
         let Some(epoch) = ctx.view.entry(key.partition()).map(|entry| entry.changed) else { return };

@@ -1,8 +1,10 @@
-//! Puts and deletes: write here, send the whole record to the other replicas, answer after W durable copies.
+//! Puts and deletes in available keyspaces: write here, send the whole record to the other replicas, answer after W durable copies.
 
 use bytes::Bytes;
 
 use super::{Command, Op, OpState, Origin, Requests};
+use crate::cell::Cell;
+use crate::config::AvailableKeyspace;
 use crate::error::{Kind, RequestError};
 use crate::message::{KeyRequest, Message, Operation, Refusal, Response, Role, weight};
 use crate::replication::{Goal, Target};
@@ -84,7 +86,7 @@ impl Requests {
         deadline: Monotonic,
     ) {
         let Some(partition) = ctx.view.partition_of(&request.key) else { return };
-        let Some(keyspace) = ctx.view.keyspace(request.keyspace) else { return };
+        let Some(keyspace) = ctx.view.available(request.keyspace) else { return };
         let Some(entry) = ctx.view.entry(partition) else { return };
         let needs = ctx.by_rule(Needs::of_write(request.consistency, keyspace));
         let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
@@ -116,17 +118,16 @@ impl Requests {
             self.answer(ctx, origin, Err(error));
             return;
         }
-        let space = match role {
-            Role::Owner => Space::Owned,
-            Role::Fallback => Space::Hint,
-        };
-        if space == Space::Hint
+        if role == Role::Fallback
             && let Some(full) = ctx.hints_full()
         {
             self.answer(ctx, origin, Err(full));
             return;
         }
-        let key = StorageKey::new(space, partition, request.keyspace, &request.key);
+        let key = match role {
+            Role::Owner => StorageKey::owned(partition, request.keyspace, &request.key),
+            Role::Fallback => StorageKey::hint(keyspace, partition, &request.key),
+        };
         let write = WriteOp { request, key: key.clone(), needs, acks: Vec::new(), response: None };
         let op = self.open_op(ctx, origin, deadline, OpState::Write(write));
         ctx.kernel.with_key(key, Task::Write(op));
@@ -141,9 +142,10 @@ impl Requests {
         }
         let request = write.request.clone();
         let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
-        let Some(conflict) = ctx.view.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else {
+        let Some(keyspace) = ctx.view.available(request.keyspace) else {
             return self.finish(ctx, op, Err(ctx.view.dropped_error(request.keyspace)));
         };
+        let conflict = keyspace.settings().conflict;
         let token = match context {
             Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
                 Ok(token) => Some(token),
@@ -151,7 +153,7 @@ impl Requests {
             },
             None => None,
         };
-        let before = stored.map(|stored| &stored.record);
+        let before = stored.map(|Stored { cell: Cell::Available(record), .. }| record);
         let repeated =
             before.is_some_and(|record| record.siblings.iter().any(|sibling| sibling.request == *request_id));
         let (record, dot) = if repeated && ctx.view.keep(Rule::RememberRequests) {
@@ -169,6 +171,7 @@ impl Requests {
             let seen = token.as_ref().map_or_else(|| record.context.clone(), |token| token.context.clone());
             let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(record.latest());
             let actor = self.actor_for(ctx, key, stored);
+            let latest = if ctx.view.keep(Rule::TimestampAboveSeen) { latest } else { Hlc::default() };
             let written = ctx.kernel.clock.tick(ctx.kernel.now.wall, latest);
             let expires = ttl.map(|ttl| ctx.kernel.now.wall.plus(ttl));
             let dot = record.write(
@@ -180,7 +183,7 @@ impl Requests {
             if let Err(error) = self.check_growth(ctx, &record) {
                 return self.finish(ctx, op, Err(error));
             }
-            ctx.kernel.put(key, Some(Stored { own: Some(actor), record: record.clone() }));
+            ctx.kernel.put(key, Some(Stored { own: Some(actor), cell: record.clone().into() }));
             (record, Some(dot))
         };
         let response = Response::Written {
@@ -193,14 +196,14 @@ impl Requests {
         }
         let epoch = ctx.view.entry_epoch(key.partition());
         ctx.kernel.after_key(key, AfterDurable::Acked { op, epoch });
-        self.replicate_write(ctx, op, key, record, dot, &request);
+        self.replicate_write(ctx, (op, keyspace), key, record, dot, &request);
     }
 
     /// Sends the record to the other owners, and to a fallback for each owner that is down.
     fn replicate_write(
         &mut self,
         ctx: &mut Ctx<'_>,
-        op: OpId,
+        (op, keyspace): (OpId, AvailableKeyspace),
         key: &StorageKey,
         record: Record,
         dot: Option<Dot>,
@@ -209,19 +212,20 @@ impl Requests {
         let me = ctx.me();
         let partition = key.partition();
         let owners: Vec<NodeId> = ctx.view.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
-        let down = owners.iter().filter(|&&owner| !ctx.reachable(owner)).count();
-        let mut targets: Vec<Target> =
-            owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
+        let is_down = |owner: NodeId| !ctx.reachable(owner) || !ctx.view.keep(Rule::FallbackOnlyForDown);
+        let down = owners.iter().filter(|&&owner| is_down(owner)).count();
+        let mut targets: Vec<Target> = owners.into_iter().filter(|&owner| owner != me).map(Target::owner).collect();
         if !quorum::owners_only(request.consistency) && down > 0 {
             let fallbacks = ctx.fallbacks_up(partition, down);
             targets
-                .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::new(node, Role::Fallback)));
+                .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::fallback(node, keyspace)));
         }
         let sent = match dot {
             Some(dot) if !ctx.view.keep(Rule::WholeRecord) => delta(&record, dot),
             _ => record,
         };
-        self.commands.push_back(Command::Replicate { key: key.clone(), record: sent, targets, goal: Goal::Write(op) });
+        let goal = Goal::Write { op, keyspace };
+        self.commands.push_back(Command::Replicate { key: key.clone(), cell: sent.into(), targets, goal });
     }
 
     /// Nothing was written yet, and this node must not: the request goes to whoever owns the key now.

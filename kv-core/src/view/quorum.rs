@@ -1,6 +1,6 @@
 //! Who is asked for a request, and how many must answer.
 
-use crate::config::Keyspace;
+use crate::config::AvailableKeyspace;
 use crate::message::{Consistency, Level, Role};
 use crate::ring::{Entry, Owner};
 use crate::types::NodeId;
@@ -18,18 +18,19 @@ pub(crate) struct Needs {
 
 impl Needs {
     /// What a read of `keyspace` needs. A read of one copy that may be stale anyway needs one old owner.
-    pub(crate) fn of_read(consistency: Consistency, keyspace: &Keyspace) -> Self {
+    pub(crate) fn of_read(consistency: Consistency, keyspace: AvailableKeyspace) -> Self {
+        let r = keyspace.settings().r;
         let of_one = match consistency.level {
             Level::One => true,
-            Level::Keyspace => keyspace.r <= 1,
+            Level::Keyspace => r <= 1,
             Level::Quorum | Level::All => false,
         };
-        Self { consistency, keyspace_level: keyspace.r, old_only: of_one && !consistency.strict }
+        Self { consistency, keyspace_level: r, old_only: of_one && !consistency.strict }
     }
 
     /// What a write to `keyspace` needs.
-    pub(crate) fn of_write(consistency: Consistency, keyspace: &Keyspace) -> Self {
-        Self { consistency, keyspace_level: keyspace.w, old_only: false }
+    pub(crate) fn of_write(consistency: Consistency, keyspace: AvailableKeyspace) -> Self {
+        Self { consistency, keyspace_level: keyspace.settings().w, old_only: false }
     }
 
     /// All old owners.
@@ -103,6 +104,7 @@ pub(crate) type Asked = (NodeId, Role);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Keyspace;
     use crate::ring::{Joint, Receiver};
     use crate::types::Epoch;
 
@@ -121,8 +123,8 @@ mod tests {
     }
 
     fn needs(level: Level, strict: bool) -> Needs {
-        let keyspace = Keyspace::initial();
-        Needs::of_read(Consistency { level, strict }, &keyspace)
+        let keyspace = Keyspace::initial().available().expect("the first keyspace is available");
+        Needs::of_read(Consistency { level, strict }, keyspace)
     }
 
     #[track_caller]

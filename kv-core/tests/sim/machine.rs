@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
@@ -295,9 +296,10 @@ impl World {
             let Some(id) = self.history.key_named(key.keyspace(), &key.key_bytes()) else {
                 return Err(format!("{} stores {key}, which nobody wrote", node_id(index)));
             };
-            let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+            let Stored { cell: Cell::Available(record), .. } =
+                Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
             let before = machine.disk.visible_record(key);
-            self.history.record_written(machine.incarnation, id, before.as_ref(), &stored.record)?;
+            self.history.record_written(machine.incarnation, id, before.as_ref(), &record)?;
         }
         Ok(())
     }
@@ -512,7 +514,7 @@ impl World {
     /// The stored key of a record on an owner.
     pub(crate) fn storage_key(&self, space: Space, key: crate::history::KeyId) -> StorageKey {
         let key = self.history.key(key);
-        StorageKey::new(space, key.partition, key.keyspace, &key.bytes)
+        StorageKey::owned(key.partition, key.keyspace, &key.bytes).in_space(space)
     }
 }
 

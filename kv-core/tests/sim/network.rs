@@ -9,11 +9,11 @@ use std::time::Duration;
 use kv_core::handshake;
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
-use kv_core::types::{Incarnation, NodeId};
+use kv_core::types::{HashSeed, Incarnation, NodeId};
 
 use crate::clock::Time;
 use crate::report::Count;
-use crate::settings::{MS, machine_of, node_id};
+use crate::settings::{MS, Mutation, machine_of, node_id, other_seed};
 use crate::trace::{brief, note};
 use crate::world::{Event, World};
 
@@ -187,6 +187,12 @@ impl World {
         }
     }
 
+    /// The hash seed with which a machine greets.
+    fn seed_of(&self, machine: usize, seed: HashSeed) -> HashSeed {
+        let is_told = self.settings.mutation != Some(Mutation::GreetWithoutSeed);
+        if is_told && self.settings.other_seed == Some(machine) { other_seed(seed) } else { seed }
+    }
+
     fn hello(&self, from: usize, to: usize) -> Option<Hello> {
         let machine = &self.machines[from];
         let core = machine.core.as_ref()?;
@@ -194,7 +200,7 @@ impl World {
         Some(Hello {
             protocol: PROTOCOL_VERSION,
             cluster: Some(layout.cluster),
-            seed: layout.seed,
+            seed: self.seed_of(from, layout.seed),
             config: self.settings.cluster.clone(),
             node: node_id(from),
             incarnation: machine.incarnation,

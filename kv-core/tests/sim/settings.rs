@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::config::{Available, ClusterConfig, Keyspace, Mode, NodeConfig};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::rule::Rule;
 use kv_core::types::{ClusterId, HashSeed, KeyspaceId, NodeId, StoreId};
@@ -24,6 +24,8 @@ pub(crate) enum Mutation {
     WipeKeepsIdentity,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
+    /// Nodes greet each other without the hash seed (rule D3).
+    GreetWithoutSeed,
 }
 
 /// How the network treats frames.
@@ -95,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) sync: Time,
     /// Reads, of 1,000, that take a while.
     pub(crate) slow_reads: u64,
+    /// A machine whose layouts have another hash seed than those of all others (rule D3).
+    pub(crate) other_seed: Option<usize>,
     pub(crate) mutation: Option<Mutation>,
     /// Whether an actor used twice (rule A1) is left for the other checkers to notice by what comes of it.
     pub(crate) overlooks_actors: bool,
@@ -165,6 +169,7 @@ impl Settings {
             silence: (50 * MS, 200 * MS),
             sync: *dice.pick(&[200, 2 * MS, 10 * MS]),
             slow_reads: *dice.pick(&[0, 100, 700]),
+            other_seed: None,
             mutation: None,
             overlooks_actors: false,
             left_to_reads: false,
@@ -205,6 +210,11 @@ impl Settings {
 /// The node that runs on a machine.
 pub(crate) fn node_id(machine: usize) -> NodeId {
     NodeId(machine as u64 + 1)
+}
+
+/// The seed of a machine whose layouts have another one.
+pub(crate) fn other_seed(seed: HashSeed) -> HashSeed {
+    HashSeed(!seed.0)
 }
 
 /// The machine on which a node runs.
@@ -254,9 +264,7 @@ fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
     let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
         id: KeyspaceId(id),
         name: name.to_owned(),
-        r,
-        w,
-        conflict,
+        mode: Mode::Available(Available { r, w, conflict }),
     };
     let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
     vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_core::config::{Keyspace, KeyspaceList};
+use kv_core::config::{Available, Keyspace, KeyspaceList};
 use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
@@ -173,6 +173,12 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The settings of an available keyspace; `None` if it was never made.
+    pub(crate) fn settings_of(&self, keyspace: KeyspaceId) -> Option<Available> {
+        let found = self.keyspaces.iter().find(|found| found.id == keyspace)?;
+        found.available().map(|keyspace| keyspace.settings())
+    }
+
     /// The world of a seed, before anything has happened.
     pub(crate) fn new(settings: Settings, mut dice: Dice, traced: bool) -> Self {
         let stores: Vec<StoreId> = (0..settings.nodes).map(|_| StoreId(dice.any())).collect();

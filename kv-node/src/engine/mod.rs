@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::cell::Cell;
 use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
@@ -19,7 +20,6 @@ use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, StoreId};
-use kv_core::version::Record;
 use kv_proto::reply::BatchKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -113,8 +113,8 @@ fn bytes_of(outcome: &Outcome) -> usize {
             entries.iter().map(bytes).sum()
         }
         Ok(Response::Inspected { replicas }) => {
-            let records = replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref());
-            records.map(Record::value_bytes).sum()
+            let cells = replicas.iter().filter_map(|view| view.cell.as_ref().ok()?.as_ref());
+            cells.map(Cell::value_bytes).sum()
         }
         Ok(Response::Written { .. }) | Err(_) => 0,
     }
