@@ -26,6 +26,7 @@ pub mod liveness;
 mod log;
 mod outbox;
 mod own_files;
+pub mod read_window;
 mod run;
 pub mod server;
 pub mod settings;

@@ -18,9 +18,9 @@ use tokio_stream::Stream;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::connections::{Connection, Deadline, Received};
-use super::{Shared, batch, usual_timeout};
+use super::{Shared, Wants, batch, usual_timeout};
 use crate::budget::Share;
-use crate::engine::{Answer, Engine, bytes_of_request};
+use crate::engine::{Answer, Engine, bytes_of};
 
 /// The service.
 pub(super) struct Service(pub(super) Arc<Shared>);
@@ -62,9 +62,13 @@ impl Service {
         match self.0.known(timeout_ms, check).await {
             Ok(Incoming { request, timeout }) => {
                 let timeout = within(extensions, timeout);
-                match self.0.turn(extensions.get(), bytes_of_request(&request), timeout).await {
+                match self.0.turn(&engine, extensions.get(), Wants::of([&request]), timeout).await {
                     // It lasts until the answer is there.
-                    Ok((_ticket, waited)) => engine.answer(request, timeout.map(|timeout| timeout - waited)).await,
+                    Ok((turn, waited)) => {
+                        let answer = engine.answer(request, timeout.map(|timeout| timeout - waited)).await;
+                        turn.reads.into_iter().for_each(|read| read.ended(bytes_of(&answer.outcome)));
+                        answer
+                    }
                     Err(error) => Err(error).into(),
                 }
             }
