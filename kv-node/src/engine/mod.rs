@@ -32,6 +32,7 @@ use crate::budget::{Budget, Share};
 use crate::clock::Clock;
 use crate::outbox::Outbox;
 use crate::read_window::ReadTicket;
+pub use room::Promise;
 use room::StoreRoom;
 
 /// Commands that may wait for the loop. A caller with one more waits, and so does the stream that it came from.
@@ -207,6 +208,7 @@ pub(crate) enum Command {
 pub(crate) struct Queued {
     pub(crate) command: Command,
     _room: Option<OwnedSemaphorePermit>,
+    _promise: Option<Promise>,
     /// Since when it waits.
     since: Instant,
 }
@@ -301,12 +303,18 @@ impl Engine {
         Ok(Self { commands, storage, failed, from_clients, from_peers, bulk_from_peers, room: store_room })
     }
 
-    async fn queue(&self, command: Command, room: &Arc<Semaphore>, bytes: usize) -> Result<(), Command> {
+    async fn queue(
+        &self,
+        command: Command,
+        room: &Arc<Semaphore>,
+        bytes: usize,
+        promise: Option<Promise>,
+    ) -> Result<(), Command> {
         let units = bytes.div_ceil(WAITING_UNIT).clamp(1, WAITING_BYTES_MAX / WAITING_UNIT);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         // Nobody closes it.
         let room = Arc::clone(room).acquire_many_owned(units).await.ok();
-        self.enqueue(Queued { command, _room: room, since: Instant::now() }).await
+        self.enqueue(Queued { command, _room: room, _promise: promise, since: Instant::now() }).await
     }
 
     async fn enqueue(&self, queued: Queued) -> Result<(), Command> {
@@ -318,15 +326,15 @@ impl Engine {
     /// # Errors
     /// The request's own; `Unknown` if the engine stops before the answer.
     pub async fn request(&self, request: Request, timeout: Option<Duration>) -> Outcome {
-        self.answer(request, timeout).await.outcome
+        self.answer(request, timeout, None).await.outcome
     }
 
-    /// The same; the answer holds its room until it is dropped.
-    pub async fn answer(&self, request: Request, timeout: Option<Duration>) -> Answer {
+    /// The same; the answer holds its room until it is dropped. `promise`: the room that the request has in the store.
+    pub async fn answer(&self, request: Request, timeout: Option<Duration>, promise: Option<Promise>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let bytes = bytes_of_request(&request);
         let command = Command::Request { request, timeout, reply: ReplyTo::One(reply) };
-        if self.queue(command, &self.from_clients, bytes).await.is_err() {
+        if self.queue(command, &self.from_clients, bytes, promise).await.is_err() {
             return Err(stopped()).into();
         }
         answer.await.unwrap_or_else(|_closed| {
@@ -336,9 +344,9 @@ impl Engine {
     }
 
     /// Hands over many requests at once; each outcome goes where its `ReplyTo` says.
-    pub async fn requests(&self, requests: Vec<(Request, Option<Duration>, ReplyTo)>) {
+    pub async fn requests(&self, requests: Vec<(Request, Option<Duration>, ReplyTo)>, promise: Option<Promise>) {
         let bytes = requests.iter().map(|(request, _, _)| bytes_of_request(request)).sum();
-        let queued = self.queue(Command::Requests(requests), &self.from_clients, bytes).await;
+        let queued = self.queue(Command::Requests(requests), &self.from_clients, bytes, promise).await;
         if let Err(Command::Requests(requests)) = queued {
             for (_, _, reply) in requests {
                 reply.send(Err(stopped()));
@@ -356,28 +364,25 @@ impl Engine {
         sent: Monotonic,
     ) {
         let command = Command::Messages { from, session, sent, messages };
-        drop(self.queue(command, &self.from_peers, bytes).await);
+        drop(self.queue(command, &self.from_peers, bytes, None).await);
     }
 
     /// The same for messages that came as bulk. Those that bring something to write wait until the store has room for it.
     pub(crate) async fn bulk(&self, from: NodeId, session: u64, messages: Vec<Message>, bytes: usize, sent: Monotonic) {
-        if messages.iter().any(Message::is_written) {
-            self.room.open().await;
-        }
+        let is_written = messages.iter().any(Message::is_written);
+        let promise = if is_written { Some(self.room.promise(bytes).await) } else { None };
         let command = Command::Messages { from, session, sent, messages };
-        drop(self.queue(command, &self.bulk_from_peers, bytes).await);
+        drop(self.queue(command, &self.bulk_from_peers, bytes, promise).await);
     }
 
-    /// Waits until the store has room for writes of so many bytes. Small ones never wait here.
-    pub async fn room_for(&self, bytes: usize) {
-        if bytes >= LARGE_WRITE_BYTES {
-            self.room.open().await;
-        }
+    /// Waits until the store has room for writes of so many bytes. Small ones need no promise.
+    pub async fn room_for(&self, bytes: usize) -> Option<Promise> {
+        if bytes >= LARGE_WRITE_BYTES { Some(self.room.promise(bytes).await) } else { None }
     }
 
     pub(crate) async fn send(&self, command: Command) {
         // A stopped engine needs no commands.
-        drop(self.enqueue(Queued { command, _room: None, since: Instant::now() }).await);
+        drop(self.enqueue(Queued { command, _room: None, _promise: None, since: Instant::now() }).await);
     }
 
     /// The highest incarnation seen of a peer, for the handshake; `store` is the one that it shows, if it has.

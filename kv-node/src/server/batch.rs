@@ -22,7 +22,7 @@ use super::connections::{Connection, Received};
 use super::{Shared, Turn, Wants, is_read};
 use crate::budget::{Budget, Share};
 use crate::delay::Delays;
-use crate::engine::{Engine, ReplyTo, StreamResult};
+use crate::engine::{Engine, Promise, ReplyTo, StreamResult};
 
 /// Operations of one stream that may be in flight or have a result that waits. A client that sends more is not read until
 /// some of its results have left.
@@ -194,11 +194,11 @@ impl Operations {
         drop(self.responses.try_send(Ok((BatchResponse::default(), Held::default()))));
     }
 
-    /// Waits for the turn of requests; what they wait for is taken off their time.
-    async fn turn(&self, engine: &Engine, requests: &mut Requests) {
+    /// Waits for the turn of requests; what they wait for is taken off their time. Large writes have room in the store then.
+    async fn turn(&self, engine: &Engine, requests: &mut Requests) -> Option<Promise> {
         let wants = Wants::of(requests.iter().map(|(request, _, _)| request));
         if wants.is_nothing() {
-            return;
+            return None;
         }
         let shortest = requests.iter().filter_map(|(_, timeout, _)| *timeout).min();
         let turn = self.shared.turn(engine, self.connection.as_ref(), wants, shortest);
@@ -215,8 +215,11 @@ impl Operations {
         };
         let all = std::mem::take(requests);
         match turn {
-            Err(error) => all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone()))),
-            Ok((Turn { write, mut reads }, waited)) => {
+            Err(error) => {
+                all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone())));
+                None
+            }
+            Ok((Turn { write, mut reads, promise }, waited)) => {
                 let write = write.map(Arc::new);
                 for (request, timeout, mut reply) in all {
                     if let ReplyTo::Stream { ticket, read, .. } = &mut reply {
@@ -225,6 +228,7 @@ impl Operations {
                     }
                     requests.push((request, timeout.map(|timeout| timeout.saturating_sub(waited)), reply));
                 }
+                promise
             }
         }
     }
@@ -265,8 +269,8 @@ impl Operations {
             tokio::spawn(async move { shared.retry_unknown(unknown).await });
         }
         if let Ok(serving) = serving {
-            self.turn(&serving.engine, &mut requests).await;
-            serving.engine.requests(requests).await;
+            let promise = self.turn(&serving.engine, &mut requests).await;
+            serving.engine.requests(requests, promise).await;
         }
     }
 }

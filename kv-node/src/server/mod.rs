@@ -40,7 +40,7 @@ use connections::{Connection, Connections};
 
 use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, MembershipStatus, SharedLiveness};
-use crate::engine::{Engine, bytes_of_request};
+use crate::engine::{Engine, Promise, bytes_of_request};
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
 use crate::read_window::ReadTicket;
@@ -136,6 +136,8 @@ struct Turn {
     write: Option<Ticket>,
     /// One for each read.
     reads: Vec<ReadTicket>,
+    /// What large writes have of the store's room, until the loop has them.
+    promise: Option<Promise>,
 }
 
 impl Shared {
@@ -201,8 +203,8 @@ impl Shared {
                 Some(connection) if wants.reads > 0 => connection.reads.admit(wants.reads).await,
                 _ => Vec::new(),
             };
-            engine.room_for(wants.bytes).await;
-            Turn { write: self.connections.turn(connection, wants.bytes).await, reads }
+            let write = self.connections.turn(connection, wants.bytes).await;
+            Turn { write, reads, promise: engine.room_for(wants.bytes).await }
         };
         // Told in time it is an answer; told at the end of its time it would come too late.
         match tokio::time::timeout(timeout.unwrap_or_else(usual_timeout) / 2, turn).await {
