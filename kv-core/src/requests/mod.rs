@@ -503,7 +503,8 @@ impl Requests {
         }
     }
 
-    /// Reads a key at a replica or a fallback, this node included.
+    /// Reads a key at a replica or a fallback, this node included. It must be reachable: what is asked of a node without a
+    /// session is neither answered nor fails.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
         let space = match role {
             Role::Owner => Space::Owned,

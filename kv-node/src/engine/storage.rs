@@ -43,6 +43,7 @@ pub(super) enum Done {
         stats: PartitionStats,
     },
     Reclaimed(Result<(), StorageError>),
+    CaughtUp(Result<(), StorageError>),
     /// The committing thread has ended; everything given to it is durable, unless it failed.
     Ended,
 }
@@ -68,6 +69,7 @@ pub(super) enum Job {
     Get { read: ReadId, key: StorageKey },
     Slice { read: ReadId, request: SliceRequest },
     Reclaim { bytes: u64 },
+    CatchUp,
 }
 
 /// Asks the committing thread for its statistics.
@@ -172,6 +174,10 @@ impl Storage {
         drop(self.slices.send(Job::Slice { read, request }));
     }
 
+    pub(super) fn catch_up(&self) {
+        drop(self.reclaims.send(Job::CatchUp));
+    }
+
     pub(super) fn reclaim(&self, bytes: u64) {
         drop(self.reclaims.send(Job::Reclaim { bytes }));
     }
@@ -255,6 +261,7 @@ fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::Sen
             Job::Get { read, key } => Done::Read { read, result: reader.get(&key) },
             Job::Slice { read, request } => Done::Slice { read, result: reader.slice(&request) },
             Job::Reclaim { bytes } => Done::Reclaimed(reader.reclaim(bytes)),
+            Job::CatchUp => Done::CaughtUp(reader.catch_up()),
         };
         if done.blocking_send(message).is_err() {
             break;

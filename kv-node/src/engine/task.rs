@@ -69,6 +69,8 @@ struct Loop {
     is_behind: Box<dyn Fn() -> bool + Send>,
     /// When that was looked at last.
     looked: Monotonic,
+    /// Whether a thread does what it is behind with, or looks whether somebody does.
+    catches_up: bool,
     room: Arc<StoreRoom>,
     events: mpsc::UnboundedSender<Event>,
     answers: Arc<Budget>,
@@ -115,6 +117,7 @@ pub(super) fn start<R: Reader, C: Committer>(
         storage,
         is_behind: Box::new(move || reader.is_behind()),
         looked: now,
+        catches_up: false,
         room,
         events,
         answers,
@@ -207,7 +210,12 @@ impl Loop {
     fn look_behind(&mut self, now: Monotonic) {
         if now.since(self.looked) >= LOOK_EVERY {
             self.looked = now;
-            self.room.set_behind((self.is_behind)());
+            let behind = (self.is_behind)();
+            self.room.set_behind(behind);
+            if behind && !self.catches_up {
+                self.catches_up = true;
+                self.storage.catch_up();
+            }
         }
     }
 
@@ -253,6 +261,13 @@ impl Loop {
                     tracing::warn!("the space of deleted records could not be given back yet: {error}");
                 }
                 self.step(Input::Reclaimed);
+            }
+            Done::CaughtUp(result) => {
+                self.catches_up = false;
+                if let Err(error) = result {
+                    // A store that has failed says so at its next commit.
+                    tracing::warn!("compactions that are behind could not be made: {error}");
+                }
             }
             Done::Ended => return self.poisoned.borrow().is_none(),
         }

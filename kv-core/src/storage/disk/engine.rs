@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Readable};
 
-use super::background::{compact_all, compact_if_nobody_does};
+use super::background::{compact_all, compact_if_nobody_does, lower_priority};
 use super::descriptors::{Descriptors, patiently};
 use super::identity::{Confirmed, Directory, Identity, StoreLock, is_full};
 use super::ledger::{Ledger, Written};
@@ -30,7 +30,7 @@ const SEALED_MAX: usize = 2;
 pub(super) const RUNS_MAX: usize = 20;
 
 /// Overlapping runs of tables from which on the store counts as behind: large records wait, so that small ones need not.
-const RUNS_BEHIND: usize = RUNS_MAX / 2;
+pub(super) const RUNS_BEHIND: usize = RUNS_MAX / 2;
 
 /// How long a waiting commit sleeps before it looks again.
 const STALL_STEP: Duration = Duration::from_millis(1);
@@ -223,6 +223,15 @@ impl Reader for DiskReader {
         let is_filling = || tree.active_memtable().size() >= self.shared.memtable_bytes / 2;
         let sealed = tree.sealed_memtable_count();
         sealed >= SEALED_MAX || tree.l0_run_count() >= RUNS_BEHIND || (sealed > 0 && is_filling())
+    }
+
+    fn catch_up(&self) -> Result<(), StorageError> {
+        if self.shared.tree.tree.l0_run_count() < RUNS_BEHIND {
+            // A flush is always under way if there is something to flush.
+            return Ok(());
+        }
+        lower_priority();
+        compact_if_nobody_does(&self.shared).map_err(|error| self.shared.explain(error))
     }
 
     fn reclaim(&self, deleted: u64) -> Result<(), StorageError> {
