@@ -102,9 +102,14 @@ impl Owner {
         self.give(Input::ReadDone { read, result: Ok(None) });
     }
 
-    /// The other one that was asked first answers, as it was asked for `digest`.
+    /// The other one that was asked first answers.
     fn answers(&mut self, record: &Record) -> NodeId {
-        let (from, call, digest) = self.asked.remove(0);
+        self.answers_at(0, record)
+    }
+
+    /// One that was asked answers with what it was asked for, the record or its digest.
+    fn answers_at(&mut self, index: usize, record: &Record) -> NodeId {
+        let (from, call, digest) = self.asked.remove(index);
         let reply = if digest { ReadReply::Digest(record.digest()) } else { ReadReply::Full(record.clone()) };
         self.give(Input::Message { from, message: Message::ReadResult { call, result: Ok(reply) } });
         from
@@ -147,6 +152,24 @@ fn one_whose_session_has_ended_is_not_asked_for_the_record_of_its_digest() {
     owner.answers(&written());
     assert!(
         matches!(owner.answer, Some(Ok(Response::Got { ref values, .. })) if values.len() == 1),
+        "{:?}",
+        owner.answer
+    );
+}
+
+#[test]
+fn one_that_falls_silent_behind_its_digest_is_not_waited_for_when_others_tell_enough() {
+    let mut owner = Owner::new();
+    owner.get();
+    let silent = owner.answers(&written());
+    owner.read_own();
+    let asked = |owner: &Owner| owner.asked.iter().map(|asked| (asked.0, asked.2)).collect::<Vec<_>>();
+    assert_eq!(asked(&owner), [(silent, false)], "its record is wanted");
+    owner.passes(Duration::from_millis(60));
+    assert_eq!(asked(&owner), [(silent, false), (other(silent), false)]);
+    owner.answers_at(1, &Record::default());
+    assert!(
+        matches!(owner.answer, Some(Ok(Response::Got { ref values, .. })) if values.is_empty()),
         "{:?}",
         owner.answer
     );

@@ -255,7 +255,7 @@ impl Requests {
             get.needs.are_met(entry, has, fallbacks)
         };
         if !met(&answered) {
-            let mut possible = answered;
+            let mut possible = answered.clone();
             for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
                 if !possible.contains(asked) {
                     possible.push(*asked);
@@ -285,7 +285,13 @@ impl Requests {
             .filter(|answer| answer.record.is_none() && (no_record || !is_known(answer.digest)))
             .map(|answer| answer.from)
             .collect();
-        if !unknown.is_empty() {
+        let known: Vec<Asked> = answered.into_iter().filter(|asked| !unknown.contains(asked)).collect();
+        if !unknown.is_empty() && met(&known) {
+            // Others have told enough: one that has told its digest and then says nothing is not waited for.
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.answers.retain(|answer| !unknown.contains(&answer.from));
+            }
+        } else if !unknown.is_empty() {
             let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.waiting.extend(&ask);
