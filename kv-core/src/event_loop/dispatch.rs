@@ -41,6 +41,7 @@ impl EventLoop {
             LoopInput::PersistFailed { reason } => self.poison(reason),
             LoopInput::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
             LoopInput::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
+            LoopInput::Keyspaces(list) => self.keyspaces_given(list),
             LoopInput::Told(tell) => self.told(tell),
             LoopInput::Wake => {}
         }

@@ -115,13 +115,7 @@ impl Joins {
     }
 
     /// A client scans.
-    pub(super) fn scan(
-        &mut self,
-        kernel: &mut Kernel,
-        tag: Tag,
-        mut request: ScanRequest,
-        deadline: Option<Monotonic>,
-    ) {
+    pub(super) fn scan(&mut self, kernel: &mut Kernel, tag: Tag, mut request: ScanRequest, deadline: Monotonic) {
         if self.scans.len() >= self.joins_max {
             let message = format!(
                 "{} scans are in flight, the most that this node takes; slow down and try again",

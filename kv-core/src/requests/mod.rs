@@ -202,15 +202,7 @@ impl Requests {
     }
 
     /// A client asks this node.
-    pub(crate) fn client_request(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: Request,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
-        let deadline = deadline.unwrap_or(limit);
+    pub(crate) fn client_request(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: Request, deadline: Monotonic) {
         if let Err(error) = self.admit(ctx, &request) {
             ctx.kernel.effect(Effect::Reply { tag, outcome: Err(error) });
             return;
@@ -223,18 +215,11 @@ impl Requests {
     }
 
     /// A client scans: this loop has a part of it.
-    pub(crate) fn part_of_scan(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: ScanRequest,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+    pub(crate) fn part_of_scan(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: ScanRequest, deadline: Monotonic) {
         let request = Request::Scan(request);
         match (self.admit(ctx, &request), request) {
             (Ok(()), Request::Scan(request)) => {
-                self.start_scan(ctx, Origin::Part(tag), request, deadline.unwrap_or(limit));
+                self.start_scan(ctx, Origin::Part(tag), request, deadline);
             }
             (Err(error), _) => self.answer(ctx, Origin::Part(tag), Err(error)),
             (Ok(()), _) => {}
