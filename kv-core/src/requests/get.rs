@@ -151,9 +151,20 @@ impl Requests {
         }
         let more = std::mem::take(&mut get.candidates);
         get.waiting.extend(&more);
+        self.ask_more(ctx, op, more);
+    }
+
+    /// Asks some of those that the read waits for, for their records. The session of one of them may have ended since it became
+    /// a candidate, or since it told its digest.
+    fn ask_more(&mut self, ctx: &mut Ctx<'_>, op: OpId, more: Vec<Asked>) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get(&op) else { return };
         let key = get.key.clone();
-        for (node, role) in more {
+        let (up, gone): (Vec<Asked>, Vec<Asked>) = more.into_iter().partition(|asked| ctx.reachable(asked.0));
+        for (node, role) in up {
             self.ask_read(ctx, op, node, role, &key, false);
+        }
+        for (node, role) in gone {
+            self.get_failed(ctx, op, node, role, None);
         }
     }
 
@@ -197,8 +208,7 @@ impl Requests {
         if !get.candidates.is_empty() {
             let next = get.candidates.remove(0);
             get.waiting.push(next);
-            let key = get.key.clone();
-            self.ask_read(ctx, op, next.0, next.1, &key, false);
+            self.ask_more(ctx, op, vec![next]);
         }
         if again {
             self.read_late(ctx, op, node);
@@ -232,10 +242,7 @@ impl Requests {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         let again: Vec<Asked> = get.late.extract_if(.., |late| late.0 == node).collect();
         get.waiting.extend(&again);
-        let key = get.key.clone();
-        for (node, role) in again {
-            self.ask_read(ctx, op, node, role, &key, false);
-        }
+        self.ask_more(ctx, op, again);
     }
 
     fn evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
@@ -250,7 +257,7 @@ impl Requests {
             get.needs.are_met(entry, has, fallbacks)
         };
         if !met(&answered) {
-            let mut possible = answered;
+            let mut possible = answered.clone();
             for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
                 if !possible.contains(asked) {
                     possible.push(*asked);
@@ -280,16 +287,18 @@ impl Requests {
             .filter(|answer| answer.held.is_none() && (no_cell || !is_known(answer.digest)))
             .map(|answer| answer.from)
             .collect();
-        if !unknown.is_empty() {
-            let key = get.key.clone();
+        let known: Vec<Asked> = answered.into_iter().filter(|asked| !unknown.contains(asked)).collect();
+        if !unknown.is_empty() && met(&known) {
+            // Others have told enough: one that has told its digest and then says nothing is not waited for.
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.answers.retain(|answer| !unknown.contains(&answer.from));
+            }
+        } else if !unknown.is_empty() {
             let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.waiting.extend(&ask);
             }
-            for (node, role) in ask {
-                self.ask_read(ctx, op, node, role, &key, false);
-            }
-            return;
+            return self.ask_more(ctx, op, ask);
         }
         self.complete_get(ctx, op, merged);
     }

@@ -491,7 +491,8 @@ impl Requests {
         }
     }
 
-    /// Reads a key at a replica or a fallback, this node included.
+    /// Reads a key at a replica or a fallback, this node included. It must be reachable: what is asked of a node without a
+    /// session is neither answered nor fails.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
         if node == ctx.me() {
             ctx.kernel.read_key(key.in_space(role.space()), Task::ReadForOp(op, role));
