@@ -61,6 +61,8 @@ pub enum Rule {
     HedgeForwards,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
+    /// A9: a fallback counts only in the place of an owner that cannot be reached.
+    FallbackInPlaceOfAbsent,
     /// K1: nothing of a dropped keyspace is taken any more.
     RefuseDropped,
     /// K1: a list of keyspaces takes the place of an older one only.

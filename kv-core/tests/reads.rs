@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_core::cell::Cell;
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::Kind;
 use kv_core::message::{
@@ -110,7 +111,8 @@ impl Owner {
     /// One that was asked answers with what it was asked for, the record or its digest.
     fn answers_at(&mut self, index: usize, record: &Record) -> NodeId {
         let (from, call, digest) = self.asked.remove(index);
-        let reply = if digest { ReadReply::Digest(record.digest()) } else { ReadReply::Full(record.clone()) };
+        let cell = Some(Cell::from(record.clone()));
+        let reply = if digest { ReadReply::Digest(cell.as_ref().map(Cell::digest)) } else { ReadReply::Full(cell) };
         self.give(Input::Message { from, message: Message::ReadResult { call, result: Ok(reply) } });
         from
     }

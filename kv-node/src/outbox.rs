@@ -300,7 +300,7 @@ mod tests {
         let large = |call| {
             let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
             let (key, record) = (Bytes::from_static(b"k"), record(LARGE_BYTES));
-            Message::Replicate { call: CallId(call), epoch, role, keyspace, key, record }
+            Message::Replicate { call: CallId(call), epoch, role, keyspace, key, cell: record.into() }
         };
         for call in 0..16 {
             outbox.push(&large(call));

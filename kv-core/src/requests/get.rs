@@ -48,8 +48,11 @@ impl GetOp {
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
         let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
         let fallbacks = self.answers.iter().filter(|answer| answer.from.1 == Role::Fallback).count();
-        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, fallbacks));
-        let mut text = format!("{answered} replicas answered");
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, 0));
+        let mut text = match fallbacks {
+            0 => format!("{answered} replicas answered"),
+            _ => format!("{answered} owners answered, and {fallbacks} fallbacks"),
+        };
         for failure in &self.failures {
             text.push_str("; ");
             text.push_str(failure);
@@ -183,7 +186,7 @@ impl Requests {
             Some(known) => *known = answer,
             None => get.answers.push(answer),
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     pub(super) fn get_failed(
@@ -213,7 +216,7 @@ impl Requests {
         if again {
             self.read_late(ctx, op, node);
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     /// A node that refused reads because it lacked a layout has it now.
@@ -229,7 +232,7 @@ impl Requests {
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.late.retain(|late| late.0 != node);
             }
-            self.evaluate(ctx, op);
+            self.evaluate_get(ctx, op);
         }
     }
 
@@ -245,7 +248,7 @@ impl Requests {
         self.ask_more(ctx, op, again);
     }
 
-    fn evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+    pub(super) fn evaluate_get(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
         let Some(entry) = ctx.view.entry(get.key.partition()) else { return };
         let restores = matches!(origin, Origin::Restore(_));
@@ -254,7 +257,13 @@ impl Requests {
         let met = |asked: &[Asked]| {
             let fallbacks = asked.iter().filter(|asked| asked.1 == Role::Fallback).count();
             let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
-            get.needs.are_met(entry, has, fallbacks)
+            let partition = get.key.partition();
+            let can = |owner: &Owner| {
+                let asked = (owner.node, Role::Owner);
+                let waits = get.waiting.iter().chain(&get.candidates).chain(&get.late).any(|other| *other == asked);
+                waits && ctx.may_still_answer(partition, owner.node)
+            };
+            get.needs.are_met_in_place(entry, has, can, fallbacks)
         };
         if !met(&answered) {
             let mut possible = answered.clone();

@@ -465,7 +465,11 @@ impl Requests {
     /// A replica or fallback that a read waits for has stalled.
     pub(crate) fn read_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId) {
         match self.ops.get(&op).map(|op| &op.state) {
-            Some(OpState::Get(_)) => self.hedge_get(ctx, op),
+            Some(OpState::Get(_)) => {
+                self.hedge_get(ctx, op);
+                // What fallbacks have answered may be enough without it.
+                self.evaluate_get(ctx, op);
+            }
             Some(OpState::Inspect(_)) => self.inspect_answered(ctx, op, from, Err(inspect::stalled())),
             _ => {}
         }

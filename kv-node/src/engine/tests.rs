@@ -191,7 +191,7 @@ async fn large_writes_wait_where_they_come_from_while_the_disk_has_much_to_do_an
         role: kv_core::message::Role::Owner,
         keyspace: KeyspaceId(0),
         key: Bytes::from_static(b"k"),
-        record,
+        cell: record.into(),
     };
     let peer = tokio::spawn(async move {
         peers.bulk(NodeId(2), 1, vec![message], 1 << 20, kv_core::types::Monotonic(1)).await;
