@@ -43,6 +43,7 @@ use crate::engine::Engine;
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
 use crate::transfers::Watchdog;
+use crate::trust::Trust;
 use crate::usage::Usage;
 
 pub use health::Vitals;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The control plane.
     pub control: ControlPlane,
+    /// Whom it takes for a peer.
+    pub trust: Trust,
     /// The opinion of the peers.
     pub liveness: SharedLiveness,
     /// What happened.

@@ -22,6 +22,7 @@ mod repair;
 mod retry;
 mod soak_check;
 mod stalls;
+mod strangers;
 mod transfer;
 mod used;
 mod world;

@@ -21,7 +21,7 @@ mod listen;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -35,6 +35,7 @@ pub use listen::serve;
 
 use crate::budget::{Budget, BudgetStats};
 use crate::descriptors::Division;
+use crate::trust::Proven;
 
 /// How long a connection may take to say anything, and one on trial to turn out to be a peer's.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -163,6 +164,8 @@ pub struct Connection {
     free: AtomicUsize,
     must_close: AtomicBool,
     told: Notify,
+    /// Who its other end is, if it has proven that.
+    proven: OnceLock<Proven>,
 }
 
 #[derive(Debug)]
@@ -275,6 +278,7 @@ impl Connections {
             free: AtomicUsize::new(0),
             must_close: AtomicBool::new(false),
             told: Notify::new(),
+            proven: OnceLock::new(),
         });
         places.open.insert(connection.id, Arc::clone(&connection));
         Some(connection)
@@ -387,6 +391,12 @@ impl Connection {
     fn close(&self) {
         self.must_close.store(true, Ordering::Relaxed);
         self.told.notify_one();
+    }
+
+    /// Who its other end is, if it has proven that.
+    #[must_use]
+    pub fn proven(&self) -> Option<&Proven> {
+        self.proven.get()
     }
 
     fn is_on_trial(&self) -> bool {
