@@ -20,6 +20,7 @@ mod plan;
 mod rebalance;
 mod repair;
 mod retry;
+mod secret;
 mod soak_check;
 mod stalls;
 mod strangers;

@@ -17,6 +17,7 @@ use kv_proto::v1::{self, join_reply};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -61,7 +62,17 @@ impl Stranger {
         wanted: usize,
     ) -> Result<Vec<Message>, Status> {
         let unreachable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
-        let mut peer = PeerClient::connect(format!("http://{address}")).await.map_err(unreachable)?;
+        let peer = PeerClient::connect(format!("http://{address}")).await.map_err(unreachable)?;
+        self.talk_over(peer, messages, wanted).await
+    }
+
+    /// The same on a connection that was made otherwise.
+    pub(crate) async fn talk_over(
+        &self,
+        mut peer: PeerClient<Channel>,
+        messages: &[Message],
+        wanted: usize,
+    ) -> Result<Vec<Message>, Status> {
         let (frames, outgoing) = mpsc::channel(4);
         frames.send(v1::Frame { hello: Some(self.hello()), ..v1::Frame::default() }).await.unwrap();
         let mut incoming = peer.exchange(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -128,7 +139,7 @@ pub(crate) async fn stores(client: &Client) -> Vec<(String, u64)> {
     stores
 }
 
-fn store_of(stores: &[(String, u64)], name: &str) -> u64 {
+pub(crate) fn store_of(stores: &[(String, u64)], name: &str) -> u64 {
     stores.iter().find(|(known, _)| known == name).unwrap().1
 }
 
@@ -211,7 +222,13 @@ impl Peer for Impostor {
     }
 }
 
-fn report(client: &Client, name: &str, address: &str, incarnation: v1::Incarnation, id: u8) -> v1::JoinRequest {
+pub(crate) fn report(
+    client: &Client,
+    name: &str,
+    address: &str,
+    incarnation: v1::Incarnation,
+    id: u8,
+) -> v1::JoinRequest {
     v1::JoinRequest {
         protocol: PROTOCOL_VERSION,
         name: name.to_owned(),

@@ -131,8 +131,29 @@ impl Health {
             for peer in &snapshot.peers {
                 let state = peer.state();
                 let bad = matches!(state, v1::MemberState::Down | v1::MemberState::Suspect);
-                if bad && cluster.serves(NodeId(peer.node)) {
-                    let name = cluster.description.name_of(NodeId(peer.node));
+                let name = cluster.description.name_of(NodeId(peer.node));
+                if !peer.claims.is_empty() {
+                    self.because(
+                        Word::Degraded,
+                        format!("{name} refuses {}: it {}", snapshot.name, peer.claims.replace("this node", &snapshot.name)),
+                        format!(
+                            "nothing else proves it: if the data of {0} was restored from a copy, start it with an empty directory \
+                             and --replaces; else restart {0}",
+                            snapshot.name
+                        ),
+                    );
+                }
+                if bad && !peer.refused.is_empty() {
+                    self.because(
+                        Word::Degraded,
+                        format!("{} and {name} refuse each other ({})", snapshot.name, peer.refused),
+                        format!(
+                            "give {} and {name} the same --cluster-secret-file, or what the reason names, and restart the one that was \
+                             changed",
+                            snapshot.name
+                        ),
+                    );
+                } else if bad && cluster.serves(NodeId(peer.node)) {
                     let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
                     self.because(
                         Word::Degraded,

@@ -46,6 +46,7 @@ fn a_local_cluster_lives_and_keeps_its_data() {
     assert_eq!(local.start(), started, "a second start finds the same processes");
     assert_eq!(local.run(&["local", "start", "--nodes", "5"]).code, 2);
 
+    local.expect_secret(&started);
     let imported = local.exec(&["import", CATALOGUE]).ok().one();
     assert_eq!(imported["imported"], json!(20_000));
     local.exec(&["wait", "idle", "--timeout", "120s"]).ok();
