@@ -12,6 +12,7 @@ use kv_proto::v1::key_value_client::KeyValueClient;
 use kv_proto::v1::{self, BatchOperation, BatchRequest};
 use tonic::Code;
 
+use crate::strangers::incarnation_of;
 use crate::world::{Node, World, get, put, run_to_end, strings, until_async};
 
 fn check(args: &[&str], code: i32, words: &[&str]) {
@@ -111,11 +112,8 @@ async fn a_peer_that_sends_too_much_at_once_is_told_the_limit() {
     let address = format!("http://{}", world.nodes[0].address);
     let description = client.description();
     // It is a member that sends: in place of one that has died.
-    let mut second = v1::peer_client::PeerClient::connect(format!("http://{}", world.nodes[1].address)).await.unwrap();
-    let me = v1::NodeAddress { incarnation: Some(v1::Incarnation::default()), address: "127.0.0.1:1".to_owned() };
+    let member = Some(incarnation_of(&world.nodes[1]).await);
     let protocol = kv_core::message::PROTOCOL_VERSION;
-    let asked = v1::IdentifyRequest { protocol, group: 0, sender: Some(me) };
-    let member = second.identify(asked).await.unwrap().into_inner().me.unwrap().incarnation;
     world.nodes[1].kill();
     let hello = v1::Hello {
         protocol,

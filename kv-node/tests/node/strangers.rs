@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::world::{Node, PATIENCE, World, get, put, reports, until_async};
+use crate::world::{Node, PATIENCE, World, free_port, get, put, report_of, reports, until, until_async};
 
 /// A process that has read what everybody may read, and speaks as a peer.
 #[derive(Clone)]
@@ -190,7 +190,22 @@ async fn a_stranger_reads_nothing_and_writes_nothing() {
 }
 
 /// Answers as whoever it says that it is.
-struct Impostor(v1::NodeAddress, u64);
+struct Impostor {
+    me: v1::NodeAddress,
+    group: u64,
+    hello: v1::Hello,
+}
+
+impl Impostor {
+    /// Serves at an address.
+    async fn serve(self, address: &str) -> tokio::task::JoinHandle<()> {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let served = tonic::transport::Server::builder()
+            .add_service(PeerServer::new(self))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(async { served.await.unwrap() })
+    }
+}
 
 type NoFrames = ReceiverStream<Result<v1::Frame, Status>>;
 
@@ -198,8 +213,16 @@ type NoFrames = ReceiverStream<Result<v1::Frame, Status>>;
 impl Peer for Impostor {
     type ExchangeStream = NoFrames;
 
-    async fn exchange(&self, _: Request<Streaming<v1::Frame>>) -> Result<Response<NoFrames>, Status> {
-        Err(Status::unimplemented("not here"))
+    async fn exchange(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<NoFrames>, Status> {
+        let mut incoming = request.into_inner();
+        let (frames, outgoing) = mpsc::channel(1);
+        frames.send(Ok(v1::Frame { hello: Some(self.hello.clone()), ..v1::Frame::default() })).await.unwrap();
+        // It listens for as long as anybody speaks.
+        tokio::spawn(async move {
+            while let Ok(Some(_)) = incoming.message().await {}
+            drop(frames);
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 
     type BulkStream = NoFrames;
@@ -217,8 +240,8 @@ impl Peer for Impostor {
     }
 
     async fn identify(&self, _: Request<v1::IdentifyRequest>) -> Result<Response<v1::IdentifyReply>, Status> {
-        let me = Some(self.0.clone());
-        Ok(Response::new(v1::IdentifyReply { group: Some(self.1), me, ..v1::IdentifyReply::default() }))
+        let me = Some(self.me.clone());
+        Ok(Response::new(v1::IdentifyReply { group: Some(self.group), me, ..v1::IdentifyReply::default() }))
     }
 }
 
@@ -286,14 +309,10 @@ async fn two_reports_do_not_put_a_stranger_in_the_place_of_a_member() {
     let before = stores(&client).await;
     let held = store_of(&before, "n2");
     let group = store_of(&before, "n1");
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = format!("127.0.0.1:{}", free_port());
     let mine = v1::Incarnation { store_id: 99, boot: 1, nonce: 5 };
-    let answers = Impostor(v1::NodeAddress { incarnation: Some(mine), address: address.clone() }, group);
-    let served = tonic::transport::Server::builder()
-        .add_service(PeerServer::new(answers))
-        .serve_with_incoming(TcpIncoming::from(listener));
-    let serving = tokio::spawn(served);
+    let me = v1::NodeAddress { incarnation: Some(mine), address: address.clone() };
+    let serving = Impostor { me, group, hello: v1::Hello::default() }.serve(&address).await;
     // First n2 is said to have moved, then its place is taken by whoever is there now.
     let moved = v1::Incarnation { store_id: held, boot: 5, nonce: 5 };
     let first = join(&world.nodes, &report(&client, "n2", &address, moved, 3)).await;
@@ -306,4 +325,63 @@ async fn two_reports_do_not_put_a_stranger_in_the_place_of_a_member() {
     assert_eq!(get(&client, "k").await, ["v"]);
     until_async("all three are members", || async { (client.refresh().await.ok()?.members.len() == 3).then_some(()) })
         .await;
+}
+
+/// The store and boot of a node, as it tells everybody.
+pub(crate) async fn incarnation_of(node: &Node) -> v1::Incarnation {
+    let mut peer = PeerClient::connect(format!("http://{}", node.address)).await.unwrap();
+    let asker = v1::NodeAddress { incarnation: Some(v1::Incarnation::default()), address: "127.0.0.1:1".to_owned() };
+    let request = v1::IdentifyRequest { protocol: PROTOCOL_VERSION, group: 0, sender: Some(asker) };
+    peer.identify(request).await.unwrap().into_inner().me.unwrap().incarnation.unwrap()
+}
+
+#[tokio::test]
+async fn a_stranger_that_answers_at_a_members_address_is_no_member() {
+    let (mut world, client) = World::cluster(3).await;
+    put(&client, "k", "v").await;
+    let before = stores(&client).await;
+    // The others dial the one with the highest number.
+    world.nodes[2].kill();
+    let address = world.nodes[2].address.clone();
+    let seen = v1::Incarnation { store_id: store_of(&before, "n1"), boot: u32::MAX, nonce: 0 };
+    let stranger = Stranger { node: 3, seen: Some(seen), ..Stranger::of(&client) };
+    let me = v1::NodeAddress { incarnation: Some(stranger.incarnation), address: address.clone() };
+    let serving = Impostor { me, group: store_of(&before, "n1"), hello: stranger.hello() }.serve(&address).await;
+    for node in &world.nodes[..2] {
+        until("it is refused", || node.log().contains("n3 is a member with store").then_some(()));
+    }
+    assert_eq!(get(&client, "k").await, ["v"]);
+    serving.abort();
+    drop(serving.await);
+    world.nodes[2].restart();
+    expect_unharmed(&world, &client, &before).await;
+}
+
+#[tokio::test]
+async fn what_one_member_claims_ends_nobody_and_is_shown() {
+    let (mut world, client) = World::cluster(3).await;
+    put(&client, "k", "v").await;
+    let before = stores(&client).await;
+    let member = incarnation_of(&world.nodes[1]).await;
+    world.nodes[1].kill();
+    // In the name of the second, with all that is known of it.
+    let seen = v1::Incarnation { store_id: store_of(&before, "n1"), boot: 7, nonce: 0 };
+    let liar = Stranger { node: 2, incarnation: member, seen: Some(seen), ..Stranger::of(&client) };
+    let address = world.nodes[0].address.clone();
+    let error = liar.talk(&address, &[], 0).await.unwrap_err();
+    assert!(error.message().contains("says that this node's store is an older copy"), "{error:?}");
+    let claim = until_async("the claim is shown", || async {
+        let opinion = report_of(&address).await?.peers.into_iter().find(|peer| peer.node == 2)?;
+        Some(opinion.claims).filter(|claims| !claims.is_empty())
+    })
+    .await;
+    assert!(claim.contains("it has seen boot 7"), "{claim}");
+    world.nodes[1].restart();
+    expect_unharmed(&world, &client, &before).await;
+    until_async("the claim is over when the member talks to it", || async {
+        let opinion = report_of(&address).await?.peers.into_iter().find(|peer| peer.node == 2)?;
+        opinion.claims.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(get(&client, "k").await, ["v"]);
 }

@@ -465,6 +465,33 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn nodes_that_refuse_each_other_are_named() {
+        check(
+            |cluster| {
+                snapshot(cluster, 0).peers.push(v1::PeerOpinion {
+                    node: 2,
+                    state: v1::MemberState::Down.into(),
+                    reason: "no heartbeat".to_owned(),
+                    refused: "n2 and n1 have no cluster secret in common".to_owned(),
+                    ..Default::default()
+                });
+            },
+            "degraded ready idle: n1 and n2 refuse each other (n2 and n1 have no cluster secret in common)",
+        );
+        check(
+            |cluster| {
+                snapshot(cluster, 2).peers.push(v1::PeerOpinion {
+                    node: 1,
+                    state: v1::MemberState::Up.into(),
+                    claims: "says that this node's store is an older copy (boot 2, it has seen boot 9)".to_owned(),
+                    ..Default::default()
+                });
+            },
+            "degraded ready idle: n1 refuses n3: it says that n3's store is an older copy (boot 2, it has seen boot 9)",
+        );
+    }
+
+    #[test]
     fn a_cluster_that_is_forming_says_how_far() {
         check(
             |cluster| {
