@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{KeyspaceId, NodeId, PartitionId};
+use crate::types::{KeyspaceId, NodeId};
 use crate::version::Conflict;
 
 /// Settings on which all nodes of a cluster must agree. They travel in the handshake.
@@ -43,14 +43,15 @@ impl Default for ClusterConfig {
     }
 }
 
-/// Settings of one loop on one node.
+/// Settings of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     /// The node.
     pub node: NodeId,
-    /// The partitions that this loop serves; the default is all of them.
-    pub partitions: PartitionSet,
-    /// Seeds the loop's hash maps; random in production.
+    /// How many loops the node has, from 1. Each serves an equal part of the partitions, and has an equal part of the node's
+    /// limits on memory.
+    pub loops: u16,
+    /// Seeds the hash maps; random in production.
     pub map_seed: u64,
     /// Bytes of decoded records kept in memory.
     pub hot_bytes_max: usize,
@@ -104,7 +105,7 @@ impl NodeConfig {
     pub fn new(node: NodeId) -> Self {
         Self {
             node,
-            partitions: PartitionSet::All,
+            loops: 1,
             map_seed: 0,
             hot_bytes_max: 64 * 1024 * 1024,
             requests_max: 4096,
@@ -130,28 +131,24 @@ impl NodeConfig {
     }
 }
 
-/// The partitions of one loop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PartitionSet {
-    /// One loop serves all.
-    #[default]
-    All,
-    /// Loop `index` of `of` serves every `of`-th partition.
-    Every {
-        /// Which loop, from 0.
-        index: u16,
-        /// How many loops; above `index`.
-        of: u16,
-    },
-}
-
-impl PartitionSet {
-    /// Whether the loop serves `partition`.
+impl NodeConfig {
+    /// The settings of one of the node's loops. Limits on what may be in flight are divided: no loop waits for another one to
+    /// give something back, and all together never hold more than the node may. What limits one piece of work stays.
     #[must_use]
-    pub fn contains(self, partition: PartitionId) -> bool {
-        match self {
-            Self::All => true,
-            Self::Every { index, of } => partition.0 % of.max(1) == index,
+    pub(crate) fn of_loop(&self, index: u16) -> Self {
+        let of = self.loops.max(1);
+        let part = |most: usize| most.div_ceil(usize::from(of));
+        Self {
+            map_seed: self.map_seed ^ u64::from(index) << 48,
+            hot_bytes_max: self.hot_bytes_max / usize::from(of),
+            requests_max: part(self.requests_max),
+            request_bytes_max: part(self.request_bytes_max),
+            answer_bytes_max: part(self.answer_bytes_max),
+            peer_bytes_max: part(self.peer_bytes_max),
+            replications_max: part(self.replications_max),
+            hint_bytes_max: self.hint_bytes_max.div_ceil(u64::from(of)),
+            handoffs_max: part(self.handoffs_max),
+            ..self.clone()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is stored of keyspaces that were dropped: removed here, by each node for itself, and never moved.
+//! What is stored of keyspaces that were dropped: removed here, by each loop for itself, and never moved.
 //!
 //! The cluster's list of keyspaces only ever gets newer (`config::KeyspaceList`), and the numbers of dropped ones are never
 //! used again. So a node that knows of a drop takes nothing of the keyspace any more: no write, no copy, no hint. Once
@@ -11,13 +11,13 @@
 //! of them has removed already. Comparisons leave dropped keyspaces out wherever records are listed, fetched or offered,
 //! so they find nothing to do there, and the trees are equal again when both are done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::event::Event;
-use crate::shell::Effect;
+use crate::parts::Ask;
 use crate::storage::{PartitionStats, Reader, Slice, SliceRequest, Space, Stats, StorageKey, Tally};
 use crate::types::{KeyspaceId, PartitionId};
 use crate::view::{View, meta};
@@ -40,10 +40,10 @@ pub(crate) struct Purge {
     /// What was removed since there was last nothing to do.
     records: u64,
     bytes: u64,
-    /// Bytes that were removed and that the storage engine may still keep; durable.
-    unreclaimed: u64,
-    /// Whether the storage engine gives their space back now.
-    is_reclaiming: bool,
+    /// Bytes that were removed of each partition and that the storage engine may still keep; durable.
+    unreclaimed: BTreeMap<PartitionId, u64>,
+    /// Whether the hub was told, and has not said that their space was given back.
+    is_told: bool,
 }
 
 impl Purge {
@@ -56,23 +56,18 @@ impl Purge {
         let holds = |stats: &PartitionStats| dropped(list, stats).next().is_some();
         let holding = stats.partitions().filter(|(_, stats)| holds(stats)).map(|(partition, _)| partition);
         let pending = holding.filter(|&partition| view.serves(partition)).collect();
-        let unreclaimed = meta::read(reader, meta::UNRECLAIMED)?.unwrap_or(0);
+        let unreclaimed = meta::read_partitions(reader, meta::UNRECLAIMED, view.place)?;
         Ok(Self { durable: list.clone(), pending, is_planned: true, unreclaimed, ..Self::default() })
     }
 
     /// Whether there is nothing to remove and no space to give back.
     fn is_done(&self) -> bool {
-        self.pending.is_empty() && self.unreclaimed == 0
+        self.pending.is_empty() && self.unreclaimed.is_empty()
     }
 
     /// Partitions that may hold something to remove.
     pub(crate) fn partitions(&self) -> usize {
         self.pending.len()
-    }
-
-    /// Whether space is still to be given back.
-    pub(crate) fn is_reclaiming(&self) -> bool {
-        self.is_reclaiming
     }
 
     /// The list is durable: what is stored of dropped keyspaces goes.
@@ -118,9 +113,10 @@ impl Purge {
         if records > 0 {
             ctx.kernel.event(Event::KeyspacesRemoved { records, bytes });
         }
-        if self.unreclaimed > 0 && !self.is_reclaiming {
-            self.is_reclaiming = true;
-            ctx.kernel.effect(Effect::Reclaim { bytes: self.unreclaimed });
+        let bytes = self.unreclaimed.values().sum();
+        if bytes > 0 && !self.is_told {
+            self.is_told = true;
+            ctx.kernel.say(Ask::Removed { bytes });
         }
     }
 
@@ -134,7 +130,8 @@ impl Purge {
         };
         let (from, until) = range(space, partition, keyspace);
         let (entries_max, bytes_max) = (ctx.view.config.slice_entries_max, ctx.view.config.slice_bytes_max);
-        ctx.kernel.read_slice(SliceRequest { from, until, entries_max, bytes_max }, ReadFor::Purge);
+        let request = SliceRequest { from, until, entries_max, bytes_max };
+        ctx.kernel.read_slice(request, ReadFor::Purge(partition));
     }
 
     /// Something could not be read: it is tried again.
@@ -144,7 +141,7 @@ impl Purge {
     }
 
     /// A slice was read: its records go. Nothing writes them any more, so what was read is what the store holds.
-    pub(crate) fn read(&mut self, ctx: &mut Ctx<'_>, slice: Option<Slice>) {
+    pub(crate) fn read(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, slice: Option<Slice>) {
         let Some(slice) = slice else { return self.unreadable(ctx) };
         let mut bytes = 0;
         for (key, value) in slice.entries {
@@ -159,8 +156,9 @@ impl Purge {
             return self.unreadable(ctx);
         }
         self.bytes += bytes;
-        self.unreclaimed += bytes;
-        let durable = ctx.kernel.persist_meta(meta::unreclaimed(), meta::encode(&self.unreclaimed));
+        let unreclaimed = self.unreclaimed.entry(partition).or_default();
+        *unreclaimed += bytes;
+        let durable = ctx.kernel.persist_meta(meta::unreclaimed(partition), meta::encode(unreclaimed));
         ctx.kernel.after(durable, AfterDurable::Purged);
     }
 
@@ -172,9 +170,10 @@ impl Purge {
 
     /// The storage engine has given back what it could.
     pub(crate) fn reclaimed(&mut self, ctx: &mut Ctx<'_>) {
-        if std::mem::take(&mut self.is_reclaiming) && self.pending.is_empty() {
-            self.unreclaimed = 0;
-            ctx.kernel.forget_meta(meta::unreclaimed());
+        if std::mem::take(&mut self.is_told) && self.pending.is_empty() {
+            for partition in std::mem::take(&mut self.unreclaimed).into_keys() {
+                ctx.kernel.forget_meta(meta::unreclaimed(partition));
+            }
         }
         ctx.kernel.arm(ctx.kernel.now.mono, Timer::Purge);
     }

@@ -16,6 +16,7 @@ use crate::event::Event;
 use crate::exchange::{Ended, Exchanges, Situation};
 use crate::kernel::footprint;
 use crate::message::Purpose;
+use crate::parts::{Ask, Mover};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, Stats, StorageKey, Stored};
 use crate::topology::{Residue, Wait};
@@ -52,6 +53,9 @@ struct Left {
     dropping: usize,
     reading: bool,
     dropped: u64,
+    /// Whether the hub was asked to delete, where bytes are limited, and whether it may be done.
+    asks_leave: bool,
+    has_leave: bool,
 }
 
 impl Left {
@@ -115,7 +119,7 @@ impl Residues {
     fn step(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId) {
         let early = !ctx.view.keep(Rule::DropAfterAdoption) && ctx.view.owns(partition);
         if early {
-            return self.drop_slice(ctx, exchanges, partition);
+            return self.drop_slice(ctx, partition);
         }
         let Some(left) = self.left.get_mut(&partition) else { return };
         if left.size.is_none() {
@@ -130,7 +134,7 @@ impl Residues {
         let Some(left) = self.left.get(&partition) else { return };
         let mut open: Vec<NodeId> = owners.into_iter().filter(|node| !left.covered.contains(node)).collect();
         if open.is_empty() || !ctx.view.keep(Rule::HandOverBeforeDrop) {
-            return self.drop_slice(ctx, exchanges, partition);
+            return self.drop_slice(ctx, partition);
         }
         open.retain(|&node| ctx.is_up(node));
         let is_due = |node: &NodeId| left.failed.get(node).is_none_or(|failed| failed.1 <= now);
@@ -191,31 +195,35 @@ impl Residues {
     }
 
     /// Every owner has confirmed: deletes some records.
-    fn drop_slice(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId) {
-        if let Some(at) = exchanges.waits_until(ctx.kernel.now.mono) {
-            ctx.kernel.arm(at, Timer::HandOver);
+    fn drop_slice(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+        let is_limited = ctx.view.transfers.bytes_per_second_max.is_some();
+        let Some(left) = self.left.get_mut(&partition) else { return };
+        if is_limited && !std::mem::take(&mut left.has_leave) {
+            if !std::mem::replace(&mut left.asks_leave, true) {
+                ctx.kernel.say(Ask::Book { by: Mover::Drop(partition), bytes: 0 });
+            }
             return;
         }
+        left.reading = true;
         let request = SliceRequest {
             from: StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]),
             until: StorageKey::partition_end(Space::Owned, partition),
             entries_max: ctx.view.config.slice_entries_max,
             bytes_max: ctx.view.config.slice_bytes_max,
         };
-        if let Some(left) = self.left.get_mut(&partition) {
-            left.reading = true;
-        }
         ctx.kernel.read_slice(request, ReadFor::Drop(partition));
     }
 
+    /// The limit on bytes allows that a slice is deleted.
+    pub(crate) fn booked(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+        if let Some(left) = self.left.get_mut(&partition) {
+            (left.asks_leave, left.has_leave) = (false, true);
+            self.arm(ctx);
+        }
+    }
+
     /// A slice of what is to be dropped was read; `None`: it could not be.
-    pub(crate) fn drop_read(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        exchanges: &mut Exchanges,
-        partition: PartitionId,
-        slice: Option<Slice>,
-    ) {
+    pub(crate) fn drop_read(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, slice: Option<Slice>) {
         let Some(left) = self.left.get_mut(&partition).filter(|left| left.reading) else { return };
         left.reading = false;
         let epoch = left.epoch;
@@ -242,7 +250,9 @@ impl Residues {
         }
         left.dropping = entries.len();
         let bytes = entries.iter().map(|(key, value)| (key.key().len() + value.len()) as u64).sum();
-        exchanges.note_moved(bytes, ctx.kernel.now.mono);
+        if ctx.view.transfers.bytes_per_second_max.is_some() {
+            ctx.kernel.say(Ask::Moved { bytes });
+        }
         for (key, _) in entries {
             ctx.kernel.with_key(key, Task::Drop { epoch });
         }

@@ -213,6 +213,52 @@ pub struct Status {
     pub poisoned: bool,
 }
 
+impl Status {
+    /// Adds what another part of the node is busy with. The epoch stays.
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self {
+            epoch: _,
+            requests,
+            request_bytes,
+            answer_bytes,
+            peer_bytes,
+            replications,
+            hints,
+            hint_bytes,
+            missed_writes,
+            unsynced,
+            receiving,
+            leaving,
+            repairing,
+            repairs,
+            dropping,
+            reclaiming,
+            unsynced_batches,
+            keys_busy,
+            poisoned,
+        } = other;
+        self.requests += requests;
+        self.request_bytes += request_bytes;
+        self.answer_bytes += answer_bytes;
+        self.peer_bytes += peer_bytes;
+        self.replications += replications;
+        self.hints += hints;
+        self.hint_bytes += hint_bytes;
+        self.missed_writes += missed_writes;
+        self.unsynced.extend(unsynced);
+        self.unsynced.sort_unstable();
+        self.receiving += receiving;
+        self.leaving += leaving;
+        self.repairing += repairing;
+        self.repairs.add(repairs);
+        self.dropping += dropping;
+        self.reclaiming |= reclaiming;
+        self.unsynced_batches += unsynced_batches;
+        self.keys_busy += keys_busy;
+        self.poisoned |= poisoned;
+    }
+}
+
 /// What became of the comparisons that were requested by an operator, since the node started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RepairStats {
@@ -224,4 +270,13 @@ pub struct RepairStats {
     pub failed: u64,
     /// Records that they fetched and offered.
     pub records: u64,
+}
+
+impl RepairStats {
+    fn add(&mut self, other: Self) {
+        self.asked += other.asked;
+        self.done += other.done;
+        self.failed += other.failed;
+        self.records += other.records;
+    }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::apply::decoded;
 use crate::error::{Kind, RequestError, StorageError};
 use crate::message::{CallId, Message, Refusal, SliceAnswer, SliceQuery};
+use crate::parts::Ask;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
 use crate::version::Record;
@@ -28,6 +29,8 @@ pub(crate) enum Requester {
     Op(OpId, u32),
     /// Another node.
     Peer { node: NodeId, call: CallId },
+    /// The hub, for another node's slice of which this loop has a part.
+    Hub { job: u64 },
 }
 
 /// A slice that is being read.
@@ -201,6 +204,7 @@ impl Slices {
     fn slice_answer(&mut self, ctx: &mut Ctx<'_>, requester: Requester, result: Result<SliceAnswer, Refusal>) {
         match (requester, result) {
             (Requester::Peer { node, call }, result) => ctx.kernel.send(node, Message::SliceResult { call, result }),
+            (Requester::Hub { job }, result) => ctx.kernel.say(Ask::Slice { job, result }),
             (Requester::Op(op, attempt), result) => {
                 self.answers.push_back(OwnSlice { scan: (op, attempt), result });
             }

@@ -128,7 +128,8 @@ impl Sweeper {
 
     /// How long a turn lasts, so that every partition has had one within `sweep_every`.
     fn turn_length(&self, ctx: &Ctx<'_>) -> Duration {
-        let partitions = ctx.view.layout().map_or(1, |layout| layout.partition_count());
+        let all = ctx.view.layout().map_or(1, |layout| layout.partition_count());
+        let partitions = all.div_ceil(u32::from(ctx.view.config.loops.max(1)));
         (ctx.view.config.sweep_every / partitions.max(1)).max(TURN_MIN)
     }
 }

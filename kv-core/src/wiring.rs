@@ -1,17 +1,15 @@
-//! What the kernel continues on this node, and the context in which components are called. Names what there is, and no
-//! component: each owns its state, and `Node` gives these values to whom they belong.
+//! What the kernel of a loop continues, and the context in which components are called. Names what there is, and no
+//! component: each owns its state, and `EventLoop` gives these values to whom they belong.
 
-use std::sync::Arc;
-
-use crate::config::KeyspaceList;
 use crate::error::RequestError;
 use crate::kernel;
 use crate::message::{CallId, Message, Role};
-use crate::ring::{Layout, Owner};
+use crate::parts::Ask;
+use crate::ring::Owner;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::topology::Receipt;
-use crate::types::{Epoch, Incarnation, NodeId, PartitionId};
+use crate::types::{Epoch, NodeId, PartitionId};
 use crate::version::Record;
 use crate::view::quorum::Needs;
 use crate::view::{View, meta};
@@ -24,10 +22,6 @@ pub(crate) struct OpId(pub(crate) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ReplicationId(pub(crate) u64);
 
-/// Numbers the exchanges of one incarnation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ExchangeId(pub(crate) u64);
-
 /// Numbers the questions of other replicas that are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ServingId(pub(crate) u64);
@@ -36,7 +30,7 @@ pub(crate) struct ServingId(pub(crate) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SliceId(pub(crate) u64);
 
-/// The wiring of this node's kernel.
+/// The wiring of a loop's kernel.
 #[derive(Debug)]
 pub(crate) struct Wires;
 
@@ -46,6 +40,7 @@ impl kernel::Wiring for Wires {
     type AfterDurable = AfterDurable;
     type ReadFor = ReadFor;
     type Waiter = Waiter;
+    type Said = Ask;
 
     fn watch(peer: NodeId) -> Timer {
         Timer::Watch(peer)
@@ -56,11 +51,13 @@ impl kernel::Wiring for Wires {
     }
 }
 
-/// This node's kernel.
+/// A loop's kernel.
 pub(crate) type Kernel = kernel::Kernel<Wires>;
 
-/// This node's peers.
+/// What a loop knows of peers.
 pub(crate) type Peers = kernel::Peers<Waiter>;
+
+pub(crate) use crate::parts::ExchangeId;
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,8 +80,6 @@ pub(crate) enum Timer {
     Copy(PartitionId),
     /// An exchange goes on, or asks again.
     Exchange(ExchangeId),
-    /// Exchanges that wait for the limit on bytes may go on.
-    ThrottleQueue,
     /// What was left of partitions is looked at.
     HandOver,
     /// Two owners compare what they hold.
@@ -170,14 +165,8 @@ pub(crate) enum AfterDurable {
     Covered(Box<Receipt>),
     /// Delete the next slice of a partition that was left.
     Dropped(PartitionId),
-    /// Remove what a list of keyspaces has dropped.
-    Keyspaces(Box<KeyspaceList>),
     /// Remove the next slice of dropped keyspaces.
     Purged,
-    /// Use the session with a peer.
-    PeerUp { node: NodeId, incarnation: Incarnation },
-    /// Act on a layout.
-    Adopt(Arc<Layout>),
     /// Serve a partition that is complete.
     Synced { partition: PartitionId, synced: meta::Synced },
 }
@@ -200,7 +189,7 @@ pub(crate) enum ReadFor {
     /// What is to be dropped of a partition that was left.
     Drop(PartitionId),
     /// What a partition holds of a dropped keyspace.
-    Purge,
+    Purge(PartitionId),
 }
 
 /// What the statistics of a partition are read for.

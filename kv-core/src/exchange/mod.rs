@@ -9,7 +9,6 @@
 
 mod pace;
 mod serve;
-mod throttle;
 mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,14 +17,14 @@ use std::time::Duration;
 use crate::error::StorageError;
 use crate::message::{Answer, CallId, Keyed, LeafSet, Message, Position, Purpose, Question, Refusal, Tree};
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey, Stored, Tally};
+use crate::throttle::Booking;
 use crate::topology::Wait;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{AfterDurable, Applied, Ctx, ExchangeId, Peers, ReadFor, StatsFor, Task, Timer, Waiter};
 
-use pace::ThrottleQueue;
+use pace::unbook;
 pub(crate) use serve::Serving;
-use throttle::{Booking, Throttle};
 use walk::{Known, Next, Own, Walk};
 
 /// A node that holds fewer records than one of so many of the peer's takes them all instead of comparing.
@@ -49,8 +48,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Exchanges {
     open: BTreeMap<ExchangeId, Exchange>,
-    throttle: Throttle,
-    throttle_queue: ThrottleQueue,
     outcomes: VecDeque<Outcome>,
 }
 
@@ -113,8 +110,10 @@ pub(crate) struct Exchange {
     moved_at: Monotonic,
     /// Why it does not ask, if it does not.
     waits: Option<Wait>,
-    /// Whether it has waited for the limit on bytes, and may ask now.
-    is_its_turn: bool,
+    /// Whether it has asked the hub to move bytes, where there is a limit.
+    asks_leave: bool,
+    /// It may: the next question can be asked.
+    leave: Option<Booking>,
     /// What the question under way may bring, where there is a limit.
     booked: Option<Booking>,
     /// The peer's tree when it was last asked for.
@@ -234,7 +233,8 @@ impl Exchanges {
             merge_failed: false,
             moved_at: ctx.kernel.now.mono,
             waits: None,
-            is_its_turn: false,
+            asks_leave: false,
+            leave: None,
             booked: None,
             tree: None,
             looks: 0,
@@ -249,13 +249,15 @@ impl Exchanges {
 
     fn take(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId) -> Option<Exchange> {
         ctx.kernel.disarm(Timer::Exchange(id));
-        self.open.remove(&id)
+        let mut exchange = self.open.remove(&id)?;
+        unbook(ctx, exchange.leave.take());
+        unbook(ctx, exchange.booked.take());
+        Some(exchange)
     }
 
     /// Forgets an exchange. Nobody is told.
     pub(crate) fn cancel(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId) {
-        if let Some(exchange) = self.take(ctx, id) {
-            self.unbook(ctx, exchange.booked);
+        if self.take(ctx, id).is_some() {
             ctx.kernel.forget_calls(|purpose| purpose == Waiter::Exchange(id));
         }
     }
@@ -267,7 +269,6 @@ impl Exchanges {
 
     /// Other limits hold.
     pub(crate) fn limited(&mut self, ctx: &mut Ctx<'_>) {
-        self.throttle.limit(ctx.view.transfers.bytes_per_second_max, ctx.kernel.now.mono);
         self.wake(ctx, |_| true);
     }
 
@@ -277,7 +278,6 @@ impl Exchanges {
         for id in woken.collect::<Vec<_>>() {
             ctx.kernel.arm(ctx.kernel.now.mono, Timer::Exchange(id));
         }
-        self.set_turn(ctx);
     }
 
     /// Asks the next question, unless one is under way.
@@ -294,8 +294,7 @@ impl Exchanges {
             }
             // The question or its answer was lost.
             exchange.asked = None;
-            let booked = exchange.booked.take();
-            self.unbook(ctx, booked);
+            unbook(ctx, exchange.booked.take());
             ctx.kernel.answered(peer, call);
         }
         if !ctx.is_up(peer) {
@@ -353,8 +352,7 @@ impl Exchanges {
         let answer = match result {
             Ok(answer) => answer,
             Err(refusal) => {
-                let booked = exchange.booked.take();
-                self.unbook(ctx, booked);
+                unbook(ctx, exchange.booked.take());
                 return self.refused(ctx, id, refusal);
             }
         };
@@ -426,8 +424,7 @@ impl Exchanges {
     }
 
     fn failed(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId, why: String) {
-        let Some(mut exchange) = self.take(ctx, id) else { return };
-        self.unbook(ctx, exchange.booked.take());
+        let Some(exchange) = self.take(ctx, id) else { return };
         ctx.kernel.forget_calls(|purpose| purpose == Waiter::Exchange(id));
         self.outcomes.push_back(Outcome::Failed(exchange.ended(id), why));
     }

@@ -20,6 +20,7 @@ use crate::error::StorageError;
 use crate::event::Event;
 use crate::exchange::{Ended, Exchanges};
 use crate::message::{Position, Purpose};
+use crate::parts::Ask;
 use crate::ring::{Entry, Joint};
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Reader};
@@ -36,6 +37,8 @@ pub(crate) struct Filling {
     progress: BTreeMap<PartitionId, Progress>,
     /// The receipts of copies; durable.
     receipts: BTreeMap<PartitionId, Receipt>,
+    /// Turns that were asked of the hub, and whether each was given.
+    turns: BTreeMap<(PartitionId, Purpose), bool>,
     /// Bytes that came in for copies and refills since the loop began.
     bytes: u64,
 }
@@ -80,10 +83,10 @@ impl Filling {
     ///
     /// # Errors
     /// If the node's own entries cannot be read.
-    pub(crate) fn recover(reader: &impl Reader) -> Result<Self, StorageError> {
+    pub(crate) fn recover(view: &View, reader: &impl Reader) -> Result<Self, StorageError> {
         Ok(Self {
-            progress: meta::read_all(reader, meta::PROGRESS, |id| PartitionId(u16::from_be_bytes(id)))?,
-            receipts: meta::read_all(reader, meta::RECEIPT, |id| PartitionId(u16::from_be_bytes(id)))?,
+            progress: meta::read_partitions(reader, meta::PROGRESS, view.place)?,
+            receipts: meta::read_partitions(reader, meta::RECEIPT, view.place)?,
             ..Self::default()
         })
     }
@@ -97,11 +100,12 @@ impl Filling {
         for partition in ctx.view.partition_ids() {
             if let Some(purpose) = self.lacks(ctx.view, partition)
                 && !self.copies.contains_key(&partition)
-                && self.has_turn(ctx.view, purpose)
+                && self.has_turn(ctx, partition, purpose)
             {
                 self.start(ctx, exchanges, partition, purpose);
             }
         }
+        self.end_turns(ctx);
     }
 
     /// What has to be done before this node's copy of a partition is complete.
@@ -120,14 +124,45 @@ impl Filling {
         (receives && self.receipt(view, partition).is_none()).then_some(Purpose::Copy)
     }
 
-    /// Whether one more may ask. Those that have nobody to ask take no turn.
-    fn has_turn(&self, view: &View, purpose: Purpose) -> bool {
-        let runs = |copy: &&Copy| copy.purpose == purpose && (copy.exchange.is_some() || copy.ending);
-        let running = self.copies.values().filter(runs).count();
-        if purpose == Purpose::Refill {
-            return running < view.config.refills_max;
+    /// Whether a partition may be filled now. If not, its turn is asked for. Those that have nobody to ask take no turn.
+    fn has_turn(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, purpose: Purpose) -> bool {
+        if purpose == Purpose::Copy && ctx.view.transfers.paused {
+            return false;
         }
-        !view.transfers.paused && running < usize::from(view.transfers.transfers_max.max(1))
+        *self.turns.entry((partition, purpose)).or_insert_with(|| {
+            ctx.kernel.say(Ask::WantTurn { partition, purpose });
+            false
+        })
+    }
+
+    /// A partition may be filled now, if it still needs that.
+    pub(crate) fn turn(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        exchanges: &mut Exchanges,
+        partition: PartitionId,
+        purpose: Purpose,
+    ) {
+        self.turns.insert((partition, purpose), true);
+        if self.copies.contains_key(&partition) {
+            self.step(ctx, exchanges, partition);
+        } else if self.lacks(ctx.view, partition) == Some(purpose) && self.has_turn(ctx, partition, purpose) {
+            self.start(ctx, exchanges, partition, purpose);
+        }
+        self.end_turns(ctx);
+    }
+
+    /// Gives turns back that are not used.
+    fn end_turns(&mut self, ctx: &mut Ctx<'_>) {
+        let copies = &self.copies;
+        self.turns.retain(|&(partition, purpose), given| {
+            let runs = |copy: &Copy| copy.purpose == purpose && (copy.exchange.is_some() || copy.ending);
+            let used = !*given || copies.get(&partition).is_some_and(runs);
+            if !used {
+                ctx.kernel.say(Ask::EndTurn { partition, purpose });
+            }
+            used
+        });
     }
 
     fn start(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, partition: PartitionId, purpose: Purpose) {
@@ -206,6 +241,7 @@ impl Filling {
         if copy.exchange.is_some() || copy.ending {
             return;
         }
+        let purpose = copy.purpose;
         let Some(entry) = ctx.view.entry(partition).cloned() else { return };
         let sources = Self::sources(ctx.view, &entry, copy.purpose);
         let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
@@ -226,12 +262,12 @@ impl Filling {
             }
             return;
         };
-        if !self.has_turn(ctx.view, copy.purpose) {
+        if !self.has_turn(ctx, partition, purpose) {
             return;
         }
+        let Some(copy) = self.copies.get(&partition) else { return };
         let after = copy.progress.cursor.as_ref().filter(|cursor| cursor.0 == source).map(|cursor| cursor.1.clone());
         let compare_only = copy.progress.compare_only;
-        let purpose = copy.purpose;
         let id = exchanges.start(ctx, partition, source, purpose, compare_only, after);
         if let Some(copy) = self.copies.get_mut(&partition) {
             copy.exchange = Some((id, source));
@@ -308,6 +344,7 @@ impl Filling {
         copy.progress.cursor = None;
         self.persist_progress(ctx, partition);
         self.step(ctx, exchanges, partition);
+        self.end_turns(ctx);
     }
 
     /// The source under way can not go on.

@@ -48,6 +48,8 @@ pub(crate) trait Wiring: Debug {
     type ReadFor: Debug;
     /// Who waits for the answer to a call.
     type Waiter: Copy + Eq + Debug;
+    /// What is said to other parts of the same node.
+    type Said: Debug;
 
     /// The timer at which a silent peer is looked at.
     fn watch(peer: NodeId) -> Self::Timer;
@@ -105,25 +107,24 @@ pub(crate) struct Kernel<W: Wiring> {
     running: Option<StorageKey>,
     /// The effects of the current step.
     effects: Effects,
+    /// What is said to other parts of the node in the current step.
+    said: Vec<W::Said>,
     nonce: u32,
+    /// Which part of its node this is.
+    place: Place,
     calls_made: u64,
     ids_made: u64,
 }
 
 impl<W: Wiring> Kernel<W> {
-    pub(crate) fn new(
-        config: Arc<NodeConfig>,
-        incarnation: Incarnation,
-        peers: Peers<W::Waiter>,
-        held: Holding,
-    ) -> Self {
+    pub(crate) fn new(config: Arc<NodeConfig>, incarnation: Incarnation, place: Place, held: Holding) -> Self {
         let seed = config.map_seed;
         Self {
             rules: Rules::default(),
             now: Now::default(),
             clock: Clock::default(),
             timers: Timers::default(),
-            peers,
+            peers: Peers::default(),
             durability: Durability::new(held),
             slots: map(seed),
             loading: map(seed),
@@ -133,7 +134,9 @@ impl<W: Wiring> Kernel<W> {
             queue: VecDeque::new(),
             running: None,
             effects: Effects::new(),
+            said: Vec::new(),
             nonce: incarnation.nonce,
+            place,
             calls_made: 0,
             ids_made: 0,
             config,
@@ -208,6 +211,16 @@ impl<W: Wiring> Kernel<W> {
         self.effects.push(effect);
     }
 
+    /// Says something to another part of the node.
+    pub(crate) fn say(&mut self, what: W::Said) {
+        self.said.push(what);
+    }
+
+    /// What was said since this was asked last.
+    pub(crate) fn take_said(&mut self) -> Vec<W::Said> {
+        std::mem::take(&mut self.said)
+    }
+
     /// Tells an operator something.
     pub(crate) fn event(&mut self, event: Event) {
         self.effects.push(Effect::Event(event));
@@ -231,7 +244,12 @@ impl<W: Wiring> Kernel<W> {
     /// node has restarted and talks to it again: the answer must not be taken for one to a later question.
     pub(crate) fn next_call(&mut self) -> CallId {
         self.calls_made += 1;
-        CallId(u64::from(self.nonce) << 32 | self.calls_made & u64::from(u32::MAX))
+        self.place.call(self.nonce, self.calls_made)
+    }
+
+    /// A number made of one that this loop counts, such that no other loop of the node makes the same.
+    pub(crate) fn unlike_other_loops(&self, counted: u64) -> u64 {
+        counted * u64::from(self.place.of.max(1)) + u64::from(self.place.index)
     }
 
     /// Reads a slice beside the loop.
@@ -281,6 +299,43 @@ impl<W: Wiring> Kernel<W> {
     }
 }
 
+/// Which of the loops of a node this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Counts from 0.
+    pub(crate) index: u16,
+    /// How many loops there are.
+    pub(crate) of: u16,
+}
+
+impl Place {
+    /// Whether this loop serves a partition.
+    pub(crate) fn serves(self, partition: PartitionId) -> bool {
+        Self::of_partition(partition, self.of) == self.index
+    }
+
+    /// The index of the loop, of so many, that serves a partition.
+    pub(crate) fn of_partition(partition: PartitionId, of: u16) -> u16 {
+        partition.0 % of.max(1)
+    }
+
+    /// The only loop of a node.
+    pub(crate) const ONLY: Self = Self { index: 0, of: 1 };
+
+    /// The call with a number of this loop's own. Its place is part of the id, so that an answer finds the loop that asked.
+    fn call(self, nonce: u32, number: u64) -> CallId {
+        let of = u64::from(self.of.max(1));
+        let each = (u64::from(u32::MAX) + 1) / of;
+        CallId(u64::from(nonce) << 32 | number % each * of + u64::from(self.index))
+    }
+
+    /// The index of the loop, of so many, that asked a call.
+    pub(crate) fn of_call(call: CallId, of: u16) -> u16 {
+        let index = (call.0 & u64::from(u32::MAX)) % u64::from(of.max(1));
+        u16::try_from(index).unwrap_or(0)
+    }
+}
+
 /// What a store holds beside owned records: hints for other nodes, and markers of missed writes. Batches that are under way
 /// are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,3 +347,28 @@ pub(crate) struct Holding {
 
 /// The encoded record of a read that has ended, or why there is none.
 pub(crate) type Loaded = Result<Option<Bytes>, StorageError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_call_finds_the_loop_that_asked() {
+        for of in [1, 2, 3, 4, 7, 16] {
+            let each = (u64::from(u32::MAX) + 1) / u64::from(of);
+            let mut made = std::collections::BTreeSet::new();
+            for index in 0..of {
+                for number in [1, 2, each - 1, each, each + 3] {
+                    let call = Place { index, of }.call(7, number);
+                    assert_eq!(
+                        (call.0 >> 32, Place::of_call(call, of)),
+                        (7, index),
+                        "{number} of loop {index} of {of}"
+                    );
+                    made.insert(call);
+                }
+            }
+            assert_eq!(made.len(), 5 * usize::from(of), "no two loops make the same id");
+        }
+    }
+}

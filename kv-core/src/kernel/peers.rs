@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use super::calls::Calls;
 use super::silence::Silence;
 use crate::message::{CallId, Message, weight};
-use crate::types::{Epoch, Incarnation, NodeId, StoreId};
+use crate::types::{Epoch, Incarnation, NodeId};
 
 /// What the loop knows of another node.
 #[derive(Debug)]
@@ -16,11 +14,9 @@ pub(super) struct Peer<P> {
     up: bool,
     /// Sessions with it so far.
     sessions: u64,
-    /// What it has sent in a session that may not be used yet, since its incarnation is not durably known. `None`: there is
-    /// no such session.
+    /// What it has sent in a session that may not be used yet, since its incarnation is not durably known (rule D2). `None`:
+    /// there is no such session.
     early: Option<Early>,
-    /// The stores that the peer has shown, durable before it counts as up (rule D2).
-    seen: Option<Seen>,
     /// How long it has said nothing.
     pub(super) silence: Silence,
     /// Questions without an answer.
@@ -39,7 +35,6 @@ impl<P> Default for Peer<P> {
             up: false,
             sessions: 0,
             early: None,
-            seen: None,
             silence: Silence::default(),
             calls: Calls::default(),
             forwards: ForwardsSeen::default(),
@@ -59,8 +54,9 @@ const EARLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 const FORWARDS_SEEN_MAX: usize = 4096;
 
 /// What a peer has sent in a session that may not be used yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Early {
+    incarnation: Incarnation,
     messages: Vec<Message>,
     bytes: usize,
 }
@@ -99,60 +95,17 @@ impl ForwardsSeen {
     }
 }
 
-/// The stores that a peer has shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Seen {
-    /// The highest incarnation of its present store.
-    pub(crate) current: Incarnation,
-    /// Stores that another one has replaced, oldest first: should one return, it has missed what came after it.
-    retired: Vec<StoreId>,
-}
-
-/// Retired stores of one peer that are remembered.
-const RETIRED_MAX: usize = 256;
-
-impl Seen {
-    /// The highest incarnation to hold against one that shows `store`: for a retired store one that none can reach.
-    pub(crate) fn against(&self, store: StoreId) -> Incarnation {
-        if self.is_retired(store) { Incarnation { store, boot: u32::MAX, nonce: 0 } } else { self.current }
-    }
-
-    fn is_retired(&self, store: StoreId) -> bool {
-        self.retired.contains(&store)
-    }
-
-    fn after(before: Option<Self>, current: Incarnation) -> Self {
-        let Some(mut seen) = before else { return Self { current, retired: Vec::new() } };
-        if seen.current.store != current.store && !seen.is_retired(seen.current.store) {
-            if seen.retired.len() >= RETIRED_MAX {
-                seen.retired.remove(0);
-            }
-            seen.retired.push(seen.current.store);
-        }
-        Self { current, ..seen }
-    }
-}
-
-/// What a peer has shown at the beginning of a session.
-#[derive(Debug)]
-pub(crate) struct Shown {
-    /// What must be durable before the session may be used; `None`: it is.
-    pub(crate) to_persist: Option<Seen>,
-    /// Whether the peer has another store than before.
-    pub(crate) is_replaced: bool,
-}
-
 /// All peers of a loop.
 #[derive(Debug)]
 pub(crate) struct Peers<P>(BTreeMap<NodeId, Peer<P>>);
 
-impl<P: Copy + Eq> Peers<P> {
-    /// The peers of which something is durably known.
-    pub(crate) fn new(seen: impl IntoIterator<Item = (NodeId, Seen)>) -> Self {
-        let peer = |(node, seen)| (node, Peer { seen: Some(seen), ..Peer::default() });
-        Self(seen.into_iter().map(peer).collect())
+impl<P> Default for Peers<P> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
     }
+}
 
+impl<P: Copy + Eq> Peers<P> {
     pub(super) fn peer(&mut self, node: NodeId) -> &mut Peer<P> {
         self.0.entry(node).or_default()
     }
@@ -183,11 +136,6 @@ impl<P: Copy + Eq> Peers<P> {
         self.get(node).is_some_and(|peer| peer.up)
     }
 
-    /// The peers with sessions.
-    pub(crate) fn up(&self) -> Vec<NodeId> {
-        self.0.iter().filter(|(_, peer)| peer.up).map(|(&node, _)| node).collect()
-    }
-
     /// The session with `node` that is in use, by number.
     pub(crate) fn session(&self, node: NodeId) -> Option<u64> {
         self.get(node).filter(|peer| peer.up).map(|peer| peer.sessions)
@@ -201,11 +149,6 @@ impl<P: Copy + Eq> Peers<P> {
     /// The newest epoch on which a peer has said that it acts. A refusal at an older one was overtaken by that.
     pub(crate) fn caught_up(&self, node: NodeId) -> Epoch {
         self.get(node).map_or(Epoch(0), |peer| peer.caught_up)
-    }
-
-    /// The stores that a peer has shown.
-    pub(crate) fn seen(&self, node: NodeId) -> Option<&Seen> {
-        self.get(node)?.seen.as_ref()
     }
 
     /// Bytes of records that `node` has been sent and has not answered.
@@ -228,30 +171,16 @@ impl<P: Copy + Eq> Peers<P> {
         self.get(node).map(|peer| peer.calls.waiters().collect()).unwrap_or_default()
     }
 
-    /// A session begins in which a peer shows its store. `None`: the store was replaced by another one, so the session is
-    /// not used. The handshake refuses such a store; should it get here, it gets no further.
-    pub(crate) fn show(&mut self, node: NodeId, incarnation: Incarnation) -> Option<Shown> {
-        let peer = self.peer(node);
-        let before = peer.seen.clone();
-        if before.as_ref().is_some_and(|before| before.is_retired(incarnation.store)) {
-            return None;
-        }
-        let seen = Seen::after(before.clone(), incarnation);
-        peer.seen = Some(seen.clone());
-        peer.early = Some(Early::default());
-        let is_replaced = before.as_ref().is_some_and(|before| before.current.store != incarnation.store);
-        let to_persist = (before.as_ref() != Some(&seen)).then_some(seen);
-        Some(Shown { to_persist, is_replaced })
+    /// A session begins in which a peer shows its store. It may not be used before that is durably known.
+    pub(crate) fn open_session(&mut self, node: NodeId, incarnation: Incarnation) {
+        self.peer(node).early = Some(Early { incarnation, messages: Vec::new(), bytes: 0 });
     }
 
     /// The peer's incarnation is durably known: the session may be used. What has come in it already, unless the session has
     /// ended meanwhile.
     pub(crate) fn begin_session(&mut self, node: NodeId, incarnation: Incarnation) -> Option<Vec<Message>> {
         let peer = self.peer(node);
-        if peer.up || peer.seen.as_ref().map(|seen| seen.current) != Some(incarnation) {
-            return None;
-        }
-        let early = peer.early.take()?;
+        let early = peer.early.take_if(|early| early.incarnation == incarnation)?;
         peer.up = true;
         peer.sessions += 1;
         peer.forwards = ForwardsSeen::default();

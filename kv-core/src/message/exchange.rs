@@ -9,7 +9,7 @@ use crate::types::KeyspaceId;
 use crate::version::Record;
 
 /// What a replica asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Purpose {
     /// Its store was lost: whatever another owner holds helps, even one that is being refilled itself.
     Refill,

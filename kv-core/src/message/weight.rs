@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{KeyRequest, Message, Operation, ReadReply, Request, SliceAnswer};
+use super::{KeyRequest, Keyed, Message, Operation, ReadReply, Request, SliceAnswer};
 use crate::version::Record;
 
 /// What a record or a request takes beside its key and values.
@@ -45,7 +45,12 @@ pub(crate) fn of_read_reply(held: &ReadReply) -> usize {
 
 /// Bytes that count for a replica's answer to a scan.
 pub(crate) fn of_slice(answer: &SliceAnswer) -> usize {
-    answer.records.iter().map(|(_, key, record)| key.len() + of_record(record)).sum()
+    answer.records.iter().map(of_keyed).sum()
+}
+
+/// Bytes that count for a record and its key.
+pub(crate) fn of_keyed((_, key, record): &Keyed) -> usize {
+    key.len() + of_record(record)
 }
 
 /// Bytes that count while a peer has not answered a message.

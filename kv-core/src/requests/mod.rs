@@ -15,8 +15,9 @@ use bytes::Bytes;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{
-    CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, SliceQuery, weight,
+    CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, ScanRequest, SliceQuery, weight,
 };
+use crate::parts::Ask;
 use crate::replication::{Goal, Target};
 use crate::shell::{Effect, Tag};
 use crate::storage::{Space, StorageKey};
@@ -73,6 +74,8 @@ enum Origin {
     Client(Tag),
     /// A node that forwarded its client's request.
     Peer { node: NodeId, call: CallId },
+    /// The hub, for a client's scan of which this loop has a part.
+    Part(Tag),
     /// Nobody: the node replaces a record of its own that it cannot read.
     Restore(StorageKey),
 }
@@ -216,6 +219,25 @@ impl Requests {
             Request::Key(request) => self.route(ctx, Origin::Client(tag), request, deadline),
             Request::Scan(request) => self.start_scan(ctx, Origin::Client(tag), request, deadline),
             Request::Inspect { keyspace, key } => self.start_inspect(ctx, Origin::Client(tag), keyspace, key, deadline),
+        }
+    }
+
+    /// A client scans: this loop has a part of it.
+    pub(crate) fn part_of_scan(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        tag: Tag,
+        request: ScanRequest,
+        deadline: Option<Monotonic>,
+    ) {
+        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+        let request = Request::Scan(request);
+        match (self.admit(ctx, &request), request) {
+            (Ok(()), Request::Scan(request)) => {
+                self.start_scan(ctx, Origin::Part(tag), request, deadline.unwrap_or(limit));
+            }
+            (Err(error), _) => self.answer(ctx, Origin::Part(tag), Err(error)),
+            (Ok(()), _) => {}
         }
     }
 
@@ -380,6 +402,7 @@ impl Requests {
     fn answer(&mut self, ctx: &mut Ctx<'_>, origin: Origin, outcome: Outcome) {
         match origin {
             Origin::Client(tag) => ctx.kernel.effect(Effect::Reply { tag, outcome }),
+            Origin::Part(tag) => ctx.kernel.say(Ask::Page { tag, outcome }),
             Origin::Peer { node, call } => ctx.kernel.send(node, Message::Forwarded { call, outcome: Ok(outcome) }),
             Origin::Restore(_) => {}
         }

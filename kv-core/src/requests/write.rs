@@ -315,7 +315,7 @@ impl Requests {
             return actor;
         }
         self.actors_drawn += 1;
-        actor.instance = self.actors_drawn;
+        actor.instance = ctx.kernel.unlike_other_loops(self.actors_drawn);
         actor
     }
 

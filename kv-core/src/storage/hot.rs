@@ -33,6 +33,18 @@ pub struct HotStats {
     pub bytes: u64,
 }
 
+impl HotStats {
+    /// Those of two tiers together.
+    pub(crate) fn sum(self, other: Self) -> Self {
+        Self {
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            records: self.records + other.records,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
 /// A record in memory, and what it adds to the statistics of the store: a write that replaces it must say so, and would
 /// have to encode it once more to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

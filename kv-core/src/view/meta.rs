@@ -1,4 +1,5 @@
-//! Names and values of the meta space: what a node must remember beside its records.
+//! Names and values of the meta space: what a node must remember beside its records. Those that bear a partition are written
+//! by the loop that serves it, all others by the hub: no entry has two writers.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::StorageError;
+use crate::kernel::Place;
 use crate::storage::Reader;
 use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 
@@ -14,8 +16,8 @@ use crate::types::{Epoch, NodeId, PartitionId, StoreId};
 pub(crate) const LAYOUT: &[u8] = b"layout";
 /// The list of keyspaces.
 pub(crate) const KEYSPACES: &[u8] = b"keyspace-list";
-/// Bytes of dropped keyspaces that were removed and whose space the storage engine may still keep.
-pub(crate) const UNRECLAIMED: &[u8] = b"unreclaimed";
+/// Prefix of bytes of dropped keyspaces that were removed of a partition and whose space the storage engine may still keep.
+pub(crate) const UNRECLAIMED: &[u8] = b"unreclaimed/";
 /// The store, if it was there when the cluster was formed: it has had its partitions from the start.
 pub(crate) const ORIGINAL: &[u8] = b"original";
 /// Prefix of the highest incarnation seen of each peer.
@@ -38,8 +40,8 @@ pub(crate) fn keyspaces() -> Bytes {
     Bytes::from_static(KEYSPACES)
 }
 
-pub(crate) fn unreclaimed() -> Bytes {
-    Bytes::from_static(UNRECLAIMED)
+pub(crate) fn unreclaimed(partition: PartitionId) -> Bytes {
+    of_partition(UNRECLAIMED, partition)
 }
 
 pub(crate) fn synced(partition: PartitionId) -> Bytes {
@@ -81,6 +83,20 @@ pub(crate) fn read_all<K: Ord, T: DeserializeOwned, const N: usize>(
             entries.insert(key(id), decode(&name, &value)?);
         }
     }
+    Ok(entries)
+}
+
+/// All entries of one kind, of the partitions of one loop.
+///
+/// # Errors
+/// If one cannot be read.
+pub(crate) fn read_partitions<T: DeserializeOwned>(
+    reader: &impl Reader,
+    prefix: &[u8],
+    place: Place,
+) -> Result<BTreeMap<PartitionId, T>, StorageError> {
+    let mut entries = read_all(reader, prefix, |id| PartitionId(u16::from_be_bytes(id)))?;
+    entries.retain(|&partition, _| place.serves(partition));
     Ok(entries)
 }
 

@@ -1,4 +1,4 @@
-//! The node's view of the cluster: who it is, which layout it acts on, which keyspaces there are, and which of its partitions
+//! A loop's view of the cluster: who its node is, which layout it acts on, which keyspaces there are, and which of its partitions
 //! are complete. Answers what may be done; decides nothing and sends nothing.
 
 pub(crate) mod meta;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::config::{ClusterConfig, Keyspace, KeyspaceList, NodeConfig};
 use crate::error::{Kind, RequestError, StorageError};
+use crate::kernel::Place;
 use crate::message::Refusal;
 use crate::ring::{Entry, FIRST_EPOCH, Joint, Layout};
 use crate::rule::{Rule, Rules};
@@ -23,6 +24,8 @@ pub(crate) struct View {
     pub(crate) config: Arc<NodeConfig>,
     pub(crate) cluster: ClusterConfig,
     pub(crate) incarnation: Incarnation,
+    /// Which loop of the node this is.
+    pub(crate) place: Place,
     pub(crate) rules: Rules,
     /// The layout on which the node acts: durable here.
     layout: Option<Arc<Layout>>,
@@ -46,6 +49,7 @@ impl View {
         config: Arc<NodeConfig>,
         cluster: ClusterConfig,
         incarnation: Incarnation,
+        place: Place,
         reader: &impl Reader,
     ) -> Result<Self, StorageError> {
         let layout: Option<Layout> = meta::read(reader, meta::LAYOUT)?;
@@ -53,13 +57,14 @@ impl View {
             config,
             cluster,
             incarnation,
+            place,
             rules: Rules::default(),
             newest: layout.as_ref().map_or(Epoch(0), |layout| layout.epoch),
             layout: layout.map(Arc::new),
             given: None,
             keyspaces: meta::read(reader, meta::KEYSPACES)?.unwrap_or_default(),
             original: meta::read(reader, meta::ORIGINAL)?,
-            synced: meta::read_all(reader, meta::SYNCED, |id| PartitionId(u16::from_be_bytes(id)))?,
+            synced: meta::read_partitions(reader, meta::SYNCED, place)?,
             transfers: TransferSettings::default(),
         })
     }
@@ -89,32 +94,17 @@ impl View {
         self.newest
     }
 
-    /// A layout is given, which is to be made durable. False: it is not newer than what was given before.
-    pub(crate) fn give(&mut self, layout: &Arc<Layout>) -> bool {
-        if layout.epoch <= self.newest {
-            return false;
-        }
-        let store = self.incarnation.store;
-        let is_member = || layout.members.get(&self.config.node).is_some_and(|me| me.store == store);
-        if layout.epoch == FIRST_EPOCH && is_member() {
-            self.original = Some(store);
-        }
+    /// A layout is given, which is being made durable.
+    pub(crate) fn give(&mut self, layout: Arc<Layout>) {
         self.newest = layout.epoch;
-        self.given = Some(layout.clone());
-        true
+        self.given = Some(layout);
     }
 
-    /// Whether this store was there when the cluster was formed.
-    pub(crate) fn is_original(&self) -> bool {
-        self.original == Some(self.incarnation.store)
-    }
-
-    /// A layout is durable: the node acts on it. The one before, or `Err` if it is not newer.
-    pub(crate) fn adopt(&mut self, layout: Arc<Layout>) -> Result<Option<Arc<Layout>>, ()> {
-        if self.layout.as_ref().is_some_and(|current| current.epoch >= layout.epoch) {
-            return Err(());
-        }
-        Ok(self.layout.replace(layout))
+    /// A layout is durable: this loop acts on it. `original`: the store, if it was there when the cluster was formed. The
+    /// layout before.
+    pub(crate) fn adopt(&mut self, layout: Arc<Layout>, original: Option<StoreId>) -> Option<Arc<Layout>> {
+        self.original = original;
+        self.layout.replace(layout)
     }
 
     /// The entry of a partition in the current layout.
@@ -155,7 +145,7 @@ impl View {
 
     /// Whether this loop serves a partition.
     pub(crate) fn serves(&self, partition: PartitionId) -> bool {
-        self.config.partitions.contains(partition)
+        self.place.serves(partition)
     }
 
     /// Whether this node owns `partition` (while it migrates: as an old or a new owner) and this loop serves it.

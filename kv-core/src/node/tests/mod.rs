@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Tests of the node as a whole. The simulator covers the rest.
 
 mod sessions;
-mod stalls;

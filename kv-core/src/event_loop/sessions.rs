@@ -1,34 +1,23 @@
 //! Sessions with peers: they begin, stall and end, and what depends on that.
 
-use super::{Node, ctx};
-use crate::event::Event;
+use super::{EventLoop, ctx};
 use crate::message::Message;
 use crate::types::{Epoch, Incarnation, NodeId};
-use crate::view::meta;
-use crate::wiring::{AfterDurable, Timer, Waiter};
+use crate::wiring::{Timer, Waiter};
 
-impl Node {
-    pub(super) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+impl EventLoop {
+    /// A session was opened: what comes in it is kept until it may be used.
+    pub(super) fn peer_opened(&mut self, node: NodeId, incarnation: Incarnation) {
         if self.kernel.peers.is_up(node) {
             self.peer_down(node);
         }
-        let Some(shown) = self.kernel.peers.show(node, incarnation) else { return };
-        if shown.is_replaced {
-            self.kernel.event(Event::PeerStoreReplaced { node });
-        }
-        let durable = match shown.to_persist {
-            Some(seen) => self.kernel.persist_meta(meta::peer(node), meta::encode(&seen)),
-            None => self.kernel.durable(),
-        };
-        self.kernel.after(durable, AfterDurable::PeerUp { node, incarnation });
+        self.kernel.peers.open_session(node, incarnation);
     }
 
     /// The peer's incarnation is durably known: the session may be used.
     pub(super) fn peer_known(&mut self, node: NodeId, incarnation: Incarnation) {
         let Some(early) = self.kernel.peers.begin_session(node, incarnation) else { return };
-        self.kernel.event(Event::PeerUp { node, incarnation });
         self.kernel.arm(self.kernel.now.mono, Timer::Handoff);
-        self.kernel.send(node, Message::Keyspaces { list: self.view.keyspaces().clone() });
         self.filling.plan(ctx!(self), &mut self.exchanges);
         self.residues.arm(ctx!(self));
         // Comparisons with it may be pending.
@@ -40,9 +29,6 @@ impl Node {
 
     pub(super) fn peer_down(&mut self, node: NodeId) {
         let Some((was_up, failed)) = self.kernel.peers.end_session(node) else { return };
-        if was_up {
-            self.kernel.event(Event::PeerDown { node });
-        }
         for (call, waiter) in failed {
             match waiter {
                 Waiter::Forward(op) => self.requests.forward_failed(ctx!(self), op, node, None),

@@ -1,47 +1,48 @@
 //! Gives what has become possible, and what components have brought about, to those to whom it belongs.
 
-use super::{Node, ctx};
+use super::{EventLoop, ctx};
 use crate::apply;
 use crate::error::StorageError;
 use crate::exchange;
 use crate::kernel::Ready;
 use crate::message::{Message, Purpose, ReadReply, Refusal};
+use crate::parts::{Ask, LoopInput, Tell};
 use crate::replication::{self, Goal};
 use crate::requests::{Command, refusal_error};
-use crate::shell::{Effect, Input, ReadId};
+use crate::shell::{Effect, ReadId};
 use crate::slices::Requester;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::wiring::{AfterDurable, Applied, ReadFor, StatsFor, Task, Timer, Waiter};
 
-impl Node {
-    pub(super) fn handle(&mut self, input: Input) {
+impl EventLoop {
+    pub(super) fn handle(&mut self, input: LoopInput) {
         if let Some(error) = &self.poisoned {
-            if let Input::Request { tag, .. } = input {
-                self.kernel.effect(Effect::Reply { tag, outcome: Err(error.clone()) });
+            let error = error.clone();
+            match input {
+                LoopInput::Request { tag, .. } => self.kernel.effect(Effect::Reply { tag, outcome: Err(error) }),
+                LoopInput::Told(Tell::Scan { tag, .. }) => self.kernel.say(Ask::Page { tag, outcome: Err(error) }),
+                _ => {}
             }
             return;
         }
         match input {
-            Input::Request { tag, request, deadline } => {
+            LoopInput::Request { tag, request, deadline } => {
                 self.requests.client_request(ctx!(self), tag, request, deadline);
             }
-            Input::Message { from, message } => self.message(from, message),
-            Input::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
-            Input::PeerDown { node } => self.peer_down(node),
-            Input::Heard { from } => self.kernel.note_heard(from),
-            Input::PeerSilent { node } => self.peer_stalled(node),
-            Input::ReadDone { read, result } => self.kernel.loaded(read, result),
-            Input::SliceDone { read, result } => self.slice_read(read, result),
-            Input::LeavesDone { read, result } => self.stats_read(read, result),
-            Input::Persisted { seq } => self.kernel.persisted(seq),
-            Input::PersistFailed { error } => self.poison(&error),
-            Input::Layout(layout) => self.layout_given(layout),
-            Input::Keyspaces(keyspaces) => self.keyspaces_given(keyspaces),
-            Input::Reclaimed => self.purge.reclaimed(ctx!(self)),
-            Input::Transfers(settings) => self.transfers_given(settings),
-            Input::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
-            Input::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
-            Input::Wake => {}
+            LoopInput::Message { from, message } => self.message(from, message),
+            LoopInput::PeerOpened { node, incarnation } => self.peer_opened(node, incarnation),
+            LoopInput::PeerDown { node } => self.peer_down(node),
+            LoopInput::Heard { from } => self.kernel.note_heard(from),
+            LoopInput::PeerSilent { node } => self.peer_stalled(node),
+            LoopInput::ReadDone { read, result } => self.kernel.loaded(read, result),
+            LoopInput::SliceDone { read, result } => self.slice_read(read, result),
+            LoopInput::LeavesDone { read, result } => self.stats_read(read, result),
+            LoopInput::Persisted { seq } => self.kernel.persisted(seq),
+            LoopInput::PersistFailed { reason } => self.poison(reason),
+            LoopInput::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
+            LoopInput::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
+            LoopInput::Told(tell) => self.told(tell),
+            LoopInput::Wake => {}
         }
     }
 
@@ -56,7 +57,6 @@ impl Node {
             Timer::Purge => self.purge.step(ctx!(self)),
             Timer::Copy(partition) => self.filling.step(ctx!(self), &mut self.exchanges, partition),
             Timer::Exchange(exchange) => self.exchanges.step(ctx!(self), exchange),
-            Timer::ThrottleQueue => self.exchanges.take_turns(ctx!(self)),
             Timer::HandOver => self.residues.pass(ctx!(self), &mut self.exchanges),
             Timer::Repair => self.comparisons.turn(ctx!(self), &mut self.exchanges),
             Timer::Deferred => self.comparisons.again(ctx!(self), &mut self.exchanges),
@@ -222,10 +222,7 @@ impl Node {
             }
             AfterDurable::Covered(receipt) => self.covered(*receipt),
             AfterDurable::Dropped(partition) => self.residues.drop_durable(ctx!(self), partition),
-            AfterDurable::Keyspaces(list) => self.purge.list_durable(ctx!(self), *list),
             AfterDurable::Purged => self.purge.slice_durable(ctx!(self)),
-            AfterDurable::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
-            AfterDurable::Adopt(layout) => self.adopt(layout),
             AfterDurable::Synced { partition, synced } => self.synced(partition, synced),
         }
     }
@@ -242,9 +239,9 @@ impl Node {
             Some(ReadFor::Exchange(exchange)) => self.exchanges.own_page_read(ctx!(self), exchange, result),
             Some(ReadFor::Serving(serving)) => self.serving.serving_read(ctx!(self), serving, result),
             Some(ReadFor::Drop(partition)) => {
-                self.residues.drop_read(ctx!(self), &mut self.exchanges, partition, result.ok());
+                self.residues.drop_read(ctx!(self), partition, result.ok());
             }
-            Some(ReadFor::Purge) => self.purge.read(ctx!(self), result.ok()),
+            Some(ReadFor::Purge(partition)) => self.purge.read(ctx!(self), partition, result.ok()),
             Some(ReadFor::Stats(_)) | None => {}
         }
     }

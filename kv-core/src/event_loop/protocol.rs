@@ -1,13 +1,13 @@
 //! The messages of peers: each is given to the component that answers it, or that has asked for it.
 
-use super::{Node, ctx};
+use super::{EventLoop, ctx};
 use crate::apply;
 use crate::message::Message;
 use crate::slices::Requester;
 use crate::types::NodeId;
 use crate::wiring::Waiter;
 
-impl Node {
+impl EventLoop {
     pub(super) fn message(&mut self, from: NodeId, message: Message) {
         if !self.kernel.peers.is_up(from) {
             self.kernel.peers.keep_early(from, message);
@@ -15,9 +15,8 @@ impl Node {
         }
         self.kernel.note_heard(from);
         match message {
-            Message::Ping => self.kernel.send(from, Message::Pong),
-            // That it came is all that it says.
-            Message::Pong => {}
+            // These are for the hub.
+            Message::Ping | Message::Pong | Message::Keyspaces { .. } => {}
             Message::Forward { call, request, deadline } => {
                 if self.kernel.peers.is_first_forward(from, call) {
                     self.requests.forwarded_request(ctx!(self), from, call, request, deadline);
@@ -36,7 +35,6 @@ impl Node {
                 self.serving.serve(ctx!(self), from, call, (partition, epoch, purpose), question);
             }
             Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
-            Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::Forwarded { .. }
             | Message::Replicated { .. }
             | Message::ReadResult { .. }

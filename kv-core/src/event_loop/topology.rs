@@ -1,45 +1,31 @@
-//! What the cluster agrees on: layouts and keyspaces, durable first and then acted on (rules D1 and E1), and what follows
-//! for each component.
+//! What the cluster agrees on: layouts and keyspaces, as the hub tells of them, and what follows for each component.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::{Node, ctx};
+use super::{EventLoop, ctx};
 use crate::config::KeyspaceList;
-use crate::event::Event;
-use crate::message::Message;
+use crate::parts::{Ask, Mover, Tell};
 use crate::ring::Layout;
 use crate::rule::Rule;
+use crate::slices::Requester;
 use crate::topology::{Receipt, TransferSettings};
-use crate::types::PartitionId;
+use crate::types::{PartitionId, StoreId};
 use crate::view::meta;
-use crate::wiring::{AfterDurable, Timer};
+use crate::wiring::Timer;
 
-impl Node {
-    /// The control plane has committed a layout.
-    pub(super) fn layout_given(&mut self, layout: Arc<Layout>) {
-        if !self.view.give(&layout) {
-            return;
-        }
-        if self.view.is_original() {
-            // With every layout, so that no disk can keep a later one and lose this.
-            let store = meta::encode(&self.view.incarnation.store);
-            self.kernel.persist_meta(Bytes::from_static(meta::ORIGINAL), store);
-        }
+impl EventLoop {
+    /// The control plane has committed a layout, which is being made durable.
+    fn layout_given(&mut self, layout: Arc<Layout>) {
+        self.view.give(layout);
         if !self.view.keep(Rule::DropAfterAdoption) {
             self.residues.plan(ctx!(self), &mut self.exchanges);
         }
-        let durable = self.kernel.persist_meta(Bytes::from_static(meta::LAYOUT), meta::encode(&*layout));
-        let durable = if self.view.keep(Rule::DurableLayout) { durable } else { self.kernel.durable() };
-        self.kernel.after(durable, AfterDurable::Adopt(layout));
     }
 
-    /// The layout is durable: act on it.
-    pub(super) fn adopt(&mut self, layout: Arc<Layout>) {
-        let epoch = layout.epoch;
-        let Ok(before) = self.view.adopt(layout.clone()) else { return };
-        self.kernel.event(Event::LayoutAdopted { epoch });
+    /// The layout is durable: act on it (rules D1 and E1).
+    fn adopt(&mut self, layout: Arc<Layout>, original: Option<StoreId>) {
+        let before = self.view.adopt(layout.clone(), original);
+        self.kernel.say(Ask::Adopted { epoch: layout.epoch });
         let changed = |partition: PartitionId| {
             let old = before.as_ref().and_then(|before| before.entry(partition));
             old.map(|entry| entry.changed) != layout.entry(partition).map(|entry| entry.changed)
@@ -74,19 +60,9 @@ impl Node {
         self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
     }
 
-    /// A list of keyspaces, from the control plane or from a peer. What exists by it can be used at once, and what was
-    /// dropped is refused at once. What is stored of that goes when the list is durable.
-    pub(super) fn keyspaces_given(&mut self, list: KeyspaceList) {
-        let known = self.view.keyspaces();
-        let is_older = || self.view.keep(Rule::NewestKeyspaces) && !list.is_newer_than(known);
-        if list == *known || is_older() {
-            return;
-        }
-        let durable = self.kernel.persist_meta(meta::keyspaces(), meta::encode(&list));
-        self.kernel.after(durable, AfterDurable::Keyspaces(Box::new(list.clone())));
-        for peer in self.kernel.peers.up() {
-            self.kernel.send(peer, Message::Keyspaces { list: list.clone() });
-        }
+    /// What exists by a list of keyspaces can be used at once, and what was dropped is refused at once. What is stored of
+    /// that goes when the list is durable.
+    fn keyspaces_given(&mut self, list: KeyspaceList) {
         self.view.replace_keyspaces(list);
         self.requests.end_dropped(ctx!(self));
         self.replications.give_up_dropped(ctx!(self));
@@ -97,13 +73,30 @@ impl Node {
     }
 
     /// How fast partitions may be copied from now on.
-    pub(super) fn transfers_given(&mut self, settings: TransferSettings) {
-        if self.view.transfers == settings {
-            return;
-        }
+    fn transfers_given(&mut self, settings: TransferSettings) {
         self.view.transfers = settings;
         self.exchanges.limited(ctx!(self));
         self.filling.plan(ctx!(self), &mut self.exchanges);
         self.residues.arm(ctx!(self));
+    }
+
+    /// The hub has something to say.
+    pub(super) fn told(&mut self, tell: Tell) {
+        match tell {
+            Tell::Given(layout) => self.layout_given(layout),
+            Tell::Layout { layout, original } => self.adopt(layout, original),
+            Tell::Keyspaces(list) => self.keyspaces_given(list),
+            Tell::KeyspacesDurable(list) => self.purge.list_durable(ctx!(self), list),
+            Tell::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
+            Tell::Transfers(settings) => self.transfers_given(settings),
+            Tell::Turn { partition, purpose } => {
+                self.filling.turn(ctx!(self), &mut self.exchanges, partition, purpose);
+            }
+            Tell::Booked { by: Mover::Exchange(id), booking } => self.exchanges.booked(ctx!(self), id, booking),
+            Tell::Booked { by: Mover::Drop(partition), .. } => self.residues.booked(ctx!(self), partition),
+            Tell::Reclaimed => self.purge.reclaimed(ctx!(self)),
+            Tell::Slice { job, query } => self.slices.serve(ctx!(self), Requester::Hub { job }, query),
+            Tell::Scan { tag, request, deadline } => self.requests.part_of_scan(ctx!(self), tag, request, deadline),
+        }
     }
 }

@@ -1,0 +1,3 @@
+//! Tests of one loop, with what the hub would tell it.
+
+mod stalls;

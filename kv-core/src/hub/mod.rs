@@ -1,0 +1,233 @@
+//! The hub: what belongs to a node and not to any of its partitions. Sessions with peers and which stores they have shown,
+//! what the cluster agrees on and makes durable once for all loops, how much is filled and moved at once, and answers that
+//! need several loops.
+//!
+//! A loop never waits for another one, and none reads what is another's. Loops ask the hub (`parts::Ask`), and the hub tells
+//! them (`parts::Tell`).
+
+mod agreed;
+mod join;
+mod pace;
+mod reclaim;
+mod sessions;
+
+use std::sync::Arc;
+
+use crate::config::NodeConfig;
+use crate::error::StorageError;
+use crate::kernel::{self, Holding, Place, Ready};
+use crate::message::Message;
+use crate::parts::{Ask, HubInput, Tell};
+use crate::shell::Effects;
+use crate::storage::Reader;
+use crate::types::{Incarnation, NodeId, Now, StoreId};
+
+use agreed::Agreed;
+use join::Joins;
+use pace::Pace;
+use reclaim::Reclaim;
+use sessions::Sessions;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    kernel: Kernel,
+    config: Arc<NodeConfig>,
+    agreed: Agreed,
+    sessions: Sessions,
+    pace: Pace,
+    joins: Joins,
+    reclaim: Reclaim,
+    /// Whether the store has failed: nothing is promised any more.
+    poisoned: bool,
+}
+
+/// The wiring of the hub's kernel: it has no records, and calls nobody.
+#[derive(Debug)]
+pub(crate) struct HubWires;
+
+/// There is no such thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Never {}
+
+/// What a timer of the hub is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HubTimer {
+    /// Whoever waits for the limit on bytes may go on.
+    Throttle,
+    /// Never set: the hub calls nobody.
+    Calls,
+}
+
+/// What the hub does once a batch of its own is durable.
+#[derive(Debug)]
+pub(crate) enum HubDurable {
+    /// The session with a peer may be used.
+    PeerUp { node: NodeId, incarnation: Incarnation },
+    /// Loops act on a layout.
+    Layout(Arc<crate::ring::Layout>),
+    /// Loops remove what a list of keyspaces does not have any more.
+    Keyspaces(Box<crate::config::KeyspaceList>),
+}
+
+/// To whom the hub says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    /// To every loop.
+    All,
+    /// To one loop.
+    Loop(u16),
+}
+
+impl kernel::Wiring for HubWires {
+    type Timer = HubTimer;
+    type Task = Never;
+    type AfterDurable = HubDurable;
+    type ReadFor = Never;
+    type Waiter = Never;
+    type Said = (To, Tell);
+
+    fn watch(_: NodeId) -> HubTimer {
+        HubTimer::Calls
+    }
+
+    fn given_up() -> HubTimer {
+        HubTimer::Calls
+    }
+}
+
+/// The hub's kernel.
+type Kernel = kernel::Kernel<HubWires>;
+
+impl Hub {
+    /// What the store remembers.
+    ///
+    /// # Errors
+    /// If the node's own entries cannot be read.
+    pub(crate) fn recover(
+        config: Arc<NodeConfig>,
+        incarnation: Incarnation,
+        reader: &impl Reader,
+    ) -> Result<Self, StorageError> {
+        let loops = usize::from(config.loops.max(1));
+        Ok(Self {
+            agreed: Agreed::recover(incarnation, loops, reader)?,
+            sessions: Sessions::recover(reader)?,
+            pace: Pace::new(&config),
+            joins: Joins::new(&config),
+            reclaim: Reclaim::new(loops),
+            kernel: Kernel::new(config.clone(), incarnation, Place::ONLY, Holding::default()),
+            config,
+            poisoned: false,
+        })
+    }
+
+    /// Takes one input. What loops are to know is added to `said`, in order.
+    pub(crate) fn step(&mut self, now: Now, input: HubInput, effects: &mut Effects, said: &mut Vec<(To, Tell)>) {
+        self.kernel.begin(now, effects);
+        self.handle(input);
+        self.settle();
+        while let Some(timer) = self.kernel.due() {
+            match timer {
+                HubTimer::Throttle => self.pace.give_bytes(&mut self.kernel),
+                HubTimer::Calls => {}
+            }
+        }
+        debug_assert!(self.kernel.timers_set() <= 1, "the hub has one timer");
+        self.kernel.end(effects);
+        said.append(&mut self.kernel.take_said());
+    }
+
+    fn handle(&mut self, input: HubInput) {
+        if self.poisoned {
+            return;
+        }
+        match input {
+            HubInput::Layout(layout) => self.agreed.layout(&mut self.kernel, self.config.node, layout),
+            HubInput::Keyspaces(list) => self.agreed.keyspaces(&mut self.kernel, &self.sessions, list),
+            HubInput::Transfers(settings) => self.pace.settings(&mut self.kernel, settings),
+            HubInput::PeerOpened { node, incarnation } => self.sessions.opened(&mut self.kernel, node, incarnation),
+            HubInput::PeerDown { node } => {
+                self.sessions.closed(&mut self.kernel, node);
+                self.joins.peer_down(node);
+            }
+            HubInput::Message { from, message } => self.message(from, message),
+            HubInput::Scan { tag, request, deadline } => self.joins.scan(&mut self.kernel, tag, request, deadline),
+            HubInput::Reclaimed => self.reclaim.done(&mut self.kernel),
+            HubInput::Persisted { seq } => self.kernel.persisted(seq),
+            HubInput::PersistFailed => {
+                self.kernel.discard_batch();
+                self.poisoned = true;
+            }
+            HubInput::Asked { index, ask } => self.asked(index, ask),
+            HubInput::Wake => {}
+        }
+    }
+
+    fn message(&mut self, from: NodeId, message: Message) {
+        if !self.sessions.is_open(from) {
+            return;
+        }
+        match message {
+            Message::Ping => self.kernel.send(from, Message::Pong),
+            Message::Keyspaces { list } => self.agreed.keyspaces(&mut self.kernel, &self.sessions, list),
+            Message::Slice { call, slice } => self.joins.slice(&mut self.kernel, from, call, &slice),
+            // Loops get every other message.
+            _ => {}
+        }
+    }
+
+    fn asked(&mut self, index: u16, ask: Ask) {
+        let kernel = &mut self.kernel;
+        match ask {
+            Ask::Adopted { epoch } => self.agreed.adopted(kernel, index, epoch),
+            Ask::WantTurn { partition, purpose } => self.pace.want_turn(kernel, partition, purpose),
+            Ask::EndTurn { partition, purpose } => self.pace.end_turn(kernel, partition, purpose),
+            Ask::Book { by, bytes } => self.pace.book(kernel, index, by, bytes),
+            Ask::Settle { booking, bytes } => self.pace.settle(kernel, booking, bytes),
+            Ask::Moved { bytes } => self.pace.moved(kernel, bytes),
+            Ask::Removed { bytes } => self.reclaim.removed(kernel, index, bytes),
+            Ask::Slice { job, result } => self.joins.slice_part(kernel, job, result),
+            Ask::Page { tag, outcome } => self.joins.page(kernel, tag, outcome),
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(ready) = self.kernel.next() {
+            let Ready::Durable(then) = ready else { continue };
+            match then {
+                HubDurable::PeerUp { node, incarnation } => {
+                    self.sessions.known(&mut self.kernel, self.agreed.list(), node, incarnation);
+                }
+                HubDurable::Layout(layout) => self.agreed.layout_durable(&mut self.kernel, layout),
+                HubDurable::Keyspaces(list) => self.kernel.say((To::All, Tell::KeyspacesDurable(*list))),
+            }
+        }
+    }
+
+    /// The highest incarnation seen of a peer.
+    pub(crate) fn seen(&self, peer: NodeId) -> Option<Incarnation> {
+        self.sessions.seen(peer)
+    }
+
+    /// The same, once the peer has shown its store.
+    pub(crate) fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
+        self.sessions.seen_against(peer, store)
+    }
+
+    /// Batches that are not durable.
+    pub(crate) fn unsynced_batches(&self) -> u64 {
+        self.kernel.unsynced_batches()
+    }
+
+    /// Whether the storage engine gives back the space of what was removed.
+    pub(crate) fn is_reclaiming(&self) -> bool {
+        self.reclaim.is_running()
+    }
+
+    /// Switches a protocol rule off.
+    #[cfg(feature = "mutation")]
+    pub(crate) fn break_rule(&mut self, rule: crate::rule::Rule) {
+        self.kernel.rules.break_rule(rule);
+    }
+}

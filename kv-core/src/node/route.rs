@@ -1,0 +1,149 @@
+//! Which part of a node an input is for.
+//!
+//! What names a key or a partition goes to the loop that serves it, an answer to the loop that asked, and what is about a peer
+//! to all of them.
+
+use super::{Input, Node, ReadId};
+use crate::kernel::Place;
+use crate::message::{Message, Request};
+use crate::parts::{HubInput, LoopInput};
+use crate::types::{NodeId, Now, PartitionId};
+
+impl Node {
+    pub(super) fn route(&mut self, input: Input) {
+        match input {
+            Input::Request { tag, request, deadline } => {
+                let index = match &request {
+                    Request::Scan(scan) if self.loops.len() > 1 => {
+                        let request = scan.clone();
+                        return self.tell_hub(HubInput::Scan { tag, request, deadline });
+                    }
+                    Request::Scan(_) => 0,
+                    Request::Key(key) => self.loop_of_key(&key.key),
+                    Request::Inspect { key, .. } => self.loop_of_key(key),
+                };
+                self.tell_loop(index, LoopInput::Request { tag, request, deadline });
+            }
+            Input::Message { from, message } => self.route_message(from, message),
+            Input::PeerUp { node, incarnation } => {
+                // Loops first, so that they keep what comes in the session until the hub says that it may be used.
+                self.tell_loops(|| LoopInput::PeerOpened { node, incarnation });
+                self.tell_hub(HubInput::PeerOpened { node, incarnation });
+            }
+            Input::PeerDown { node } => {
+                self.tell_loops(|| LoopInput::PeerDown { node });
+                self.tell_hub(HubInput::PeerDown { node });
+            }
+            Input::Heard { from } => self.tell_loops(|| LoopInput::Heard { from }),
+            Input::PeerSilent { node } => self.tell_loops(|| LoopInput::PeerSilent { node }),
+            Input::ReadDone { read, result } => {
+                let (index, read) = reader(read);
+                self.tell_loop(index, LoopInput::ReadDone { read, result });
+            }
+            Input::SliceDone { read, result } => {
+                let (index, read) = reader(read);
+                self.tell_loop(index, LoopInput::SliceDone { read, result });
+            }
+            Input::LeavesDone { read, result } => {
+                let (index, read) = reader(read);
+                self.tell_loop(index, LoopInput::LeavesDone { read, result });
+            }
+            Input::Persisted { seq } => {
+                for (part, seq) in self.batches.durable(seq) {
+                    match u16::try_from(part).ok().and_then(|part| part.checked_sub(1)) {
+                        Some(index) => self.tell_loop(index, LoopInput::Persisted { seq }),
+                        None => self.tell_hub(HubInput::Persisted { seq }),
+                    }
+                }
+            }
+            Input::PersistFailed { error } => {
+                let reason = error.to_string();
+                self.tell_loops(|| LoopInput::PersistFailed { reason: reason.clone() });
+                self.tell_hub(HubInput::PersistFailed);
+            }
+            Input::Layout(layout) => {
+                self.layout.get_or_insert_with(|| layout.clone());
+                self.tell_hub(HubInput::Layout(layout));
+            }
+            Input::Keyspaces(list) => self.tell_hub(HubInput::Keyspaces(list)),
+            Input::Reclaimed => self.tell_hub(HubInput::Reclaimed),
+            Input::Transfers(settings) => self.tell_hub(HubInput::Transfers(settings)),
+            Input::Retry(partitions) => self.tell_loops(|| LoopInput::Retry(partitions.clone())),
+            Input::Repair(partitions) => self.tell_loops(|| LoopInput::Repair(partitions.clone())),
+            // Parts are woken at every step.
+            Input::Wake => {}
+        }
+    }
+
+    /// Wakes the parts whose moment has come.
+    pub(super) fn wake(&mut self, now: Now) {
+        let due = |wake: &Option<crate::types::Monotonic>| wake.is_some_and(|at| at <= now.mono);
+        let parts: Vec<usize> = (0..).zip(&self.wakes).filter(|(_, wake)| due(wake)).map(|(part, _)| part).collect();
+        for part in parts {
+            match u16::try_from(part).ok().and_then(|part| part.checked_sub(1)) {
+                Some(index) => self.tell_loop(index, LoopInput::Wake),
+                None => self.tell_hub(HubInput::Wake),
+            }
+        }
+    }
+
+    fn route_message(&mut self, from: NodeId, message: Message) {
+        match &message {
+            Message::Keyspaces { .. } | Message::Ping => {
+                self.tell_loops(|| LoopInput::Heard { from });
+                self.tell_hub(HubInput::Message { from, message });
+            }
+            Message::Pong => self.tell_loops(|| LoopInput::Heard { from }),
+            Message::CaughtUp { .. } => self.tell_loops(|| LoopInput::Message { from, message: message.clone() }),
+            Message::Slice { slice, .. } => {
+                let mut loops = slice.partitions.iter().map(|part| self.loop_of_partition(part.0));
+                let first = loops.next().unwrap_or(0);
+                if loops.all(|index| index == first) {
+                    self.tell_loop(first, LoopInput::Message { from, message });
+                } else {
+                    self.tell_loops(|| LoopInput::Heard { from });
+                    self.tell_hub(HubInput::Message { from, message });
+                }
+            }
+            _ => {
+                let index = self.loop_of_message(&message);
+                self.tell_loop(index, LoopInput::Message { from, message });
+            }
+        }
+    }
+
+    fn loop_of_message(&self, message: &Message) -> u16 {
+        match message {
+            Message::Forward { request: Request::Key(key), .. } => self.loop_of_key(&key.key),
+            Message::Replicate { key, .. } | Message::Read { key, .. } => self.loop_of_key(key),
+            Message::Exchange { partition, .. } => self.loop_of_partition(*partition),
+            Message::Forwarded { call, .. }
+            | Message::Replicated { call, .. }
+            | Message::ReadResult { call, .. }
+            | Message::SliceResult { call, .. }
+            | Message::ExchangeResult { call, .. } => Place::of_call(*call, self.loop_count()),
+            // Others than keys are not coordinated for peers, which any loop says.
+            Message::Forward { .. }
+            | Message::Slice { .. }
+            | Message::Keyspaces { .. }
+            | Message::CaughtUp { .. }
+            | Message::Ping
+            | Message::Pong => 0,
+        }
+    }
+
+    fn loop_of_partition(&self, partition: PartitionId) -> u16 {
+        Place::of_partition(partition, self.loop_count())
+    }
+
+    /// Before there is a layout nobody serves a key, and any loop says so.
+    fn loop_of_key(&self, key: &[u8]) -> u16 {
+        self.layout.as_ref().map_or(0, |layout| self.loop_of_partition(layout.partition_of(key)))
+    }
+}
+
+/// The loop that has asked for a read, and its own name for it.
+fn reader(read: ReadId) -> (u16, ReadId) {
+    let part = u16::try_from(read.0 & 0xff).unwrap_or(0);
+    (part.saturating_sub(1), ReadId(read.0 >> 8))
+}
