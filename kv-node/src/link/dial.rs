@@ -13,7 +13,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Links;
-use super::session::{SessionError, frames, hello_frame};
+use super::session::{HELLO_TIMEOUT, SessionError, frames, hello_frame};
 use crate::trust::{Purpose, Reason, Refused, connect};
 
 /// How long opening a connection may take.
@@ -106,7 +106,9 @@ async fn dial(
     if sender.send(hello_frame(&mine)).await.is_err() {
         return Err(SessionError::Closed);
     }
-    let mut incoming = client.exchange(outgoing).await?.into_inner();
+    // Whoever takes the connection may leave it at that.
+    let answered = tokio::time::timeout(HELLO_TIMEOUT, client.exchange(outgoing)).await;
+    let mut incoming = answered.map_err(|_elapsed| SessionError::Silent)??.into_inner();
     *met = true;
     links.opened(node, address, mine, &mut incoming, &sender).await
 }

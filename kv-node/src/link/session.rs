@@ -20,7 +20,7 @@ use crate::outbox::{Outgoing, outbox};
 use crate::trust::Reason;
 
 /// How long the other end may take to say hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often each end shows that it is alive.
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);

@@ -42,7 +42,9 @@ impl Service {
         claims: impl FnOnce(&T) -> Option<(StoreId, String)>,
     ) -> Result<Caller, Status> {
         let caller = self.caller(request, purpose);
-        if caller.is_err() {
+        let connection = request.extensions().get::<Arc<Connection>>();
+        let shows_nothing = connection.is_none_or(|connection| connection.proven().is_none());
+        if caller.is_err() && shows_nothing {
             let claims = claims(request.get_ref());
             self.0.trust.refused_without_secret(claims.as_ref().map(|(store, name)| (*store, name.as_str())));
         }

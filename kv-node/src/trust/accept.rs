@@ -10,6 +10,10 @@ use tokio::net::TcpStream;
 use super::proof::{self, Party};
 use super::{MAGIC, PROOF_TIMEOUT, Proven, Reason, Trust, nonce, receive, refusal, send};
 
+/// A connection is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed;
+
 /// Why a connection is not served.
 enum Failure {
     /// It broke.
@@ -27,12 +31,12 @@ impl From<io::Error> for Failure {
 impl Trust {
     /// Takes a new connection: who its other end is, if it proves that, and `None` if it does not begin with a proof. `Err`:
     /// it is to be closed.
-    pub async fn accept(&self, stream: &mut TcpStream) -> Result<Option<Proven>, ()> {
+    pub async fn accept(&self, stream: &mut TcpStream) -> Result<Option<Proven>, Closed> {
         let mut first = [0];
         match stream.peek(&mut first).await {
             Ok(1) if first[0] == MAGIC[0] => {}
             Ok(_) => return Ok(None),
-            Err(_) => return Err(()),
+            Err(_) => return Err(Closed),
         }
         let from = stream.peer_addr().ok().map(|address| address.ip().to_canonical());
         match tokio::time::timeout(PROOF_TIMEOUT, self.hear(stream)).await {
@@ -42,13 +46,13 @@ impl Trust {
             }
             Ok(Err(Failure::Refused { theirs, reason, problem })) => {
                 self.note(theirs.as_ref(), from, reason, &problem);
-                Err(())
+                Err(Closed)
             }
             Ok(Err(Failure::Broken(error))) => {
                 tracing::debug!(%error, "a peer's connection ended while it was to prove the secret");
-                Err(())
+                Err(Closed)
             }
-            Err(_elapsed) => Err(()),
+            Err(_elapsed) => Err(Closed),
         }
     }
 

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tonic::Status;
 
+pub use accept::Closed;
 pub use dial::{Refused, connect, connect_lazily};
 pub use proof::{Party, Purpose};
 pub use refusals::{Reason, Refusals};

@@ -107,7 +107,7 @@ async fn garbage_on_the_port_hurts_nobody() {
 
 #[tokio::test]
 async fn a_peer_that_sends_too_much_at_once_is_told_the_limit() {
-    let (mut world, client) = World::cluster(2).await;
+    let (mut world, client) = World::cluster(3).await;
     put(&client, "k", "v").await;
     let address = format!("http://{}", world.nodes[0].address);
     let description = client.description();

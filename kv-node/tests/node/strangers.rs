@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::world::{Node, PATIENCE, World, free_port, get, put, report_of, reports, until, until_async};
+use crate::world::{Node, PATIENCE, World, free_port, get, put, report_of, reports, until_async};
 
 /// A process that has read what everybody may read, and speaks as a peer.
 #[derive(Clone)]
@@ -348,7 +348,8 @@ async fn a_stranger_that_answers_at_a_members_address_is_no_member() {
     let me = v1::NodeAddress { incarnation: Some(stranger.incarnation), address: address.clone() };
     let serving = Impostor { me, group: store_of(&before, "n1"), hello: stranger.hello() }.serve(&address).await;
     for node in &world.nodes[..2] {
-        until("it is refused", || node.log().contains("n3 is a member with store").then_some(()));
+        // The stranger answers on this thread.
+        until_async("it is refused", || async { node.log().contains("n3 is a member with store").then_some(()) }).await;
     }
     assert_eq!(get(&client, "k").await, ["v"]);
     serving.abort();

@@ -81,9 +81,14 @@ impl Local {
         Ran::of(self.command(arguments).output().expect("the program runs"))
     }
 
+    /// The file with the secret of the cluster.
+    pub(crate) fn secret(&self) -> std::path::PathBuf {
+        self.folder.path().join("secret")
+    }
+
     /// The nodes prove a secret to each other that only their owner can read.
     pub(crate) fn expect_secret(&self, nodes: &[Value]) {
-        let secret = std::fs::metadata(self.folder.path().join("secret")).expect("a secret");
+        let secret = std::fs::metadata(self.secret()).expect("a secret");
         assert_eq!(secret.mode() & 0o777, 0o600);
         for node in nodes {
             let mut stream = TcpStream::connect(node["address"].as_str().expect("an address")).expect("a node");
