@@ -18,4 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(joining) = v1::JoinRequest::decode(bytes).ok().and_then(|wire| Joining::try_from(wire).ok()) {
         assert_eq!(Joining::try_from(v1::JoinRequest::from(joining.clone())), Ok(joining));
     }
+    // What is said before anything is proven; what the server makes of it is a property beside `kv-node/src/trust/proof.rs`.
+    drop((v1::PeerGreeting::decode(bytes), v1::PeerChallenge::decode(bytes)));
+    drop((v1::PeerProofs::decode(bytes), v1::PeerVerdict::decode(bytes)));
 });

@@ -1,7 +1,11 @@
-//! What two nodes check before they talk (rules D2 and D3).
+//! What two nodes check before they talk, and what becomes of a claim that one of them runs an older copy of its store
+//! (rules D2, D3 and D4).
+
+use std::collections::BTreeMap;
 
 use crate::message::{Hello, PROTOCOL_VERSION};
-use crate::types::{Incarnation, NodeId};
+use crate::rule::{Rule, Rules};
+use crate::types::{Incarnation, NodeId, StoreId};
 
 /// Why two nodes do not talk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,32 @@ pub enum HandshakeError {
         /// The number.
         node: NodeId,
     },
+    /// The peer is no member, as far as this node knows.
+    #[error(
+        "{node} is not a member that {at} knows: it was not admitted, or {at} has not learnt of it yet; a member tries again \
+         by itself"
+    )]
+    NotMember {
+        /// The peer.
+        node: NodeId,
+        /// Who says so.
+        at: NodeId,
+    },
+    /// The member has another store, as far as this node knows.
+    #[error(
+        "{node} is a member with store {agreed}, not with {theirs}: that one was given up, or {at} has not learnt of it yet; \
+         a member tries again by itself"
+    )]
+    OtherStore {
+        /// The peer.
+        node: NodeId,
+        /// The store that it shows.
+        theirs: StoreId,
+        /// The one that was agreed on.
+        agreed: StoreId,
+        /// Who says so.
+        at: NodeId,
+    },
     /// The peer's store is older than one that it has already shown.
     #[error(
         "{node} runs an older copy of its store (boot {}, seen {}); it must be refilled under a new store id before it serves",
@@ -46,9 +76,9 @@ pub enum HandshakeError {
         /// The highest seen.
         seen: Incarnation,
     },
-    /// This node's store is older than one that it has already shown: the shell renews the store id and starts again,
-    /// so that the node is refilled.
-    #[error("this node's store is an older copy (boot {}, {node} has seen {})", .mine.boot, .seen.boot)]
+    /// The peer claims that this node's store is older than one that it has already shown. What becomes of the claim,
+    /// [`Claims`] decides.
+    #[error("{node} says that this node's store is an older copy (boot {}, it has seen {})", .mine.boot, .seen.boot)]
     RolledBack {
         /// The peer that noticed.
         node: NodeId,
@@ -59,35 +89,115 @@ pub enum HandshakeError {
     },
 }
 
-/// Checks the peer's greeting against one's own. `seen` in each is the highest incarnation seen of the other.
-///
-/// # Errors
-/// If the two must not talk.
-pub fn check(mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
-    let node = theirs.node;
-    if theirs.protocol != mine.protocol {
-        return Err(HandshakeError::Protocol { node, theirs: theirs.protocol });
+/// Checks what peers say at the beginning of a session.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    rules: Rules,
+}
+
+impl Gate {
+    /// Switches a rule off, to show that a checker notices.
+    #[cfg(feature = "mutation")]
+    pub fn break_rule(&mut self, rule: Rule) {
+        self.rules.break_rule(rule);
     }
-    if theirs.cluster != mine.cluster || theirs.seed != mine.seed {
-        return Err(HandshakeError::OtherCluster { node });
+
+    /// Checks the peer's greeting against one's own. `seen` in each is the highest incarnation seen of the other; `agreed`
+    /// is the store under which the peer is a member, as far as this node knows what was agreed on (rule D4).
+    ///
+    /// # Errors
+    /// If the two must not talk.
+    pub fn check(&self, mine: &Hello, theirs: &Hello, agreed: Option<StoreId>) -> Result<(), HandshakeError> {
+        let node = theirs.node;
+        if theirs.protocol != mine.protocol {
+            return Err(HandshakeError::Protocol { node, theirs: theirs.protocol });
+        }
+        if theirs.cluster != mine.cluster || theirs.seed != mine.seed {
+            return Err(HandshakeError::OtherCluster { node });
+        }
+        if theirs.config != mine.config {
+            return Err(HandshakeError::OtherConfig { node });
+        }
+        if node == mine.node {
+            return Err(HandshakeError::Myself { node });
+        }
+        if self.rules.keep(Rule::MembersOnly) {
+            let (at, theirs) = (mine.node, theirs.incarnation.store);
+            match agreed {
+                None => return Err(HandshakeError::NotMember { node, at }),
+                Some(agreed) if agreed != theirs => {
+                    return Err(HandshakeError::OtherStore { node, theirs, agreed, at });
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(seen) = mine.seen
+            && is_rolled_back(theirs.incarnation, seen)
+        {
+            return Err(HandshakeError::PeerRolledBack { node, theirs: theirs.incarnation, seen });
+        }
+        if let Some(seen) = theirs.seen
+            && is_rolled_back(mine.incarnation, seen)
+        {
+            return Err(HandshakeError::RolledBack { node, mine: mine.incarnation, seen });
+        }
+        Ok(())
     }
-    if theirs.config != mine.config {
-        return Err(HandshakeError::OtherConfig { node });
+}
+
+/// What members say of this node's store: that it is an older copy, or that it was given up. A single one of them may be
+/// wrong or lie, so it takes the agreed state or a majority to make a node give up its store (rule D2).
+#[derive(Clone, Debug)]
+pub struct Claims<C> {
+    rules: Rules,
+    /// The last claim of each author.
+    claims: BTreeMap<NodeId, C>,
+}
+
+impl<C> Default for Claims<C> {
+    fn default() -> Self {
+        Self { rules: Rules::default(), claims: BTreeMap::new() }
     }
-    if node == mine.node {
-        return Err(HandshakeError::Myself { node });
+}
+
+impl<C: Copy> Claims<C> {
+    /// Switches a rule off, to show that a checker notices.
+    #[cfg(feature = "mutation")]
+    pub fn break_rule(&mut self, rule: Rule) {
+        self.rules.break_rule(rule);
     }
-    if let Some(seen) = mine.seen
-        && is_rolled_back(theirs.incarnation, seen)
-    {
-        return Err(HandshakeError::PeerRolledBack { node, theirs: theirs.incarnation, seen });
+
+    /// Notes the claim of a member, in place of an earlier one of the same member. Returns whether that is new.
+    pub fn note(&mut self, author: NodeId, claim: C) -> bool {
+        self.claims.insert(author, claim).is_none()
     }
-    if let Some(seen) = theirs.seen
-        && is_rolled_back(mine.incarnation, seen)
-    {
-        return Err(HandshakeError::RolledBack { node, mine: mine.incarnation, seen });
+
+    /// A member talks to this node: it claims nothing any more.
+    pub fn withdraw(&mut self, author: NodeId) {
+        self.claims.remove(&author);
     }
-    Ok(())
+
+    /// The claims, by author.
+    pub fn all(&self) -> impl Iterator<Item = (NodeId, C)> {
+        self.claims.iter().map(|(author, claim)| (*author, *claim))
+    }
+
+    /// A claim that more than half of `electorate` share, this node counted as one of them. Nobody else's word counts.
+    #[must_use]
+    pub fn proven(&self, electorate: impl IntoIterator<Item = NodeId>) -> Option<C> {
+        if !self.rules.keep(Rule::ProvenClaims) {
+            return self.claims.values().next().copied();
+        }
+        let (mut size, mut said, mut claim) = (0, 0, None);
+        for member in electorate {
+            size += 1;
+            if let Some(theirs) = self.claims.get(&member) {
+                said += 1;
+                claim = Some(*theirs);
+            }
+        }
+        claim.filter(|_| said * 2 > size)
+    }
 }
 
 /// Whether `shown` is an older copy of the store that has shown `seen`: a lower boot, or the same boot under another
@@ -95,4 +205,58 @@ pub fn check(mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
 #[must_use]
 pub fn is_rolled_back(shown: Incarnation, seen: Incarnation) -> bool {
     shown.store == seen.store && (shown.boot < seen.boot || (shown.boot == seen.boot && shown.nonce != seen.nonce))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ClusterConfig;
+    use crate::types::{ClusterId, HashSeed};
+
+    fn hello(node: u64, boot: u32, seen: Option<u32>) -> Hello {
+        let other = if node == 1 { 2 } else { 1 };
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: Some(ClusterId(1)),
+            seed: HashSeed(1),
+            config: ClusterConfig::default(),
+            node: NodeId(node),
+            incarnation: Incarnation { store: StoreId(node * 10), boot, nonce: boot },
+            seen: seen.map(|boot| Incarnation { store: StoreId(other * 10), boot, nonce: boot }),
+        }
+    }
+
+    #[test]
+    fn only_members_under_their_agreed_stores_are_talked_to() {
+        let (gate, mine) = (Gate::default(), hello(1, 5, None));
+        let check = |theirs: &Hello, agreed: Option<u64>| gate.check(&mine, theirs, agreed.map(StoreId));
+        assert_eq!(check(&hello(2, 1, None), Some(20)), Ok(()));
+        assert!(matches!(check(&hello(2, 1, None), None), Err(HandshakeError::NotMember { .. })));
+        assert!(matches!(check(&hello(2, 1, None), Some(21)), Err(HandshakeError::OtherStore { .. })));
+        // What somebody claims who is no member is not even looked at.
+        assert!(matches!(check(&hello(2, 1, Some(9)), None), Err(HandshakeError::NotMember { .. })));
+        assert!(matches!(check(&hello(2, 1, Some(9)), Some(20)), Err(HandshakeError::RolledBack { .. })));
+        assert_eq!(check(&hello(2, 1, Some(5)), Some(20)), Ok(()));
+    }
+
+    #[test]
+    fn it_takes_a_majority_to_prove_a_claim() {
+        let proven = |authors: &[u64], members: u64| {
+            let mut claims = Claims::default();
+            for author in authors {
+                claims.note(NodeId(*author), *author);
+            }
+            claims.proven((1..=members).map(NodeId)).is_some()
+        };
+        // Node 1 is the one that the claims are about.
+        assert!(!proven(&[], 0) && !proven(&[2], 0), "nobody is known to count");
+        assert!(!proven(&[2], 2) && !proven(&[2], 3) && proven(&[2, 3], 3));
+        assert!(!proven(&[2, 3], 4) && !proven(&[2, 3], 5) && proven(&[2, 3, 5], 5));
+        assert!(!proven(&[7, 8, 9], 3), "who is no member says nothing");
+        let mut claims = Claims::default();
+        assert!(claims.note(NodeId(2), 1) && !claims.note(NodeId(2), 4) && claims.note(NodeId(3), 4));
+        assert_eq!(claims.proven([1, 2, 3].map(NodeId)), Some(4));
+        claims.withdraw(NodeId(2));
+        assert_eq!(claims.proven([1, 2, 3].map(NodeId)), None);
+    }
 }

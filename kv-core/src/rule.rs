@@ -13,6 +13,10 @@ pub enum Rule {
     FreshActorPerHint,
     /// D2: a node whose store was lost is refilled before it acknowledges or answers.
     RefillLostStore,
+    /// D2: it takes the agreed state or a majority of the members to make a node give up its store.
+    ProvenClaims,
+    /// D4: only members under their agreed stores get a session.
+    MembersOnly,
     /// D2: a store is filled only by a layout that lists it.
     ListedStore,
     /// A2: replication sends the coordinator's whole merged record.

@@ -10,6 +10,7 @@
 //! | `control` | who belongs to the cluster and where data lives: agreed on by Raft |
 //! | `transfers` | what a node remembers of the copies that it makes |
 //! | `liveness` | who answers |
+//! | `trust` | who may speak as a peer: the secret of the cluster and the proof of it |
 //! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
 //! | `admission`, `read_window` | whose writes are let in next; how many reads of a connection are under way |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
@@ -33,6 +34,7 @@ pub mod server;
 pub mod settings;
 mod signals;
 pub mod transfers;
+pub mod trust;
 pub mod usage;
 
 pub use own_files::REMOVED_FILE;

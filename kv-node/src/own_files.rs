@@ -1,4 +1,5 @@
-//! The node's own small files in its data directory: where it listened last, and that it was removed.
+//! The node's own small files in its data directory: where it listened last, that its cluster has a secret, and that it was
+//! removed.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -12,6 +13,9 @@ const LISTEN_FILE: &str = "listen";
 /// The file that a node leaves in its data directory when it was removed from its cluster: why, in words. A node does not
 /// start on such a directory.
 pub const REMOVED_FILE: &str = "removed";
+
+/// The file that says that the node's cluster has a secret, so that no start by mistake opens the node to everybody.
+const SECURED_FILE: &str = "secured";
 
 /// What a removed node says if its file does not.
 const REMOVED: &str = "this node was removed from its cluster; to join again, start it with an empty data directory";
@@ -103,6 +107,21 @@ fn address_in(bytes: &[u8]) -> Result<SocketAddr, String> {
         let start = bytes.get(..64).unwrap_or(bytes);
         format!("it holds \"{}\", which is not an address on a line of its own", start.escape_ascii())
     })
+}
+
+/// Remembers that the node's cluster has a secret.
+pub(crate) fn mark_secured(data: &Path) -> Result<(), OwnFileError> {
+    let path = data.join(SECURED_FILE);
+    if path.exists() {
+        return Ok(());
+    }
+    let text = b"the cluster of this node has a secret; see --cluster-secret-file\n";
+    small_file::replace(&path, text, Access::Usual).map_err(|error| OwnFileError::of(&path, error))
+}
+
+/// Whether the node's cluster is known to have a secret. That the file exists says so, whatever is in it.
+pub(crate) fn is_secured(data: &Path) -> bool {
+    data.join(SECURED_FILE).exists()
 }
 
 /// Leaves a word in the data directory, so that a start by mistake ends at once.

@@ -81,6 +81,16 @@ pub struct Flags {
     #[arg(long, env = "KV_REPLACES", value_name = "STORE")]
     pub replaces: Option<String>,
 
+    /// The file with the secret that all nodes of the cluster know. The founding node makes it if there is none; every other
+    /// node gets a copy.
+    #[arg(long, env = "KV_CLUSTER_SECRET_FILE", value_name = "PATH")]
+    pub cluster_secret_file: Option<PathBuf>,
+
+    /// Takes peers that show no secret: whoever reaches the port can then read, change and destroy everything. For networks
+    /// in which everybody is trusted, and while a cluster gets its first secret.
+    #[arg(long, env = "KV_ALLOW_OPEN_PEERS", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_open_peers: Option<bool>,
+
     /// Memory for decoded hot records, in MiB [default: 64].
     #[arg(long, env = "KV_HOT_MIB", value_name = "MIB")]
     pub hot_mib: Option<u32>,
@@ -157,6 +167,10 @@ pub struct Settings {
     pub start_mode: Option<StartMode>,
     /// The lost store whose place the node takes.
     pub replaces: Option<StoreId>,
+    /// The file with the cluster's secret.
+    pub cluster_secret_file: Option<PathBuf>,
+    /// Whether peers are taken that show no secret.
+    pub allow_open_peers: bool,
     /// The settings on which all nodes agree.
     pub cluster: ClusterConfig,
     /// Bytes of the hot tier.
@@ -325,6 +339,8 @@ impl Settings {
             weight: flags.weight,
             start_mode,
             replaces,
+            cluster_secret_file: flags.cluster_secret_file,
+            allow_open_peers: flags.allow_open_peers == Some(true),
             cluster: ClusterConfig::default(),
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
@@ -367,6 +383,8 @@ fn over(first: Flags, second: Flags) -> Flags {
         partitions: first.partitions.or(second.partitions),
         join: first.join.or(second.join),
         replaces: first.replaces.or(second.replaces),
+        cluster_secret_file: first.cluster_secret_file.or(second.cluster_secret_file),
+        allow_open_peers: first.allow_open_peers.or(second.allow_open_peers),
         hot_mib: first.hot_mib.or(second.hot_mib),
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),

@@ -12,7 +12,7 @@ use kv_core::node::Input;
 use kv_core::ring::{Entry, Layout, check as check_layout};
 use kv_core::topology::operation::{self, Target};
 use kv_core::topology::{Change, Receipt, TransferSettings, plan};
-use kv_core::types::{Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
+use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
 
 use crate::check;
 use crate::clock::Time;
@@ -209,6 +209,7 @@ impl World {
     /// The control plane learns with which store a machine runs, and lists it with that one.
     pub(crate) fn store_reported(&mut self, machine: usize) {
         let store = self.machines[machine].disk.store;
+        self.boot_reported(machine);
         let before = self.layout();
         let listed = before.members.get(&node_id(machine)).map(|member| member.store);
         if listed.is_none_or(|listed| listed == store) || self.machines[machine].quarantined {
@@ -220,6 +221,19 @@ impl World {
             member.store = store;
         }
         self.commit_layout(next);
+    }
+
+    /// The control plane learns of a boot, unless it knows that the store is an older copy.
+    fn boot_reported(&mut self, machine: usize) {
+        let shown = self.machines[machine].incarnation;
+        if !self.is_running(machine) || self.machines[machine].quarantined || self.agreed_proves(machine, shown) {
+            return;
+        }
+        let agreed = &mut self.agreed[machine];
+        if agreed.newest.store != shown.store && agreed.newest != Incarnation::default() {
+            agreed.retired.insert(agreed.newest.store);
+        }
+        agreed.newest = shown;
     }
 
     /// Commits a layout and tells every node, sooner or later.

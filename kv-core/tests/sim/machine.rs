@@ -6,6 +6,7 @@ use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
+use kv_core::handshake::Claims;
 use kv_core::message::{Message, Purpose, Response};
 use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
@@ -38,6 +39,10 @@ pub(crate) struct Machine {
     pub(crate) copy: Option<DiskCopy>,
     /// The store is an older copy and has not met a peer yet. Its operator keeps clients away until it has.
     pub(crate) quarantined: bool,
+    /// Whether its disk is an older copy that was not renewed.
+    pub(crate) is_older_copy: bool,
+    /// What peers have claimed in this run of its process.
+    pub(crate) claims: Claims<Incarnation>,
     /// The newest layout on which the node of this store has acted.
     pub(crate) acted_on: Epoch,
     /// What the next run claims to be, for the mutation that gives a wiped store the identity of its predecessor.
@@ -72,6 +77,8 @@ impl Machine {
             wake: None,
             copy: None,
             quarantined: false,
+            is_older_copy: false,
+            claims: Claims::default(),
             acted_on: Epoch(0),
             false_identity: None,
             slow_until: 0,
@@ -110,6 +117,10 @@ impl World {
         machine.clock.mono_start = mono_start;
         machine.wake = None;
         machine.frozen_until = 0;
+        machine.claims = Claims::default();
+        if let Some(Mutation::Core(rule)) = self.settings.mutation {
+            machine.claims.break_rule(rule);
+        }
         let (reader, stats) = machine.disk.recovery();
         match Node::recover(config, self.settings.cluster.clone(), machine.incarnation, &reader, stats) {
             Ok(mut core) => {
@@ -207,6 +218,8 @@ impl World {
     /// A store that is an older copy gets a new identity, keeps its data, and is started again (rule D2).
     pub(crate) fn renew(&mut self, index: usize) {
         self.crash(index);
+        self.expect(check::renewed::is_older_copy(index, &self.machines[index]));
+        self.machines[index].is_older_copy = false;
         let store = StoreId(self.dice.any());
         note!(self, "{} is an older copy, renewed as store {store}", node_id(index));
         self.machines[index].disk.renew(store);

@@ -66,6 +66,17 @@ fn a_wiped_store_that_answers_with_emptiness_is_caught() {
 }
 
 #[test]
+fn talking_to_somebody_who_is_no_member_is_caught() {
+    // A member in whose name a stranger came with another store is not let in again.
+    check(Mutation::Core(Rule::MembersOnly), &["nobody wrote", "invariant", "A1", "strict", "do not talk"]);
+}
+
+#[test]
+fn believing_a_single_member_is_caught() {
+    check(Mutation::Core(Rule::ProvenClaims), &["D2"]);
+}
+
+#[test]
 fn sending_a_delta_is_caught() {
     check(Mutation::Core(Rule::WholeRecord), &["invariant", "strict"]);
 }

@@ -7,11 +7,16 @@
 //! are its owners alone: what survives only in a hint is not lost, but a strict read may miss it until it is delivered.
 //!
 //! A roll-back is the return of a copy that was taken before the store's present boot, or of a store that this one has
-//! replaced, and every peer has durably seen this boot. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
+//! replaced, and every peer has durably seen this boot, and the peers are more than half of the members or the control plane
+//! knows the boot, too. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
 //! roll-back: boot numbers that have caught up with those seen look like those of a store that was never rolled back.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_core::message::{CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
 use kv_core::ring::Layout;
-use kv_core::types::{Epoch, StoreId};
+use kv_core::types::{Epoch, Incarnation, RequestId, StoreId};
 use kv_core::version::Record;
 
 use kv_core::node::Input;
@@ -76,6 +81,10 @@ pub(crate) enum Fault {
     CreateKeyspace,
     /// A keyspace is dropped.
     DropKeyspace,
+    /// Somebody who is no member says hello to a machine.
+    Stranger { machine: usize, as_member: bool, claims: bool },
+    /// A member claims something untrue of a machine's store.
+    Lie { liar: usize, machine: usize },
 }
 
 impl World {
@@ -174,6 +183,15 @@ impl World {
                 self.at(at, Event::Fault(Fault::Freeze { machine, duration }));
             }
         }
+        // One member at the most lies: more than half of them would be believed.
+        let liar = aside.index(machines);
+        for _ in 0..*aside.pick(&[0, 1, 2, 4]) {
+            let at = aside.below(self.settings.trouble_ends);
+            let machine = aside.index(machines);
+            let (as_member, claims) = (aside.chance(500), aside.chance(500));
+            let stranger = Fault::Stranger { machine, as_member, claims };
+            self.at(at, Event::Fault(if aside.chance(500) { stranger } else { Fault::Lie { liar, machine } }));
+        }
         for machine in &mut self.machines {
             machine.clock.drift = i64::try_from(self.dice.below(2000)).unwrap_or(0) - 1000;
         }
@@ -247,6 +265,8 @@ impl World {
             }
             Fault::CreateKeyspace => self.create_keyspace(),
             Fault::DropKeyspace => self.drop_keyspace(),
+            Fault::Stranger { machine, as_member, claims } => self.strange(machine, as_member, claims),
+            Fault::Lie { liar, machine } => self.lie(liar, machine),
             Fault::Retry => self.living().into_iter().for_each(|machine| self.retry_copies(machine)),
         }
     }
@@ -306,6 +326,8 @@ impl World {
         let target = &mut self.machines[machine];
         target.acted_on = Epoch(0);
         target.copy = None;
+        target.is_older_copy = false;
+        target.quarantined = false;
         self.forget_fences(machine);
         let down = self.dice.between(1, 100) * MS;
         self.at(self.time + down, Event::Start { machine });
@@ -321,7 +343,7 @@ impl World {
         let target = &self.machines[machine];
         let Some(copy) = target.copy.clone().filter(|_| !target.dead) else { return };
         let is_older = copy.store != target.disk.store || copy.boot < target.disk.boot;
-        let noticed = self.is_seen_by_all(machine) && self.is_noticed_by_all(machine, copy.store, copy.boot);
+        let noticed = self.is_seen_by_all(machine) && self.is_noticed(machine, copy.store, copy.boot);
         if !is_older || !noticed || !self.may_lose_disk(machine) {
             if tries > 1 {
                 self.try_later(Fault::RollBack { machine, tries: tries - 1 });
@@ -336,6 +358,7 @@ impl World {
         target.copy = None;
         target.disk.restore(copy);
         target.quarantined = true;
+        target.is_older_copy = true;
         target.disk.failing = false;
         self.forget_fences(machine);
         let down = self.dice.between(1, 50) * MS;
@@ -371,14 +394,66 @@ impl World {
             && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
     }
 
-    /// Whether every other machine knows that a copy of this one's disk is an older one. A peer whose own store was lost
-    /// since may have forgotten which stores this machine had before.
-    fn is_noticed_by_all(&self, machine: usize, store: StoreId, boot: u32) -> bool {
+    /// Whether every other machine knows that a copy of this one's disk is an older one, and together they are enough to
+    /// prove it, unless the agreed state does. A peer whose own store was lost since may have forgotten which stores this
+    /// machine had before.
+    fn is_noticed(&self, machine: usize, store: StoreId, boot: u32) -> bool {
+        let next = Incarnation { store, boot: boot + 1, nonce: u32::MAX };
+        let proven = (self.living().len() - 1) * 2 > self.layout().members.len() || self.agreed_proves(machine, next);
         let knows = |peer: usize| {
             let seen = self.machines[peer].core.as_ref().and_then(|core| core.seen_against(node_id(machine), store));
             seen.is_some_and(|seen| seen.store == store && seen.boot > boot)
         };
-        self.living().into_iter().filter(|peer| *peer != machine).all(knows)
+        proven && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
+    }
+
+    /// Somebody who is no member says hello to a machine, under a number of its own or that of a member, and claims to have
+    /// seen a later boot of it. If it got a session, it would write.
+    fn strange(&mut self, machine: usize, as_member: bool, claims: bool) {
+        let peer = (machine + 1) % self.machines.len();
+        let Some(mine) = self.hello(machine, peer) else { return };
+        let mut aside = self.dice.aside();
+        // The network has no way back to it; what the node sends goes nowhere.
+        let node = if as_member && peer != machine { node_id(peer) } else { node_id(self.machines.len()) };
+        let incarnation = Incarnation { store: StoreId(aside.any()), boot: 1, nonce: 1 };
+        let seen = Incarnation { boot: mine.incarnation.boot + 1, ..mine.incarnation };
+        let theirs = Hello { node, incarnation, seen: claims.then_some(seen), ..mine.clone() };
+        self.count(Count::Strangers);
+        let mine = Hello { seen: None, ..mine };
+        if self.greeted(machine, &mine, &theirs).is_err() {
+            return;
+        }
+        let key = aside.index(self.history.keys.len());
+        let key = KeyRequest {
+            keyspace: self.history.keys[key].keyspace,
+            key: self.history.keys[key].bytes.clone(),
+            epoch: self.layout().epoch,
+            consistency: Consistency { level: Level::One, strict: false },
+            operation: Operation::Write {
+                request: RequestId { client: aside.any(), sequence: 1 },
+                value: Some(Bytes::from_static(b"made up")),
+                context: None,
+                ttl: None,
+            },
+        };
+        let (call, deadline) = (CallId(aside.any()), Duration::from_millis(500));
+        let message = Message::Forward { call, request: Request::Key(key), deadline };
+        self.step(machine, Input::PeerUp { node, incarnation });
+        let life = self.machines[machine].life;
+        let input = Input::Message { from: node, message };
+        self.at(self.time + 100 * MS, Event::Input { machine, life, input });
+    }
+
+    /// The liar of the run, a member, claims to have seen a later boot of a machine.
+    fn lie(&mut self, liar: usize, machine: usize) {
+        let (Some(mine), Some(theirs)) = (self.hello(machine, liar), self.hello(liar, machine)) else { return };
+        if liar == machine || self.machines[machine].quarantined || self.thaws(machine).is_some() {
+            return;
+        }
+        self.count(Count::Lies);
+        let later = Incarnation { boot: mine.incarnation.boot + 1, ..mine.incarnation };
+        // What it says ends no session: it says it on a new connection.
+        drop(self.greeted(machine, &mine, &Hello { seen: Some(later), ..theirs }));
     }
 
     /// The rule at the top of this file.

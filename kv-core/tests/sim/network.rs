@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use kv_core::handshake;
+use kv_core::handshake::{Gate, HandshakeError, is_rolled_back};
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
-use kv_core::types::{HashSeed, Incarnation, NodeId};
+use kv_core::rule::Rule;
+use kv_core::types::{HashSeed, Incarnation, NodeId, StoreId};
 
 use crate::clock::Time;
 use crate::report::Count;
@@ -53,6 +54,8 @@ pub(crate) struct Network {
     latest: Vec<Vec<Option<SessionId>>>,
     /// Whether frames from the one to the other are cut off.
     cut: Vec<Vec<bool>>,
+    /// Whether two machines that have refused each other, the lower one first, are about to try again.
+    refused: Vec<Vec<bool>>,
 }
 
 impl Network {
@@ -61,6 +64,7 @@ impl Network {
             sessions: Vec::new(),
             latest: vec![vec![None; machines]; machines],
             cut: vec![vec![false; machines]; machines],
+            refused: vec![vec![false; machines]; machines],
         }
     }
 
@@ -82,6 +86,10 @@ impl World {
     /// Sends a message on the current session; without one it is dropped, as the contract of `Effect::Send` says.
     pub(crate) fn send(&mut self, from: usize, to: NodeId, message: &Message) {
         let to = machine_of(to);
+        if to >= self.machines.len() {
+            // A stranger, which hears nothing.
+            return;
+        }
         let Some(id) = self.network.session_between(from, to) else { return };
         let side = usize::from(self.network.sessions[id].machines[1] == to);
         if self.network.sessions[id].ends[1 - side] != End::Open {
@@ -153,22 +161,19 @@ impl World {
             self.close_end(id, 1);
         }
         let (Some(hello_one), Some(hello_other)) = (self.hello(one, other), self.hello(other, one)) else { return };
-        let verdict_one = handshake::check(&hello_one, &hello_other);
-        let verdict_other = handshake::check(&hello_other, &hello_one);
-        for (machine, verdict) in [(one, &verdict_one), (other, &verdict_other)] {
-            if let Err(error) = verdict {
-                note!(self, "{} refuses a session: {error}", node_id(machine));
-            }
-            if matches!(verdict, Err(handshake::HandshakeError::RolledBack { .. })) {
-                self.report.add(Count::RollBacksNoticed, 1);
-                self.renew(machine);
-            } else {
-                // It has met a peer that knows it: its store is not an older copy.
-                self.machines[machine].quarantined = false;
-            }
-        }
+        let verdict_one = self.greeted(one, &hello_one, &hello_other);
+        let verdict_other = self.greeted(other, &hello_other, &hello_one);
         if verdict_one.is_err() || verdict_other.is_err() {
+            // One of them has not learnt of the other yet, or is to be convinced of something by more than one peer.
+            if !std::mem::replace(&mut self.network.refused[one][other], true) {
+                let delay = self.dice.between(1, 40) * MS;
+                self.at(self.time + delay, Event::ConnectAgain { one, other });
+            }
             return;
+        }
+        for machine in [one, other] {
+            // It has met a peer that knows it: its store is not an older copy.
+            self.machines[machine].quarantined = false;
         }
         let id = self.network.sessions.len();
         let open_at = [self.time + self.dice.below(3 * MS), self.time + self.dice.below(3 * MS)];
@@ -193,7 +198,59 @@ impl World {
         if is_told && self.settings.other_seed == Some(machine) { other_seed(seed) } else { seed }
     }
 
-    fn hello(&self, from: usize, to: usize) -> Option<Hello> {
+    /// Two machines that have refused each other try again.
+    pub(crate) fn connect_again(&mut self, one: usize, other: usize) {
+        self.network.refused[one][other] = false;
+        self.connect(one, other);
+    }
+
+    /// A machine judges the greeting of somebody: whether the two talk. One that learns that its store is an older copy
+    /// renews it.
+    pub(crate) fn greeted(&mut self, machine: usize, mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
+        let mut gate = Gate::default();
+        if let Some(Mutation::Core(rule)) = self.settings.mutation {
+            gate.break_rule(rule);
+        }
+        if self.settings.lets_anybody_in {
+            gate.break_rule(Rule::MembersOnly);
+        }
+        let verdict = gate.check(mine, theirs, self.store_known(machine, theirs.node));
+        match &verdict {
+            Ok(()) => self.machines[machine].claims.withdraw(theirs.node),
+            Err(HandshakeError::RolledBack { node, mine, seen }) => {
+                note!(self, "{}: {node} has seen {seen}", node_id(machine));
+                self.machines[machine].claims.note(*node, *seen);
+                let members: Vec<NodeId> = {
+                    let layout = self.machines[machine].core.as_ref().and_then(|core| core.layout());
+                    layout.map(|layout| layout.members.keys().copied().collect()).unwrap_or_default()
+                };
+                if self.agreed_proves(machine, *mine) || self.machines[machine].claims.proven(members).is_some() {
+                    self.report.add(Count::RollBacksNoticed, 1);
+                    self.renew(machine);
+                }
+            }
+            Err(error) => note!(self, "{} refuses a session: {error}", node_id(machine)),
+        }
+        verdict
+    }
+
+    /// The store under which a node is a member, as far as a machine knows. One that has left stays a member while it hands
+    /// over what it holds; what is agreed on about it is no part of the layout.
+    fn store_known(&self, machine: usize, node: NodeId) -> Option<StoreId> {
+        let layout = self.machines[machine].core.as_ref()?.layout()?;
+        let listed = layout.members.get(&node).map(|member| member.store);
+        let has_left =
+            || self.layouts[0].members.contains_key(&node).then(|| self.agreed[machine_of(node)].newest.store);
+        listed.or_else(has_left)
+    }
+
+    /// Whether the agreed state shows that `shown` is an older copy of the store of a machine.
+    pub(crate) fn agreed_proves(&self, machine: usize, shown: Incarnation) -> bool {
+        let agreed = &self.agreed[machine];
+        is_rolled_back(shown, agreed.newest) || agreed.retired.contains(&shown.store)
+    }
+
+    pub(crate) fn hello(&self, from: usize, to: usize) -> Option<Hello> {
         let machine = &self.machines[from];
         let core = machine.core.as_ref()?;
         let layout = &self.layouts[0];

@@ -54,8 +54,12 @@ counts! {
     Wipes => "wipes",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
-    /// Roll-backs that a peer noticed.
+    /// Roll-backs that were noticed and proven.
     RollBacksNoticed => "roll-backs noticed",
+    /// Greetings of somebody who was no member.
+    Strangers => "strangers",
+    /// Untrue claims of a member about the store of another.
+    Lies => "lies about stores",
     /// Syncs that failed.
     FailedSyncs => "failed syncs",
     /// Wall clocks that were set, within the allowed skew.

@@ -102,6 +102,8 @@ pub(crate) struct Settings {
     pub(crate) mutation: Option<Mutation>,
     /// Whether an actor used twice (rule A1) is left for the other checkers to notice by what comes of it.
     pub(crate) overlooks_actors: bool,
+    /// Whether nodes talk to whoever says hello (rule D4), so that it shows what follows from another rule.
+    pub(crate) lets_anybody_in: bool,
     /// Whether nothing but reads makes replicas equal that a crash has left apart.
     pub(crate) left_to_reads: bool,
 }
@@ -172,6 +174,7 @@ impl Settings {
             other_seed: None,
             mutation: None,
             overlooks_actors: false,
+            lets_anybody_in: false,
             left_to_reads: false,
         }
     }

@@ -13,7 +13,7 @@ use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
 use kv_core::topology::{Receipt, TransferSettings};
-use kv_core::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
+use kv_core::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
 use kv_core::version::Context;
 
 use crate::audit::Audit;
@@ -39,6 +39,8 @@ pub(crate) enum Event {
     SessionCloses { session: SessionId, side: usize },
     /// Two machines try to talk.
     Connect { one: usize, other: usize },
+    /// Two machines that have refused each other try again.
+    ConnectAgain { one: usize, other: usize },
     /// The failure detector of `to` has heard nothing from `from`.
     Silence { session: SessionId, from: usize, to: usize },
     /// An input for the run `life` of a machine; nothing happens if that run is over.
@@ -115,6 +117,15 @@ pub(crate) struct UnderWay {
     pub(crate) entries: Vec<Entry>,
 }
 
+/// What the control plane knows of the store of a machine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AgreedStore {
+    /// The newest boot that was reported.
+    pub(crate) newest: Incarnation,
+    /// Stores that another one has replaced.
+    pub(crate) retired: BTreeSet<StoreId>,
+}
+
 /// One run.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -132,6 +143,8 @@ pub(crate) struct World {
     pub(crate) healed: bool,
     /// When clocks were set last, and the earliest that any showed before.
     pub(crate) clocks_before: Option<(Time, WallTime)>,
+    /// What the control plane knows of the store of each machine.
+    pub(crate) agreed: Vec<AgreedStore>,
     /// Every layout that the control plane has committed; the last is in force.
     pub(crate) layouts: Vec<Arc<Layout>>,
     pub(crate) keyspaces: Vec<Keyspace>,
@@ -191,6 +204,7 @@ impl World {
             network: Network::new(settings.nodes),
             healed: false,
             clocks_before: None,
+            agreed: vec![AgreedStore::default(); settings.nodes],
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
             next_keyspace: u32::try_from(settings.keyspaces.len()).unwrap_or(u32::MAX),
@@ -280,6 +294,7 @@ impl World {
             Event::SessionOpens { session, side } => self.session_opens(session, side),
             Event::SessionCloses { session, side } => self.close_end(session, side),
             Event::Connect { one, other } => self.connect(one, other),
+            Event::ConnectAgain { one, other } => self.connect_again(one, other),
             Event::Silence { session, from, to } => self.silent(session, from, to),
             Event::Input { machine, life, input } => {
                 if self.machines[machine].life == life {

@@ -131,7 +131,13 @@ impl Host {
         let name = format!("n{number}");
         let address = format!("10.77.0.{number}:7400");
         let data = folder.join(&name);
-        let arguments = ["--name", &name, "--listen", &address, "--data-dir", &data.display().to_string()];
+        let secret = folder.join("secret");
+        if !secret.exists() {
+            kv_node::trust::secret::make(&secret)?;
+        }
+        let (data_dir, secret) = (data.display().to_string(), secret.display().to_string());
+        let arguments =
+            ["--name", &name, "--listen", &address, "--data-dir", &data_dir, "--cluster-secret-file", &secret];
         Ok(Self {
             number,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),

@@ -59,7 +59,7 @@ pub use peers::transport::{
 };
 pub use peers::{Clock, SharedLiveness};
 pub use plane::ControlPlane;
-pub use service::{serve_identify, serve_join, serve_raft};
+pub use service::{sender_of, serve_identify, serve_join, serve_raft};
 pub use state::{
     AUDIT_BYTES_MAX, AUDIT_MAX, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command, CommandId,
     Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, NodeDescriptor, Operation,

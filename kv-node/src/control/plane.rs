@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kv_core::types::{NodeId, StoreId};
+use kv_core::handshake::HandshakeError;
+use kv_core::message::Hello;
+use kv_core::types::{Incarnation, NodeId, StoreId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,7 +16,7 @@ use super::config::{ControlConfig, StartError};
 use super::files::{Disk, OsDisk};
 use super::leader::{self, Leader, TransferReport, command_id};
 use super::member::{
-    ControlStatus, Member, MembershipStatus, ProposeError, Reported, discover, identity, introduce, status,
+    ControlStatus, Member, MembershipStatus, ProposeError, Reported, claims, discover, identity, introduce, status,
 };
 use super::peers::transport::{IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport};
 use super::raft::{Group, GroupStart};
@@ -78,6 +80,7 @@ impl ControlPlane {
         let mut tasks = JoinSet::new();
         tasks.spawn(status::follow(Arc::clone(&member)));
         tasks.spawn(introduce::run(Arc::clone(&member)));
+        tasks.spawn(claims::run(Arc::clone(&member)));
         tasks.spawn(leader::run(Arc::clone(&leader)));
         tasks.spawn(discover::run(Arc::clone(&member)));
         let (tasks, stopping) = (Mutex::new(tasks), AtomicBool::new(false));
@@ -165,6 +168,21 @@ impl ControlPlane {
         self.inner.member.report(report).await
     }
 
+    /// Checks the greeting of a peer against this node's own and what was agreed on. What the peer claims of this node's store is
+    /// noted; once it is proven, `membership` says so.
+    ///
+    /// # Errors
+    /// If the two must not talk.
+    pub fn check_hello(&self, mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
+        self.inner.member.group.link.check_hello(mine, theirs)
+    }
+
+    /// What members claim of this node's store and nothing proves, for people.
+    #[must_use]
+    pub fn unproven_claims(&self) -> Vec<(NodeId, String)> {
+        self.inner.member.unproven_claims()
+    }
+
     /// Notes that the data plane acts on the state of this revision.
     pub fn acts_on(&self, revision: u64) {
         self.inner.member.acts_on(revision);
@@ -194,7 +212,12 @@ impl ControlPlane {
     /// Answers a message of the Raft group that another node sent by its `Transport::raft`. Bad input of any kind gets
     /// an answer that says so.
     pub async fn handle_raft(&self, kind: RaftKind, payload: &[u8]) -> Vec<u8> {
-        let answer = self.inner.answer(kind, payload).await;
+        self.handle_raft_of(kind, payload, None).await
+    }
+
+    /// The same, of a node that has proven to be this store and boot.
+    pub(super) async fn handle_raft_of(&self, kind: RaftKind, payload: &[u8], proven: Option<Incarnation>) -> Vec<u8> {
+        let answer = self.inner.answer(kind, payload, proven).await;
         // An answer holds nothing that cannot be encoded; an empty one reads as malformed on the other side.
         postcard::to_stdvec(&answer).unwrap_or_default()
     }

@@ -1,24 +1,31 @@
 //! What other nodes ask of this one.
 
+use kv_core::types::Incarnation;
 use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::leader::TransferReport;
-use super::peers::RaftId;
 use super::peers::transport::{Answer, RaftKind, SnapshotReply};
+use super::peers::{RaftId, raft_id};
 use super::plane::Inner;
 use super::raft::TypeConfig;
 use super::raft::machine::SNAPSHOT_BYTES_MAX;
 
 impl Inner {
     /// Answers a message of the Raft group. Bad input of any kind gets an answer that says so.
-    pub(super) async fn answer(&self, kind: RaftKind, payload: &[u8]) -> Answer {
-        let envelope = match self.member.group.link.open(payload) {
+    pub(super) async fn answer(&self, kind: RaftKind, payload: &[u8], proven: Option<Incarnation>) -> Answer {
+        let envelope = match self.member.group.link.open(payload, proven) {
             Ok(envelope) => envelope,
             Err(answer) => return answer,
         };
+        // Who replicates the log or stands for election may have become a member by an entry that this node has not seen yet.
+        // Everything else only members ask, of a node that knows that they are some.
+        let is_of_group = matches!(kind, RaftKind::Append | RaftKind::Vote | RaftKind::Snapshot);
+        if !is_of_group && self.member.group.link.peers.node_of(raft_id(envelope.from.store)).is_none() {
+            return Answer::NotMine(format!("store {} belongs to no member that this node knows", envelope.from.store));
+        }
         let body = &envelope.body;
         match kind {
             RaftKind::Append => match read::<AppendEntriesRequest<TypeConfig>>(body) {

@@ -2,19 +2,35 @@
 
 use kv_core::error::RequestError;
 use kv_core::message::PROTOCOL_VERSION;
+use kv_core::types::{Incarnation, StoreId};
 use kv_proto::status::to_status;
 use kv_proto::v1;
 use tonic::Status;
 
-use super::peers::transport::{IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind};
+use super::peers::transport::{GroupId, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX, RaftKind};
 use super::plane::ControlPlane;
 use super::state::{Refusal, RefusalKind};
 
-/// Answers `Peer.Raft`.
+/// The store that a message of the control plane says to be from, whoever has sent it.
+#[must_use]
+pub fn sender_of(request: &v1::RaftRequest) -> Option<StoreId> {
+    if request.protocol != PROTOCOL_VERSION {
+        return None;
+    }
+    // The beginning of an envelope.
+    let (head, _) = postcard::take_from_bytes::<(GroupId, Incarnation)>(&request.payload).ok()?;
+    Some(head.1.store)
+}
+
+/// Answers `Peer.Raft`. `proven`: the store and boot that the caller has proven to be, if it has.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for a message that no node of this release sends.
-pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Result<v1::RaftReply, Status> {
+pub async fn serve_raft(
+    control: &ControlPlane,
+    request: v1::RaftRequest,
+    proven: Option<Incarnation>,
+) -> Result<v1::RaftReply, Status> {
     let kind = match request.kind() {
         v1::RaftKind::Append => RaftKind::Append,
         v1::RaftKind::Vote => RaftKind::Vote,
@@ -30,18 +46,23 @@ pub async fn serve_raft(control: &ControlPlane, request: v1::RaftRequest) -> Res
     if request.payload.len() > MESSAGE_BYTES_MAX {
         return Err(invalid(format!("payload: has {} bytes, the limit is {MESSAGE_BYTES_MAX}", request.payload.len())));
     }
-    let payload = control.handle_raft(kind, &request.payload).await.into();
+    let payload = control.handle_raft_of(kind, &request.payload, proven).await.into();
     Ok(v1::RaftReply { payload })
 }
 
-/// Answers `Peer.Join`.
+/// Answers `Peer.Join`, as [`serve_raft`] does.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`, naming the field.
-pub async fn serve_join(control: &ControlPlane, request: v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+/// `INVALID_ARGUMENT`, naming the field; `PERMISSION_DENIED` for a report of another node than the caller.
+pub async fn serve_join(
+    control: &ControlPlane,
+    request: v1::JoinRequest,
+    proven: Option<Incarnation>,
+) -> Result<v1::JoinReply, Status> {
     // Before the fields: those of another version may be others.
     let reply = if request.protocol == PROTOCOL_VERSION {
         let request = JoinRequest::try_from(request).map_err(to_status)?;
+        check_sender(request.descriptor.incarnation, proven)?;
         control.handle_join(request).await
     } else {
         JoinReply::Refused(Refusal::new(
@@ -55,14 +76,29 @@ pub async fn serve_join(control: &ControlPlane, request: v1::JoinRequest) -> Res
     Ok(reply.into())
 }
 
-/// Answers `Peer.Identify`.
+/// Answers `Peer.Identify`, as [`serve_raft`] does. A question without a sender only asks whether anybody answers.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`, naming the field.
-pub fn serve_identify(control: &ControlPlane, request: v1::IdentifyRequest) -> Result<v1::IdentifyReply, Status> {
+/// `INVALID_ARGUMENT`, naming the field; `PERMISSION_DENIED` for a question of another node than the caller.
+pub fn serve_identify(
+    control: &ControlPlane,
+    request: v1::IdentifyRequest,
+    proven: Option<Incarnation>,
+) -> Result<v1::IdentifyReply, Status> {
     check_protocol(request.protocol)?;
     let request = IdentifyRequest::try_from(request).map_err(to_status)?;
+    check_sender(request.sender.incarnation, proven)?;
     Ok(control.handle_identify(request).into())
+}
+
+/// Whoever has proven to be a node speaks for no other one.
+fn check_sender(says: Incarnation, proven: Option<Incarnation>) -> Result<(), Status> {
+    match proven {
+        Some(proven) if proven != says => Err(Status::permission_denied(format!(
+            "{proven} has opened this connection and speaks for {says}; nobody but a node itself may do that"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn check_protocol(protocol: u32) -> Result<(), Status> {

@@ -13,13 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::dial::{CONNECT_TIMEOUT, PAUSE_MAX, PAUSE_MIN, connect};
+use super::dial::{CONNECT_TIMEOUT, PAUSE_MAX, PAUSE_MIN};
 use super::session::{
     Ending, Frames, HEARTBEAT_EVERY, Lateness, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame,
 };
-use super::{Links, Open};
+use super::{Caller, Links, Open};
 use crate::clock::Clock;
 use crate::outbox::{Outbox, Outgoing};
+use crate::trust::Purpose;
 
 /// Frames between the queue and the stream: one, as for requests.
 const FRAMES_AHEAD: usize = 1;
@@ -32,15 +33,14 @@ struct Session {
     closed: watch::Receiver<Option<Ending>>,
 }
 
-/// Serves a bulk stream that a peer opened; returns what flows back to it. `agreed` is called when the peer has shown that
-/// it is one.
-pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnOnce() + Send + 'static) -> Frames {
+/// Serves a bulk stream that a peer opened; returns what flows back to it.
+pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>, caller: Caller) -> Frames {
     let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
     tokio::spawn(async move {
         let outcome = async {
             let theirs = first_hello(&mut incoming).await?;
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
-            let verdict = links.agree(&mine, &theirs);
+            let verdict = links.agree(&mine, &theirs, caller.incarnation);
             let session = links.session(theirs.node, |open| open.incarnation == theirs.incarnation);
             // With the answer the other end begins to send, so there must be a session for it. If the two do not talk, the
             // answer says why.
@@ -49,7 +49,7 @@ pub fn accept_bulk(links: Links, mut incoming: Streaming<v1::Frame>, agreed: imp
             }
             verdict?;
             let session = session?;
-            agreed();
+            (caller.is_peers)();
             links.carry(session, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
@@ -76,7 +76,7 @@ impl Links {
 
     async fn dial_bulk(&self, node: NodeId, address: &str) -> Result<(), SessionError> {
         let session = self.session(node, |_| true)?;
-        let mut client = connect(address, CONNECT_TIMEOUT).await?;
+        let mut client = self.connect(address, Purpose::Bulk, CONNECT_TIMEOUT).await?;
         let mut mine = self.hello(self.0.engine.seen(node, None).await);
         let (sender, outgoing) = frames();
         if sender.send(hello_frame(&mine)).await.is_err() {
@@ -88,7 +88,7 @@ impl Links {
         if theirs.node != node {
             return Err(SessionError::OtherNode { found: theirs.node, expected: node });
         }
-        self.agree(&mine, &theirs)?;
+        self.agree(&mine, &theirs, None)?;
         self.carry(session, &mut incoming, &sender).await
     }
 

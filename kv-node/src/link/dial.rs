@@ -9,10 +9,12 @@ use kv_proto::v1;
 use kv_proto::v1::peer_client::PeerClient;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Links;
-use super::session::{SessionError, frames, hello_frame};
+use super::session::{HELLO_TIMEOUT, SessionError, frames, hello_frame};
+use crate::trust::{Purpose, Reason, Refused, connect};
 
 /// How long opening a connection may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,6 +72,7 @@ async fn dial_again_and_again(links: Links, node: NodeId, address: String) {
         let began = links.0.clock.now().mono;
         let mut met = false;
         if let Err(error) = dial(&links, node, &address, patience, &mut met).await {
+            links.note_refused(node, &error);
             // The same failure every second would fill the log.
             let error = error.to_string();
             if error != logged {
@@ -96,41 +99,61 @@ async fn dial(
     met: &mut bool,
 ) -> Result<(), SessionError> {
     links.check_running()?;
-    let mut client = connect(address, patience).await?;
+    let mut client = links.connect(address, Purpose::Link, patience).await?;
     let mine = links.hello(links.0.engine.seen(node, None).await);
     let (sender, outgoing) = frames();
     // The hello must be on its way before the answer can come.
     if sender.send(hello_frame(&mine)).await.is_err() {
         return Err(SessionError::Closed);
     }
-    let mut incoming = client.exchange(outgoing).await?.into_inner();
+    // Whoever takes the connection may leave it at that.
+    let answered = tokio::time::timeout(HELLO_TIMEOUT, client.exchange(outgoing)).await;
+    let mut incoming = answered.map_err(|_elapsed| SessionError::Silent)??.into_inner();
     *met = true;
     links.opened(node, address, mine, &mut incoming, &sender).await
 }
 
-/// Whether a node answers on a new connection, whatever it says.
-pub(super) async fn answers(address: &str) -> bool {
-    let Ok(mut client) = connect(address, CONNECT_TIMEOUT).await else { return false };
-    match client.identify(v1::IdentifyRequest::default()).await {
-        Ok(_) => true,
-        // A status without a cause came from the other end.
-        Err(status) => std::error::Error::source(&status).is_none(),
+impl Links {
+    /// Whether a node answers on a new connection, whatever it says.
+    pub(super) async fn answers(&self, address: &str) -> bool {
+        let Ok(mut client) = self.connect(address, Purpose::Link, CONNECT_TIMEOUT).await else { return false };
+        match client.identify(v1::IdentifyRequest::default()).await {
+            Ok(_) => true,
+            // A status without a cause came from the other end.
+            Err(status) => std::error::Error::source(&status).is_none(),
+        }
     }
-}
 
-/// A connection of its own to the node at `address`.
-pub(super) async fn connect(address: &str, patience: Duration) -> Result<PeerClient<Channel>, SessionError> {
-    let unreachable = |error: tonic::transport::Error| {
-        SessionError::from(tonic::Status::unavailable(format!("{address} cannot be reached: {}", root_cause(&error))))
-    };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(unreachable)?
-        .connect_timeout(patience)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(unreachable)?;
-    Ok(PeerClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    /// A connection of its own to the node at `address`, on which both have proven the secret, if there is one.
+    pub(super) async fn connect(
+        &self,
+        address: &str,
+        purpose: Purpose,
+        patience: Duration,
+    ) -> Result<PeerClient<Channel>, SessionError> {
+        let unreachable = |error: tonic::transport::Error| match Refused::behind(&error) {
+            Some(refused) => SessionError::Refused(refused.to_string()),
+            None => {
+                let problem = format!("{address} cannot be reached: {}", root_cause(&error));
+                SessionError::from(tonic::Status::unavailable(problem))
+            }
+        };
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?.tcp_nodelay(true);
+        let channel = connect(&self.0.trust, endpoint, purpose, patience).await.map_err(unreachable)?;
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// Notes that a member does not take this node for a peer, for it shows no secret.
+    fn note_refused(&self, node: NodeId, error: &SessionError) {
+        if let SessionError::Stream(status) = error
+            && status.code() == Code::Unauthenticated
+        {
+            let store = self.0.control.state().borrow().members.get(&node).map(|member| member.incarnation.store);
+            self.0.trust.refusals().note(store, Reason::NoSecret, status.message());
+        }
+    }
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

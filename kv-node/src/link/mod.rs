@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use kv_core::config::ClusterConfig;
-use kv_core::handshake::HandshakeError;
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
 use parking_lot::Mutex;
@@ -22,9 +21,18 @@ use session::Ending;
 pub use session::{Frames, accept};
 
 use crate::clock::Clock;
-use crate::control::SharedLiveness;
+use crate::control::{ControlPlane, SharedLiveness};
 use crate::engine::{Command, Engine};
 use crate::outbox::Outbox;
+use crate::trust::Trust;
+
+/// Who has opened a stream.
+pub struct Caller {
+    /// The store and boot that it has proven to be, if it has.
+    pub incarnation: Option<Incarnation>,
+    /// Called when it has shown that it is a peer.
+    pub is_peers: Box<dyn FnOnce() + Send>,
+}
 
 /// What a node is among its peers.
 #[derive(Clone, Debug)]
@@ -49,14 +57,16 @@ struct Inner {
     identity: Identity,
     engine: Engine,
     liveness: SharedLiveness,
+    /// Who is a member is agreed on there.
+    control: ControlPlane,
+    /// Whom this node takes for a peer.
+    trust: Trust,
     clock: Clock,
     sessions: AtomicU64,
     /// The session of each peer, for those who want to know or to close it.
     open: Mutex<BTreeMap<NodeId, Open>>,
     /// Why no session may begin any more; set under the lock of `open`, so that no session misses it.
     stopped: OnceLock<String>,
-    /// Set when a peer has seen a younger run of this node's own store (rule D2).
-    rolled_back: watch::Sender<Option<HandshakeError>>,
 }
 
 /// A session that is open.
@@ -93,25 +103,25 @@ pub struct LinkStats {
 impl Links {
     /// Links for a node whose engine runs.
     #[must_use]
-    pub fn new(identity: Identity, engine: Engine, liveness: SharedLiveness, clock: Clock) -> Self {
-        let (rolled_back, _) = watch::channel(None);
+    pub fn new(
+        identity: Identity,
+        engine: Engine,
+        liveness: SharedLiveness,
+        control: ControlPlane,
+        trust: Trust,
+        clock: Clock,
+    ) -> Self {
         Self(Arc::new(Inner {
             identity,
             engine,
             liveness,
+            control,
+            trust,
             clock,
             sessions: AtomicU64::new(1),
             open: Mutex::default(),
             stopped: OnceLock::new(),
-            rolled_back,
         }))
-    }
-
-    /// Changes when a peer says that this node runs an older copy of its store. The node must then be started again
-    /// under a new store id, so that it is refilled.
-    #[must_use]
-    pub fn rolled_back(&self) -> watch::Receiver<Option<HandshakeError>> {
-        self.0.rolled_back.subscribe()
     }
 
     /// What is known of the link to each peer that has one.

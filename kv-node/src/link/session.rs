@@ -5,22 +5,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::handshake::{HandshakeError, check};
+use kv_core::handshake::HandshakeError;
 use kv_core::message::{FORWARD_AGE_MAX, Hello, Message};
-use kv_core::types::{Monotonic, NodeId};
+use kv_core::types::{Incarnation, Monotonic, NodeId};
 use kv_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::dial::answers;
-use super::{Links, Open};
+use super::{Caller, Links, Open};
 use crate::delay::Delays;
 use crate::engine::Command;
 use crate::outbox::{Outgoing, outbox};
+use crate::trust::Reason;
 
 /// How long the other end may take to say hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often each end shows that it is alive.
 pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
@@ -53,6 +53,17 @@ pub(super) enum SessionError {
     /// The two must not talk.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
+    /// Who opened the connection has proven to be somebody else.
+    #[error("{proven} has opened this connection and says hello as {says}; nobody but a node itself may do that")]
+    OtherIdentity {
+        /// Who has opened it.
+        proven: Incarnation,
+        /// Who says hello.
+        says: Incarnation,
+    },
+    /// One of the two does not know the cluster's secret.
+    #[error("{0}")]
+    Refused(String),
     /// It sent something that is not a frame of ours.
     #[error("the peer sent invalid data: {0}")]
     Garbage(String),
@@ -98,9 +109,8 @@ impl From<Status> for SessionError {
     }
 }
 
-/// Serves a session that a peer opened; returns what flows back to it. `agreed` is called when the peer has shown that it
-/// is one.
-pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnOnce() + Send + 'static) -> Frames {
+/// Serves a session that a peer opened; returns what flows back to it.
+pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, caller: Caller) -> Frames {
     let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
     tokio::spawn(async move {
         let outcome = async {
@@ -110,8 +120,8 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, agreed: impl FnO
             // The answer says who this node is even if the two do not talk, so that the other end learns why.
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
             drop(frames.send(Ok(hello_frame(&mine))).await);
-            links.agree(&mine, &theirs)?;
-            agreed();
+            links.agree(&mine, &theirs, caller.incarnation)?;
+            (caller.is_peers)();
             links.run(theirs, None, &mut incoming, &frames).await
         };
         if let Err(error) = outcome.await {
@@ -172,17 +182,31 @@ impl Links {
         if theirs.node != expected {
             return Err(SessionError::OtherNode { found: theirs.node, expected });
         }
-        self.agree(&mine, &theirs)?;
+        self.agree(&mine, &theirs, None)?;
         self.run(theirs, Some(address), incoming, frames).await
     }
 
-    pub(super) fn agree(&self, mine: &Hello, theirs: &Hello) -> Result<(), SessionError> {
+    /// Whether the two talk. `proven`: the store and boot that the other end has proven to be, if it has opened the stream
+    /// and has proven any.
+    pub(super) fn agree(&self, mine: &Hello, theirs: &Hello, proven: Option<Incarnation>) -> Result<(), SessionError> {
         self.check_running()?;
-        let checked = check(mine, theirs);
-        if let Err(error @ HandshakeError::RolledBack { .. }) = &checked {
-            self.0.rolled_back.send_replace(Some(error.clone()));
+        let (says, refusals) = (theirs.incarnation, self.0.trust.refusals());
+        if let Some(proven) = proven.filter(|proven| *proven != says) {
+            let error = SessionError::OtherIdentity { proven, says };
+            refusals.note(Some(proven.store), Reason::OtherIdentity, &error.to_string());
+            return Err(error);
         }
-        Ok(checked?)
+        match self.0.control.check_hello(mine, theirs) {
+            Ok(()) => {
+                refusals.settle(says.store);
+                Ok(())
+            }
+            Err(error) => {
+                let text = self.0.control.state().borrow().with_names(&error.to_string());
+                refusals.note(Some(says.store), reason_of(&error), &format!("no session with a peer: {text}"));
+                Err(error.into())
+            }
+        }
     }
 
     /// Runs a session to its end. `address` is where the peer is, if this node opened the session and has to open the
@@ -277,7 +301,7 @@ impl Links {
             }
             let round_trip = Duration::from_micros(round_trip_us.load(Ordering::Relaxed));
             let patience = ANSWER_PATIENCE.max(round_trip * ANSWER_ROUND_TRIPS);
-            let answers = tokio::time::timeout(patience, answers(address)).await.unwrap_or(false);
+            let answers = tokio::time::timeout(patience, self.answers(address)).await.unwrap_or(false);
             // A node that has just been busy sends on both.
             tokio::time::sleep(GRACE).await;
             if answers && heard.load(Ordering::Relaxed) == last {
@@ -315,6 +339,18 @@ impl Links {
                 return Err(SessionError::Closed);
             }
         }
+    }
+}
+
+fn reason_of(error: &HandshakeError) -> Reason {
+    match error {
+        HandshakeError::Protocol { .. } => Reason::Malformed,
+        HandshakeError::OtherCluster { .. } => Reason::OtherCluster,
+        HandshakeError::OtherConfig { .. } => Reason::OtherSettings,
+        HandshakeError::Myself { .. } => Reason::OtherIdentity,
+        HandshakeError::NotMember { .. } => Reason::NotMember,
+        HandshakeError::OtherStore { .. } => Reason::OtherStore,
+        HandshakeError::PeerRolledBack { .. } | HandshakeError::RolledBack { .. } => Reason::OlderCopy,
     }
 }
 

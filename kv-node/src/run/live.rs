@@ -80,7 +80,9 @@ pub(super) async fn live(
         answers: Arc::clone(&shared.connections.answers),
     })?;
     let identity = Identity { node, incarnation: shared.incarnation, cluster, seed, config: agreed.config.clone() };
-    let links = Links::new(identity, engine.clone(), Arc::clone(&shared.liveness), shared.clock);
+    shared.trust.belongs_to(node, cluster);
+    let (liveness, control) = (Arc::clone(&shared.liveness), shared.control.clone());
+    let links = Links::new(identity, engine.clone(), liveness, control, shared.trust.clone(), shared.clock);
     let (members, followed) = watch::channel(Members::new());
     adopt(&shared, &engine, &agreed, &members).await;
     shared.serving.send_replace(Some(Serving { node, engine: engine.clone(), links: links.clone() }));
@@ -97,7 +99,6 @@ pub(super) async fn live(
         tokio::spawn(receipts::follow(Arc::clone(&shared), engine.clone())),
         tokio::spawn(follow_engine(Arc::clone(&shared), engine.clone())),
     ];
-    let mut rolled_back = links.rolled_back();
     let mut moved = shared.control.moved();
     // Addresses that were found before are not in the channel.
     adopt_addresses(&shared, &shared.state(), &members);
@@ -138,12 +139,6 @@ pub(super) async fn live(
                 }
                 None => break Err(RunError::System("the engine has stopped".into())),
             },
-            changed = rolled_back.changed() => {
-                let why = rolled_back.borrow().as_ref().map(ToString::to_string);
-                if let (Ok(()), Some(why)) = (changed, why) {
-                    break Ok(End::RolledBack(why));
-                }
-            }
         }
     };
     for task in tasks {

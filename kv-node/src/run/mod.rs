@@ -28,8 +28,9 @@ use crate::control::{Refusal, RefusalKind};
 use crate::log;
 use crate::own_files::{OwnFileError, check_not_removed, mark_removed};
 use crate::settings::{Settings, SettingsError};
+use crate::trust::secret::Secret;
 use serve::serve;
-use start::{divide_descriptors, open_store};
+use start::{divide_descriptors, open_store, secrets};
 
 /// How long a node that starts its store again waits for the threads of the run before.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -116,14 +117,15 @@ fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
     let settings = Settings::read(args)?;
     log::start(&settings.log)?;
     check_not_removed(&settings.data_dir)?;
-    let why = match run_once(&settings, false) {
+    let secrets = secrets(&settings)?;
+    let why = match run_once(&settings, &secrets, false) {
         Ok(End::RolledBack(why)) => why,
         Err(RunError::Storage(StorageError::RolledBack { what, .. })) => what,
         Ok(end) => return ended(&settings, end),
         Err(error) => return Err(error),
     };
     tracing::warn!(%why, "the store starts again under a new id");
-    ended(&settings, run_once(&settings, true)?)
+    ended(&settings, run_once(&settings, &secrets, true)?)
 }
 
 fn ended(settings: &Settings, end: End) -> Result<(), RunError> {
@@ -138,13 +140,13 @@ fn ended(settings: &Settings, end: End) -> Result<(), RunError> {
 }
 
 /// One run of the store, from its opening until nothing of it is left.
-fn run_once(settings: &Settings, renew: bool) -> Result<End, RunError> {
+fn run_once(settings: &Settings, secrets: &[Secret], renew: bool) -> Result<End, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
     let division = divide_descriptors(settings)?;
     let (opened, reader, committer) = open_store(settings, &division, renew)?;
     let lock = reader.lock();
-    let end = runtime.block_on(serve(settings, division, opened, reader, committer));
+    let end = runtime.block_on(serve(settings, secrets, division, opened, reader, committer));
     drop(runtime);
     // The threads that read end when they learn that the engine has gone, and the last one closes the store. Until then
     // it cannot be opened again.

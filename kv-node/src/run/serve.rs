@@ -16,16 +16,19 @@ use crate::control::{ControlPlane, Founding, GrpcTransport, SharedLiveness, Star
 use crate::descriptors::Division;
 use crate::events::Events;
 use crate::liveness::{Heartbeats, Timeouts};
+use crate::own_files::mark_secured;
 use crate::server::connections::{self, ConnectionSettings, Connections};
 use crate::server::{Shared, audit, routes};
 use crate::settings::Settings;
 use crate::signals;
 use crate::transfers::Watchdog;
+use crate::trust::{Trust, secret::Secret};
 use crate::usage::Usage;
 
 /// Runs the node until a signal or something of its own ends it.
 pub(super) async fn serve(
     settings: &Settings,
+    secrets: &[Secret],
     division: Division,
     opened: Opened,
     reader: DiskReader,
@@ -47,7 +50,13 @@ pub(super) async fn serve(
     let config = control_config(settings, member, start_mode, local, opened, &liveness, clock)?;
     let (name, address, zone, weight) =
         (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
-    let control = ControlPlane::start(config, Arc::new(GrpcTransport::default())).await?;
+    let trust = Trust::new(&name, opened.incarnation, secrets.to_vec(), settings.allow_open_peers);
+    if !secrets.is_empty() {
+        mark_secured(data)?;
+    } else if !local.ip().to_canonical().is_loopback() {
+        tracing::warn!(%local, "this node is open: whoever reaches it is taken for a node of the cluster");
+    }
+    let control = ControlPlane::start(config, Arc::new(GrpcTransport::new(trust.clone()))).await?;
     let shared = Arc::new(Shared {
         name: name.clone(),
         address,
@@ -57,6 +66,7 @@ pub(super) async fn serve(
         cluster: settings.cluster.clone(),
         clock,
         control,
+        trust: trust.clone(),
         liveness,
         events: Events::new(),
         request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
@@ -76,7 +86,7 @@ pub(super) async fn serve(
     let routes = routes(&shared)
         .map_err(|error| RunError::System(format!("the reflection service cannot be started: {error}")))?;
     let stopping = shared.stopping.subscribe();
-    let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), stopping));
+    let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), trust, stopping));
     let logged = tokio::spawn(audit::log(Arc::clone(&shared)));
     announce(&name, local);
 

@@ -11,10 +11,11 @@ use tokio::net::TcpListener;
 
 use super::{RunError, random};
 use crate::clock::Clock;
-use crate::control::{ControlConfig, MemberRecord, SharedLiveness, StartMode, Timing};
+use crate::control::{ControlConfig, MemberRecord, SharedLiveness, StartError, StartMode, Timing, remembered};
 use crate::descriptors::{self, Division};
-use crate::own_files::ListenFile;
+use crate::own_files::{ListenFile, is_secured};
 use crate::settings::{Settings, SettingsError};
+use crate::trust::{self, secret::Secret};
 
 /// Raises the limit on open files and divides it.
 pub(super) fn divide_descriptors(settings: &Settings) -> Result<Division, RunError> {
@@ -45,6 +46,44 @@ pub(super) fn open_store(
     Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
 }
 
+/// The secrets of the node's cluster, if it has any; a founding node makes the first one. Nothing else is changed, so that a
+/// start without them leaves no trace.
+pub(super) fn secrets(settings: &Settings) -> Result<Vec<Secret>, RunError> {
+    let unusable = |problem: String| RunError::Settings(SettingsError::Value { field: "cluster-secret-file", problem });
+    let Some(path) = &settings.cluster_secret_file else {
+        if is_secured(&settings.data_dir) && !settings.allow_open_peers {
+            return Err(unusable(
+                "is not given, and the cluster of this node has a secret: without it no other node would talk to this one; name \
+                 the file with --cluster-secret-file PATH"
+                    .to_owned(),
+            ));
+        }
+        return Ok(Vec::new());
+    };
+    let is_new = remembered(&settings.data_dir.join("control")).map_err(StartError::from)?.is_none();
+    let founds = is_new && !matches!(settings.start_mode, Some(StartMode::Join(_) | StartMode::Resume));
+    let (secrets, made) = trust::load(path, founds).map_err(unusable)?;
+    if made {
+        tracing::info!(path = %path.display(), "a secret for the cluster is made; give every node that joins a copy of the file");
+    }
+    Ok(secrets)
+}
+
+/// Whether an address can be reached from other machines only by those who prove the cluster's secret, or not at all, or
+/// somebody has said that this is fine.
+fn check_open(settings: &Settings, address: SocketAddr) -> Result<(), RunError> {
+    if address.ip().to_canonical().is_loopback() || settings.cluster_secret_file.is_some() || settings.allow_open_peers
+    {
+        return Ok(());
+    }
+    let problem = format!(
+        "{address} can be reached from other machines, and whoever reaches it could read, change and destroy everything as a \
+         node of the cluster; give --cluster-secret-file PATH (the founding node makes the file, every other node gets a \
+         copy), or --allow-open-peers if everybody in this network is trusted"
+    );
+    Err(RunError::Settings(SettingsError::Value { field: "listen", problem }))
+}
+
 /// Binds the address and remembers it, so that a port that was picked once is kept.
 pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -> Result<TcpListener, RunError> {
     let file = ListenFile::read(&settings.data_dir)?;
@@ -59,6 +98,7 @@ pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -
             ),
         }));
     }
+    check_open(settings, address)?;
     let listener = TcpListener::bind(address).await.map_err(|error| RunError::Listen {
         address,
         problem: match error.kind() {

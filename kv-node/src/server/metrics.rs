@@ -108,6 +108,7 @@ fn registry(shared: &Shared, snapshot: &NodeSnapshot, requests: BTreeMap<Request
     add_peers(&mut registry, shared, &snapshot.peers);
     add_requests(&mut registry, requests);
     add_counters(&mut registry, snapshot);
+    add_refusals(&mut registry, shared);
     registry
 }
 
@@ -194,6 +195,18 @@ fn add_requests(registry: &mut Registry, requests: BTreeMap<RequestClass, Durati
         "How long requests took, from their arrival at the engine to the answer",
         Labelled::<Durations>(durations),
     );
+}
+
+fn add_refusals(registry: &mut Registry, shared: &Shared) {
+    let counts = shared.trust.refusals().counts().into_iter();
+    let counts = counts.map(|(reason, count)| (vec![("reason", reason.name().to_owned())], count)).collect();
+    registry.register(
+        "refused_peers",
+        "Connections and sessions that were refused because the other end is no peer, or does not take this node for one",
+        Labelled::<u64>(counts),
+    );
+    let closed = u64::from(shared.trust.is_closed());
+    gauge(registry, "peers_proven", "1 while only peers are served that prove the cluster's secret", closed);
 }
 
 fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {

@@ -45,6 +45,7 @@ use crate::events::{Events, NewEvent};
 use crate::link::Links;
 use crate::read_window::ReadTicket;
 use crate::transfers::Watchdog;
+use crate::trust::Trust;
 use crate::usage::Usage;
 
 pub use health::Vitals;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The control plane.
     pub control: ControlPlane,
+    /// Whom it takes for a peer.
+    pub trust: Trust,
     /// The opinion of the peers.
     pub liveness: SharedLiveness,
     /// What happened.

@@ -225,15 +225,21 @@ fn residue_to_wire(state: &ClusterState, residue: &Residue) -> v1::Residue {
 fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {
     let me = shared.node();
     let others = state.members.iter().filter(|(id, _)| **id != me);
+    let claims: BTreeMap<NodeId, String> = shared.control.unproven_claims().into_iter().collect();
     others
         .map(|(&id, record)| {
             let opinion = opinion(shared, id);
+            // Whoever is refused can say any name. A member that answers was not refused.
+            let is_up = opinion.as_ref().is_some_and(|opinion| opinion.condition == Condition::Up);
+            let refused = shared.trust.refusals().latest(record.incarnation.store).filter(|_| !is_up);
             v1::PeerOpinion {
                 node: id.0,
                 state: state_of(shared, state, id, record.spare).into(),
                 reason: opinion.as_ref().map(|opinion| opinion.reason.clone()).unwrap_or_default(),
                 is_new: opinion.as_ref().is_none_or(|opinion| opinion.is_new),
                 since_us: opinion.map_or(0, |opinion| shared.clock.wall_at(opinion.since).0),
+                refused: refused.unwrap_or_default(),
+                claims: claims.get(&id).cloned().unwrap_or_default(),
                 ..v1::PeerOpinion::default()
             }
         })

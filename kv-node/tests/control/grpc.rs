@@ -11,6 +11,7 @@ use kv_node::control::{
     CommandId, ControlPlane, GrpcTransport, JoinReply, JoinRequest, MembershipStatus, NodeDescriptor, RefusalKind,
     StartMode, Transport, serve_identify, serve_join, serve_raft,
 };
+use kv_node::trust::Trust;
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::v1;
 use kv_proto::v1::peer_client::PeerClient;
@@ -40,15 +41,15 @@ impl Peer for Service {
     }
 
     async fn raft(&self, request: Request<v1::RaftRequest>) -> Result<Response<v1::RaftReply>, Status> {
-        serve_raft(&self.0, request.into_inner()).await.map(Response::new)
+        serve_raft(&self.0, request.into_inner(), None).await.map(Response::new)
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
-        serve_join(&self.0, request.into_inner()).await.map(Response::new)
+        serve_join(&self.0, request.into_inner(), None).await.map(Response::new)
     }
 
     async fn identify(&self, request: Request<v1::IdentifyRequest>) -> Result<Response<v1::IdentifyReply>, Status> {
-        serve_identify(&self.0, request.into_inner()).map(Response::new)
+        serve_identify(&self.0, request.into_inner(), None).map(Response::new)
     }
 }
 
@@ -58,6 +59,10 @@ struct Node {
     server: JoinHandle<()>,
 }
 
+fn transport(spec: &Spec) -> GrpcTransport {
+    GrpcTransport::new(Trust::without_secret(&spec.name, spec.incarnation))
+}
+
 async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -65,7 +70,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 async fn start(world: &World, spec: Spec, listener: TcpListener) -> Node {
-    let control = world.start_over(&spec, Arc::new(GrpcTransport::default())).await.unwrap();
+    let control = world.start_over(&spec, Arc::new(transport(&spec))).await.unwrap();
     let service = PeerServer::new(Service(control.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let server = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener));
     let server = tokio::spawn(async move { server.await.unwrap() });
@@ -163,7 +168,7 @@ fn bad_input_gets_a_status_that_says_what_is_wrong() {
         // Garbage under a valid header is answered, and the sender learns nothing else.
         assert!(!client.raft(raft(append, PROTOCOL_VERSION)).await.unwrap().into_inner().payload.is_empty());
 
-        let transport = GrpcTransport::default();
+        let transport = transport(&nodes[0].spec);
         let request = |protocol, name: &str, config: ClusterConfig| JoinRequest {
             protocol,
             id: CommandId(5),

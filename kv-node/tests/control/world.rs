@@ -97,6 +97,7 @@ impl Wires {
             address: address.to_owned(),
             reason: reason.to_owned(),
             may_have_arrived: false,
+            refused: false,
         };
         if net.cut.contains(address) || net.cut.contains(&self.from) {
             return Err(refused("the link is cut"));

@@ -12,6 +12,7 @@ use kv_proto::v1::key_value_client::KeyValueClient;
 use kv_proto::v1::{self, BatchOperation, BatchRequest};
 use tonic::Code;
 
+use crate::strangers::incarnation_of;
 use crate::world::{Node, World, get, put, run_to_end, strings, until_async};
 
 fn check(args: &[&str], code: i32, words: &[&str]) {
@@ -43,6 +44,9 @@ async fn starts_that_cannot_work_say_why() {
     check(&[&plain[..], &["0.0.0.0:0"]].concat(), 2, &["advertise", "0.0.0.0:0", "--advertise ADDR:PORT"]);
     check(&[&plain[..], &["[::]:0"]].concat(), 2, &["advertise", "[::]:0"]);
     let advertise = |address| [&plain[..], &["127.0.0.1:0", "--advertise", address]].concat();
+    // Without a secret, who reaches the port can do everything.
+    let open = [&plain[..], &["0.0.0.0:0", "--advertise", "127.0.0.1:1"]].concat();
+    check(&open, 2, &["listen: 0.0.0.0:0", "other machines", "--cluster-secret-file", "--allow-open-peers"]);
     check(&advertise("::1:7400"), 2, &["advertise", "[::1]:7400"]);
     check(&advertise("0.0.0.0:7400"), 2, &["advertise", "no other machine"]);
     check(&advertise("10.0.0.300:7400"), 2, &["advertise", "IPv4"]);
@@ -103,17 +107,21 @@ async fn garbage_on_the_port_hurts_nobody() {
 
 #[tokio::test]
 async fn a_peer_that_sends_too_much_at_once_is_told_the_limit() {
-    let (world, client) = World::cluster(1).await;
+    let (mut world, client) = World::cluster(3).await;
     put(&client, "k", "v").await;
     let address = format!("http://{}", world.nodes[0].address);
     let description = client.description();
+    // It is a member that sends: in place of one that has died.
+    let member = Some(incarnation_of(&world.nodes[1]).await);
+    let protocol = kv_core::message::PROTOCOL_VERSION;
+    world.nodes[1].kill();
     let hello = v1::Hello {
-        protocol: kv_core::message::PROTOCOL_VERSION,
+        protocol,
         cluster_id: Bytes::copy_from_slice(&description.cluster.unwrap().0.to_be_bytes()),
         hash_seed: description.seed.0,
         limits: Some((&description.limits).into()),
-        node: 77,
-        incarnation: Some(v1::Incarnation { store_id: 7, boot: 1, nonce: 7 }),
+        node: 2,
+        incarnation: member,
         ..v1::Hello::default()
     };
     let large = || v1::Frame { messages: vec![Bytes::from(vec![0; MESSAGE_BYTES_MAX])], ..v1::Frame::default() };

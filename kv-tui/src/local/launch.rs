@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use super::SECRET;
 use super::state::{LocalNode, State};
 use crate::error::CommandError;
 
@@ -32,9 +33,18 @@ pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child
         .map_err(|error| CommandError::failed(format!("this program does not know its own path: {error}")))?;
     let mut command = Command::new(&program);
     // Settings of a single node that the user runs beside it; the flags below decide.
-    for variable in
-        ["KV_ADVERTISE", "KV_BOOTSTRAP", "KV_CONFIG", "KV_EXPECT", "KV_JOIN", "KV_REPLACES", "KV_WEIGHT", "KV_ZONE"]
-    {
+    for variable in [
+        "KV_ADVERTISE",
+        "KV_ALLOW_OPEN_PEERS",
+        "KV_BOOTSTRAP",
+        "KV_CLUSTER_SECRET_FILE",
+        "KV_CONFIG",
+        "KV_EXPECT",
+        "KV_JOIN",
+        "KV_REPLACES",
+        "KV_WEIGHT",
+        "KV_ZONE",
+    ] {
         command.env_remove(variable);
     }
     command
@@ -55,6 +65,10 @@ fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
     arguments.extend(["--log-dir".into(), node.folder(cluster).into()]);
     for argument in ["--listen", &node.address, "--name", &node.name] {
         arguments.push(argument.into());
+    }
+    let secret = cluster.join(SECRET);
+    if secret.exists() {
+        arguments.extend(["--cluster-secret-file".into(), secret.into()]);
     }
     match state.founding() {
         Some(founding) if founding.name == node.name && !node.came_back => {

@@ -15,6 +15,7 @@ use std::process::Child;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use kv_core::small_file;
 use kv_proto::client::{Client, Options};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -265,8 +266,22 @@ fn start_processes(nodes: Option<u8>, folder: &Folder) -> Result<(State, Vec<(us
     Ok((state, started))
 }
 
+/// The secret of the cluster, in its folder.
+const SECRET: &str = "secret";
+
+/// Makes a secret for the cluster, unless it has one. Nodes that run without one would not talk to those with it, so a cluster
+/// of an earlier build gets its secret when none of its nodes runs.
+fn secure(state: &State, folder: &Path) -> Result<(), CommandError> {
+    let path = folder.join(SECRET);
+    if path.exists() || state.nodes.iter().any(LocalNode::is_running) {
+        return Ok(());
+    }
+    kv_node::trust::secret::make(&path).map_err(CommandError::failed)
+}
+
 /// Starts one node and remembers its process.
 fn launch(state: &mut State, index: usize, folder: &Path) -> Result<Child, CommandError> {
+    secure(state, folder)?;
     let child = launch::spawn(state, index, folder)?;
     state.nodes[index].process = Identity::of(child.id());
     state.write(folder)?;
@@ -380,6 +395,8 @@ async fn destroy(place: &Place, confirmed: bool) -> Result<(), CommandError> {
             _ => {}
         }
     }
+    let secret = folder.path.join(SECRET);
+    small_file::remove(&secret).map_err(|error| CommandError::file("delete", &secret.display().to_string(), &error))?;
     State::delete(&folder.path)?;
     let shown = folder.path.display().to_string();
     printer.item(Item {
@@ -441,4 +458,26 @@ fn free_addresses(count: usize) -> Result<Vec<String>, CommandError> {
         .map(|listener| listener.local_addr().map(|address| address.to_string()))
         .collect::<io::Result<_>>()
         .map_err(|error| CommandError::failed(format!("no free port on 127.0.0.1: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_gets_its_secret_while_none_of_its_nodes_runs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let secret = folder.path().join(SECRET);
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        // A node of an earlier build, which knows of no secret.
+        state.nodes[1].process = Identity::of(std::process::id());
+        secure(&state, folder.path()).expect("nothing to do");
+        assert!(!secret.exists());
+        state.nodes[1].process = None;
+        secure(&state, folder.path()).expect("made");
+        let made = fs::read(&secret).expect("made");
+        state.nodes[0].process = Identity::of(std::process::id());
+        secure(&state, folder.path()).expect("nothing to do");
+        assert_eq!(fs::read(&secret).expect("kept"), made);
+    }
 }

@@ -132,8 +132,29 @@ impl Health {
             for peer in &snapshot.peers {
                 let state = peer.state();
                 let bad = matches!(state, v1::MemberState::Down | v1::MemberState::Suspect);
-                if bad && cluster.serves(NodeId(peer.node)) {
-                    let name = cluster.description.name_of(NodeId(peer.node));
+                let name = cluster.description.name_of(NodeId(peer.node));
+                if !peer.claims.is_empty() {
+                    self.because(
+                        Word::Degraded,
+                        format!("{name} refuses {}: it {}", snapshot.name, peer.claims.replace("this node", &snapshot.name)),
+                        format!(
+                            "nothing else proves it: if the data of {0} was restored from a copy, start it with an empty directory \
+                             and --replaces; else restart {0}",
+                            snapshot.name
+                        ),
+                    );
+                }
+                if bad && !peer.refused.is_empty() {
+                    self.because(
+                        Word::Degraded,
+                        format!("{} and {name} refuse each other ({})", snapshot.name, peer.refused),
+                        format!(
+                            "give {} and {name} the same --cluster-secret-file, or what the reason names, and restart the one that was \
+                             changed",
+                            snapshot.name
+                        ),
+                    );
+                } else if bad && cluster.serves(NodeId(peer.node)) {
                     if peer.is_new {
                         self.because(Word::Settling, format!("{} has not heard from {name} yet", snapshot.name), "");
                         continue;
@@ -464,6 +485,33 @@ pub(super) mod tests {
                 });
             },
             "settling ready idle: n1 has not heard from n2 yet",
+        );
+    }
+
+    #[test]
+    fn nodes_that_refuse_each_other_are_named() {
+        check(
+            |cluster| {
+                snapshot(cluster, 0).peers.push(v1::PeerOpinion {
+                    node: 2,
+                    state: v1::MemberState::Down.into(),
+                    reason: "no heartbeat".to_owned(),
+                    refused: "n2 and n1 have no cluster secret in common".to_owned(),
+                    ..Default::default()
+                });
+            },
+            "degraded ready idle: n1 and n2 refuse each other (n2 and n1 have no cluster secret in common)",
+        );
+        check(
+            |cluster| {
+                snapshot(cluster, 2).peers.push(v1::PeerOpinion {
+                    node: 1,
+                    state: v1::MemberState::Up.into(),
+                    claims: "says that this node's store is an older copy (boot 2, it has seen boot 9)".to_owned(),
+                    ..Default::default()
+                });
+            },
+            "degraded ready idle: n1 refuses n3: it says that n3's store is an older copy (boot 2, it has seen boot 9)",
         );
     }
 

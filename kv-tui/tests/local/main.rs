@@ -46,6 +46,7 @@ fn a_local_cluster_lives_and_keeps_its_data() {
     assert_eq!(local.start(), started, "a second start finds the same processes");
     assert_eq!(local.run(&["local", "start", "--nodes", "5"]).code, 2);
 
+    local.expect_secret(&started);
     let imported = local.exec(&["import", CATALOGUE]).ok().one();
     assert_eq!(imported["imported"], json!(20_000));
     local.exec(&["wait", "idle", "--timeout", "120s"]).ok();
@@ -120,10 +121,12 @@ impl Drop for Process {
 }
 
 /// Starts a node that joins a cluster; its address.
-fn joining(folder: &std::path::Path, contact: &str) -> (Process, String) {
+fn joining(folder: &std::path::Path, contact: &str, secret: &std::path::Path) -> (Process, String) {
     let child = Command::new(env!("CARGO_BIN_EXE_kv-tui"))
         .args([kv_tui::NODE_MODE, "--listen", "127.0.0.1:0", "--name", "stray", "--join", contact, "--data-dir"])
         .arg(folder)
+        .arg("--cluster-secret-file")
+        .arg(secret)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -155,7 +158,7 @@ fn only_a_spare_of_the_cluster_is_added_whatever_answers_at_an_address() {
     other.run(&["local", "start", "--nodes", "1"]).ok();
     let (member, others) = (local.addresses().remove(0), other.addresses().remove(0));
     let folder = tempfile::tempdir().expect("a folder");
-    let (_stray, spare_of_other) = joining(folder.path(), &others);
+    let (_stray, spare_of_other) = joining(folder.path(), &others, &other.secret());
     let spares = || other.exec(&["node", "ls"]).ok().json().iter().any(|node| node["state"] == json!("spare"));
     while !spares() {
         std::thread::yield_now();

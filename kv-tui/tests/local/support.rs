@@ -1,5 +1,8 @@
 //! A local cluster of real processes in a folder of its own, stopped and deleted with the test.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,6 +79,25 @@ impl Local {
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         Ran::of(self.command(arguments).output().expect("the program runs"))
+    }
+
+    /// The file with the secret of the cluster.
+    pub(crate) fn secret(&self) -> std::path::PathBuf {
+        self.folder.path().join("secret")
+    }
+
+    /// The nodes prove a secret to each other that only their owner can read.
+    pub(crate) fn expect_secret(&self, nodes: &[Value]) {
+        let secret = std::fs::metadata(self.secret()).expect("a secret");
+        assert_eq!(secret.mode() & 0o777, 0o600);
+        for node in nodes {
+            let mut stream = TcpStream::connect(node["address"].as_str().expect("an address")).expect("a node");
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: kv\r\nConnection: close\r\n\r\n").expect("asked");
+            let mut page = String::new();
+            stream.read_to_string(&mut page).expect("answered");
+            let line = page.lines().find(|line| line.starts_with("kv_peers_proven{")).expect("the metric");
+            assert!(line.ends_with(" 1") || line.ends_with(" 1.0"), "{line}");
+        }
     }
 
     /// Starts the program with a command, which goes on beside the test.

@@ -47,6 +47,9 @@ impl Leader {
             let address = leader.and_then(|leader| self.group.link.peers.address(leader));
             return later(format!("{} does not lead", self.group.me.name), address);
         }
+        if let Some(reply) = self.refuse_to_impersonate(&descriptor, mine).await {
+            return reply;
+        }
         if let Some(reply) = self.refuse_to_displace(&descriptor, mine).await {
             return reply;
         }
@@ -67,6 +70,59 @@ impl Leader {
             ProposeReply::NotLeader => later(format!("{} does not lead", self.group.me.name), None),
             ProposeReply::Overloaded => later("too many changes wait already".to_owned(), None),
             ProposeReply::Unknown(reason) => later(reason, None),
+        }
+    }
+
+    /// Refuses a report for the store of a member that comes from somebody else: the member would be looked for elsewhere, or
+    /// taken for an older copy of itself. The member's store must answer where the report says, and none of another boot where
+    /// it was until now.
+    async fn refuse_to_impersonate(&self, descriptor: &NodeDescriptor, group: GroupId) -> Option<JoinReply> {
+        let state = self.group.state();
+        let NodeDescriptor { incarnation, address, .. } = descriptor;
+        let (_, member) = state.member_of(incarnation.store)?;
+        let is_known = member.incarnation == *incarnation && member.address == *address;
+        if is_known || *incarnation == self.group.me.incarnation {
+            return None;
+        }
+        let link = &self.group.link;
+        let before = link.peers.address(raft_id(incarnation.store)).unwrap_or_else(|| member.address.clone());
+        let mut others = vec![before, member.address.clone()];
+        others.retain(|other| other != address);
+        others.dedup();
+        let first = others.first().cloned().unwrap_or_else(|| address.clone());
+        let last = others.last().cloned().unwrap_or_else(|| address.clone());
+        let (there, first_answer, last_answer) =
+            tokio::join!(link.identify(group, address), link.identify(group, &first), link.identify(group, &last));
+        for (place, answer) in [(&first, first_answer), (&last, last_answer)] {
+            let Some(me) = answer.map(|answer| answer.me.incarnation) else { continue };
+            if me.store == incarnation.store && me != *incarnation {
+                return Some(later(
+                    format!(
+                        "{} answers at {place} with boot {} of the store for which boot {} is reported from {address}; stop one \
+                         of the two",
+                        member.name, me.boot, incarnation.boot
+                    ),
+                    None,
+                ));
+            }
+        }
+        match there.map(|answer| answer.me.incarnation) {
+            Some(me) if me == *incarnation => None,
+            Some(me) => Some(later(
+                format!(
+                    "{address} is said to be {} with boot {} of its store, but boot {} of store {} answers there; a node reports \
+                     for itself only",
+                    member.name, incarnation.boot, me.boot, me.store
+                ),
+                None,
+            )),
+            None => Some(later(
+                format!(
+                    "{} reports from {address}, and nobody answers there; it must be reached from {}",
+                    member.name, self.group.me.name
+                ),
+                None,
+            )),
         }
     }
 

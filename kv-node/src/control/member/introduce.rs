@@ -24,13 +24,14 @@ pub(in crate::control) struct Progress {
 }
 
 /// The refusal for a node that runs an older copy of its store.
-pub(super) fn rolled_back(me: &NodeDescriptor, seen: Incarnation) -> Refusal {
+pub(super) fn rolled_back(me: &NodeDescriptor, seen: Option<Incarnation>) -> Refusal {
+    let seen = seen.map_or_else(|| "a later one".to_owned(), |seen| seen.boot.to_string());
     Refusal::new(
         RefusalKind::RolledBack,
         format!(
-            "{} runs an older copy of its store (boot {}, others have seen {}); it must draw a new store id and be \
+            "{} runs an older copy of its store (boot {}, others have seen {seen}); it must draw a new store id and be \
              refilled",
-            me.name, me.incarnation.boot, seen.boot
+            me.name, me.incarnation.boot
         ),
     )
 }
@@ -86,6 +87,7 @@ async fn round(member: &Member) -> bool {
     }
     let mut asked: BTreeSet<String> = BTreeSet::from([member.group.me.address.clone()]);
     let mut ask = targets(member);
+    let mut refused = None;
     let mut waits_for = "no node of the cluster is known; name one with --join".to_owned();
     while let Some(address) = ask.pop_front() {
         if !asked.insert(address.clone()) {
@@ -104,9 +106,19 @@ async fn round(member: &Member) -> bool {
                     }
                 }
             },
-            Ok(Err(error)) => waits_for = error.to_string(),
+            Ok(Err(error)) => {
+                if error.refused {
+                    refused = Some(Refusal::new(RefusalKind::Precondition, error.reason.clone()));
+                }
+                waits_for = error.to_string();
+            }
             Err(_elapsed) => waits_for = format!("{address} does not answer: silent for {timeout:?}"),
         }
+    }
+    if let Some(refusal) = refused.filter(|_| member.group.link.group.get().is_none()) {
+        // Nobody has let it in yet, and nobody will as it is. A member goes on: it may be the other that is to be changed.
+        refuse(member, refusal);
+        return true;
     }
     member.progress.send_if_modified(|progress| {
         let differs = progress.waits_for != waits_for;
@@ -159,8 +171,18 @@ async fn settle(member: &Member, reply: JoinReply, address: &str) -> Result<(), 
             Ok(())
         }
         JoinReply::Refused(refusal) => {
-            refuse(member, refusal);
-            Ok(())
+            // A node that knows the members does not end for the word of one of them.
+            let knows = !member.group.state().members.is_empty() && address != member.group.me.address;
+            match (refusal.kind, member.group.link.peers.member_at(address)) {
+                (RefusalKind::RolledBack, Some(author)) if knows => member.group.link.is_older(author, None),
+                (RefusalKind::Removed, Some(author)) if knows => member.group.link.is_given_up(author),
+                (RefusalKind::RolledBack | RefusalKind::Removed, None) if knows => {}
+                _ => {
+                    refuse(member, refusal);
+                    return Ok(());
+                }
+            }
+            Err(Redirect { reason: format!("{address}: {}", refusal.message), leader: None })
         }
         JoinReply::Later { reason, leader } => Err(Redirect { reason: format!("{address}: {reason}"), leader }),
     }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `identity` | what a node remembers of itself |
 //! | `introduce` | making itself known until what is agreed on about it is true |
+//! | `claims` | asking all members whether what one of them says of this node's store is true |
 //! | `discover` | finding members that are not where they were |
 //! | `status` | the membership status; statistics |
 //! | `propose` | having a command agreed on, from any node |
@@ -11,6 +12,7 @@
 //! | `catch_up` | learning what is newer than what a node knows, before it says that something does not exist |
 
 mod catch_up;
+pub(super) mod claims;
 pub(super) mod discover;
 pub(super) mod identity;
 pub(super) mod introduce;

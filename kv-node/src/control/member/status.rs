@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use kv_core::handshake::is_rolled_back;
 use kv_core::types::{Incarnation, NodeId};
 
 use super::{Member, introduce};
@@ -91,7 +92,7 @@ impl Member {
     /// Brings `membership` and `status` up to date before anything has happened.
     pub(in crate::control) fn begin_status(&self) {
         self.group.follow_members(&ClusterState::default());
-        self.update_membership(None);
+        self.update_membership();
         self.update_status();
     }
 
@@ -125,13 +126,41 @@ impl Member {
         });
     }
 
-    /// Whether the node was removed: it has learned so itself, or from a peer.
+    /// Whether the node was removed: by what was agreed on, or since enough members say so (rule D2).
     fn is_given_up(&self, state: &ClusterState) -> bool {
-        state.retired.contains(&self.group.me.incarnation.store) || *self.group.link.given_up.borrow()
+        state.retired.contains(&self.group.me.incarnation.store)
+            || self.electorates(state).iter().any(|nodes| self.group.link.proven_given_up(nodes))
     }
 
-    fn update_membership(&self, rolled_back: Option<Incarnation>) {
+    /// Whether the node's store is an older copy, by the same rule: what others have seen of it.
+    fn rolled_back(&self, state: &ClusterState) -> Option<Option<Incarnation>> {
+        let me = self.group.me.incarnation;
+        let agreed = state.member_of(me.store).map(|(_, member)| member.incarnation);
+        match agreed.filter(|agreed| is_rolled_back(me, *agreed)) {
+            Some(agreed) => Some(Some(agreed)),
+            None => self.electorates(state).iter().find_map(|nodes| self.group.link.proven_older(nodes)),
+        }
+    }
+
+    /// Those of whom more than half decide, if they say the same: the voters, who keep what is agreed on, or all members.
+    fn electorates(&self, state: &ClusterState) -> [Vec<NodeId>; 2] {
+        let metrics = self.group.metrics();
+        let voters = metrics.membership_config.voter_ids();
+        // A voter that belongs to no member any more counts as one that says nothing.
+        let voters = voters.map(|id| self.group.link.peers.node_of(id).unwrap_or(NodeId(0))).collect();
+        [voters, state.members.keys().copied().collect()]
+    }
+
+    /// What members claim of this node's store while nothing proves it.
+    pub(in crate::control) fn unproven_claims(&self) -> Vec<(NodeId, String)> {
         let state = self.group.state();
+        let is_proven = self.is_given_up(&state) || self.rolled_back(&state).is_some();
+        if is_proven { Vec::new() } else { self.group.link.claimed() }
+    }
+
+    fn update_membership(&self) {
+        let state = self.group.state();
+        let rolled_back = self.rolled_back(&state);
         let failed = self.group.failure();
         let progress = self.progress.borrow().clone();
         let member = state.member_of(self.group.me.incarnation.store);
@@ -162,31 +191,29 @@ impl Member {
 
 /// Keeps `membership` and `status` true and the failure detector informed of the members.
 pub(in crate::control) async fn follow(member: Arc<Member>) {
-    let mut rollback = member.group.link.rolled_back.subscribe();
+    let mut claims = member.group.link.claims_changed.subscribe();
     let mut state = member.group.state.clone();
     let mut report = member.progress.subscribe();
     // Only these say that the engine has failed.
     let mut metrics = member.group.raft.metrics();
     let mut failed = member.group.failed.clone();
-    let mut given_up = member.group.link.given_up.subscribe();
     let mut before = Arc::new(ClusterState::default());
     loop {
         member.group.follow_members(&before);
         before = member.group.state();
-        let seen = *rollback.borrow_and_update();
-        member.update_membership(seen);
+        claims.borrow_and_update();
+        member.update_membership();
         member.update_status();
         let changed = tokio::select! {
             changed = state.changed() => changed.is_ok(),
             changed = report.changed() => changed.is_ok(),
-            changed = rollback.changed() => changed.is_ok(),
-            changed = given_up.changed() => changed.is_ok(),
+            changed = claims.changed() => changed.is_ok(),
             changed = metrics.changed() => changed.is_ok(),
             Ok(()) = failed.changed() => true,
         };
         if !changed {
             // The engine has ended.
-            member.update_membership(seen);
+            member.update_membership();
             member.update_status();
             return;
         }

@@ -134,6 +134,18 @@ impl Peers {
         self.state.borrow().retired.contains(&store)
     }
 
+    /// The store and boot of a member, as far as this node knows what was agreed on.
+    pub(in crate::control) fn agreed(&self, node: NodeId) -> Option<Incarnation> {
+        self.state.borrow().members.get(&node).map(|member| member.incarnation)
+    }
+
+    /// The member that takes requests at `address`, as far as this node knows.
+    pub(in crate::control) fn member_at(&self, address: &str) -> Option<NodeId> {
+        let state = Arc::clone(&self.state.borrow());
+        let is_there = |store: StoreId| self.address(raft_id(store)).as_deref() == Some(address);
+        state.members.iter().find(|(_, member)| is_there(member.incarnation.store)).map(|(node, _)| *node)
+    }
+
     /// The member that takes part under `id`.
     pub(in crate::control) fn node_of(&self, id: RaftId) -> Option<NodeId> {
         self.state.borrow().member_of(store_of(id)).map(|(node, _)| node)

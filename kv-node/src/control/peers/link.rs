@@ -1,10 +1,13 @@
-//! One call to another node: puts the message in its envelope, checks the answer's, and notes who was heard.
+//! One call to another node: puts the message in its envelope, checks the answer's, and notes who was heard, and what members
+//! claim of this node's store.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kv_core::message::PROTOCOL_VERSION;
-use kv_core::types::Incarnation;
+use kv_core::handshake::{Claims, Gate, HandshakeError, is_rolled_back};
+use kv_core::message::{Hello, PROTOCOL_VERSION};
+use kv_core::types::{Incarnation, NodeId};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,10 +28,19 @@ pub(in crate::control) struct Link {
     pub(in crate::control) group: OnceLock<GroupId>,
     pub(in crate::control) peers: Peers,
     pub(in crate::control) transport: Arc<dyn Transport>,
-    /// Set when a peer says that this node runs an older copy of its store.
-    pub(in crate::control) rolled_back: tokio::sync::watch::Sender<Option<Incarnation>>,
-    /// Set when a peer says that the store of this node was given up.
-    pub(in crate::control) given_up: tokio::sync::watch::Sender<bool>,
+    gate: Gate,
+    claims: Mutex<AllClaims>,
+    /// Counts how often the claims have changed.
+    pub(in crate::control) claims_changed: tokio::sync::watch::Sender<u64>,
+}
+
+/// What members say of this node's store (rule D2).
+#[derive(Default)]
+struct AllClaims {
+    /// It is an older copy: what they have seen, as far as they say.
+    older: Claims<Option<Incarnation>>,
+    /// It was given up.
+    given_up: Claims<()>,
 }
 
 /// Why a call brought no answer that can be used.
@@ -52,6 +64,87 @@ pub(in crate::control) enum CallError {
 }
 
 impl Link {
+    pub(in crate::control) fn new(
+        me: Incarnation,
+        address: String,
+        group: Option<GroupId>,
+        peers: Peers,
+        transport: Arc<dyn Transport>,
+    ) -> Self {
+        let group = group.map_or_else(OnceLock::new, OnceLock::from);
+        let (claims_changed, _) = tokio::sync::watch::channel(0);
+        let (gate, claims) = (Gate::default(), Mutex::default());
+        Self { me, address, group, peers, transport, gate, claims, claims_changed }
+    }
+
+    /// Checks the greeting of a peer: only members under their agreed stores are talked to (rule D4).
+    pub(in crate::control) fn check_hello(&self, mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
+        let agreed = self.peers.agreed(theirs.node);
+        self.gate.check(mine, theirs, agreed.map(|agreed| agreed.store)).inspect_err(|error| {
+            if let HandshakeError::RolledBack { node, seen, .. } = error {
+                self.is_older(*node, Some(*seen));
+            }
+        })?;
+        if let Some(seen) = agreed.filter(|agreed| is_rolled_back(theirs.incarnation, *agreed)) {
+            return Err(HandshakeError::PeerRolledBack { node: theirs.node, theirs: theirs.incarnation, seen });
+        }
+        self.withdraw(theirs.node);
+        Ok(())
+    }
+
+    /// A member says that this node's store is an older copy.
+    pub(in crate::control) fn is_older(&self, author: NodeId, seen: Option<Incarnation>) {
+        if self.claims.lock().older.note(author, seen) {
+            tracing::warn!(
+                peer = %author,
+                "a member says that this node's store is an older copy; it is given up only if the agreed state or more than half \
+                 of the members say so"
+            );
+        }
+        self.claims_changed.send_modify(|count| *count += 1);
+    }
+
+    /// A member says that this node's store was given up.
+    pub(in crate::control) fn is_given_up(&self, author: NodeId) {
+        if self.claims.lock().given_up.note(author, ()) {
+            tracing::warn!(
+                peer = %author,
+                "a member says that this node's store was given up; it ends only if the agreed state or more than half of the \
+                 members say so"
+            );
+        }
+        self.claims_changed.send_modify(|count| *count += 1);
+    }
+
+    /// A member talks to this node, so it claims nothing.
+    fn withdraw(&self, author: NodeId) {
+        let mut claims = self.claims.lock();
+        claims.older.withdraw(author);
+        claims.given_up.withdraw(author);
+    }
+
+    /// Whether more than half of these nodes say that this node's store is an older copy: what they have seen.
+    pub(in crate::control) fn proven_older(&self, electorate: &[NodeId]) -> Option<Option<Incarnation>> {
+        self.claims.lock().older.proven(electorate.iter().copied())
+    }
+
+    /// Whether more than half of these nodes say that this node's store was given up.
+    pub(in crate::control) fn proven_given_up(&self, electorate: &[NodeId]) -> bool {
+        self.claims.lock().given_up.proven(electorate.iter().copied()).is_some()
+    }
+
+    /// What members claim, for people.
+    pub(in crate::control) fn claimed(&self) -> Vec<(NodeId, String)> {
+        let claims = self.claims.lock();
+        let older = claims.older.all().map(|(author, seen)| {
+            let seen = seen.map_or_else(String::new, |seen| format!(", it has seen boot {}", seen.boot));
+            (author, format!("says that this node's store is an older copy (boot {}{seen})", self.me.boot))
+        });
+        let given_up =
+            claims.given_up.all().map(|(author, ())| (author, "says that this node's store was given up".to_owned()));
+        older.chain(given_up).collect()
+    }
+
     /// Sends `request` to the node that takes part under `target`.
     pub(in crate::control) async fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
@@ -63,7 +156,12 @@ impl Link {
         let (Some(address), Some(&group)) = (self.peers.address(target), self.group.get()) else {
             let reason = "its address is not known yet".to_owned();
             let address = store_of(target).to_string();
-            return Err(CallError::Unreachable(TransportError { address, reason, may_have_arrived: false }));
+            return Err(CallError::Unreachable(TransportError {
+                address,
+                reason,
+                may_have_arrived: false,
+                refused: false,
+            }));
         };
         let malformed = |reason: String| CallError::Malformed { address: address.clone(), reason };
         let body = postcard::to_stdvec(request).map_err(|error| malformed(error.to_string()))?;
@@ -79,6 +177,7 @@ impl Link {
                 address: address.clone(),
                 reason: format!("silent for {timeout:?}"),
                 may_have_arrived: true,
+                refused: false,
             })
             .and_then(|answer| answer)
             .map_err(CallError::Unreachable)?;
@@ -91,16 +190,23 @@ impl Link {
                 if let Err(seen) = self.peers.heard(from, &address) {
                     return Err(CallError::RolledBack { address, shown: from, seen });
                 }
+                if let Some(author) = self.peers.node_of(target) {
+                    self.withdraw(author);
+                }
                 postcard::from_bytes(&body).map_err(|error| malformed(error.to_string()))
             }
             Answer::NotMine(reason) => Err(CallError::NotMine { address, reason }),
             Answer::RolledBack { seen } => {
-                self.rolled_back.send_replace(Some(seen));
+                if let Some(author) = self.peers.node_of(target) {
+                    self.is_older(author, Some(seen));
+                }
                 Err(CallError::RolledBack { address, shown: self.me, seen })
             }
             Answer::Failed(reason) => Err(CallError::Failed { address, reason }),
             Answer::GivenUp => {
-                self.given_up.send_replace(true);
+                if let Some(author) = self.peers.node_of(target) {
+                    self.is_given_up(author);
+                }
                 Err(CallError::NotMine { address, reason: format!("store {} was given up", self.me.store) })
             }
         }
@@ -121,11 +227,11 @@ impl Link {
         }
     }
 
-    /// Checks the envelope of a message that came in.
+    /// Checks the envelope of a message that came in, of a node that has proven to be this store and boot, if it has.
     ///
     /// # Errors
     /// With the answer to give, if the message is not for this node.
-    pub(in crate::control) fn open(&self, payload: &[u8]) -> Result<Envelope, Answer> {
+    pub(in crate::control) fn open(&self, payload: &[u8], proven: Option<Incarnation>) -> Result<Envelope, Answer> {
         let envelope: Envelope = postcard::from_bytes(payload)
             .map_err(|error| Answer::NotMine(format!("the message cannot be read: {error}; run the same release")))?;
         match self.group.get() {
@@ -141,6 +247,12 @@ impl Link {
         let me = self.me.store;
         if envelope.to != raft_id(me) {
             return Err(Answer::NotMine(format!("this is store {me}, the message is for {}", store_of(envelope.to))));
+        }
+        if let Some(proven) = proven.filter(|proven| *proven != envelope.from) {
+            return Err(Answer::NotMine(format!(
+                "{proven} speaks for {}; nobody but a node itself may do that",
+                envelope.from
+            )));
         }
         if self.peers.is_retired(envelope.from.store) {
             return Err(Answer::GivenUp);

@@ -1,7 +1,7 @@
 //! The Raft group as this node takes part in it: how it starts and ends, who leads it, what it has agreed on.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -74,12 +74,8 @@ impl Group {
         let failed = writer.failed();
         let (machine, published) = Machine::new(stored, &log);
         let state = published.subscribe();
-        let (rolled_back, _) = watch::channel(None);
-        let (given_up, _) = watch::channel(false);
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
-        let known = group.map_or_else(OnceLock::new, OnceLock::from);
-        let address = config.address.clone();
-        let link = Arc::new(Link { me: incarnation, address, group: known, peers, transport, rolled_back, given_up });
+        let link = Arc::new(Link::new(incarnation, config.address.clone(), group, peers, transport));
         let network = Network(Arc::clone(&link));
         let id = raft_id(incarnation.store);
         let raft = Raft::new(id, Arc::new(raft_config(&config.timing)?), network, log, machine)

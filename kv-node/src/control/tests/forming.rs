@@ -34,6 +34,7 @@ impl Wires {
             address: address.to_owned(),
             reason: "connection refused".to_owned(),
             may_have_arrived: false,
+            refused: false,
         })
     }
 }

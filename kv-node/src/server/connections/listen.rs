@@ -23,10 +23,11 @@ use tower_service::Service as _;
 
 use super::bodies::{Answer, Received, Request};
 use super::deadline::{Deadline, End};
-use super::{CLOSE_PATIENCE, Connection, Connections, HANDSHAKE_TIMEOUT, Verdict};
+use super::{CLOSE_PATIENCE, Connection, Connections, HANDSHAKE_TIMEOUT, SPEAKS_AFTER, Verdict};
 use crate::budget::Share;
 use crate::descriptors;
 use crate::server::stopped;
+use crate::trust::Trust;
 
 /// The pause after the system gave no connection, doubled each time between these bounds.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -47,6 +48,7 @@ pub async fn serve(
     listener: TcpListener,
     routes: axum::Router,
     connections: Arc<Connections>,
+    trust: Trust,
     mut stopping: watch::Receiver<bool>,
 ) {
     let builder = Arc::new(builder(&connections));
@@ -84,6 +86,7 @@ pub async fn serve(
             routes.clone(),
             Arc::clone(&connections),
             connection,
+            trust.clone(),
             stopping.clone(),
         ));
     }
@@ -120,16 +123,48 @@ fn builder(connections: &Connections) -> Builder<TokioExecutor> {
     builder
 }
 
+/// Hears who the other end of a new connection is; `false`: it is to be closed.
+async fn hear(
+    stream: &mut TcpStream,
+    connections: &Connections,
+    connection: &Connection,
+    trust: &Trust,
+    stopping: &mut watch::Receiver<bool>,
+) -> bool {
+    let heard = tokio::select! {
+        heard = trust.accept(stream) => heard,
+        () = sleep(HANDSHAKE_TIMEOUT) => {
+            connections.counters.silent.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        () = connection.told.notified() => return false,
+        () = stopped(stopping) => return false,
+    };
+    if let Ok(Some(proven)) = &heard {
+        connection.hears(SPEAKS_AFTER);
+        connections.is_peers(connection);
+        // It is heard once.
+        connection.proven.get_or_init(|| proven.clone());
+    }
+    heard.is_ok()
+}
+
 async fn serve_one(
-    stream: TcpStream,
+    mut stream: TcpStream,
     builder: Arc<Builder<TokioExecutor>>,
     routes: axum::Router,
     connections: Arc<Connections>,
     connection: Arc<Connection>,
+    trust: Trust,
     mut stopping: watch::Receiver<bool>,
 ) {
     // It is only slower without.
     stream.set_nodelay(true).unwrap_or_default();
+    if !hear(&mut stream, &connections, &connection, &trust, &mut stopping).await {
+        drop(stream);
+        connections.ended(&connection);
+        return;
+    }
     let io = TokioIo::new(Heard { stream, connection: Arc::clone(&connection) });
     let service = {
         let (connections, connection) = (Arc::clone(&connections), Arc::clone(&connection));

@@ -20,8 +20,8 @@ mod deadline;
 mod listen;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -37,6 +37,7 @@ pub use listen::serve;
 
 use crate::budget::{Budget, BudgetStats};
 use crate::descriptors::Division;
+use crate::trust::Proven;
 
 /// How long a connection may take to say anything, and one on trial to turn out to be a peer's.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,6 +170,8 @@ pub struct Connection {
     told: Notify,
     /// Its reads that are under way.
     pub(crate) reads: Arc<ReadWindow>,
+    /// Who its other end is, if it has proven that.
+    proven: OnceLock<Proven>,
 }
 
 #[derive(Debug)]
@@ -282,6 +285,7 @@ impl Connections {
             must_close: AtomicBool::new(false),
             told: Notify::new(),
             reads: ReadWindow::new(),
+            proven: OnceLock::new(),
         });
         places.open.insert(connection.id, Arc::clone(&connection));
         Some(connection)
@@ -394,6 +398,12 @@ impl Connection {
     fn close(&self) {
         self.must_close.store(true, Ordering::Relaxed);
         self.told.notify_one();
+    }
+
+    /// Who its other end is, if it has proven that.
+    #[must_use]
+    pub fn proven(&self) -> Option<&Proven> {
+        self.proven.get()
     }
 
     fn is_on_trial(&self) -> bool {

@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use crate::trust::{Purpose, Refused, Trust, connect_lazily};
+
 use super::{Call, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport, TransportError, wire};
 
 /// The most connections that are kept. One more replaces the one with the lowest address.
@@ -30,18 +32,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Calls other nodes by gRPC. Connections are opened when they are needed, and kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GrpcTransport {
+    trust: Trust,
     connections: Mutex<BTreeMap<String, Channel>>,
 }
 
 impl GrpcTransport {
+    /// For a node that takes others for peers, and proves to be one, by `trust`.
+    #[must_use]
+    pub fn new(trust: Trust) -> Self {
+        Self { trust, connections: Mutex::default() }
+    }
+
     fn client(&self, address: &str) -> Result<PeerClient<Channel>, TransportError> {
         let mut connections = self.connections.lock();
         let channel = match connections.get(address) {
             Some(channel) => channel.clone(),
             None => {
-                let channel = connect(address)?;
+                let channel = self.connect(address)?;
                 if connections.len() >= CONNECTIONS_MAX {
                     connections.pop_first();
                 }
@@ -53,22 +62,22 @@ impl GrpcTransport {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
-}
 
-fn connect(address: &str) -> Result<Channel, TransportError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| TransportError {
-        address: address.to_owned(),
-        reason: format!("it is no host:port: {error}"),
-        may_have_arrived: false,
-    })?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .concurrency_limit(CALLS_MAX)
-        .connect_lazy())
+    fn connect(&self, address: &str) -> Result<Channel, TransportError> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| TransportError {
+            address: address.to_owned(),
+            reason: format!("it is no host:port: {error}"),
+            may_have_arrived: false,
+            refused: false,
+        })?;
+        let endpoint = endpoint
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .concurrency_limit(CALLS_MAX);
+        Ok(connect_lazily(&self.trust, endpoint, Purpose::Control, CONNECT_TIMEOUT))
+    }
 }
 
 impl Transport for GrpcTransport {
@@ -115,13 +124,19 @@ impl Transport for GrpcTransport {
 }
 
 fn nonsense(address: &str, error: RequestError) -> TransportError {
-    TransportError { address: address.to_owned(), reason: error.message, may_have_arrived: true }
+    TransportError { address: address.to_owned(), reason: error.message, may_have_arrived: true, refused: false }
 }
 
 fn failed(address: &str, status: &Status) -> TransportError {
     let mut reason =
         if status.message().is_empty() { status.code().description() } else { status.message() }.to_owned();
-    let mut may_have_arrived = true;
+    if let Some(refused) = Refused::behind(status) {
+        let (address, reason) = (address.to_owned(), refused.to_string());
+        return TransportError { address, reason, may_have_arrived: false, refused: true };
+    }
+    // Nobody has looked at the message.
+    let refused = status.code() == Code::Unauthenticated && status.source().is_none();
+    let mut may_have_arrived = !refused;
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
@@ -136,5 +151,5 @@ fn failed(address: &str, status: &Status) -> TransportError {
         }
         source = error.source();
     }
-    TransportError { address: address.to_owned(), reason, may_have_arrived }
+    TransportError { address: address.to_owned(), reason, may_have_arrived, refused }
 }

@@ -48,6 +48,8 @@ pub struct TransportError {
     pub reason: String,
     /// Whether the message may have arrived, and only the answer is missing.
     pub may_have_arrived: bool,
+    /// Whether the two nodes do not talk: one of them does not know the cluster's secret.
+    pub refused: bool,
 }
 
 /// What a message of the Raft group asks for.
