@@ -318,7 +318,9 @@ proptest! {
         let Some(other) = sound.other() else { return Ok(()) };
         let Sound { ref layout, partition, place, .. } = sound;
         let node = sound.node();
-        let fair = fair_shares(&layout.members, layout.partition_count(), layout.copies)[&other];
+        let shares = fair_shares(&layout.members, layout.partition_count(), layout.copies);
+        // A spare has none.
+        let fair = shares.get(&other).copied().unwrap_or_default();
         let mut moved = layout.clone();
         if layout.members[&other].spare {
             moved.partitions[partition].owners[place].node = other;
