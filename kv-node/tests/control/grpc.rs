@@ -8,8 +8,8 @@ use kv_core::config::ClusterConfig;
 use kv_core::message::PROTOCOL_VERSION;
 use kv_core::types::{Incarnation, NodeId, StoreId};
 use kv_node::control::{
-    CommandId, ControlPlane, GrpcTransport, JoinReply, JoinRequest, MembershipStatus, NodeDescriptor, RefusalKind,
-    StartMode, Transport, serve_identify, serve_join, serve_raft,
+    ClusterState, CommandId, ControlPlane, GrpcTransport, JoinReply, JoinRequest, MembershipStatus, NodeDescriptor,
+    RefusalKind, StartMode, Transport, serve_identify, serve_join, serve_raft,
 };
 use kv_node::trust::Trust;
 use kv_proto::limits::MESSAGE_BYTES_MAX;
@@ -118,9 +118,13 @@ fn three_nodes_form_lose_one_and_take_it_back() {
         let back = start(&world, spec, listener).await;
         until_state(&back.control, "what it missed", |state| state.keyspace_named("while-away").is_some()).await;
         propose(&back.control, create("after")).await.unwrap();
+        // The leader asks it back at its new address before that is agreed on.
+        let is_found =
+            |state: &ClusterState| state.members.values().any(|member| member.address == address.to_string());
+        until_state(&nodes[0].control, "its new address", is_found).await;
         let state = until_equal(&[&nodes[0].control, &nodes[1].control, &back.control]).await;
         assert_eq!(state.keyspaces.len(), 6);
-        assert!(state.members.values().any(|member| member.address == address.to_string()));
+        assert!(is_found(&state));
         for node in nodes {
             stop(node).await;
         }
