@@ -306,5 +306,5 @@ fn a_replication_is_small() {
     let (call, epoch, role, keyspace) = (CallId(1_000_000), Epoch(7), Role::Owner, KeyspaceId(0));
     let key = Bytes::from_static(b"0123456789abcdef");
     let message = Message::Replicate { call, epoch, role, keyspace, key, cell: record_of(&[100]).into() };
-    assert_eq!(message.encode().len(), 182);
+    assert_eq!(message.encode().len(), 183);
 }
