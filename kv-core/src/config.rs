@@ -143,7 +143,7 @@ impl NodeConfig {
         let of = self.loops.max(1);
         let part = |most: usize| most.div_ceil(usize::from(of));
         Self {
-            map_seed: self.map_seed ^ u64::from(index) << 48,
+            map_seed: self.map_seed ^ (u64::from(index) << 48),
             hot_bytes_max: self.hot_bytes_max / usize::from(of),
             requests_max: part(self.requests_max),
             request_bytes_max: part(self.request_bytes_max),

@@ -425,11 +425,21 @@ pub struct MessageError {
 }
 
 impl Message {
-    /// Whether the message may wait behind all others: the shell sends such messages on a stream of their own, and the
-    /// core copes with any order between the two.
+    /// Whether the message may wait behind all others: the shell sends such messages, and large ones, on a stream of their
+    /// own, and the core copes with any order between the two.
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
+    /// Whether it brings a client's write or a record that its receiver is to store.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        match self {
+            Self::Replicate { .. } => true,
+            Self::Forward { request, .. } => request.is_write(),
+            _ => false,
+        }
     }
 
     /// A refusal in the place of an answer that carries records; `None` if it is no such answer.

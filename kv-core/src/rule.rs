@@ -61,12 +61,16 @@ pub enum Rule {
     HedgeForwards,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
+    /// A9: a fallback counts only in the place of an owner that cannot be reached.
+    FallbackInPlaceOfAbsent,
     /// K1: nothing of a dropped keyspace is taken any more.
     RefuseDropped,
     /// K1: a list of keyspaces takes the place of an older one only.
     NewestKeyspaces,
     /// K2: the removal of a dropped keyspace goes on after a restart.
     ResumePurge,
+    /// L1: an answer that needs several loops waits for all of them.
+    AskEveryLoop,
 }
 
 /// Which rules hold.

@@ -272,6 +272,12 @@ impl Ctx<'_> {
         if node == self.me() { self.view.holds(partition) } else { self.is_up(node) }
     }
 
+    /// Whether an owner of `partition` is expected to answer: fallbacks take the place of the others. One that has stalled
+    /// is asked and may answer, but nobody waits for it.
+    pub(crate) fn may_still_answer(&self, partition: PartitionId, node: NodeId) -> bool {
+        self.is_owner_up(partition, node) && !self.is_stalled(node) && self.view.keep(Rule::FallbackInPlaceOfAbsent)
+    }
+
     /// The owners of `partition` that can be asked, this node first, then by preference, those that enter last; but behind
     /// all others those that have stalled.
     pub(crate) fn owners_up(&self, partition: PartitionId) -> Vec<NodeId> {

@@ -11,6 +11,7 @@
 //! | `transfers` | what a node remembers of the copies that it makes |
 //! | `liveness` | who answers |
 //! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
+//! | `admission`, `read_window` | whose writes are let in next; how many reads of a connection are under way |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
 pub mod admission;
@@ -26,6 +27,7 @@ pub mod liveness;
 mod log;
 mod outbox;
 mod own_files;
+pub mod read_window;
 mod run;
 pub mod server;
 pub mod settings;

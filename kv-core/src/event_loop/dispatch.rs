@@ -41,6 +41,7 @@ impl EventLoop {
             LoopInput::PersistFailed { reason } => self.poison(reason),
             LoopInput::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
             LoopInput::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
+            LoopInput::Keyspaces(list) => self.keyspaces_given(list),
             LoopInput::Told(tell) => self.told(tell),
             LoopInput::Wake => {}
         }
@@ -291,7 +292,9 @@ impl EventLoop {
         use replication::Outcome;
         match outcome {
             Outcome::Acked { op, node, role, epoch } => self.requests.write_acked(ctx!(self), op, node, role, epoch),
-            Outcome::Refused { id, op } => {
+            Outcome::Declined { op, node } => self.requests.write_declined(ctx!(self), op, node),
+            Outcome::Refused { id, op, node } => {
+                self.requests.write_declined(ctx!(self), op, node);
                 let wants_fallback = self.requests.write_wants_fallback(op);
                 self.replications.go_on(ctx!(self), id, wants_fallback);
             }

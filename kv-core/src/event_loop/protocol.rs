@@ -16,7 +16,8 @@ impl EventLoop {
         self.kernel.note_heard(from);
         match message {
             // These are for the hub.
-            Message::Ping | Message::Pong | Message::Keyspaces { .. } => {}
+            Message::Ping | Message::Pong => {}
+            Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::Forward { call, request, deadline } => {
                 if self.kernel.peers.is_first_forward(from, call) {
                     self.requests.forwarded_request(ctx!(self), from, call, request, deadline);

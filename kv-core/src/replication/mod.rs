@@ -27,7 +27,9 @@ pub(crate) enum Outcome {
     /// A node, asked at this epoch, durably holds a client's write.
     Acked { op: OpId, node: NodeId, role: Role, epoch: Epoch },
     /// A node does not take a client's write: another one may hold it in its place, if the write wants that.
-    Refused { id: ReplicationId, op: OpId },
+    Refused { id: ReplicationId, op: OpId, node: NodeId },
+    /// A node does not take a write yet; it is asked again.
+    Declined { op: OpId, node: NodeId },
     /// A client's write has got as far as it gets.
     WriteEnded { op: OpId },
     /// A hint, or an owned record with a missed-write marker, of this digest was confirmed by all other owners, or was not.
@@ -294,10 +296,15 @@ impl Replications {
             }
             // It says when it knows the layout; this node's own next one sends the record again; the next attempt finds
             // the replica less busy.
-            Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => return,
+            Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => {
+                if let Goal::Write { op, .. } = goal {
+                    self.outcomes.push_back(Outcome::Declined { op, node: from });
+                }
+                return;
+            }
             Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::Failed(_)) => {
                 target.state = Delivery::GivenUp;
-                return self.refused(ctx, id);
+                return self.refused(ctx, id, from);
             }
         }
         self.end_if_done(ctx, id);
@@ -310,13 +317,13 @@ impl Replications {
         let Some(target) = replication.targets.iter_mut().find(lost) else { return };
         target.call = None;
         target.state = Delivery::GivenUp;
-        self.refused(ctx, id);
+        self.refused(ctx, id, node);
     }
 
     /// A node does not take the record.
-    fn refused(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId) {
+    fn refused(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId, node: NodeId) {
         match self.open.get(&id).map(|replication| replication.goal) {
-            Some(Goal::Write { op, .. }) => self.outcomes.push_back(Outcome::Refused { id, op }),
+            Some(Goal::Write { op, .. }) => self.outcomes.push_back(Outcome::Refused { id, op, node }),
             _ => self.end_if_done(ctx, id),
         }
     }

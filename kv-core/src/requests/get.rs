@@ -48,8 +48,11 @@ impl GetOp {
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
         let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
         let fallbacks = self.answers.iter().filter(|answer| answer.from.1 == Role::Fallback).count();
-        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, fallbacks));
-        let mut text = format!("{answered} replicas answered");
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, 0));
+        let mut text = match fallbacks {
+            0 => format!("{answered} replicas answered"),
+            _ => format!("{answered} owners answered, and {fallbacks} fallbacks"),
+        };
         for failure in &self.failures {
             text.push_str("; ");
             text.push_str(failure);
@@ -151,9 +154,20 @@ impl Requests {
         }
         let more = std::mem::take(&mut get.candidates);
         get.waiting.extend(&more);
+        self.ask_more(ctx, op, more);
+    }
+
+    /// Asks some of those that the read waits for, for their records. The session of one of them may have ended since it became
+    /// a candidate, or since it told its digest.
+    fn ask_more(&mut self, ctx: &mut Ctx<'_>, op: OpId, more: Vec<Asked>) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get(&op) else { return };
         let key = get.key.clone();
-        for (node, role) in more {
+        let (up, gone): (Vec<Asked>, Vec<Asked>) = more.into_iter().partition(|asked| ctx.reachable(asked.0));
+        for (node, role) in up {
             self.ask_read(ctx, op, node, role, &key, false);
+        }
+        for (node, role) in gone {
+            self.get_failed(ctx, op, node, role, None);
         }
     }
 
@@ -172,7 +186,7 @@ impl Requests {
             Some(known) => *known = answer,
             None => get.answers.push(answer),
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     pub(super) fn get_failed(
@@ -197,13 +211,12 @@ impl Requests {
         if !get.candidates.is_empty() {
             let next = get.candidates.remove(0);
             get.waiting.push(next);
-            let key = get.key.clone();
-            self.ask_read(ctx, op, next.0, next.1, &key, false);
+            self.ask_more(ctx, op, vec![next]);
         }
         if again {
             self.read_late(ctx, op, node);
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     /// A node that refused reads because it lacked a layout has it now.
@@ -219,7 +232,7 @@ impl Requests {
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.late.retain(|late| late.0 != node);
             }
-            self.evaluate(ctx, op);
+            self.evaluate_get(ctx, op);
         }
     }
 
@@ -232,13 +245,10 @@ impl Requests {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         let again: Vec<Asked> = get.late.extract_if(.., |late| late.0 == node).collect();
         get.waiting.extend(&again);
-        let key = get.key.clone();
-        for (node, role) in again {
-            self.ask_read(ctx, op, node, role, &key, false);
-        }
+        self.ask_more(ctx, op, again);
     }
 
-    fn evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+    pub(super) fn evaluate_get(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
         let Some(entry) = ctx.view.entry(get.key.partition()) else { return };
         let restores = matches!(origin, Origin::Restore(_));
@@ -247,10 +257,16 @@ impl Requests {
         let met = |asked: &[Asked]| {
             let fallbacks = asked.iter().filter(|asked| asked.1 == Role::Fallback).count();
             let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
-            get.needs.are_met(entry, has, fallbacks)
+            let partition = get.key.partition();
+            let can = |owner: &Owner| {
+                let asked = (owner.node, Role::Owner);
+                let waits = get.waiting.iter().chain(&get.candidates).chain(&get.late).any(|other| *other == asked);
+                waits && ctx.may_still_answer(partition, owner.node)
+            };
+            get.needs.are_met_in_place(entry, has, can, fallbacks)
         };
         if !met(&answered) {
-            let mut possible = answered;
+            let mut possible = answered.clone();
             for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
                 if !possible.contains(asked) {
                     possible.push(*asked);
@@ -280,16 +296,18 @@ impl Requests {
             .filter(|answer| answer.held.is_none() && (no_cell || !is_known(answer.digest)))
             .map(|answer| answer.from)
             .collect();
-        if !unknown.is_empty() {
-            let key = get.key.clone();
+        let known: Vec<Asked> = answered.into_iter().filter(|asked| !unknown.contains(asked)).collect();
+        if !unknown.is_empty() && met(&known) {
+            // Others have told enough: one that has told its digest and then says nothing is not waited for.
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.answers.retain(|answer| !unknown.contains(&answer.from));
+            }
+        } else if !unknown.is_empty() {
             let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.waiting.extend(&ask);
             }
-            for (node, role) in ask {
-                self.ask_read(ctx, op, node, role, &key, false);
-            }
-            return;
+            return self.ask_more(ctx, op, ask);
         }
         self.complete_get(ctx, op, merged);
     }

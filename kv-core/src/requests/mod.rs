@@ -203,15 +203,7 @@ impl Requests {
     }
 
     /// A client asks this node.
-    pub(crate) fn client_request(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: Request,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
-        let deadline = deadline.unwrap_or(limit);
+    pub(crate) fn client_request(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: Request, deadline: Monotonic) {
         if let Err(error) = self.admit(ctx, &request) {
             ctx.kernel.effect(Effect::Reply { tag, outcome: Err(error) });
             return;
@@ -224,18 +216,11 @@ impl Requests {
     }
 
     /// A client scans: this loop has a part of it.
-    pub(crate) fn part_of_scan(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: ScanRequest,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+    pub(crate) fn part_of_scan(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: ScanRequest, deadline: Monotonic) {
         let request = Request::Scan(request);
         match (self.admit(ctx, &request), request) {
             (Ok(()), Request::Scan(request)) => {
-                self.start_scan(ctx, Origin::Part(tag), request, deadline.unwrap_or(limit));
+                self.start_scan(ctx, Origin::Part(tag), request, deadline);
             }
             (Err(error), _) => self.answer(ctx, Origin::Part(tag), Err(error)),
             (Ok(()), _) => {}
@@ -480,7 +465,11 @@ impl Requests {
     /// A replica or fallback that a read waits for has stalled.
     pub(crate) fn read_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId) {
         match self.ops.get(&op).map(|op| &op.state) {
-            Some(OpState::Get(_)) => self.hedge_get(ctx, op),
+            Some(OpState::Get(_)) => {
+                self.hedge_get(ctx, op);
+                // What fallbacks have answered may be enough without it.
+                self.evaluate_get(ctx, op);
+            }
             Some(OpState::Inspect(_)) => self.inspect_answered(ctx, op, from, Err(inspect::stalled())),
             _ => {}
         }
@@ -506,7 +495,8 @@ impl Requests {
         }
     }
 
-    /// Reads a key at a replica or a fallback, this node included.
+    /// Reads a key at a replica or a fallback, this node included. It must be reachable: what is asked of a node without a
+    /// session is neither answered nor fails.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
         if node == ctx.me() {
             ctx.kernel.read_key(key.in_space(role.space()), Task::ReadForOp(op, role));

@@ -27,6 +27,8 @@ pub(super) struct WriteOp {
     /// Nodes that durably hold the write.
     acks: Vec<Ack>,
     /// The answer, once the write has been made here.
+    /// Owners that were asked and have not declined.
+    expected: Vec<NodeId>,
     response: Option<Response>,
 }
 
@@ -53,11 +55,12 @@ impl WriteOp {
     }
 
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
-        let confirmed = entry.map_or_else(
-            || "none".to_owned(),
-            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.fallbacks()),
-        );
-        format!("{confirmed} copies are confirmed")
+        let confirmed = entry
+            .map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), 0));
+        match self.fallbacks() {
+            0 => format!("{confirmed} copies are confirmed"),
+            fallbacks => format!("{confirmed} copies are confirmed by owners, {fallbacks} by fallbacks"),
+        }
     }
 
     fn is_confirmed(&self, owner: &Owner) -> bool {
@@ -71,8 +74,9 @@ impl WriteOp {
         self.acks.iter().filter(|ack| ack.role == Role::Fallback && !owner(ack.node)).count()
     }
 
-    fn is_enough(&self, entry: &Entry) -> bool {
-        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.fallbacks())
+    fn is_enough(&self, entry: &Entry, can: impl Fn(NodeId) -> bool) -> bool {
+        let can = |owner: &Owner| self.expected.contains(&owner.node) && can(owner.node);
+        self.needs.are_met_in_place(entry, |owner| self.is_confirmed(owner), can, self.fallbacks())
     }
 }
 
@@ -128,7 +132,8 @@ impl Requests {
             Role::Owner => StorageKey::owned(partition, request.keyspace, &request.key),
             Role::Fallback => StorageKey::hint(keyspace, partition, &request.key),
         };
-        let write = WriteOp { request, key: key.clone(), needs, acks: Vec::new(), response: None };
+        let write =
+            WriteOp { request, key: key.clone(), needs, acks: Vec::new(), expected: Vec::new(), response: None };
         let op = self.open_op(ctx, origin, deadline, OpState::Write(write));
         ctx.kernel.with_key(key, Task::Write(op));
     }
@@ -214,11 +219,15 @@ impl Requests {
         let owners: Vec<NodeId> = ctx.view.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
         let is_down = |owner: NodeId| !ctx.reachable(owner) || !ctx.view.keep(Rule::FallbackOnlyForDown);
         let down = owners.iter().filter(|&&owner| is_down(owner)).count();
+        let expected = owners.iter().copied().filter(|&owner| ctx.reachable(owner)).collect();
         let mut targets: Vec<Target> = owners.into_iter().filter(|&owner| owner != me).map(Target::owner).collect();
         if !quorum::owners_only(request.consistency) && down > 0 {
             let fallbacks = ctx.fallbacks_up(partition, down);
             targets
                 .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::fallback(node, keyspace)));
+        }
+        if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
+            write.expected = expected;
         }
         let sent = match dot {
             Some(dot) if !ctx.view.keep(Rule::WholeRecord) => delta(&record, dot),
@@ -264,12 +273,30 @@ impl Requests {
     /// Answers a write that has enough copies, by the entry that is in force now.
     pub(super) fn write_evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
-        let enough = ctx.view.entry(write.key.partition()).is_some_and(|entry| write.is_enough(entry));
+        let partition = write.key.partition();
+        let can = |node| ctx.may_still_answer(partition, node);
+        let enough = ctx.view.entry(partition).is_some_and(|entry| write.is_enough(entry, can));
         if enough
             && let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op)
             && let Some(response) = write.response.take()
         {
             self.finish(ctx, op, Ok(response));
+        }
+    }
+
+    /// An owner or a fallback does not take the write now, or its session has ended.
+    pub(crate) fn write_declined(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId) {
+        if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
+            write.expected.retain(|expected| *expected != node);
+            self.write_evaluate(ctx, op);
+        }
+    }
+
+    /// A node has stalled or gone: what fallbacks have confirmed may be enough for writes that waited for it.
+    pub(crate) fn writes_without(&mut self, ctx: &mut Ctx<'_>) {
+        let waits = |op: &Op| matches!(&op.state, OpState::Write(write) if write.fallbacks() > 0);
+        for op in self.ops.iter().filter(|(_, op)| waits(op)).map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.write_evaluate(ctx, op);
         }
     }
 

@@ -129,6 +129,19 @@ pub trait Reader: Clone + Send + 'static {
     /// If the medium fails.
     fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
 
+    /// Whether the medium is so far behind with its own work that commits will have to wait for it if many more bytes come.
+    fn is_behind(&self) -> bool {
+        false
+    }
+
+    /// Does what the medium is behind with, unless somebody does it already. It may take long.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn catch_up(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     /// Gives the space of deleted records back to the device, where the medium would keep it until later writes push it
     /// out; `deleted` is how many bytes these were. It may take long; the other readers and the committer go on meanwhile.
     ///

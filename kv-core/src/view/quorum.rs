@@ -64,6 +64,23 @@ impl Needs {
         self.sets(entry).all(|set| set.iter().filter(|owner| has(owner)).count() + fallbacks >= self.of(set.len()))
     }
 
+    /// Whether what has answered is enough: a fallback counts only as far as owners that can be reached are too few, in the
+    /// place of one that cannot (rule A9).
+    pub(crate) fn are_met_in_place(
+        &self,
+        entry: &Entry,
+        has: impl Fn(&Owner) -> bool,
+        can: impl Fn(&Owner) -> bool,
+        fallbacks: usize,
+    ) -> bool {
+        self.sets(entry).all(|set| {
+            let needed = self.of(set.len());
+            let reached = set.iter().filter(|owner| has(owner) || can(owner)).count();
+            let in_place = fallbacks.min(needed.saturating_sub(reached));
+            set.iter().filter(|owner| has(owner)).count() + in_place >= needed
+        })
+    }
+
     /// The first of these that are enough together, and no more than needed; those that are left over.
     pub(crate) fn choose(&self, entry: &Entry, candidates: Vec<Asked>) -> (Vec<Asked>, Vec<Asked>) {
         let (mut chosen, mut rest): (Vec<Asked>, Vec<Asked>) = (Vec::new(), Vec::new());
@@ -145,6 +162,25 @@ mod tests {
         check(needs(Level::All, false), &migrating, &[1, 2, 3, 4], 0, false);
         check(needs(Level::All, false), &migrating, &[1, 2, 3, 4, 5], 0, true);
         check(quorum, &entry(&[1, 2, 3], &[]), &[1, 2], 0, true);
+    }
+
+    #[test]
+    fn a_fallback_counts_only_where_owners_that_can_be_reached_are_too_few() {
+        let quorum = needs(Level::Quorum, false);
+        let met = |entry: &Entry, has: &[u64], can: &[u64], fallbacks: usize| {
+            let (has, can) = (|owner: &Owner| has.contains(&owner.node.0), |owner: &Owner| can.contains(&owner.node.0));
+            quorum.are_met_in_place(entry, has, can, fallbacks)
+        };
+        let settled = entry(&[1, 2, 3], &[]);
+        assert!(!met(&settled, &[1], &[1, 2], 1), "the second owner can be reached");
+        assert!(met(&settled, &[1, 2], &[1, 2], 0));
+        assert!(met(&settled, &[1], &[1], 1), "no other owner can");
+        assert!(met(&settled, &[], &[], 2));
+        assert!(!met(&settled, &[], &[3], 2), "one owner can");
+        assert!(met(&settled, &[1, 2], &[], 0), "who has answered counts, reached or not");
+        let migrating = entry(&[1, 2, 3], &[3, 4, 5]);
+        assert!(!met(&migrating, &[1, 2, 4], &[1, 2, 4, 5], 1));
+        assert!(met(&migrating, &[1, 2, 4], &[1, 2, 4], 1), "too few of the new owners can be reached");
     }
 
     #[test]

@@ -229,10 +229,16 @@ fn forgetting_a_removal_at_a_restart_is_caught() {
 
 #[test]
 fn taking_what_was_dropped_is_caught() {
-    check_drops(Mutation::Core(Rule::RefuseDropped), &["K1"]);
+    // Or what is written is deleted unseen, by whoever relies on the rule, and the statistics notice.
+    check_drops(Mutation::Core(Rule::RefuseDropped), &["K1", "entries or bytes cannot change"]);
 }
 
 #[test]
 fn going_back_to_an_older_list_of_keyspaces_is_caught() {
     check_drops(Mutation::Core(Rule::NewestKeyspaces), &["K1"]);
+}
+
+#[test]
+fn a_scan_that_leaves_loops_out_is_caught() {
+    check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1"]);
 }

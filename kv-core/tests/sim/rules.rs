@@ -3,7 +3,7 @@
 
 use kv_core::message::{Consistency, Level};
 use kv_core::rule::Rule;
-use kv_core::storage::Space;
+use kv_core::storage::{Space, StorageKey};
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
@@ -94,6 +94,45 @@ fn write_while_all_are_up(world: &mut World) {
 fn asking_fallbacks_beside_owners_that_are_up_is_caught() {
     let adjust = |settings: &mut Settings| alone(settings, 5, 3);
     check(Mutation::Core(Rule::FallbackOnlyForDown), &["A9"], adjust, write_while_all_are_up);
+}
+
+/// One owner is cut off, and another one is slow to make things durable. A write at a majority is confirmed by both owners that
+/// are up, not by the first of them and a fallback.
+fn write_past_a_slow_owner(world: &mut World) {
+    world.begin();
+    let key = KeyId(0);
+    let owners = world.owners(world.history.key(key).partition);
+    let Some(fallback) = (0..world.machines.len()).find(|machine| !owners.contains(machine)) else { return };
+    world.isolate(owners[2]);
+    world.wait_until_noticed();
+    for _ in 0..5 {
+        world.machines[owners[1]].slow_until = world.time + 1000 * MS;
+        world.write(key, false, SLOPPY, owners[0]);
+        let (owned, hint) = (world.storage_key(Space::Owned, key), world.storage_key(Space::Hint, key));
+        let holds = |machine: usize, key: &StorageKey| world.machines[machine].disk.durable_record(key);
+        let newest = holds(owners[0], &owned).unwrap_or_default();
+        let by_fallback = holds(fallback, &hint).is_some();
+        if by_fallback && !holds(owners[1], &owned).unwrap_or_default().dominates(&newest) {
+            world.fail("A9: a fallback counts although enough owners can be reached".to_owned());
+        }
+    }
+    world.machines[owners[1]].slow_until = world.time;
+    world.rejoin(owners[2]);
+    world.finish();
+}
+
+#[test]
+fn counting_a_fallback_beside_enough_owners_is_caught() {
+    let adjust = |settings: &mut Settings| {
+        alone(settings, 4, 3);
+        // A slow disk is not a stalled node.
+        settings.node.stall_after = std::time::Duration::from_secs(2);
+        settings.silence = (200 * MS, 300 * MS);
+        settings.node.deadline = std::time::Duration::from_secs(2);
+    };
+    let mutation = Mutation::Core(Rule::FallbackInPlaceOfAbsent);
+    let report = check(mutation, &["A9"], adjust, write_past_a_slow_owner);
+    assert!(report.get(Count::Hints) > 0, "no fallback took a write");
 }
 
 /// An owner takes no more from its coordinator while a key is written, and stays up. It gets the write without anybody

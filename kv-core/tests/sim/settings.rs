@@ -74,8 +74,12 @@ pub(crate) struct Settings {
     pub(crate) partitions: u32,
     pub(crate) zones: usize,
     pub(crate) cluster: ClusterConfig,
-    /// The same for all nodes but for their number and seed.
+    /// The same for all nodes but for their number, seed and loops.
     pub(crate) node: NodeConfig,
+    /// How many loops every node has; `None`: it is drawn whenever a node starts.
+    pub(crate) loops: Option<u16>,
+    /// Inputs of a node, of 1,000, at which its hub or a loop begins to lag behind the other parts.
+    pub(crate) lags: u64,
     pub(crate) keyspaces: Vec<Keyspace>,
     pub(crate) keys_per_keyspace: usize,
     pub(crate) clients: usize,
@@ -135,6 +139,7 @@ impl Settings {
         };
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = dice.aside();
+        let loops = *aside.pick(&[Some(1), Some(2), Some(4), None]);
         let faults = Faults { creations: aside.below(3), drops: *aside.pick(&[0, 1, 1, 2]), ..faults };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {
@@ -150,7 +155,9 @@ impl Settings {
             partitions: *dice.pick(&[4, 4, 8, 16]),
             zones: *dice.pick(&[1, 1, 3]),
             cluster: cluster_config(dice, tight),
-            node: node_config(dice, tight),
+            node: node_config(dice, tight, loops),
+            loops,
+            lags: *aside.pick(&[0, 2, 20]),
             keyspaces: keyspaces(dice),
             keys_per_keyspace: dice.index(3) + 1,
             clients: dice.index(5) + 1,
@@ -225,10 +232,12 @@ fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
     }
 }
 
-fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
+fn node_config(dice: &mut Dice, tight: bool, loops: Option<u16>) -> NodeConfig {
+    // Each loop of a node asks each loop of another one once for a scan.
+    let two_each = 2 * usize::from(loops.unwrap_or(4));
     let config = NodeConfig {
         hot_bytes_max: if tight { 2000 } else { 1 << 20 },
-        requests_max: if tight { 2 } else { 1000 },
+        requests_max: if tight { two_each } else { 1000 },
         key_waiters_max: if tight { 4 } else { 100 },
         replications_max: if tight { 4 } else { 1000 },
         request_bytes_max: if tight { 300 } else { 1 << 20 },

@@ -306,8 +306,9 @@ impl World {
         if let Some(pending) = self.pending.get(&tag)
             && !pending.answered
         {
-            // A frozen process answers when it goes on.
-            let thawed = self.machines[pending.machine].frozen_until + ANSWER_BOUND;
+            // A frozen process answers when it goes on, and so does a part that lags.
+            let machine = &self.machines[pending.machine];
+            let thawed = machine.frozen_until.max(machine.lags_until) + ANSWER_BOUND;
             if thawed > self.time {
                 return self.at(thawed, Event::Overdue { tag });
             }

@@ -61,6 +61,8 @@ pub(crate) enum Event {
     Answer { tag: Tag, outcome: Outcome },
     /// A machine that was frozen goes on.
     Thaw { machine: usize },
+    /// A part of a node that has lagged goes on.
+    GoesOn { machine: usize, life: u64, part: usize },
     /// A fault strikes.
     Fault(Fault),
     /// The control plane goes on with its operation.
@@ -118,6 +120,8 @@ pub(crate) struct UnderWay {
 pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) dice: Dice,
+    /// Decide how many loops nodes have and when their parts lag, so that nothing else of a run depends on that.
+    pub(crate) loop_dice: Dice,
     pub(crate) time: Time,
     queue: BinaryHeap<Reverse<Queued>>,
     queued: u64,
@@ -158,7 +162,7 @@ pub(crate) struct World {
     /// Acknowledgements that are on their way to their clients through another node, by their tokens.
     pub(crate) under_way: BTreeMap<Bytes, UnderWay>,
     /// On which layout the machine acted before its present step.
-    pub(crate) acted_before: Option<Arc<Layout>>,
+    pub(crate) acted_before: Vec<Epoch>,
     /// The partitions that each open question of a machine's run is about, for rule D2's checker.
     pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<(PartitionId, Epoch)>>,
     /// The first broken promise; it ends the run.
@@ -208,11 +212,12 @@ impl World {
             fenced: BTreeMap::new(),
             receipts_seen: BTreeSet::new(),
             under_way: BTreeMap::new(),
-            acted_before: None,
+            acted_before: Vec::new(),
             failure: None,
             trace: traced.then(Vec::new),
             effects: Effects::new(),
             settings,
+            loop_dice: dice.aside(),
             dice,
         };
         for machine in 0..world.machines.len() {
@@ -299,6 +304,7 @@ impl World {
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
             Event::Thaw { machine } => self.thaw(machine),
+            Event::GoesOn { machine, life, part } => self.part_goes_on(machine, life, part),
             Event::Fault(fault) => self.strike(fault),
             Event::ControlTick => self.control_tick(),
             Event::Receipt(receipt) => self.receipt_arrives(receipt),

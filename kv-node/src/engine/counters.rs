@@ -142,7 +142,7 @@ pub struct Durations {
 }
 
 impl Durations {
-    fn record(&mut self, took_us: u64) {
+    pub(super) fn record(&mut self, took_us: u64) {
         self.count += 1;
         self.sum_us = self.sum_us.saturating_add(took_us);
         let at = BUCKETS_US.partition_point(|bound| *bound < took_us);

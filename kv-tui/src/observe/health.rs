@@ -134,6 +134,10 @@ impl Health {
                 let bad = matches!(state, v1::MemberState::Down | v1::MemberState::Suspect);
                 if bad && cluster.serves(NodeId(peer.node)) {
                     let name = cluster.description.name_of(NodeId(peer.node));
+                    if peer.is_new {
+                        self.because(Word::Settling, format!("{} has not heard from {name} yet", snapshot.name), "");
+                        continue;
+                    }
                     let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
                     self.because(
                         Word::Degraded,
@@ -449,6 +453,17 @@ pub(super) mod tests {
                 });
             },
             "degraded ready idle: n1 considers n2 down: no heartbeat",
+        );
+        check(
+            |cluster| {
+                snapshot(cluster, 0).peers.push(v1::PeerOpinion {
+                    node: 2,
+                    state: v1::MemberState::Suspect.into(),
+                    is_new: true,
+                    ..Default::default()
+                });
+            },
+            "settling ready idle: n1 has not heard from n2 yet",
         );
     }
 
