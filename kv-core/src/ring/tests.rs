@@ -318,9 +318,7 @@ proptest! {
         let Some(other) = sound.other() else { return Ok(()) };
         let Sound { ref layout, partition, place, .. } = sound;
         let node = sound.node();
-        let shares = fair_shares(&layout.members, layout.partition_count(), layout.copies);
-        // A spare has none.
-        let fair = shares.get(&other).copied().unwrap_or_default();
+        let fair = || fair_shares(&layout.members, layout.partition_count(), layout.copies)[&other];
         let mut moved = layout.clone();
         if layout.members[&other].spare {
             moved.partitions[partition].owners[place].node = other;
@@ -333,7 +331,7 @@ proptest! {
                 }
             }
             let found = held(&moved)[&other].1;
-            if f64::from(found) - fair / layout.owners_per_partition() as f64 > 1.001 {
+            if f64::from(found) - fair() / layout.owners_per_partition() as f64 > 1.001 {
                 let error = check(&moved);
                 prop_assert!(matches!(error, Err(E::FirstPlaces { .. })), "{error:?}");
             }
@@ -344,7 +342,7 @@ proptest! {
             }
             let is_near = |id: &NodeId| layout.members[id].zone == layout.members[&other].zone;
             let crowded = moved.partitions.iter().any(|e| e.nodes().filter(is_near).count() > zone_limit_of(layout));
-            let off = (f64::from(held(&moved)[&other].0) - fair).abs() > 1.001;
+            let off = (f64::from(held(&moved)[&other].0) - fair()).abs() > 1.001;
             match check(&moved) {
                 Err(E::ZoneCrowded { .. }) => prop_assert!(crowded),
                 Err(E::Copies { .. }) => prop_assert!(!crowded),
