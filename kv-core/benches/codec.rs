@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kv_core::storage::{Space, StorageKey, Stored};
+use kv_core::storage::{StorageKey, Stored};
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, StoreId};
 use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
 use std::hint::black_box;
@@ -20,7 +20,7 @@ fn record(value_bytes: usize, siblings: u64) -> Stored {
         record.write(actor, &Context::new(), Conflict::Siblings, write);
         own = Some(actor);
     }
-    Stored { own, record }
+    Stored { own, cell: record.into() }
 }
 
 fn codec(criterion: &mut Criterion) {
@@ -34,7 +34,7 @@ fn codec(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("decode", &name), |bencher| {
             bencher.iter_batched(|| encoded.clone(), |bytes| Stored::decode(&bytes).unwrap(), BatchSize::SmallInput);
         });
-        let key = StorageKey::new(Space::Owned, PartitionId(7), KeyspaceId(0), b"user:0000000000001");
+        let key = StorageKey::owned(PartitionId(7), KeyspaceId(0), b"user:0000000000001");
         group.bench_function(BenchmarkId::new("footprint", &name), |bencher| {
             bencher.iter(|| black_box(&stored).footprint(black_box(&key), encoded.len()));
         });

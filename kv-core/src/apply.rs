@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 
+use crate::cell::Cell;
+use crate::config::Mode;
 use crate::error::RequestError;
 use crate::message::{CallId, Message, Refusal, Role};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
-use crate::version::{Conflict, Record};
 use crate::wiring::{AfterDurable, Applied, Ctx, Task};
 
-/// A coordinator sends its record.
+/// A coordinator sends its cell.
 #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
 pub(crate) fn replicate(
     ctx: &mut Ctx<'_>,
@@ -20,12 +21,12 @@ pub(crate) fn replicate(
     role: Role,
     keyspace: KeyspaceId,
     key: &Bytes,
-    record: Record,
+    cell: Cell,
 ) {
-    match accept(ctx, epoch, role, keyspace, key, &record) {
+    match accept(ctx, epoch, role, keyspace, key, &cell) {
         Ok(key) => {
             let session = ctx.kernel.peers.session(peer);
-            ctx.kernel.with_key(key, Task::Apply { record, applied: Applied::Peer { peer, call, epoch, session } });
+            ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Peer { peer, call, epoch, session } });
         }
         Err(refusal) => ctx.kernel.send(peer, Message::Replicated { call, result: Err(refusal) }),
     }
@@ -37,16 +38,20 @@ fn accept(
     role: Role,
     keyspace: KeyspaceId,
     key: &Bytes,
-    record: &Record,
+    cell: &Cell,
 ) -> Result<StorageKey, Refusal> {
-    let (partition, space) = addressed(ctx, epoch, role, key)?;
-    may_take(ctx, partition, keyspace, key, record)?;
-    if space == Space::Hint
-        && let Some(full) = ctx.hints_full()
-    {
-        return Err(Refusal::Busy(full));
+    let partition = addressed(ctx, epoch, role, key)?;
+    may_take(ctx, partition, keyspace, key, cell)?;
+    match role {
+        Role::Owner => Ok(StorageKey::owned(partition, keyspace, key)),
+        Role::Fallback => {
+            let keyspace = ctx.view.available_sent(keyspace)?;
+            if let Some(full) = ctx.hints_full() {
+                return Err(Refusal::Busy(full));
+            }
+            Ok(StorageKey::hint(keyspace, partition, key))
+        }
     }
-    Ok(StorageKey::new(space, partition, keyspace, key))
 }
 
 /// Checks what another replica sends by itself.
@@ -55,38 +60,39 @@ pub(crate) fn may_take(
     partition: PartitionId,
     keyspace: KeyspaceId,
     key: &Bytes,
-    record: &Record,
+    cell: &Cell,
 ) -> Result<(), Refusal> {
     if ctx.view.refuses_dropped(keyspace) {
         return Err(Refusal::Failed(ctx.view.dropped_error(keyspace)));
     }
-    let dropped = ctx.view.is_dropped(keyspace).then_some(Conflict::Siblings);
-    let Some(conflict) = ctx.view.keyspace(keyspace).map(|keyspace| keyspace.conflict).or(dropped) else {
+    let mode = ctx.view.mode(keyspace);
+    if mode.is_none() && !ctx.view.is_dropped(keyspace) {
         // The keyspace is younger than what this node knows; it is sent again.
         return Err(Refusal::Behind { epoch: ctx.view.newest() });
-    };
+    }
     if ctx.view.partition_sent(key)? != partition {
         let message = format!("a peer sent a key of another partition than {partition}");
         return Err(Refusal::Failed(RequestError::invalid(message)));
     }
     // Rule A8. Where timestamps decide nothing, a wrong clock is no reason to refuse.
-    let skew = ctx.kernel.clock.observe(ctx.kernel.now.wall, record.latest(), ctx.view.cluster.clock_skew_max);
-    if let (Err(skew), Conflict::Lww) = (skew, conflict) {
+    let skew = ctx.kernel.clock.observe(ctx.kernel.now.wall, cell.latest(), ctx.view.cluster.clock_skew_max);
+    if let Err(skew) = skew
+        && mode.is_some_and(Mode::timestamps_decide)
+    {
         return Err(Refusal::Failed(RequestError::unavailable(skew.to_string())));
     }
     Ok(())
 }
 
 /// Checks that this node may act for `key` in `role` at `epoch` (invariant 6).
-fn addressed(ctx: &Ctx<'_>, epoch: Epoch, role: Role, key: &Bytes) -> Result<(PartitionId, Space), Refusal> {
+fn addressed(ctx: &Ctx<'_>, epoch: Epoch, role: Role, key: &Bytes) -> Result<PartitionId, Refusal> {
     let partition = ctx.view.partition_sent(key)?;
     ctx.view.fence(partition, epoch)?;
     match role {
         Role::Owner if !ctx.view.owns(partition) => Err(Refusal::NotOwner),
         Role::Owner if !ctx.view.holds(partition) => Err(Refusal::NotSynced),
-        Role::Owner => Ok((partition, Space::Owned)),
         Role::Fallback if ctx.view.owns(partition) => Err(Refusal::NotOwner),
-        Role::Fallback => Ok((partition, Space::Hint)),
+        Role::Owner | Role::Fallback => Ok(partition),
     }
 }
 
@@ -103,37 +109,37 @@ pub(crate) fn replica_read(
     digest: bool,
 ) {
     match addressed(ctx, epoch, role, key) {
-        Ok((partition, space)) => {
-            let key = StorageKey::new(space, partition, keyspace, key);
+        Ok(partition) => {
+            let key = StorageKey::owned(partition, keyspace, key).in_space(role.space());
             ctx.kernel.read_key(key, Task::ReadForPeer { peer, call, digest });
         }
         Err(refusal) => ctx.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) }),
     }
 }
 
-/// Whether a record may still be merged: the layout may have changed while the key was read. Whoever asked at an
+/// Whether a cell may still be merged: the layout may have changed while the key was read. Whoever asked at an
 /// epoch must not be told "done" at a later one, since copies that were made in between do not have it.
 fn may_apply(ctx: &Ctx<'_>, key: &StorageKey, applied: Applied) -> Result<(), Refusal> {
     let partition = key.partition();
     match applied {
         Applied::Peer { epoch, .. } => ctx.view.fence(partition, epoch),
         // The question that it answers is checked where it is known.
-        Applied::Offered { .. } => Ok(()),
+        Applied::Offered { .. } | Applied::Residue { .. } => Ok(()),
         Applied::Exchange { .. } | Applied::Repair | Applied::OwnHint if ctx.view.owns(partition) => Ok(()),
         Applied::Exchange { .. } | Applied::Repair | Applied::OwnHint => Err(Refusal::NotOwner),
     }
 }
 
-/// Merges a record into the copy at `key`, and confirms once everything that is merged is durable.
-pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>, record: Record, applied: Applied) {
+/// Merges a cell into the copy at `key`, and confirms once everything that is merged is durable.
+pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>, cell: Cell, applied: Applied) {
     if let Err(refusal) = may_apply(ctx, key, applied) {
-        return ctx.kernel.refuse(key.clone(), Task::Apply { record, applied }, refusal);
+        return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
-    let conflict = ctx.view.conflict(key.keyspace());
-    let mut merged = stored.map(|stored| stored.record.clone()).unwrap_or_default();
-    merged.merge(&record, conflict);
-    if stored.is_none_or(|stored| stored.record != merged) {
-        ctx.kernel.put(key, Some(Stored { own: stored.and_then(|stored| stored.own), record: merged }));
+    let mut merged = stored.map(|stored| stored.cell.clone());
+    Cell::merge_into(&mut merged, &cell, ctx.view.mode(key.keyspace()));
+    if stored.map(|stored| &stored.cell) != merged.as_ref() {
+        let own = stored.and_then(|stored| stored.own);
+        ctx.kernel.put(key, merged.map(|cell| Stored { own, cell }));
     }
     match applied {
         Applied::Peer { peer, call, session, .. } => {
@@ -148,15 +154,19 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
             }
         }
         Applied::Offered { serving } => ctx.kernel.after_key(key, AfterDurable::Taken { serving }),
-        Applied::OwnHint => ctx.kernel.after_key(key, AfterDurable::OwnHint { key: key.in_space(Space::Hint), record }),
+        Applied::Residue { serving, keyspace } => {
+            debug_assert_eq!(key.keyspace(), keyspace.id(), "{key} is of another keyspace");
+            ctx.kernel.after_key(key, AfterDurable::Taken { serving });
+        }
+        Applied::OwnHint => ctx.kernel.after_key(key, AfterDurable::OwnHint { key: key.in_space(Space::Hint), cell }),
         Applied::Repair => {}
     }
 }
 
-/// A record that a slice has shown, unless it is damaged.
-pub(crate) fn decoded(ctx: &mut Ctx<'_>, key: &StorageKey, bytes: &Bytes) -> Option<Record> {
+/// A cell that a slice has shown, unless it is damaged.
+pub(crate) fn decoded(ctx: &mut Ctx<'_>, key: &StorageKey, bytes: &Bytes) -> Option<Cell> {
     match Stored::decode(bytes) {
-        Ok(stored) => Some(stored.record),
+        Ok(stored) => Some(stored.cell),
         Err(error) => {
             ctx.kernel.unreadable(key.clone(), Some(format!("{key}: {error}")));
             None

@@ -1,9 +1,13 @@
 //! Settings. Those that all nodes must share and those of one node are two types, so that they cannot be confused.
 
+mod mode;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use mode::{Available, AvailableKeyspace, Mode};
 
 use crate::types::{KeyspaceId, NodeId};
 use crate::version::Conflict;
@@ -139,7 +143,7 @@ impl NodeConfig {
         let of = self.loops.max(1);
         let part = |most: usize| most.div_ceil(usize::from(of));
         Self {
-            map_seed: self.map_seed ^ u64::from(index) << 48,
+            map_seed: self.map_seed ^ (u64::from(index) << 48),
             hot_bytes_max: self.hot_bytes_max / usize::from(of),
             requests_max: part(self.requests_max),
             request_bytes_max: part(self.request_bytes_max),
@@ -160,19 +164,16 @@ pub struct Keyspace {
     pub id: KeyspaceId,
     /// Its name, unique in the cluster.
     pub name: String,
-    /// Replicas that a read asks, capped at the number of owners.
-    pub r: u8,
-    /// Durable copies that a write waits for, capped at the number of owners.
-    pub w: u8,
-    /// What becomes of concurrent writes.
-    pub conflict: Conflict,
+    /// What it promises.
+    pub mode: Mode,
 }
 
 impl Keyspace {
     /// The keyspace that exists from the start: available, R=2, W=2, siblings.
     #[must_use]
     pub fn initial() -> Self {
-        Self { id: KeyspaceId(0), name: "default".to_owned(), r: 2, w: 2, conflict: Conflict::Siblings }
+        let mode = Mode::Available(Available { r: 2, w: 2, conflict: Conflict::Siblings });
+        Self { id: KeyspaceId(0), name: "default".to_owned(), mode }
     }
 }
 

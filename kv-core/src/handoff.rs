@@ -3,13 +3,12 @@
 //! A pass walks through the hint space and the space of missed-write markers in slices. A hint is removed only when every current owner has
 //! durably confirmed a record that dominates it, and only if it has not changed since it was sent.
 
+use crate::cell::Cell;
 use crate::event::Event;
-use crate::message::Role;
 use crate::replication::{Goal, Replications, Target};
 use crate::rule::Rule;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::{Epoch, NodeId};
-use crate::version::Record;
 use crate::wiring::{Applied, Ctx, ReadFor, Task, Timer};
 
 /// The walk through what is to be delivered.
@@ -127,12 +126,12 @@ impl Handoff {
             self.settled(ctx, false);
             return;
         };
-        let record = stored.record.clone();
+        let cell = stored.cell.clone();
         if space == Space::Hint && ctx.view.owns(key.partition()) {
             // This node has become an owner itself: its own copy first.
-            ctx.kernel.with_key(key.in_space(Space::Owned), Task::Apply { record, applied: Applied::OwnHint });
+            ctx.kernel.with_key(key.in_space(Space::Owned), Task::Apply { cell, applied: Applied::OwnHint });
         } else {
-            self.hand_off_to_others(ctx, replications, key, space, record, None);
+            self.hand_off_to_others(ctx, replications, key, space, cell, None);
         }
     }
 
@@ -143,15 +142,14 @@ impl Handoff {
         replications: &mut Replications,
         key: &StorageKey,
         space: Space,
-        record: Record,
+        cell: Cell,
         own: Option<Epoch>,
     ) {
         let me = ctx.me();
         let owners: Vec<NodeId> = ctx.view.owners(key.partition());
-        let targets =
-            owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
-        let digest = record.digest();
-        replications.start(ctx, key.clone(), record, targets, Goal::HandOff { space, digest, own });
+        let targets = owners.into_iter().filter(|&owner| owner != me).map(Target::owner).collect();
+        let digest = cell.digest();
+        replications.start(ctx, key.clone(), cell, targets, Goal::HandOff { space, digest, own });
     }
 
     /// The record could not be read.

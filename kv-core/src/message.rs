@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
 
 pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
 
+use crate::cell::Cell;
 use crate::config::KeyspaceList;
 use crate::error::RequestError;
 use crate::ring::Entry;
+use crate::storage::Space;
 use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId, WallTime};
-use crate::version::{Hlc, Record};
+use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -151,8 +153,8 @@ pub struct ReplicaView {
     pub node: NodeId,
     /// Whether it is an owner; otherwise a fallback that holds a hint.
     pub owner: bool,
-    /// Its record, or why there is no answer.
-    pub record: Result<Option<Record>, RequestError>,
+    /// What it holds, or why there is no answer.
+    pub cell: Result<Option<Cell>, RequestError>,
 }
 
 /// The answer to a request.
@@ -246,7 +248,7 @@ pub enum Message {
         /// The outcome, or why it was not coordinated there; then nothing was done.
         outcome: Result<Outcome, Refusal>,
     },
-    /// A coordinator's whole merged record for a replica (rule A2), or for a fallback.
+    /// A coordinator's whole merged cell for a replica (rule A2), or for a fallback.
     Replicate {
         /// Correlates the answer.
         call: CallId,
@@ -258,17 +260,17 @@ pub enum Message {
         keyspace: KeyspaceId,
         /// The key.
         key: Bytes,
-        /// The record.
-        record: Record,
+        /// The cell.
+        cell: Cell,
     },
-    /// The answer to `Replicate`: the replica durably holds a record that dominates the one sent.
+    /// The answer to `Replicate`: the replica durably holds a cell that dominates the one sent.
     Replicated {
         /// Which replication.
         call: CallId,
         /// Done, or why not.
         result: Result<(), Refusal>,
     },
-    /// Asks a replica for its record, or a fallback for its hint.
+    /// Asks a replica for its cell, or a fallback for its hint.
     Read {
         /// Correlates the answer.
         call: CallId,
@@ -350,13 +352,23 @@ pub enum Role {
     Fallback,
 }
 
+impl Role {
+    /// Where a node in this role holds what it is asked for.
+    pub(crate) fn space(self) -> Space {
+        match self {
+            Self::Owner => Space::Owned,
+            Self::Fallback => Space::Hint,
+        }
+    }
+}
+
 /// What a replica holds of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadReply {
-    /// The record; the empty record if it holds none.
-    Full(Record),
-    /// Its digest; that of the empty record if it holds none.
-    Digest(u64),
+    /// The cell; `None` if it holds none.
+    Full(Option<Cell>),
+    /// Its digest; `None` if it holds none.
+    Digest(Option<u64>),
 }
 
 /// What a scan wants of one node: keys of one keyspace in byte order, over several partitions at once.
@@ -413,11 +425,21 @@ pub struct MessageError {
 }
 
 impl Message {
-    /// Whether the message may wait behind all others: the shell sends such messages on a stream of their own, and the
-    /// core copes with any order between the two.
+    /// Whether the message may wait behind all others: the shell sends such messages, and large ones, on a stream of their
+    /// own, and the core copes with any order between the two.
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
+    /// Whether it brings a client's write or a record that its receiver is to store.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        match self {
+            Self::Replicate { .. } => true,
+            Self::Forward { request, .. } => request.is_write(),
+            _ => false,
+        }
     }
 
     /// A refusal in the place of an answer that carries records; `None` if it is no such answer.
@@ -483,14 +505,14 @@ impl Message {
             _ => true,
         };
         let valid = match &message {
-            Self::Replicate { record, .. } => record.is_valid(),
-            Self::ReadResult { result: Ok(ReadReply::Full(record)), .. } => record.is_valid(),
+            Self::Replicate { cell, .. } => cell.is_valid(),
+            Self::ReadResult { result: Ok(ReadReply::Full(Some(cell))), .. } => cell.is_valid(),
             Self::SliceResult { result: Ok(answer), .. } => answer.records.iter().all(|entry| entry.2.is_valid()),
             Self::Exchange { question, .. } => question.is_valid(),
             Self::Keyspaces { list } => list.is_valid(),
             Self::ExchangeResult { result: Ok(answer), .. } => answer.is_valid(),
             Self::Forwarded { outcome: Ok(Ok(Response::Inspected { replicas })), .. } => {
-                replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref()).all(Record::is_valid)
+                replicas.iter().filter_map(|view| view.cell.as_ref().ok()?.as_ref()).all(Cell::is_valid)
             }
             Self::Forwarded { outcome: Err(refusal), .. }
             | Self::Replicated { result: Err(refusal), .. }

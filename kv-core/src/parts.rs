@@ -18,7 +18,7 @@ use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq, Stor
 #[derive(Debug)]
 pub(crate) enum LoopInput {
     /// A client asks.
-    Request { tag: Tag, request: Request, deadline: Option<Monotonic> },
+    Request { tag: Tag, request: Request, deadline: Monotonic },
     /// A message of the current session with a peer.
     Message { from: NodeId, message: Message },
     /// A session with a peer was opened. It may not be used yet: what comes in it is kept.
@@ -43,6 +43,9 @@ pub(crate) enum LoopInput {
     Retry(Vec<PartitionId>),
     /// These partitions are to be compared with their other owners.
     Repair(Vec<PartitionId>),
+    /// The control plane has a list of keyspaces. What exists by it can be used by every later request, so it does not come by
+    /// way of the hub.
+    Keyspaces(KeyspaceList),
     /// The hub has something to say.
     Told(Tell),
     /// A timer may be due.
@@ -56,9 +59,7 @@ pub(crate) enum Tell {
     Given(Arc<Layout>),
     /// A layout is durable: act on it. `original`: the store, if it was there when the cluster was formed.
     Layout { layout: Arc<Layout>, original: Option<StoreId> },
-    /// What keyspaces there are now.
-    Keyspaces(KeyspaceList),
-    /// That list is durable: what is stored of dropped keyspaces may go.
+    /// A list of keyspaces is durable: what is stored of dropped ones may go.
     KeyspacesDurable(KeyspaceList),
     /// A peer's incarnation is durably known: its session may be used.
     PeerUp { node: NodeId, incarnation: Incarnation },
@@ -73,7 +74,7 @@ pub(crate) enum Tell {
     /// A part of a slice for another node is wanted.
     Slice { job: u64, query: SliceQuery },
     /// A part of a client's scan is wanted.
-    Scan { tag: Tag, request: ScanRequest, deadline: Option<Monotonic> },
+    Scan { tag: Tag, request: ScanRequest, deadline: Monotonic },
 }
 
 /// Who wants to move bytes.
@@ -128,7 +129,7 @@ pub(crate) enum HubInput {
     /// A message of a peer that is for the node as a whole.
     Message { from: NodeId, message: Message },
     /// A client scans.
-    Scan { tag: Tag, request: ScanRequest, deadline: Option<Monotonic> },
+    Scan { tag: Tag, request: ScanRequest, deadline: Monotonic },
     /// The storage engine has given space back.
     Reclaimed,
     /// Every batch of the hub up to and with this one is durable.

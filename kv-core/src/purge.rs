@@ -188,10 +188,10 @@ fn dropped<'a>(list: &'a KeyspaceList, stats: &'a PartitionStats) -> impl Iterat
 /// Everything of one keyspace in a partition.
 fn range(space: Space, partition: PartitionId, keyspace: KeyspaceId) -> (StorageKey, StorageKey) {
     let until = match keyspace.0.checked_add(1) {
-        Some(next) => StorageKey::new(space, partition, KeyspaceId(next), &[]),
+        Some(next) => StorageKey::keyspace_start(space, partition, KeyspaceId(next)),
         None => StorageKey::partition_end(space, partition),
     };
-    (StorageKey::new(space, partition, keyspace, &[]), until)
+    (StorageKey::keyspace_start(space, partition, keyspace), until)
 }
 
 /// What a store still holds of dropped keyspaces.

@@ -206,7 +206,7 @@ impl Residues {
         }
         left.reading = true;
         let request = SliceRequest {
-            from: StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]),
+            from: StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0)),
             until: StorageKey::partition_end(Space::Owned, partition),
             entries_max: ctx.view.config.slice_entries_max,
             bytes_max: ctx.view.config.slice_bytes_max,

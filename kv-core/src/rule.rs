@@ -27,8 +27,16 @@ pub enum Rule {
     RememberRequests,
     /// A5: a hint stays until every current owner has confirmed it.
     KeepHintUntilConfirmed,
+    /// A8: a new write has a later timestamp than all that its coordinator sees on the record.
+    TimestampAboveSeen,
+    /// A9: a fallback gets a write only in place of an owner that is down.
+    FallbackOnlyForDown,
+    /// A write that some owner has not confirmed leaves a missed-write marker.
+    MarkMissedWrites,
     /// E1: a layout is durable before the node acts on it.
     DurableLayout,
+    /// E2: what is asked at another epoch than that of the partition's entry is refused.
+    FenceByEpoch,
     /// A3: while a partition migrates, quorums are needed among the old and among the new owners.
     BothQuorums,
     /// A4: a record is dropped by a node that left only when every current owner holds it.
@@ -45,18 +53,28 @@ pub enum Rule {
     CoverageOfEachSource,
     /// Owners compare their copies when a member may have died during a write to them.
     CompareAfterCrash,
+    /// R1: a page of a scan ends where the first replica that has more has stopped.
+    PageEndsWhereOneStops,
+    /// R2: counts do not look at clocks: a value counts until it is swept.
+    CountsIgnoreClocks,
+    /// A forwarded request on a keyspace that is not known here is refused as behind.
+    UnknownIsBehind,
     /// Requests go on without a peer that has stalled.
     MoveOnFromStalled,
     /// A forwarded request that is not answered for a while goes to another owner, too.
     HedgeForwards,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
+    /// A9: a fallback counts only in the place of an owner that cannot be reached.
+    FallbackInPlaceOfAbsent,
     /// K1: nothing of a dropped keyspace is taken any more.
     RefuseDropped,
     /// K1: a list of keyspaces takes the place of an older one only.
     NewestKeyspaces,
     /// K2: the removal of a dropped keyspace goes on after a restart.
     ResumePurge,
+    /// L1: an answer that needs several loops waits for all of them.
+    AskEveryLoop,
 }
 
 /// Which rules hold.

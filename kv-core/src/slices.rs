@@ -10,7 +10,6 @@ use crate::message::{CallId, Message, Refusal, SliceAnswer, SliceQuery};
 use crate::parts::Ask;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
-use crate::version::Record;
 use crate::wiring::{AfterDurable, Ctx, OpId, ReadFor, SliceId};
 
 /// The fewest entries that are read of a partition at once.
@@ -93,9 +92,9 @@ impl Slices {
         let bytes_max = (ctx.view.config.slice_bytes_max / count).max(PART_BYTES_MIN);
         self.may_scan(ctx, partitions, *keyspace)?;
         let range = |&(partition, _): &(PartitionId, Epoch)| {
-            let start = StorageKey::new(Space::Owned, partition, *keyspace, prefix);
+            let start = StorageKey::owned(partition, *keyspace, prefix);
             let from = match after {
-                Some(after) => StorageKey::new(Space::Owned, partition, *keyspace, after).successor().max(start),
+                Some(after) => StorageKey::owned(partition, *keyspace, after).successor().max(start),
                 None => start,
             };
             let until = prefix_end(partition, *keyspace, prefix);
@@ -187,16 +186,16 @@ impl Slices {
                 more = true;
                 break;
             }
-            let Some(mut record) = decoded(ctx, &key, &bytes) else {
+            let Some(mut cell) = decoded(ctx, &key, &bytes) else {
                 let message =
                     format!("this node's copy of {} cannot be read and is being restored", key.key().escape_ascii());
                 return Err(Refusal::Failed(RequestError::new(Kind::Corrupt, message)));
             };
             if keys_only {
-                strip(&mut record);
+                cell.strip();
             }
-            bytes_left = bytes_left.saturating_sub(key.key().len() + record.value_bytes() + 64);
-            records.push((key.keyspace(), key.key_bytes(), record));
+            bytes_left = bytes_left.saturating_sub(key.key().len() + cell.value_bytes() + 64);
+            records.push((key.keyspace(), key.key_bytes(), cell));
         }
         Ok(SliceAnswer { records, more })
     }
@@ -212,26 +211,17 @@ impl Slices {
     }
 }
 
-/// Leaves the values out but keeps what is live.
-fn strip(record: &mut Record) {
-    for sibling in &mut record.siblings {
-        if let Some(value) = &mut sibling.value {
-            *value = Bytes::new();
-        }
-    }
-}
-
 /// The first storage key behind all that start with `prefix`.
 fn prefix_end(partition: PartitionId, keyspace: KeyspaceId, prefix: &[u8]) -> StorageKey {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if let Some(next) = last.checked_add(1) {
             end.push(next);
-            return StorageKey::new(Space::Owned, partition, keyspace, &end);
+            return StorageKey::owned(partition, keyspace, &end);
         }
     }
     match keyspace.0.checked_add(1) {
-        Some(next) => StorageKey::new(Space::Owned, partition, KeyspaceId(next), &[]),
+        Some(next) => StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(next)),
         None => StorageKey::partition_end(Space::Owned, partition),
     }
 }

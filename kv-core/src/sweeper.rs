@@ -47,7 +47,7 @@ impl Sweeper {
         self.note_expiries(ctx);
         if self.turn.is_none() {
             self.turn = self.next_turn(ctx).map(|partition| {
-                let start = StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]);
+                let start = StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0));
                 (partition, start, None)
             });
             self.swept = 0;
@@ -78,7 +78,7 @@ impl Sweeper {
                 ctx.kernel.unreadable(key.clone(), None);
                 continue;
             };
-            let Some(expires) = stored.record.expires() else { continue };
+            let Some(expires) = stored.cell.expires() else { continue };
             if expires <= ctx.kernel.now.wall {
                 ctx.kernel.with_key(key.clone(), Task::Sweep);
             } else {
@@ -104,10 +104,10 @@ impl Sweeper {
     /// The record is in memory: sweep it.
     pub(crate) fn record(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>) {
         let Some(stored) = stored else { return };
-        let mut record = stored.record.clone();
-        if record.sweep(ctx.kernel.now.wall) {
+        let mut cell = stored.cell.clone();
+        if cell.sweep(ctx.kernel.now.wall) {
             self.swept += 1;
-            ctx.kernel.put(key, Some(Stored { own: stored.own, record }));
+            ctx.kernel.put(key, Some(Stored { own: stored.own, cell }));
         }
     }
 

@@ -1,6 +1,8 @@
 //! What the kernel of a loop continues, and the context in which components are called. Names what there is, and no
 //! component: each owns its state, and `EventLoop` gives these values to whom they belong.
 
+use crate::cell::Cell;
+use crate::config::AvailableKeyspace;
 use crate::error::RequestError;
 use crate::kernel;
 use crate::message::{CallId, Message, Role};
@@ -10,7 +12,6 @@ use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::topology::Receipt;
 use crate::types::{Epoch, NodeId, PartitionId};
-use crate::version::Record;
 use crate::view::quorum::Needs;
 use crate::view::{View, meta};
 
@@ -99,8 +100,8 @@ pub(crate) enum Task {
     ReadForOp(OpId, Role),
     /// A peer's read.
     ReadForPeer { peer: NodeId, call: CallId, digest: bool },
-    /// Merge a record.
-    Apply { record: Record, applied: Applied },
+    /// Merge a cell.
+    Apply { cell: Cell, applied: Applied },
     /// Turn expired values into tombstones.
     Sweep,
     /// Send the record to the owners that may lack it.
@@ -132,6 +133,8 @@ pub(crate) enum Applied {
     Exchange { id: ExchangeId, round: CallId },
     /// Another replica that offers it.
     Offered { serving: ServingId },
+    /// A former owner that hands over what it has left, which is merged in available keyspaces only.
+    Residue { serving: ServingId, keyspace: AvailableKeyspace },
 }
 
 /// What is to be done once a batch is durable.
@@ -144,7 +147,7 @@ pub(crate) enum AfterDurable {
     /// Count this node's own copy of a write.
     Acked { op: OpId, epoch: Epoch },
     /// Give a request this node's own record.
-    ReadForOp { op: OpId, role: Role, record: Record },
+    ReadForOp { op: OpId, role: Role, cell: Option<Cell> },
     /// Count a merged record of an exchange.
     Merged { id: ExchangeId, round: CallId },
     /// Give a slice out.
@@ -156,11 +159,11 @@ pub(crate) enum AfterDurable {
     /// Answer another replica's question with a slice.
     Served { id: ServingId, slice: Slice },
     /// Count a record that another replica fetches.
-    Fetched { serving: ServingId, key: StorageKey, record: Option<Record> },
+    Fetched { serving: ServingId, key: StorageKey, cell: Option<Cell> },
     /// Count a record that another replica offered.
     Taken { serving: ServingId },
     /// Hand a hint to the other owners: this node's own copy has it.
-    OwnHint { key: StorageKey, record: Record },
+    OwnHint { key: StorageKey, cell: Cell },
     /// Count a copy as covered.
     Covered(Box<Receipt>),
     /// Delete the next slice of a partition that was left.
@@ -252,10 +255,10 @@ impl Ctx<'_> {
         node == self.me() || self.is_up(node)
     }
 
-    /// The other owners' copies of a damaged record are here: they take its place.
-    pub(crate) fn restore(&mut self, key: &StorageKey, record: Record) {
+    /// The other owners' copies of a damaged record are here: they take its place. `None`: they hold nothing.
+    pub(crate) fn restore(&mut self, key: &StorageKey, cell: Option<Cell>) {
         if !self.view.refuses_dropped(key.keyspace()) {
-            self.kernel.replace_damaged(key, Stored { own: None, record });
+            self.kernel.replace_damaged(key, cell.map(|cell| Stored { own: None, cell }));
         }
     }
 
@@ -267,6 +270,12 @@ impl Ctx<'_> {
     /// Whether an owner of `partition` can be asked: another one if there is a session, this one if its word counts.
     pub(crate) fn is_owner_up(&self, partition: PartitionId, node: NodeId) -> bool {
         if node == self.me() { self.view.holds(partition) } else { self.is_up(node) }
+    }
+
+    /// Whether an owner of `partition` is expected to answer: fallbacks take the place of the others. One that has stalled
+    /// is asked and may answer, but nobody waits for it.
+    pub(crate) fn may_still_answer(&self, partition: PartitionId, node: NodeId) -> bool {
+        self.is_owner_up(partition, node) && !self.is_stalled(node) && self.view.keep(Rule::FallbackInPlaceOfAbsent)
     }
 
     /// The owners of `partition` that can be asked, this node first, then by preference, those that enter last; but behind

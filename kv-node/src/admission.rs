@@ -11,9 +11,10 @@
 //! way (`FREE_BYTES`) waits for nobody.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -103,8 +104,7 @@ impl Admission {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every holder leaves it consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for the turn of a write with so many bytes. Giving up gives the turn to the next.
@@ -259,7 +259,7 @@ mod tests {
         let (ends, ended) = oneshot::channel();
         let task = tokio::spawn(async move {
             let _ticket = admission.admit(connection, bytes).await;
-            order.lock().unwrap().push(connection);
+            order.lock().push(connection);
             drop(ended.await);
         });
         yield_now().await;
@@ -282,7 +282,7 @@ mod tests {
     }
 
     fn of(order: &Order) -> Vec<u64> {
-        order.lock().unwrap().clone()
+        order.lock().clone()
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //! | `liveness` | who answers |
 //! | `trust` | who may speak as a peer: the secret of the cluster and the proof of it |
 //! | `descriptors`, `budget` | how file descriptors are divided; bytes that may be held |
+//! | `admission`, `read_window` | whose writes are let in next; how many reads of a connection are under way |
 //! | `events`, `usage`, `clock` | what happened, what it costs, what time it is |
 
 pub mod admission;
@@ -27,6 +28,7 @@ pub mod liveness;
 mod log;
 mod outbox;
 mod own_files;
+pub mod read_window;
 mod run;
 pub mod server;
 pub mod settings;

@@ -40,6 +40,8 @@ pub struct Opinion {
     pub since: Monotonic,
     /// Why, for people.
     pub reason: String,
+    /// The peer became known a moment ago and was not heard from yet: that says nothing of how it is.
+    pub is_new: bool,
 }
 
 /// A peer's condition changed.
@@ -134,23 +136,24 @@ impl Heartbeats {
         let reason = || match (&peer.broken, peer.up_since) {
             (Some(broken), _) => broken.reason.clone(),
             (None, Some(_)) => format!("silent for {}", Seconds(silent)),
+            (None, None) if silent < suspect_after => "it has just become known, and was not heard from yet".to_owned(),
             (None, None) => format!("not heard from in the {} since it became known", Seconds(silent)),
         };
+        let is_new = peer.broken.is_none() && peer.up_since.is_none() && silent < suspect_after;
+        let opinion = |condition, since, reason| Opinion { condition, since, reason, is_new };
         if silent >= down_after {
-            return Opinion { condition: Condition::Down, since: peer.last.plus(down_after), reason: reason() };
+            return opinion(Condition::Down, peer.last.plus(down_after), reason());
         }
         if let Some(broken) = &peer.broken {
             let since = broken.at.min(peer.last.plus(suspect_after));
-            return Opinion { condition: Condition::Suspect, since, reason: reason() };
+            return opinion(Condition::Suspect, since, reason());
         }
         match peer.up_since {
             Some(since) if silent < suspect_after => {
-                Opinion { condition: Condition::Up, since, reason: format!("heard {} ago", Seconds(silent)) }
+                opinion(Condition::Up, since, format!("heard {} ago", Seconds(silent)))
             }
-            Some(_) => {
-                Opinion { condition: Condition::Suspect, since: peer.last.plus(suspect_after), reason: reason() }
-            }
-            None => Opinion { condition: Condition::Suspect, since: peer.last, reason: reason() },
+            Some(_) => opinion(Condition::Suspect, peer.last.plus(suspect_after), reason()),
+            None => opinion(Condition::Suspect, peer.last, reason()),
         }
     }
 }
@@ -271,8 +274,21 @@ mod tests {
     #[test]
     fn a_peer_that_never_spoke_is_suspect_and_then_down() {
         let detector = detector();
-        check(&detector, 1, "suspect since 0 ms: not heard from in the 0.0 s since it became known");
+        check(&detector, 1, "suspect since 0 ms: it has just become known, and was not heard from yet");
+        check(&detector, 1500, "suspect since 0 ms: not heard from in the 1.5 s since it became known");
         check(&detector, 5000, "down since 5000 ms: not heard from in the 5.0 s since it became known");
+    }
+
+    #[test]
+    fn a_peer_is_new_for_a_moment_until_it_is_heard_or_its_session_breaks() {
+        let is_new = |detector: &Heartbeats, now| detector.opinion(N2, at(now)).unwrap().is_new;
+        assert!(is_new(&detector(), 0) && is_new(&detector(), 1499) && !is_new(&detector(), 1500));
+        let mut heard = detector();
+        heard.heard(N2, at(100));
+        assert!(!is_new(&heard, 101));
+        let mut broken = detector();
+        broken.lost(N2, at(100), "it refuses this node");
+        assert!(!is_new(&broken, 101));
     }
 
     #[test]

@@ -1,4 +1,8 @@
 //! What is queued for a peer. It is pulled: the stream takes what has gathered while it was busy, as one frame.
+//!
+//! There are two queues, each for a stream with a connection of its own. What is bulk goes by the second one, and so does every
+//! large message: a small one never waits behind a megabyte that the connection, or the peer, has not taken yet. The core copes
+//! with any order between the two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +20,9 @@ const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// While more than this is queued, answers that carry records are replaced by the word that this node is busy. Records that
 /// the core sends on its own are bounded by it (`peer_bytes_max`), so neither ends the session of a peer that reads.
 const ANSWERED_BYTES_MAX: usize = 56 * 1024 * 1024;
+
+/// A message from this size on goes by the bulk stream. Below, a frame of many of them is no larger than of any others.
+pub(crate) const LARGE_BYTES: usize = 16 * 1024;
 
 /// What a frame adds to its messages at the most.
 const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
@@ -64,10 +71,12 @@ fn queue() -> (Queue, Outgoing) {
 
 impl Outbox {
     /// Queues a message. A session that has ended, or whose queue is full, drops it; its calls fail with the session.
-    /// Bulk goes by its own stream while there is one.
+    /// Bulk and what is large goes by its own stream while there is one.
     pub(crate) fn push(&self, message: &Message) {
-        let bulk = if message.is_bulk() { self.bulk.lock().clone() } else { None };
-        bulk.as_ref().unwrap_or(&self.requests).push(message);
+        let bytes = Bytes::from(message.encode());
+        let is_bulk = message.is_bulk() || bytes.len() >= LARGE_BYTES;
+        let bulk = if is_bulk { self.bulk.lock().clone() } else { None };
+        bulk.as_ref().unwrap_or(&self.requests).push(message, bytes);
     }
 
     /// A queue for a bulk stream, which takes the place of an earlier one.
@@ -98,11 +107,11 @@ impl Outbox {
 pub(crate) struct BulkId(Arc<Shared>);
 
 impl Queue {
-    fn push(&self, message: &Message) {
+    /// Queues a message that is encoded in these bytes.
+    fn push(&self, message: &Message, mut bytes: Bytes) {
         if self.shared.overflown.load(Ordering::Relaxed) {
             return;
         }
-        let mut bytes = Bytes::from(message.encode());
         let has_room = self.bytes() + bytes.len() <= ANSWERED_BYTES_MAX;
         let is_too_large = bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
         if (!has_room || is_too_large)
@@ -189,8 +198,8 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_core::message::{CallId, ReadReply};
-    use kv_core::types::{RequestId, StoreId};
+    use kv_core::message::{CallId, ReadReply, Role};
+    use kv_core::types::{Epoch, KeyspaceId, RequestId, StoreId};
     use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
 
     fn message(call: u64) -> Message {
@@ -229,7 +238,8 @@ mod tests {
     async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
         let (outbox, mut outgoing) = outbox();
         let record = record(1024 * 1024);
-        let answer = |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(record.clone())) };
+        let answer =
+            |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(Some(record.clone().into()))) };
         for call in 0..200 {
             outbox.push(&answer(call));
         }
@@ -281,5 +291,23 @@ mod tests {
         outbox.detach_bulk(&newer.id());
         outbox.push(&bulk);
         assert_eq!(requests.next().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_small_message_never_waits_behind_large_ones() {
+        let (outbox, mut requests) = outbox();
+        let mut bulk = outbox.attach_bulk();
+        let large = |call| {
+            let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
+            let (key, record) = (Bytes::from_static(b"k"), record(LARGE_BYTES));
+            Message::Replicate { call: CallId(call), epoch, role, keyspace, key, cell: record.into() }
+        };
+        for call in 0..16 {
+            outbox.push(&large(call));
+        }
+        outbox.push(&message(16));
+        let first = requests.next().await.unwrap();
+        assert_eq!(first.iter().map(|bytes| Message::decode(bytes)).collect::<Vec<_>>(), [Ok(message(16))]);
+        assert_eq!(Message::decode(&bulk.next().await.unwrap()[0]), Ok(large(0)));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use kv_core::config::ClusterConfig;
+use kv_core::node::LOOPS_MAX;
 use kv_core::ring::{PARTITIONS_MAX, WEIGHT_MAX, WEIGHT_MIN};
 use kv_core::types::StoreId;
 use kv_proto::address::{check_address, check_advertised, listen_address};
@@ -102,6 +103,10 @@ pub struct Flags {
     #[arg(long, env = "KV_HINT_MIB", value_name = "MIB")]
     pub hint_mib: Option<u32>,
 
+    /// Loops that share the partitions of this node, and its limits on memory; they run in turn on one thread [default: 1].
+    #[arg(long, env = "KV_LOOPS", value_name = "COUNT")]
+    pub loops: Option<u16>,
+
     /// Disk that copies of partitions leave free; with less they wait, in MiB [default: 256].
     #[arg(long, env = "KV_DISK_RESERVE_MIB", value_name = "MIB")]
     pub disk_reserve_mib: Option<u32>,
@@ -174,6 +179,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Bytes of hints.
     pub hint_bytes_max: u64,
+    /// Loops of the node.
+    pub loops: u16,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
     /// Connections from clients.
@@ -318,6 +325,10 @@ impl Settings {
             too_few if too_few < least => Err(value(field, format!("is {too_few}; {least} at least is needed"))),
             enough => Ok(enough),
         };
+        let loops = flags.loops.unwrap_or(1);
+        if !(1..=LOOPS_MAX).contains(&loops) {
+            return Err(value("loops", format!("is {loops}; a node has 1 to {LOOPS_MAX} loops")));
+        }
         let hot_bytes_max = usize::try_from(mib(flags.hot_mib, 64)).unwrap_or(usize::MAX);
         Ok(Self {
             data_dir,
@@ -334,6 +345,7 @@ impl Settings {
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
             hint_bytes_max: mib(flags.hint_mib, 1024),
+            loops,
             disk_reserve_bytes: mib(flags.disk_reserve_mib, 256),
             connections_max: usize::try_from(at_least("connections-max", flags.connections_max, 1024, 1)?)
                 .unwrap_or(usize::MAX),
@@ -376,6 +388,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         hot_mib: first.hot_mib.or(second.hot_mib),
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),
+        loops: first.loops.or(second.loops),
         disk_reserve_mib: first.disk_reserve_mib.or(second.disk_reserve_mib),
         connections_max: first.connections_max.or(second.connections_max),
         streams_max: first.streams_max.or(second.streams_max),

@@ -222,6 +222,19 @@ fn imports_run_one_way() {
     assert!(problems.is_empty(), "imports against the order in ARCHITECTURE.md (\"Imports run one way\"):\n{problems}");
 }
 
+/// What is inside a cell concerns the component that answers clients of keyspaces of its mode, and the codec of the store.
+#[test]
+fn only_few_open_cells() {
+    let mut found = Vec::new();
+    sources(&root().join("kv-core/src"), &[], &mut found);
+    let opens = |(_, code): &&(Vec<String>, String)| code.contains("Cell::Available");
+    let openers: BTreeSet<String> = found.iter().filter(opens).map(|(module, _)| module.join("::")).collect();
+    let may = |module: &String| module.starts_with("requests::") || module == "storage::codec";
+    let others: Vec<&String> = openers.iter().filter(|module| !may(module)).collect();
+    assert!(others.is_empty(), "these modules open cells; let `cell` answer for them what they ask: {others:?}");
+    assert!(openers.contains("requests::write") && openers.contains("storage::codec"), "{openers:?}");
+}
+
 #[test]
 fn every_crate_has_an_order() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{Available, ClusterConfig, Keyspace, Mode};
 use kv_core::error::RequestError;
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, PARTITIONS_MAX, Receiver};
 use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId};
@@ -287,17 +287,16 @@ impl TryFrom<v1::Member> for MemberView {
 
 impl From<&Keyspace> for v1::Keyspace {
     fn from(keyspace: &Keyspace) -> Self {
-        let conflict = match keyspace.conflict {
-            Conflict::Siblings => v1::Conflict::Siblings,
-            Conflict::Lww => v1::Conflict::Lww,
-        };
-        Self {
-            id: keyspace.id.0,
-            name: keyspace.name.clone(),
-            mode: v1::KeyspaceMode::Available.into(),
-            r: u32::from(keyspace.r),
-            w: u32::from(keyspace.w),
-            conflict: conflict.into(),
+        let (id, name) = (keyspace.id.0, keyspace.name.clone());
+        match keyspace.mode {
+            Mode::Available(Available { r, w, conflict }) => {
+                let mode = v1::KeyspaceMode::Available.into();
+                let conflict = match conflict {
+                    Conflict::Siblings => v1::Conflict::Siblings,
+                    Conflict::Lww => v1::Conflict::Lww,
+                };
+                Self { id, name, mode, r: r.into(), w: w.into(), conflict: conflict.into() }
+            }
         }
     }
 }
@@ -307,13 +306,19 @@ impl TryFrom<v1::Keyspace> for Keyspace {
 
     fn try_from(wire: v1::Keyspace) -> Result<Self, Self::Error> {
         check_name("keyspace.name", &wire.name)?;
-        Ok(Self {
-            id: KeyspaceId(wire.id),
-            r: quorum("keyspace.r", wire.r)?,
-            w: quorum("keyspace.w", wire.w)?,
-            conflict: conflict("keyspace.conflict", wire.conflict)?,
-            name: wire.name,
-        })
+        let mode = match mode("keyspace.mode", wire.mode)? {
+            v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available => Mode::Available(Available {
+                r: quorum("keyspace.r", wire.r)?,
+                w: quorum("keyspace.w", wire.w)?,
+                conflict: conflict("keyspace.conflict", wire.conflict)?,
+            }),
+            v1::KeyspaceMode::Consistent => {
+                return Err(RequestError::invalid(
+                    "keyspace.mode: is consistent, this release reads available keyspaces only; use the release of the nodes",
+                ));
+            }
+        };
+        Ok(Self { id: KeyspaceId(wire.id), name: wire.name, mode })
     }
 }
 
@@ -322,12 +327,8 @@ impl TryFrom<v1::Keyspace> for Keyspace {
 pub struct NewKeyspace {
     /// Its name.
     pub name: String,
-    /// Copies that a read asks.
-    pub r: u8,
-    /// Durable copies that a write waits for.
-    pub w: u8,
-    /// What becomes of concurrent writes.
-    pub conflict: Conflict,
+    /// What it promises.
+    pub mode: Mode,
 }
 
 impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
@@ -335,22 +336,29 @@ impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
 
     fn try_from(wire: v1::CreateKeyspaceRequest) -> Result<Self, Self::Error> {
         check_name("name", &wire.name)?;
-        match v1::KeyspaceMode::try_from(wire.mode) {
-            Ok(v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available) => {}
-            Ok(v1::KeyspaceMode::Consistent) => {
+        let or_two = |number: u32| if number == 0 { 2 } else { number };
+        let mode = match mode("mode", wire.mode)? {
+            v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available => Mode::Available(Available {
+                r: quorum("r", or_two(wire.r))?,
+                w: quorum("w", or_two(wire.w))?,
+                conflict: conflict("conflict", wire.conflict)?,
+            }),
+            v1::KeyspaceMode::Consistent => {
                 return Err(RequestError::invalid(
                     "mode: this release serves available keyspaces only; leave the mode out",
                 ));
             }
-            Err(_) => return Err(RequestError::invalid(format!("mode: {} is not a mode", wire.mode))),
-        }
-        let or_two = |number: u32| if number == 0 { 2 } else { number };
-        Ok(Self {
-            r: quorum("r", or_two(wire.r))?,
-            w: quorum("w", or_two(wire.w))?,
-            conflict: conflict("conflict", wire.conflict)?,
-            name: wire.name,
-        })
+        };
+        Ok(Self { name: wire.name, mode })
+    }
+}
+
+fn mode(field: &str, number: i32) -> Result<v1::KeyspaceMode, RequestError> {
+    match v1::KeyspaceMode::try_from(number) {
+        Ok(mode) => Ok(mode),
+        Err(_) => Err(RequestError::invalid(format!(
+            "{field}: {number} is neither available (1) nor consistent (2), the modes that there are"
+        ))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Answers on the way out of a node, and on the way into a client.
 
+use kv_core::cell::Cell;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, ReplicaView, Response, ScanEntry, Value};
 use kv_core::types::WallTime;
@@ -172,8 +173,9 @@ impl From<v1::ScanEntry> for ScanEntry {
 
 impl From<ReplicaView> for v1::ReplicaView {
     fn from(view: ReplicaView) -> Self {
-        let answer = match view.record {
-            Ok(record) => v1::replica_view::Answer::Record(record.unwrap_or_default().into()),
+        let answer = match view.cell {
+            Ok(Some(Cell::Available(record))) => v1::replica_view::Answer::Record(record.into()),
+            Ok(None) => v1::replica_view::Answer::Record(Record::default().into()),
             Err(error) => v1::replica_view::Answer::Error(error.into()),
         };
         Self { node: view.node.0, owner: view.owner, answer: Some(answer) }
@@ -266,7 +268,7 @@ mod tests {
     #[test]
     fn an_inspection_shows_tombstones_and_failures() {
         let (ok, failed) = (Ok(None), Err(RequestError::unavailable("n2 is down")));
-        let view = |owner, record| ReplicaView { node: kv_core::types::NodeId(2), owner, record };
+        let view = |owner, cell| ReplicaView { node: kv_core::types::NodeId(2), owner, cell };
         let seen = replicas(Ok(Response::Inspected { replicas: vec![view(true, ok), view(false, failed)] }));
         let seen = seen.expect("an inspection");
         assert_eq!(seen[0].answer, Some(v1::replica_view::Answer::Record(Record::default().into())));

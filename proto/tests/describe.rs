@@ -140,6 +140,14 @@ fn contradictions_are_refused() {
     check(|wire| wire.cluster_id = Bytes::new(), "cluster_id: is missing");
     check(|wire| wire.limits = None, "limits: is missing");
     check(|wire| wire.keyspaces[0].r = 0, "keyspace.r: is 0, 1 to 16 copies are allowed");
+    check(
+        |wire| wire.keyspaces[0].mode = 2,
+        "keyspace.mode: is consistent, this release reads available keyspaces only; use the release of the nodes",
+    );
+    check(
+        |wire| wire.keyspaces[0].mode = 9,
+        "keyspace.mode: 9 is neither available (1) nor consistent (2), the modes that there are",
+    );
     check(|wire| wire.keyspaces[0].conflict = 9, "keyspace.conflict: 9 is neither siblings (1) nor lww (2)");
 }
 
@@ -207,13 +215,23 @@ fn reports_are_checked() {
 fn new_keyspaces_are_checked() {
     let wire = v1::CreateKeyspaceRequest { name: "users".to_owned(), ..Default::default() };
     let new = NewKeyspace::try_from(wire.clone()).expect("valid");
-    assert_eq!((new.r, new.w), (2, 2));
-    let check = |wire: v1::CreateKeyspaceRequest| assert!(NewKeyspace::try_from(wire.clone()).is_err(), "{wire:?}");
-    check(v1::CreateKeyspaceRequest { w: 17, ..wire.clone() });
-    check(v1::CreateKeyspaceRequest { mode: 2, ..wire.clone() });
-    check(v1::CreateKeyspaceRequest { mode: 9, ..wire.clone() });
-    check(v1::CreateKeyspaceRequest { conflict: 9, ..wire.clone() });
-    check(v1::CreateKeyspaceRequest { name: "no/slash".to_owned(), ..wire });
+    assert_eq!(new.mode, Keyspace::initial().mode);
+    let check = |wire: v1::CreateKeyspaceRequest, message: &str| {
+        let error = NewKeyspace::try_from(wire).expect_err(message);
+        assert_eq!(error.message, message);
+    };
+    check(v1::CreateKeyspaceRequest { w: 17, ..wire.clone() }, "w: is 17, 1 to 16 copies are allowed");
+    check(
+        v1::CreateKeyspaceRequest { mode: 2, ..wire.clone() },
+        "mode: this release serves available keyspaces only; leave the mode out",
+    );
+    check(
+        v1::CreateKeyspaceRequest { mode: 9, ..wire.clone() },
+        "mode: 9 is neither available (1) nor consistent (2), the modes that there are",
+    );
+    check(v1::CreateKeyspaceRequest { conflict: 9, ..wire.clone() }, "conflict: 9 is neither siblings (1) nor lww (2)");
+    let no_slash = v1::CreateKeyspaceRequest { name: "no/slash".to_owned(), ..wire };
+    assert!(NewKeyspace::try_from(no_slash).is_err());
 }
 
 #[test]

@@ -202,13 +202,13 @@ impl ClusterService for Node {
         let CoreRequest::Inspect { keyspace, key } = incoming.request else { panic!("not an inspection") };
         let world = self.world();
         let layout = world.formed().map_err(to_status)?;
-        let record = world.records.get(&(keyspace, key.clone())).cloned();
+        let cell = world.records.get(&(keyspace, key.clone())).cloned().map(Into::into);
         let partition = layout.partition_of(&key);
         let entry = layout.entry(partition).expect("a partition");
         let view = |node: NodeId| ReplicaView {
             node,
             owner: true,
-            record: if node == NodeId(3) { Err(RequestError::unavailable("n3 is down")) } else { Ok(record.clone()) },
+            cell: if node == NodeId(3) { Err(RequestError::unavailable("n3 is down")) } else { Ok(cell.clone()) },
         };
         let replicas = CoreResponse::Inspected { replicas: entry.nodes().map(view).collect() };
         Ok(Response::new(v1::InspectResponse {
@@ -297,10 +297,10 @@ impl ClusterService for Node {
         &self,
         request: Request<v1::CreateKeyspaceRequest>,
     ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
-        let NewKeyspace { name, r, w, conflict } = NewKeyspace::try_from(request.into_inner()).map_err(to_status)?;
+        let NewKeyspace { name, mode } = NewKeyspace::try_from(request.into_inner()).map_err(to_status)?;
         let mut world = self.world();
         let id = KeyspaceId(u32::try_from(world.keyspaces.len()).expect("few"));
-        let keyspace = Keyspace { id, name, r, w, conflict };
+        let keyspace = Keyspace { id, name, mode };
         world.keyspaces.push(keyspace.clone());
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some((&keyspace).into()), created: true }))
     }

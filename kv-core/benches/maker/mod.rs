@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use kv_core::storage::{Batch, Committer, Footprint, Space, StorageKey, Stored, Write};
+use kv_core::storage::{Batch, Committer, Footprint, StorageKey, Stored, Write};
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, Seq, StoreId};
 use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
 use rand::rngs::StdRng;
@@ -42,7 +42,7 @@ impl Maker {
         let mut record = Record::default();
         let write = VersionWrite { written: Hlc(1 << 62), request, expires: None, value: Some(Bytes::from(value)) };
         record.write(actor, &Context::new(), Conflict::Siblings, write);
-        Stored { own: Some(actor), record }
+        Stored { own: Some(actor), cell: record.into() }
     }
 
     /// Writes of so many different records.
@@ -66,5 +66,5 @@ impl Maker {
 
 pub(crate) fn key(number: u64) -> StorageKey {
     let partition = u16::try_from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap() % PARTITIONS;
-    StorageKey::new(Space::Owned, PartitionId(partition), KeyspaceId(0), format!("user:{number:011}").as_bytes())
+    StorageKey::owned(PartitionId(partition), KeyspaceId(0), format!("user:{number:011}").as_bytes())
 }

@@ -41,6 +41,7 @@ impl EventLoop {
             LoopInput::PersistFailed { reason } => self.poison(reason),
             LoopInput::Retry(partitions) => self.filling.retry(ctx!(self), &mut self.exchanges, &partitions),
             LoopInput::Repair(partitions) => self.comparisons.request(ctx!(self), &mut self.exchanges, &partitions),
+            LoopInput::Keyspaces(list) => self.keyspaces_given(list),
             LoopInput::Told(tell) => self.told(tell),
             LoopInput::Wake => {}
         }
@@ -100,29 +101,25 @@ impl EventLoop {
             let refusal = Refusal::Failed(self.view.dropped_error(key.keyspace()));
             return self.refuse(key, task, refusal);
         }
-        let record = || stored.map(|stored| stored.record.clone());
+        let cell = || stored.map(|stored| stored.cell.clone());
+        let digest_of = |stored: &Stored| stored.cell.digest();
         match task {
             Task::Write(op) => self.requests.coordinate_write(ctx!(self), op, key, stored),
             Task::ReadForOp(op, role) => {
-                let record = record().unwrap_or_default();
-                self.kernel.after_key(key, AfterDurable::ReadForOp { op, role, record });
+                self.kernel.after_key(key, AfterDurable::ReadForOp { op, role, cell: cell() });
             }
             Task::ReadForPeer { peer, call, digest } => {
-                let held = match (stored, digest) {
-                    (_, false) => ReadReply::Full(record().unwrap_or_default()),
-                    (Some(stored), true) => ReadReply::Digest(stored.record.digest()),
-                    (None, true) => ReadReply::Digest(crate::version::Record::default().digest()),
-                };
+                let held = if digest { ReadReply::Digest(stored.map(digest_of)) } else { ReadReply::Full(cell()) };
                 let message = Message::ReadResult { call, result: Ok(held) };
                 self.kernel.after_key(key, AfterDurable::Send { to: peer, message });
             }
-            Task::Apply { record, applied } => {
-                if let Applied::Offered { serving } = applied
+            Task::Apply { cell, applied } => {
+                if let Applied::Offered { serving } | Applied::Residue { serving, .. } = applied
                     && let Err(refusal) = self.serving.serves(&self.view, serving)
                 {
-                    return self.kernel.refuse(key.clone(), Task::Apply { record, applied }, refusal);
+                    return self.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
                 }
-                apply::apply(ctx!(self), key, stored, record, applied);
+                apply::apply(ctx!(self), key, stored, cell, applied);
             }
             Task::Sweep => self.sweeper.record(ctx!(self), key, stored),
             Task::HandOff { space } => {
@@ -130,16 +127,16 @@ impl EventLoop {
             }
             Task::Mark => {
                 if stored.is_none() {
-                    self.kernel.put(key, Some(Stored::default()));
+                    self.kernel.put(key, Some(Stored::marker()));
                 }
             }
             Task::RemoveHint { digest } => {
-                if stored.is_some_and(|stored| stored.record.digest() == digest) {
+                if stored.is_some_and(|stored| digest_of(stored) == digest) {
                     self.kernel.put(key, None);
                 }
             }
             Task::UnmarkUnchanged { digest } => {
-                if stored.is_none_or(|stored| stored.record.digest() == digest) {
+                if stored.is_none_or(|stored| digest_of(stored) == digest) {
                     self.kernel.with_key(key.in_space(Space::Missed), Task::Unmark);
                 }
             }
@@ -149,7 +146,7 @@ impl EventLoop {
                 }
             }
             Task::Fetch { serving } => {
-                let fetched = AfterDurable::Fetched { serving, key: key.clone(), record: record() };
+                let fetched = AfterDurable::Fetched { serving, key: key.clone(), cell: cell() };
                 self.kernel.after_key(key, fetched);
             }
             Task::Drop { epoch } => self.residues.drop_record(ctx!(self), key, stored, epoch),
@@ -173,7 +170,7 @@ impl EventLoop {
             Task::Apply { applied: Applied::Exchange { id, round }, .. } => {
                 self.exchanges.record_merged(ctx!(self), id, round, false);
             }
-            Task::Apply { applied: Applied::Offered { serving }, .. } => {
+            Task::Apply { applied: Applied::Offered { serving } | Applied::Residue { serving, .. }, .. } => {
                 self.serving.refuse(ctx!(self), serving, refusal);
             }
             Task::Fetch { serving } => self.serving.fetched(ctx!(self), serving, key, None),
@@ -202,23 +199,23 @@ impl EventLoop {
                 }
             }
             AfterDurable::Acked { op, epoch } => self.requests.write_durable(ctx!(self), op, epoch),
-            AfterDurable::ReadForOp { op, role, record } => {
+            AfterDurable::ReadForOp { op, role, cell } => {
                 let me = self.view.me();
-                self.requests.read_answered(ctx!(self), op, me, role, ReadReply::Full(record));
+                self.requests.read_answered(ctx!(self), op, me, role, ReadReply::Full(cell));
             }
             AfterDurable::Merged { id, round } => self.exchanges.record_merged(ctx!(self), id, round, true),
             AfterDurable::Slice { job } => self.slices.durable(ctx!(self), job),
             AfterDurable::Stats { reason, stats } => self.stats_durable(reason, &stats),
             AfterDurable::OwnPage { id, slice } => self.exchanges.own_page_durable(ctx!(self), id, slice),
             AfterDurable::Served { id, slice } => self.serving.served_durable(ctx!(self), id, slice),
-            AfterDurable::Fetched { serving, key, record } => {
-                self.serving.fetched(ctx!(self), serving, &key, record);
+            AfterDurable::Fetched { serving, key, cell } => {
+                self.serving.fetched(ctx!(self), serving, &key, cell);
             }
             AfterDurable::Taken { serving } => self.serving.taken(ctx!(self), serving),
-            AfterDurable::OwnHint { key, record } => {
+            AfterDurable::OwnHint { key, cell } => {
                 let own = self.view.entry(key.partition()).map(|entry| entry.changed);
                 let ctx = ctx!(self);
-                self.handoff.hand_off_to_others(ctx, &mut self.replications, &key, Space::Hint, record, own);
+                self.handoff.hand_off_to_others(ctx, &mut self.replications, &key, Space::Hint, cell, own);
             }
             AfterDurable::Covered(receipt) => self.covered(*receipt),
             AfterDurable::Dropped(partition) => self.residues.drop_durable(ctx!(self), partition),
@@ -276,12 +273,12 @@ impl EventLoop {
     /// A request needs something of others.
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Replicate { key, record, targets, goal } => {
+            Command::Replicate { key, cell, targets, goal } => {
                 // A read repair can wait for the next read.
                 let waits = matches!(goal, Goal::Repair);
                 if !waits || self.replications.len() < self.view.config.replications_max {
                     let ctx = ctx!(self);
-                    self.replications.start(ctx, key, record, targets, goal);
+                    self.replications.start(ctx, key, cell, targets, goal);
                 }
             }
             Command::Slice { op, attempt, query } => {
@@ -295,7 +292,9 @@ impl EventLoop {
         use replication::Outcome;
         match outcome {
             Outcome::Acked { op, node, role, epoch } => self.requests.write_acked(ctx!(self), op, node, role, epoch),
-            Outcome::Refused { id, op } => {
+            Outcome::Declined { op, node } => self.requests.write_declined(ctx!(self), op, node),
+            Outcome::Refused { id, op, node } => {
+                self.requests.write_declined(ctx!(self), op, node);
                 let wants_fallback = self.requests.write_wants_fallback(op);
                 self.replications.go_on(ctx!(self), id, wants_fallback);
             }

@@ -16,14 +16,15 @@ impl EventLoop {
         self.kernel.note_heard(from);
         match message {
             // These are for the hub.
-            Message::Ping | Message::Pong | Message::Keyspaces { .. } => {}
+            Message::Ping | Message::Pong => {}
+            Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::Forward { call, request, deadline } => {
                 if self.kernel.peers.is_first_forward(from, call) {
                     self.requests.forwarded_request(ctx!(self), from, call, request, deadline);
                 }
             }
-            Message::Replicate { call, epoch, role, keyspace, key, record } => {
-                apply::replicate(ctx!(self), from, call, epoch, role, keyspace, &key, record);
+            Message::Replicate { call, epoch, role, keyspace, key, cell } => {
+                apply::replicate(ctx!(self), from, call, epoch, role, keyspace, &key, cell);
             }
             Message::Read { call, epoch, role, keyspace, key, digest } => {
                 apply::replica_read(ctx!(self), from, call, epoch, role, keyspace, &key, digest);

@@ -39,6 +39,7 @@ impl EventLoop {
             }
         }
         self.requests.late_reads_lost(ctx!(self), node);
+        self.requests.writes_without(ctx!(self));
         if was_up {
             self.comparisons.add_without(ctx!(self), &mut self.exchanges, node);
         }
@@ -67,6 +68,7 @@ impl EventLoop {
                 Waiter::Replicate(_) | Waiter::Exchange(_) => {}
             }
         }
+        self.requests.writes_without(ctx!(self));
     }
 
     /// This node knows more than before: whoever it refused for lack of that may ask again at once.

@@ -60,9 +60,14 @@ impl EventLoop {
         self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
     }
 
-    /// What exists by a list of keyspaces can be used at once, and what was dropped is refused at once. What is stored of
-    /// that goes when the list is durable.
-    fn keyspaces_given(&mut self, list: KeyspaceList) {
+    /// A list of keyspaces, from the control plane or from a peer. What exists by it can be used at once, and what was
+    /// dropped is refused at once. What is stored of that goes when the hub says that the list is durable.
+    pub(super) fn keyspaces_given(&mut self, list: KeyspaceList) {
+        let known = self.view.keyspaces();
+        let is_older = || self.view.keep(Rule::NewestKeyspaces) && !list.is_newer_than(known);
+        if list == *known || is_older() {
+            return;
+        }
         self.view.replace_keyspaces(list);
         self.requests.end_dropped(ctx!(self));
         self.replications.give_up_dropped(ctx!(self));
@@ -85,7 +90,6 @@ impl EventLoop {
         match tell {
             Tell::Given(layout) => self.layout_given(layout),
             Tell::Layout { layout, original } => self.adopt(layout, original),
-            Tell::Keyspaces(list) => self.keyspaces_given(list),
             Tell::KeyspacesDurable(list) => self.purge.list_durable(ctx!(self), list),
             Tell::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
             Tell::Transfers(settings) => self.transfers_given(settings),

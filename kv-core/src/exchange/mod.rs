@@ -450,9 +450,9 @@ impl Exchanges {
         }
         let keys = records.iter().filter(|record| record.2.has_value()).count() as u64;
         self.outcomes.push_back(Outcome::Received { id, partition, keys, bytes });
-        for (keyspace, key, record) in records {
-            let key = StorageKey::new(Space::Owned, partition, keyspace, &key);
-            ctx.kernel.with_key(key, Task::Apply { record, applied: Applied::Exchange { id, round } });
+        for (keyspace, key, cell) in records {
+            let key = StorageKey::owned(partition, keyspace, &key);
+            ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Exchange { id, round } });
         }
     }
 
@@ -572,9 +572,9 @@ impl Exchanges {
             slice.entries.iter().filter(|entry| leaves.contains(&entry.0) && kept(&entry.0)).collect();
         for (key, bytes) in entries {
             match Stored::decode(bytes) {
-                Ok(Stored { record, .. }) => {
-                    let digest = record.digest();
-                    own.push(Own { position: position(key), digest, record: pushes.then_some(record) });
+                Ok(Stored { cell, .. }) => {
+                    let digest = cell.digest();
+                    own.push(Own { position: position(key), digest, cell: pushes.then_some(cell) });
                 }
                 Err(_) => {
                     damaged = true;
@@ -607,7 +607,7 @@ fn records_behind(
     bytes_max: usize,
 ) -> SliceRequest {
     let from = after.map_or_else(
-        || StorageKey::new(Space::Owned, partition, KeyspaceId(0), &[]),
+        || StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0)),
         |after| storage_key(partition, after).successor(),
     );
     let from = view.behind_dropped(from).min(until.clone());
@@ -616,7 +616,7 @@ fn records_behind(
 
 /// Bytes of keys and records, as the statistics count them.
 fn bytes_of(records: &[Keyed]) -> u64 {
-    records.iter().map(|(_, key, record)| (key.len() + Stored::encoded_len(record)) as u64).sum()
+    records.iter().map(|(_, key, cell)| (key.len() + Stored::encoded_len(cell)) as u64).sum()
 }
 
 fn position(key: &StorageKey) -> Position {
@@ -624,5 +624,5 @@ fn position(key: &StorageKey) -> Position {
 }
 
 fn storage_key(partition: PartitionId, position: &Position) -> StorageKey {
-    StorageKey::new(Space::Owned, partition, position.0, &position.1)
+    StorageKey::owned(partition, position.0, &position.1)
 }

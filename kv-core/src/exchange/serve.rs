@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use super::{position, records_behind, storage_key};
 use crate::apply::{decoded, may_take};
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError, StorageError};
 use crate::message::{
     Answer, CallId, DigestEntry, Keyed, LeafSet, Message, Position, Purpose, Question, Refusal, Tree,
 };
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey};
-use crate::types::{Epoch, NodeId, PartitionId};
-use crate::version::Record;
+use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{AfterDurable, Applied, Ctx, ReadFor, ServingId, StatsFor, Task};
 
@@ -99,12 +99,13 @@ impl Serving {
                 records.retain(|(keyspace, ..)| !ctx.view.is_dropped(*keyspace));
                 let left = records.len();
                 self.open.insert(id, serving(Kinds::Offer { left }));
-                for (keyspace, key, record) in records {
-                    if let Err(refusal) = may_take(ctx, partition, keyspace, &key, &record) {
-                        return self.refuse(ctx, id, refusal);
-                    }
-                    let key = storage_key(partition, &(keyspace, key));
-                    ctx.kernel.with_key(key, Task::Apply { record, applied: Applied::Offered { serving: id } });
+                for (keyspace, key, cell) in records {
+                    let taken = may_take(ctx, partition, keyspace, &key, &cell);
+                    let applied = match taken.and_then(|()| Self::offered(ctx.view, id, purpose, keyspace)) {
+                        Ok(applied) => applied,
+                        Err(refusal) => return self.refuse(ctx, id, refusal),
+                    };
+                    ctx.kernel.with_key(storage_key(partition, &(keyspace, key)), Task::Apply { cell, applied });
                 }
                 self.serve_if_complete(ctx, id);
             }
@@ -127,6 +128,14 @@ impl Serving {
             Purpose::Copy | Purpose::Repair => view.is_synced(partition),
         };
         if complete { Ok(()) } else { Err(Refusal::NotSynced) }
+    }
+
+    /// As what an offered record is merged.
+    fn offered(view: &View, serving: ServingId, purpose: Purpose, keyspace: KeyspaceId) -> Result<Applied, Refusal> {
+        match purpose {
+            Purpose::HandOver => Ok(Applied::Residue { serving, keyspace: view.available_sent(keyspace)? }),
+            Purpose::Refill | Purpose::Copy | Purpose::Repair => Ok(Applied::Offered { serving }),
+        }
     }
 
     fn has_room(&self, ctx: &Ctx<'_>) -> Result<(), Refusal> {
@@ -208,13 +217,13 @@ impl Serving {
                 continue;
             }
             // A damaged record has nothing to give; the other sources have theirs, and it is restored meanwhile.
-            let Some(record) = decoded(ctx, &key, &bytes) else { continue };
+            let Some(cell) = decoded(ctx, &key, &bytes) else { continue };
             if digests.is_some() {
                 let size = u32::try_from(key.key().len() + bytes.len()).unwrap_or(u32::MAX);
                 let (keyspace, key) = position(&key);
-                entries.push(DigestEntry { keyspace, key, digest: record.digest(), bytes: size });
+                entries.push(DigestEntry { keyspace, key, digest: cell.digest(), bytes: size });
             } else {
-                records.push((key.keyspace(), key.key_bytes(), record));
+                records.push((key.keyspace(), key.key_bytes(), cell));
             }
         }
         let answer =
@@ -223,10 +232,10 @@ impl Serving {
     }
 
     /// What a key holds is durable.
-    pub(crate) fn fetched(&mut self, ctx: &mut Ctx<'_>, id: ServingId, key: &StorageKey, record: Option<Record>) {
+    pub(crate) fn fetched(&mut self, ctx: &mut Ctx<'_>, id: ServingId, key: &StorageKey, cell: Option<Cell>) {
         if let Some(Asked { kind: Kinds::Fetch { left, records }, .. }) = self.open.get_mut(&id) {
             *left = left.saturating_sub(1);
-            records.extend(record.map(|record| (key.keyspace(), key.key_bytes(), record)));
+            records.extend(cell.map(|cell| (key.keyspace(), key.key_bytes(), cell)));
             self.serve_if_complete(ctx, id);
         }
     }

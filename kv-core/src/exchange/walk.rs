@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::cell::Cell;
 use crate::message::{DigestEntry, Keyed, LeafSet, Position, Question};
-use crate::version::Record;
 
 /// How far something is known: up to a place (`None`: the start), or all of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(super) struct Own {
     pub(super) position: Position,
     pub(super) digest: u64,
     /// What is to be sent if the peer lacks it; `None` if nothing is sent.
-    pub(super) record: Option<Record>,
+    pub(super) cell: Option<Cell>,
 }
 
 impl Walk {
@@ -77,7 +77,7 @@ impl Walk {
                 return Next::Ask(Question::Fetch { keys });
             }
             if !page.give.is_empty() {
-                let sizes = page.give.iter().map(|(_, key, record)| key.len() + record.value_bytes());
+                let sizes = page.give.iter().map(|(_, key, cell)| key.len() + cell.value_bytes());
                 page.asked = first_of(sizes, entries_max, bytes_max);
                 let records = page.give.iter().take(page.asked).cloned().collect();
                 return Next::Ask(Question::Offer { records });
@@ -123,8 +123,8 @@ impl Walk {
         let within = |position: &Position| page.upto.as_ref().is_none_or(|upto| position <= upto);
         let mut own = own.into_iter().peekable();
         let mut give = |mine: Own| {
-            if let Some(record) = mine.record {
-                page.give.push_back((mine.position.0, mine.position.1, record));
+            if let Some(cell) = mine.cell {
+                page.give.push_back((mine.position.0, mine.position.1, cell));
             }
         };
         while let Some(their) = self.theirs.front()
@@ -181,6 +181,7 @@ mod tests {
     use super::*;
     use crate::storage::{LEAVES, Leaf};
     use crate::types::KeyspaceId;
+    use crate::version::Record;
 
     fn position(at: u8) -> Position {
         (KeyspaceId(u32::from(at / 16)), Bytes::from(vec![at]))
@@ -234,8 +235,8 @@ mod tests {
                         .iter()
                         .filter(|(at, _)| Some(position(**at)) > after && within(at))
                         .map(|(at, digest)| {
-                            let record = push.then(Record::default);
-                            Own { position: position(*at), digest: *digest, record }
+                            let cell = push.then(|| Cell::from(Record::default()));
+                            Own { position: position(*at), digest: *digest, cell }
                         })
                         .collect();
                     let more = all.len() > my_page;

@@ -369,7 +369,7 @@ impl Filling {
         copy.ending = true;
         if copy.purpose == Purpose::Refill {
             let synced = ctx.view.entry(partition).and_then(|entry| {
-                let own = entry.owners.iter().find(|owner| owner.node == ctx.me())?;
+                let own = entry.old_owner(ctx.me())?;
                 Some((ctx.view.incarnation.store, own.since))
             });
             if let Some(synced) = synced {

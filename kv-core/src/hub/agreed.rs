@@ -92,8 +92,8 @@ impl Agreed {
         }
     }
 
-    /// A list of keyspaces, from the control plane or from a peer. What exists by it can be used at once, and what was
-    /// dropped is refused at once. What is stored of that goes when the list is durable.
+    /// A list of keyspaces, from the control plane or from a peer. Loops have it already and use what exists by it, and refuse
+    /// what was dropped. What is stored of that goes when the list is durable.
     pub(super) fn keyspaces(&mut self, kernel: &mut Kernel, sessions: &Sessions, list: KeyspaceList) {
         let is_older = || kernel.rules.keep(Rule::NewestKeyspaces) && !list.is_newer_than(&self.keyspaces);
         if list == self.keyspaces || is_older() {
@@ -104,7 +104,6 @@ impl Agreed {
         for peer in sessions.up() {
             kernel.send(peer, Message::Keyspaces { list: list.clone() });
         }
-        kernel.say((To::All, Tell::Keyspaces(list.clone())));
         self.keyspaces = list;
     }
 }

@@ -13,6 +13,7 @@ use crate::message::{
     CallId, Message, Outcome, Refusal, Response, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight,
 };
 use crate::parts::Tell;
+use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
 use crate::types::{Monotonic, NodeId};
 
@@ -115,13 +116,7 @@ impl Joins {
     }
 
     /// A client scans.
-    pub(super) fn scan(
-        &mut self,
-        kernel: &mut Kernel,
-        tag: Tag,
-        mut request: ScanRequest,
-        deadline: Option<Monotonic>,
-    ) {
+    pub(super) fn scan(&mut self, kernel: &mut Kernel, tag: Tag, mut request: ScanRequest, deadline: Monotonic) {
         if self.scans.len() >= self.joins_max {
             let message = format!(
                 "{} scans are in flight, the most that this node takes; slow down and try again",
@@ -130,10 +125,12 @@ impl Joins {
             return kernel.effect(Effect::Reply { tag, outcome: Err(RequestError::exhausted(message)) });
         }
         let limit = request.limit.min(self.entries_max);
-        let waiting = usize::from(self.loops);
+        let all = kernel.rules.keep(Rule::AskEveryLoop);
+        let waiting = if all { usize::from(self.loops) } else { 1 };
         request.limit = Self::part_limit(limit, waiting);
         self.scans.insert(tag, ScanJoin { limit, waiting, parts: Vec::new() });
-        kernel.say((To::All, Tell::Scan { tag, request, deadline }));
+        let to = if all { To::All } else { To::Loop(0) };
+        kernel.say((to, Tell::Scan { tag, request, deadline }));
     }
 
     /// A loop has a page of its own partitions, or none.

@@ -173,7 +173,7 @@ mod tests {
             role: Role::Owner,
             keyspace: KeyspaceId(0),
             key: bytes::Bytes::from_static(b"k"),
-            record: Record::default(),
+            cell: Record::default().into(),
         };
         let waiter = 1;
         calls.ask(CallId(1), waiter, &message);

@@ -326,7 +326,7 @@ impl Place {
     fn call(self, nonce: u32, number: u64) -> CallId {
         let of = u64::from(self.of.max(1));
         let each = (u64::from(u32::MAX) + 1) / of;
-        CallId(u64::from(nonce) << 32 | number % each * of + u64::from(self.index))
+        CallId((u64::from(nonce) << 32) | (number % each * of + u64::from(self.index)))
     }
 
     /// The index of the loop, of so many, that asked a call.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use super::{Kernel, Loaded, Queued, Ready, Wiring};
 use crate::error::{RequestError, StorageError};
 use crate::message::Refusal;
+use crate::rule::Rule;
 use crate::shell::{Effect, ReadId};
 use crate::storage::{Footprint, Hot, Space, StorageKey, Stored, Write};
-use crate::types::Seq;
+use crate::types::{Seq, WallTime};
 
 /// One key with work in progress. While a slot exists it is the truth about its key; the store catches up.
 #[derive(Debug)]
@@ -138,8 +139,8 @@ impl<W: Wiring> Kernel<W> {
         }
     }
 
-    /// Puts a record in the place of one that could not be read, unless somebody works on the key.
-    pub(crate) fn replace_damaged(&mut self, key: &StorageKey, stored: Stored) {
+    /// Puts a record, or nothing, in the place of one that could not be read, unless somebody works on the key.
+    pub(crate) fn replace_damaged(&mut self, key: &StorageKey, stored: Option<Stored>) {
         if self.slots.contains_key(key) {
             return;
         }
@@ -147,20 +148,21 @@ impl<W: Wiring> Kernel<W> {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.damaged = true;
         }
-        self.put(key, Some(stored));
+        self.put(key, stored);
     }
 
     /// Writes the record of a key whose slot is ready; returns the batch in which it becomes durable.
     pub(crate) fn put(&mut self, key: &StorageKey, stored: Option<Stored>) -> Seq {
         let seq = self.durability.batch_seq();
+        let count_at = (!self.rules.keep(Rule::CountsIgnoreClocks)).then_some(self.now.wall);
         let Some(slot) = self.slots.get_mut(key) else { return seq };
         let value = stored.as_ref().map(Stored::encode);
         let after = match (&stored, &value) {
-            (Some(stored), Some(value)) => Some(footprint(key, stored, value.len())),
+            (Some(stored), Some(value)) => Some(counted(count_at, footprint(key, stored, value.len()), stored)),
             _ => None,
         };
         let before = std::mem::replace(&mut slot.footprint, after);
-        if let Some(expires) = stored.as_ref().and_then(|stored| stored.record.expires())
+        if let Some(expires) = stored.as_ref().and_then(|stored| stored.cell.expires())
             && key.space() == Space::Owned
         {
             let earliest = self.expiries.entry(key.partition()).or_insert(expires);
@@ -232,6 +234,12 @@ impl<W: Wiring> Kernel<W> {
         }
         self.slots.remove(key);
     }
+}
+
+/// What a write counts for if counts look at the clock, as they must not (rule R2). For the mutation check.
+fn counted(at: Option<WallTime>, footprint: Footprint, stored: &Stored) -> Footprint {
+    let is_expired = at.is_some_and(|at| stored.cell.expires().is_some_and(|expires| expires <= at));
+    Footprint { live: footprint.live && !is_expired, ..footprint }
 }
 
 /// What an entry of the store counts for.

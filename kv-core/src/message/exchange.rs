@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::cell::Cell;
 use crate::storage::{LEAVES, Leaf, StorageKey, Tally, leaf_of};
 use crate::types::KeyspaceId;
-use crate::version::Record;
 
 /// What a replica asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,8 +24,8 @@ pub enum Purpose {
 /// A place in the storage order of one partition.
 pub type Position = (KeyspaceId, Bytes);
 
-/// A record and its key.
-pub type Keyed = (KeyspaceId, Bytes, Record);
+/// A cell and its key.
+pub type Keyed = (KeyspaceId, Bytes, Cell);
 
 /// A question about one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,12 +190,11 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Space;
     use crate::types::PartitionId;
 
     #[test]
     fn leaves_that_differ_are_found() {
-        let key = StorageKey::new(Space::Owned, PartitionId(3), KeyspaceId(1), b"key");
+        let key = StorageKey::owned(PartitionId(3), KeyspaceId(1), b"key");
         let mut one = vec![Leaf::default(); LEAVES];
         let other = one.clone();
         assert!(LeafSet::differing(&one, &other).is_empty());

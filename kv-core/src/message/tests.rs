@@ -7,7 +7,7 @@ use crate::error::Kind;
 use crate::ring::Owner;
 use crate::storage::{LEAVES, Leaf, Tally};
 use crate::types::StoreId;
-use crate::version::{Actor, Conflict, Context, Write};
+use crate::version::{Actor, Conflict, Context, Record, Write};
 
 fn actor(instance: u64) -> Actor {
     Actor { store: StoreId(0x0123_4567_89ab_cdef), boot: 3, nonce: 0xdead_beef, instance }
@@ -29,8 +29,8 @@ fn record_of(values: &[usize]) -> Record {
     record
 }
 
-fn any_record() -> impl Strategy<Value = Record> {
-    prop::collection::vec(0usize..40, 0..4).prop_map(|values| record_of(&values))
+fn any_cell() -> impl Strategy<Value = Cell> {
+    prop::collection::vec(0usize..40, 0..4).prop_map(|values| record_of(&values).into())
 }
 
 fn any_bytes() -> impl Strategy<Value = Bytes> {
@@ -88,8 +88,8 @@ fn any_response() -> impl Strategy<Value = Response> {
     let value = || any_bytes().prop_map(|value| Value { value, written: Hlc(5), expires: Some(WallTime(9)) });
     let entry = (any_bytes(), prop::collection::vec(value(), 0..3), any_bytes())
         .prop_map(|(key, values, context)| ScanEntry { key, values, context });
-    let view = prop_oneof![prop::option::of(any_record()).prop_map(Ok), Just(Err(RequestError::unavailable("down"))),]
-        .prop_map(|record| ReplicaView { node: NodeId(4), owner: true, record });
+    let view = prop_oneof![prop::option::of(any_cell()).prop_map(Ok), Just(Err(RequestError::unavailable("down"))),]
+        .prop_map(|cell| ReplicaView { node: NodeId(4), owner: true, cell });
     prop_oneof![
         (prop::collection::vec(value(), 0..3), any_bytes())
             .prop_map(|(values, context)| Response::Got { values, context }),
@@ -109,7 +109,7 @@ fn any_position() -> impl Strategy<Value = Position> {
 }
 
 fn any_keyed() -> impl Strategy<Value = Vec<Keyed>> {
-    prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3)
+    prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_cell()), 0..3)
 }
 
 fn any_leaves() -> impl Strategy<Value = Vec<Leaf>> {
@@ -153,8 +153,11 @@ fn any_message() -> impl Strategy<Value = Message> {
     let call = || any::<u64>().prop_map(CallId);
     let role = || prop_oneof![Just(Role::Owner), Just(Role::Fallback)];
     let outcome = prop_oneof![any_response().prop_map(Ok), Just(Err(RequestError::invalid("no")))];
-    let held = prop_oneof![any_record().prop_map(ReadReply::Full), any::<u64>().prop_map(ReadReply::Digest)];
-    let records = || prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_record()), 0..3);
+    let held = prop_oneof![
+        prop::option::of(any_cell()).prop_map(ReadReply::Full),
+        prop::option::of(any::<u64>()).prop_map(ReadReply::Digest)
+    ];
+    let records = || prop::collection::vec((any::<u32>().prop_map(KeyspaceId), any_bytes(), any_cell()), 0..3);
     let query = (prop::collection::vec((any::<u16>(), any::<u64>()), 0..4), any_bytes(), prop::option::of(any_bytes()))
         .prop_map(|(partitions, prefix, after)| SliceQuery {
             partitions: partitions.into_iter().map(|(id, epoch)| (PartitionId(id), Epoch(epoch))).collect(),
@@ -173,8 +176,8 @@ fn any_message() -> impl Strategy<Value = Message> {
             deadline: Duration::from_millis(ms.into())
         }),
         (call(), result_of(outcome)).prop_map(|(call, outcome)| Message::Forwarded { call, outcome }),
-        (call(), any::<u64>(), role(), any_bytes(), any_record()).prop_map(|(call, epoch, role, key, record)| {
-            Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, record }
+        (call(), any::<u64>(), role(), any_bytes(), any_cell()).prop_map(|(call, epoch, role, key, cell)| {
+            Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, cell }
         }),
         (call(), result_of(Just(()))).prop_map(|(call, result)| Message::Replicated { call, result }),
         (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
@@ -242,8 +245,8 @@ proptest! {
 
 fn is_sound(message: &Message) -> bool {
     match message {
-        Message::Replicate { record, .. } => record.is_valid(),
-        Message::ReadResult { result: Ok(ReadReply::Full(record)), .. } => record.is_valid(),
+        Message::Replicate { cell, .. } => cell.is_valid(),
+        Message::ReadResult { result: Ok(ReadReply::Full(Some(cell))), .. } => cell.is_valid(),
         Message::SliceResult { result: Ok(SliceAnswer { records, .. }), .. } => {
             records.iter().all(|entry| entry.2.is_valid())
         }
@@ -269,18 +272,19 @@ fn malformed_contents_are_refused() {
     };
     let mut record = record_of(&[1, 2]);
     record.siblings.reverse();
+    let cell = Cell::from(record);
     let (call, key) = (CallId(1), Bytes::from_static(b"key"));
     let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
-    refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), record: record.clone() });
-    refused(Message::ReadResult { call, result: Ok(ReadReply::Full(record.clone())) });
-    let records = vec![(keyspace, key, record.clone())];
+    refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), cell: cell.clone() });
+    refused(Message::ReadResult { call, result: Ok(ReadReply::Full(Some(cell.clone()))) });
+    let records = vec![(keyspace, key, cell.clone())];
     refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
     refused(Message::ExchangeResult { call, result: Ok(Answer::Records { records: records.clone(), next: None }) });
     let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default() };
     refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)) });
     let (partition, purpose) = (PartitionId(1), Purpose::HandOver);
     refused(Message::Exchange { call, partition, epoch, purpose, question: Question::Offer { records } });
-    let replicas = vec![ReplicaView { node: NodeId(1), owner: true, record: Ok(Some(record)) }];
+    let replicas = vec![ReplicaView { node: NodeId(1), owner: true, cell: Ok(Some(cell)) }];
     refused(Message::Forwarded { call, outcome: Ok(Ok(Response::Inspected { replicas })) });
 
     let owner = |node, since| Owner { node: NodeId(node), since: Epoch(since) };
@@ -301,6 +305,6 @@ fn malformed_contents_are_refused() {
 fn a_replication_is_small() {
     let (call, epoch, role, keyspace) = (CallId(1_000_000), Epoch(7), Role::Owner, KeyspaceId(0));
     let key = Bytes::from_static(b"0123456789abcdef");
-    let message = Message::Replicate { call, epoch, role, keyspace, key, record: record_of(&[100]) };
+    let message = Message::Replicate { call, epoch, role, keyspace, key, cell: record_of(&[100]).into() };
     assert_eq!(message.encode().len(), 182);
 }

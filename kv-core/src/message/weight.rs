@@ -3,13 +3,8 @@
 use bytes::Bytes;
 
 use super::{KeyRequest, Keyed, Message, Operation, ReadReply, Request, SliceAnswer};
-use crate::version::Record;
-
-/// What a record or a request takes beside its key and values.
-pub(crate) const OVERHEAD: usize = 128;
-
-/// What a context takes for each actor.
-const ACTOR_BYTES: usize = 32;
+use crate::cell::Cell;
+pub(crate) use crate::cell::OVERHEAD;
 
 /// Bytes that count for a client's request.
 pub(crate) fn of_request(request: &Request) -> usize {
@@ -30,15 +25,11 @@ pub(crate) fn of_key_request(request: &KeyRequest) -> usize {
     }
 }
 
-/// Bytes that count for a record.
-pub(crate) fn of_record(record: &Record) -> usize {
-    OVERHEAD + record.value_bytes() + record.context.len() * ACTOR_BYTES + record.siblings.len() * OVERHEAD
-}
-
 /// Bytes that count for a replica's answer to a get.
 pub(crate) fn of_read_reply(held: &ReadReply) -> usize {
     match held {
-        ReadReply::Full(record) => of_record(record),
+        // An answer counts, even that there is nothing.
+        ReadReply::Full(cell) => cell.as_ref().map_or(OVERHEAD, Cell::bytes_in_flight),
         ReadReply::Digest(_) => 0,
     }
 }
@@ -48,16 +39,16 @@ pub(crate) fn of_slice(answer: &SliceAnswer) -> usize {
     answer.records.iter().map(of_keyed).sum()
 }
 
-/// Bytes that count for a record and its key.
-pub(crate) fn of_keyed((_, key, record): &Keyed) -> usize {
-    key.len() + of_record(record)
+/// Bytes that count for a cell and its key.
+pub(crate) fn of_keyed((_, key, cell): &Keyed) -> usize {
+    key.len() + cell.bytes_in_flight()
 }
 
 /// Bytes that count while a peer has not answered a message.
 pub(crate) fn of_message(message: &Message) -> usize {
     match message {
         Message::Forward { request, .. } => of_request(request),
-        Message::Replicate { key, record, .. } => key.len() + of_record(record),
+        Message::Replicate { key, cell, .. } => key.len() + cell.bytes_in_flight(),
         _ => 0,
     }
 }

@@ -32,6 +32,7 @@ pub const LOOPS_MAX: u16 = 255;
 /// The state machine of one node.
 #[derive(Debug)]
 pub struct Node {
+    config: Arc<NodeConfig>,
     hub: Hub,
     loops: Vec<EventLoop>,
     /// Where keys belong. Partitions never change their keys, so any layout will do.
@@ -95,7 +96,7 @@ impl Node {
         reader: &impl Reader,
         stats: &Stats,
     ) -> Result<Self, StorageError> {
-        let config = NodeConfig { loops: config.loops.clamp(1, LOOPS_MAX), ..config };
+        let config = Arc::new(NodeConfig { loops: config.loops.clamp(1, LOOPS_MAX), ..config });
         let build = |index| EventLoop::recover(&config, index, cluster.clone(), incarnation, reader, stats);
         let loops = (0..config.loops).map(build).collect::<Result<Vec<_>, _>>()?;
         let parts = loops.len() + 1;
@@ -109,13 +110,14 @@ impl Node {
             wakes: vec![Some(Monotonic(0)); parts],
             announced: None,
             batches: Batches::default(),
-            hub: Hub::recover(Arc::new(config), incarnation, reader)?,
+            hub: Hub::recover(config.clone(), incarnation, reader)?,
+            config,
         })
     }
 
     /// Takes one input and adds what the shell must do to `effects`.
     pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
-        self.route(input);
+        self.route(now, input);
         self.wake(now);
         self.run(now, effects);
         let next = self.wakes.iter().flatten().min().copied();
@@ -183,21 +185,17 @@ impl Node {
                     asked.into_iter().for_each(|ask| self.tell_hub(HubInput::Asked { index, ask }));
                 }
             }
-            self.number(part, now, effects, first);
+            self.number(part, effects, first);
         }
     }
 
     /// Gives what a part wants of the shell names that no other part uses.
-    fn number(&mut self, part: usize, now: Now, effects: &mut Effects, first: usize) {
-        // A moment that has passed was one at which the part has just been looked at.
-        if let Some(wake) = self.wakes.get_mut(part) {
-            *wake = wake.filter(|at| *at > now.mono);
-        }
+    fn number(&mut self, part: usize, effects: &mut Effects, first: usize) {
         let mut wake = None;
         for effect in effects.iter_mut().skip(first) {
             match effect {
                 Effect::Read { read, .. } | Effect::Slice { read, .. } | Effect::Leaves { read, .. } => {
-                    *read = ReadId(read.0 << 8 | part as u64);
+                    *read = ReadId((read.0 << 8) | part as u64);
                 }
                 Effect::Persist { seq, .. } => *seq = self.batches.issue(part, *seq),
                 Effect::WakeAt(at) => wake = Some(*at),

@@ -10,9 +10,11 @@ use crate::parts::{HubInput, LoopInput};
 use crate::types::{NodeId, Now, PartitionId};
 
 impl Node {
-    pub(super) fn route(&mut self, input: Input) {
+    pub(super) fn route(&mut self, now: Now, input: Input) {
         match input {
             Input::Request { tag, request, deadline } => {
+                // It counts from when the request came, however long a part takes to look at it.
+                let deadline = deadline.unwrap_or_else(|| now.mono.plus(self.config.deadline));
                 let index = match &request {
                     Request::Scan(scan) if self.loops.len() > 1 => {
                         let request = scan.clone();
@@ -65,7 +67,10 @@ impl Node {
                 self.layout.get_or_insert_with(|| layout.clone());
                 self.tell_hub(HubInput::Layout(layout));
             }
-            Input::Keyspaces(list) => self.tell_hub(HubInput::Keyspaces(list)),
+            Input::Keyspaces(list) => {
+                self.tell_loops(|| LoopInput::Keyspaces(list.clone()));
+                self.tell_hub(HubInput::Keyspaces(list));
+            }
             Input::Reclaimed => self.tell_hub(HubInput::Reclaimed),
             Input::Transfers(settings) => self.tell_hub(HubInput::Transfers(settings)),
             Input::Retry(partitions) => self.tell_loops(|| LoopInput::Retry(partitions.clone())),
@@ -75,11 +80,12 @@ impl Node {
         }
     }
 
-    /// Wakes the parts whose moment has come.
+    /// Wakes the parts whose moment has come. Each says then when it wants to be woken next.
     pub(super) fn wake(&mut self, now: Now) {
-        let due = |wake: &Option<crate::types::Monotonic>| wake.is_some_and(|at| at <= now.mono);
-        let parts: Vec<usize> = (0..).zip(&self.wakes).filter(|(_, wake)| due(wake)).map(|(part, _)| part).collect();
-        for part in parts {
+        for part in 0..self.wakes.len() {
+            if self.wakes.get_mut(part).and_then(|wake| wake.take_if(|at| *at <= now.mono)).is_none() {
+                continue;
+            }
             match u16::try_from(part).ok().and_then(|part| part.checked_sub(1)) {
                 Some(index) => self.tell_loop(index, LoopInput::Wake),
                 None => self.tell_hub(HubInput::Wake),
@@ -89,7 +95,11 @@ impl Node {
 
     fn route_message(&mut self, from: NodeId, message: Message) {
         match &message {
-            Message::Keyspaces { .. } | Message::Ping => {
+            Message::Keyspaces { .. } => {
+                self.tell_loops(|| LoopInput::Message { from, message: message.clone() });
+                self.tell_hub(HubInput::Message { from, message });
+            }
+            Message::Ping => {
                 self.tell_loops(|| LoopInput::Heard { from });
                 self.tell_hub(HubInput::Message { from, message });
             }

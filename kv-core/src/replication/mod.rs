@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::cell::Cell;
+use crate::config::AvailableKeyspace;
 use crate::kernel::TimerKey;
-use crate::message::{CallId, Message, Refusal, Role, weight};
+use crate::message::{CallId, Message, Refusal, Role};
+use crate::rule::Rule;
 use crate::storage::{Space, StorageKey};
 use crate::types::{Epoch, NodeId, PartitionId};
-use crate::version::Record;
 use crate::wiring::{Ctx, OpId, ReplicationId, Task, Timer, Waiter};
 
 /// How often a record is sent to a node that is up and does not confirm, before it becomes a missed-write marker.
@@ -25,7 +27,9 @@ pub(crate) enum Outcome {
     /// A node, asked at this epoch, durably holds a client's write.
     Acked { op: OpId, node: NodeId, role: Role, epoch: Epoch },
     /// A node does not take a client's write: another one may hold it in its place, if the write wants that.
-    Refused { id: ReplicationId, op: OpId },
+    Refused { id: ReplicationId, op: OpId, node: NodeId },
+    /// A node does not take a write yet; it is asked again.
+    Declined { op: OpId, node: NodeId },
     /// A client's write has got as far as it gets.
     WriteEnded { op: OpId },
     /// A hint, or an owned record with a missed-write marker, of this digest was confirmed by all other owners, or was not.
@@ -37,7 +41,7 @@ pub(crate) enum Outcome {
 struct Replication {
     /// The key, in the space in which this node holds the record.
     key: StorageKey,
-    record: Record,
+    cell: Cell,
     targets: Vec<Target>,
     goal: Goal,
     attempt: u32,
@@ -65,8 +69,8 @@ enum Delivery {
 /// What the replication is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
-    /// A client's write; whoever does not confirm it is remembered by a missed-write marker.
-    Write(OpId),
+    /// A client's write to an available keyspace; whoever does not confirm it is remembered by a missed-write marker.
+    Write { op: OpId, keyspace: AvailableKeyspace },
     /// A read repair: the next read tries again.
     Repair,
     /// A hint, or an owned record with a missed-write marker, of this digest. `own`: the epoch at which this node's own copy of a hint
@@ -75,7 +79,17 @@ pub(crate) enum Goal {
 }
 
 impl Target {
-    pub(crate) fn new(node: NodeId, role: Role) -> Self {
+    /// An owner of the partition.
+    pub(crate) fn owner(node: NodeId) -> Self {
+        Self::new(node, Role::Owner)
+    }
+
+    /// A node that holds a hint, as only available keyspaces have them.
+    pub(crate) fn fallback(node: NodeId, _: AvailableKeyspace) -> Self {
+        Self::new(node, Role::Fallback)
+    }
+
+    fn new(node: NodeId, role: Role) -> Self {
         Self { node, role, state: Delivery::Waiting, call: None, epoch: Epoch(0) }
     }
 }
@@ -97,16 +111,9 @@ impl Replications {
     }
 
     /// Sends a record to several nodes.
-    pub(crate) fn start(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        key: StorageKey,
-        record: Record,
-        targets: Vec<Target>,
-        goal: Goal,
-    ) {
+    pub(crate) fn start(&mut self, ctx: &mut Ctx<'_>, key: StorageKey, cell: Cell, targets: Vec<Target>, goal: Goal) {
         let id = ReplicationId(ctx.kernel.next_id());
-        self.open.insert(id, Replication { key, record, targets, goal, attempt: 0, timer: None });
+        self.open.insert(id, Replication { key, cell, targets, goal, attempt: 0, timer: None });
         self.send_waiting(ctx, id);
     }
 
@@ -120,7 +127,7 @@ impl Replications {
     fn send_to(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId, whom: impl Fn(&Target) -> bool) {
         let Some(replication) = self.open.get(&id) else { return };
         let key = replication.key.clone();
-        let record = replication.record.clone();
+        let cell = replication.cell.clone();
         let epoch = ctx.view.entry_epoch(key.partition());
         let waiting: Vec<(usize, NodeId, Role, Option<CallId>)> = replication
             .targets
@@ -129,7 +136,7 @@ impl Replications {
             .filter(|(_, target)| target.state == Delivery::Waiting && whom(target))
             .map(|(index, target)| (index, target.node, target.role, target.call))
             .collect();
-        let bytes = key.key().len() + weight::of_record(&record);
+        let bytes = key.key().len() + cell.bytes_in_flight();
         for (index, node, role, call) in waiting {
             let has_room = ctx.kernel.peer_has_last_room(node, bytes);
             if call.is_some() && !has_room {
@@ -153,7 +160,7 @@ impl Replications {
                     role,
                     keyspace: key.keyspace(),
                     key: key.key_bytes(),
-                    record: record.clone(),
+                    cell: cell.clone(),
                 };
                 ctx.kernel.ask(node, call, Waiter::Replicate(id), message);
             }
@@ -242,7 +249,7 @@ impl Replications {
         });
         for owner in entry.nodes().filter(|&owner| owner != me) {
             if !replication.targets.iter().any(|target| target.node == owner && target.role == Role::Owner) {
-                replication.targets.push(Target::new(owner, Role::Owner));
+                replication.targets.push(Target::owner(owner));
             }
         }
         for (node, call) in outdated {
@@ -279,7 +286,7 @@ impl Replications {
             Ok(()) => {
                 target.state = Delivery::Confirmed;
                 let (role, epoch) = (target.role, target.epoch);
-                if let Goal::Write(op) = goal {
+                if let Goal::Write { op, .. } = goal {
                     self.outcomes.push_back(Outcome::Acked { op, node: from, role, epoch });
                 }
             }
@@ -289,10 +296,15 @@ impl Replications {
             }
             // It says when it knows the layout; this node's own next one sends the record again; the next attempt finds
             // the replica less busy.
-            Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => return,
+            Err(Refusal::Stale { .. } | Refusal::Behind { .. } | Refusal::Busy(_)) => {
+                if let Goal::Write { op, .. } = goal {
+                    self.outcomes.push_back(Outcome::Declined { op, node: from });
+                }
+                return;
+            }
             Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::Failed(_)) => {
                 target.state = Delivery::GivenUp;
-                return self.refused(ctx, id);
+                return self.refused(ctx, id, from);
             }
         }
         self.end_if_done(ctx, id);
@@ -305,25 +317,27 @@ impl Replications {
         let Some(target) = replication.targets.iter_mut().find(lost) else { return };
         target.call = None;
         target.state = Delivery::GivenUp;
-        self.refused(ctx, id);
+        self.refused(ctx, id, node);
     }
 
     /// A node does not take the record.
-    fn refused(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId) {
+    fn refused(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId, node: NodeId) {
         match self.open.get(&id).map(|replication| replication.goal) {
-            Some(Goal::Write(op)) => self.outcomes.push_back(Outcome::Refused { id, op }),
+            Some(Goal::Write { op, .. }) => self.outcomes.push_back(Outcome::Refused { id, op, node }),
             _ => self.end_if_done(ctx, id),
         }
     }
 
     /// A write was refused by a node. If it still lacks copies and fallbacks count, the next one is asked.
     pub(crate) fn go_on(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId, wants_fallback: bool) {
-        if let Some(replication) = self.open.get_mut(&id).filter(|_| wants_fallback) {
+        if let Some(replication) = self.open.get_mut(&id).filter(|_| wants_fallback)
+            && let Goal::Write { keyspace, .. } = replication.goal
+        {
             let (me, partition) = (ctx.me(), replication.key.partition());
             let is_asked = |node: &NodeId| replication.targets.iter().any(|target| target.node == *node);
             let fallbacks = ctx.fallbacks_up(partition, usize::MAX);
             if let Some(node) = fallbacks.into_iter().find(|node| *node != me && !is_asked(node)) {
-                replication.targets.push(Target::new(node, Role::Fallback));
+                replication.targets.push(Target::fallback(node, keyspace));
                 self.send_to(ctx, id, |target| target.node == node);
             }
         }
@@ -365,10 +379,11 @@ impl Replications {
         };
         let unconfirmed = count(Role::Owner, false);
         match goal {
-            Goal::Write(op) => {
+            Goal::Write { op, keyspace } => {
                 // Each fallback that holds the record will bring it to every owner; without one this node must.
-                if key.space() == Space::Owned && unconfirmed > count(Role::Fallback, true) {
-                    ctx.kernel.with_key(key.in_space(Space::Missed), Task::Mark);
+                let is_missed = key.space() == Space::Owned && unconfirmed > count(Role::Fallback, true);
+                if is_missed && ctx.view.keep(Rule::MarkMissedWrites) {
+                    ctx.kernel.with_key(key.marker(keyspace), Task::Mark);
                 }
                 self.outcomes.push_back(Outcome::WriteEnded { op });
             }

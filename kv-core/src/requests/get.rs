@@ -1,6 +1,7 @@
 //! Gets: one full record and digests from R replicas; merge, answer, repair.
 
 use super::{Command, Op, OpState, Origin, Requests};
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::event::Event;
 use crate::kernel::TimerKey;
@@ -37,17 +38,21 @@ pub(super) struct GetOp {
 #[derive(Debug)]
 struct Answer {
     from: Asked,
-    digest: u64,
-    /// `None` if only the digest is known.
-    record: Option<Record>,
+    /// `None` if it holds nothing.
+    digest: Option<u64>,
+    /// What it holds; `None` if only the digest is known.
+    held: Option<Option<Cell>>,
 }
 
 impl GetOp {
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
         let has = |owner: &Owner| self.answers.iter().any(|answer| answer.from == (owner.node, Role::Owner));
         let fallbacks = self.answers.iter().filter(|answer| answer.from.1 == Role::Fallback).count();
-        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, fallbacks));
-        let mut text = format!("{answered} replicas answered");
+        let answered = entry.map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, has, 0));
+        let mut text = match fallbacks {
+            0 => format!("{answered} replicas answered"),
+            _ => format!("{answered} owners answered, and {fallbacks} fallbacks"),
+        };
         for failure in &self.failures {
             text.push_str("; ");
             text.push_str(failure);
@@ -59,7 +64,7 @@ impl GetOp {
 impl Requests {
     pub(super) fn start_get(&mut self, ctx: &mut Ctx<'_>, origin: Origin, request: &KeyRequest, deadline: Monotonic) {
         let Some(partition) = ctx.view.partition_of(&request.key) else { return };
-        let key = StorageKey::new(Space::Owned, partition, request.keyspace, &request.key);
+        let key = StorageKey::owned(partition, request.keyspace, &request.key);
         self.open_get(ctx, origin, key, request.consistency, deadline);
     }
 
@@ -96,7 +101,7 @@ impl Requests {
         let keyspace_id = get.key.keyspace();
         let consistency = get.consistency;
         let restores = matches!(origin, Origin::Restore(_));
-        let Some(keyspace) = ctx.view.keyspace(keyspace_id) else { return };
+        let Some(keyspace) = ctx.view.available(keyspace_id) else { return };
         let Some(entry) = ctx.view.entry(partition).cloned() else { return };
         let me = ctx.me();
         let mut candidates: Vec<Asked> = ctx.owners_up(partition).into_iter().map(|node| (node, Role::Owner)).collect();
@@ -149,9 +154,20 @@ impl Requests {
         }
         let more = std::mem::take(&mut get.candidates);
         get.waiting.extend(&more);
+        self.ask_more(ctx, op, more);
+    }
+
+    /// Asks some of those that the read waits for, for their records. The session of one of them may have ended since it became
+    /// a candidate, or since it told its digest.
+    fn ask_more(&mut self, ctx: &mut Ctx<'_>, op: OpId, more: Vec<Asked>) {
+        let Some(Op { state: OpState::Get(get), .. }) = self.ops.get(&op) else { return };
         let key = get.key.clone();
-        for (node, role) in more {
+        let (up, gone): (Vec<Asked>, Vec<Asked>) = more.into_iter().partition(|asked| ctx.reachable(asked.0));
+        for (node, role) in up {
             self.ask_read(ctx, op, node, role, &key, false);
+        }
+        for (node, role) in gone {
+            self.get_failed(ctx, op, node, role, None);
         }
     }
 
@@ -163,14 +179,14 @@ impl Requests {
         }
         get.waiting.retain(|asked| *asked != from);
         let answer = match held {
-            ReadReply::Full(record) => Answer { from, digest: record.digest(), record: Some(record) },
-            ReadReply::Digest(digest) => Answer { from, digest, record: None },
+            ReadReply::Full(cell) => Answer { from, digest: cell.as_ref().map(Cell::digest), held: Some(cell) },
+            ReadReply::Digest(digest) => Answer { from, digest, held: None },
         };
         match get.answers.iter_mut().find(|known| known.from == from) {
             Some(known) => *known = answer,
             None => get.answers.push(answer),
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     pub(super) fn get_failed(
@@ -185,7 +201,7 @@ impl Requests {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         get.waiting.retain(|asked| *asked != (node, role));
         // An answer that was a digest cannot be completed any more.
-        get.answers.retain(|answer| answer.from != (node, role) || answer.record.is_some());
+        get.answers.retain(|answer| answer.from != (node, role) || answer.held.is_some());
         if matches!(refusal, Some(Refusal::Behind { .. } | Refusal::Stale { .. })) {
             get.late.push((node, role));
         }
@@ -195,13 +211,12 @@ impl Requests {
         if !get.candidates.is_empty() {
             let next = get.candidates.remove(0);
             get.waiting.push(next);
-            let key = get.key.clone();
-            self.ask_read(ctx, op, next.0, next.1, &key, false);
+            self.ask_more(ctx, op, vec![next]);
         }
         if again {
             self.read_late(ctx, op, node);
         }
-        self.evaluate(ctx, op);
+        self.evaluate_get(ctx, op);
     }
 
     /// A node that refused reads because it lacked a layout has it now.
@@ -217,7 +232,7 @@ impl Requests {
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.late.retain(|late| late.0 != node);
             }
-            self.evaluate(ctx, op);
+            self.evaluate_get(ctx, op);
         }
     }
 
@@ -230,13 +245,10 @@ impl Requests {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
         let again: Vec<Asked> = get.late.extract_if(.., |late| late.0 == node).collect();
         get.waiting.extend(&again);
-        let key = get.key.clone();
-        for (node, role) in again {
-            self.ask_read(ctx, op, node, role, &key, false);
-        }
+        self.ask_more(ctx, op, again);
     }
 
-    fn evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+    pub(super) fn evaluate_get(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get(&op) else { return };
         let Some(entry) = ctx.view.entry(get.key.partition()) else { return };
         let restores = matches!(origin, Origin::Restore(_));
@@ -245,10 +257,16 @@ impl Requests {
         let met = |asked: &[Asked]| {
             let fallbacks = asked.iter().filter(|asked| asked.1 == Role::Fallback).count();
             let has = |owner: &Owner| own(owner.node) || asked.contains(&(owner.node, Role::Owner));
-            get.needs.are_met(entry, has, fallbacks)
+            let partition = get.key.partition();
+            let can = |owner: &Owner| {
+                let asked = (owner.node, Role::Owner);
+                let waits = get.waiting.iter().chain(&get.candidates).chain(&get.late).any(|other| *other == asked);
+                waits && ctx.may_still_answer(partition, owner.node)
+            };
+            get.needs.are_met_in_place(entry, has, can, fallbacks)
         };
         if !met(&answered) {
-            let mut possible = answered;
+            let mut possible = answered.clone();
             for asked in get.waiting.iter().chain(&get.candidates).chain(&get.late) {
                 if !possible.contains(asked) {
                     possible.push(*asked);
@@ -261,41 +279,43 @@ impl Requests {
             }
             return;
         }
-        let conflict = ctx.view.conflict(get.key.keyspace());
-        let mut merged = Record::default();
-        for record in get.answers.iter().filter_map(|answer| answer.record.as_ref()) {
-            merged.merge(record, conflict);
+        let mode = ctx.view.mode(get.key.keyspace());
+        let mut merged = None;
+        for cell in get.answers.iter().filter_map(|answer| answer.held.as_ref()?.as_ref()) {
+            Cell::merge_into(&mut merged, cell, mode);
         }
-        // A digest says enough if it is that of the result or of a record that is known.
-        let is_known = |digest: u64| {
-            digest == merged.digest()
-                || get.answers.iter().any(|answer| answer.record.is_some() && answer.digest == digest)
+        // A digest says enough if it is that of the result or of a cell that is known.
+        let of_merged = merged.as_ref().map(Cell::digest);
+        let is_known = |digest: Option<u64>| {
+            digest == of_merged || get.answers.iter().any(|answer| answer.held.is_some() && answer.digest == digest)
         };
-        let no_record = get.answers.iter().all(|answer| answer.record.is_none());
+        let no_cell = get.answers.iter().all(|answer| answer.held.is_none());
         let unknown: Vec<Asked> = get
             .answers
             .iter()
-            .filter(|answer| answer.record.is_none() && (no_record || !is_known(answer.digest)))
+            .filter(|answer| answer.held.is_none() && (no_cell || !is_known(answer.digest)))
             .map(|answer| answer.from)
             .collect();
-        if !unknown.is_empty() {
-            let key = get.key.clone();
+        let known: Vec<Asked> = answered.into_iter().filter(|asked| !unknown.contains(asked)).collect();
+        if !unknown.is_empty() && met(&known) {
+            // Others have told enough: one that has told its digest and then says nothing is not waited for.
+            if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
+                get.answers.retain(|answer| !unknown.contains(&answer.from));
+            }
+        } else if !unknown.is_empty() {
             let ask: Vec<Asked> = unknown.into_iter().filter(|asked| !get.waiting.contains(asked)).collect();
             if let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) {
                 get.waiting.extend(&ask);
             }
-            for (node, role) in ask {
-                self.ask_read(ctx, op, node, role, &key, false);
-            }
-            return;
+            return self.ask_more(ctx, op, ask);
         }
         self.complete_get(ctx, op, merged);
     }
 
-    fn complete_get(&mut self, ctx: &mut Ctx<'_>, op: OpId, merged: Record) {
+    fn complete_get(&mut self, ctx: &mut Ctx<'_>, op: OpId, merged: Option<Cell>) {
         let Some(Op { state: OpState::Get(get), origin, .. }) = self.ops.get_mut(&op) else { return };
         let key = get.key.clone();
-        let digest = merged.digest();
+        let digest = merged.as_ref().map(Cell::digest);
         let owner_answered = get.answers.iter().any(|answer| answer.from.1 == Role::Owner);
         let stale: Vec<NodeId> = get
             .answers
@@ -309,8 +329,10 @@ impl Requests {
             ctx.restore(&damaged, merged);
             return;
         }
+        let empty = Record::default();
+        let record = merged.as_ref().map_or(&empty, |Cell::Available(record)| record);
         // Fallbacks that hold nothing know nothing: without an owner's word a key is not called absent.
-        if merged.siblings.is_empty() && !owner_answered {
+        if record.siblings.is_empty() && !owner_answered {
             let error = RequestError::unavailable(format!(
                 "no owner of {} can be reached, and no fallback holds the key",
                 key.partition()
@@ -319,31 +341,28 @@ impl Requests {
             return;
         }
         let response = Response::Got {
-            values: merged.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
-            context: ContextToken::of(&merged).encode(key.keyspace(), key.key()),
+            values: record.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
+            context: ContextToken::of(record).encode(key.keyspace(), key.key()),
         };
         self.finish(ctx, op, Ok(response));
-        if !stale.is_empty() && ctx.view.keep(Rule::ReadRepair) {
-            self.read_repair(ctx, &key, merged, &stale);
+        if let Some(cell) = merged
+            && !stale.is_empty()
+            && ctx.view.keep(Rule::ReadRepair)
+        {
+            self.read_repair(ctx, &key, cell, &stale);
         }
     }
 
-    /// Sends the merged record to the owners that lack some of it.
-    fn read_repair(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, merged: Record, stale: &[NodeId]) {
+    /// Sends the merged cell to the owners that lack some of it.
+    fn read_repair(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, merged: Cell, stale: &[NodeId]) {
         let me = ctx.me();
         ctx.kernel.event(Event::ReadRepaired { partition: key.partition(), replicas: stale.len() });
         if stale.contains(&me) {
-            ctx.kernel.with_key(key.clone(), Task::Apply { record: merged.clone(), applied: Applied::Repair });
+            ctx.kernel.with_key(key.clone(), Task::Apply { cell: merged.clone(), applied: Applied::Repair });
         }
-        let targets: Vec<Target> =
-            stale.iter().filter(|&&node| node != me).map(|&node| Target::new(node, Role::Owner)).collect();
+        let targets: Vec<Target> = stale.iter().filter(|&&node| node != me).map(|&node| Target::owner(node)).collect();
         if !targets.is_empty() {
-            self.commands.push_back(Command::Replicate {
-                key: key.clone(),
-                record: merged,
-                targets,
-                goal: Goal::Repair,
-            });
+            self.commands.push_back(Command::Replicate { key: key.clone(), cell: merged, targets, goal: Goal::Repair });
         }
     }
 

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::{Op, OpState, Origin, Requests};
+use crate::cell::Cell;
 use crate::error::RequestError;
 use crate::message::{ReplicaView, Response, Role};
-use crate::storage::{Space, StorageKey};
+use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId};
-use crate::version::Record;
 use crate::wiring::{Ctx, OpId};
 
 /// An inspection in flight.
@@ -23,7 +23,7 @@ struct View {
     node: NodeId,
     owner: bool,
     /// `None`: no answer yet.
-    record: Option<Result<Option<Record>, RequestError>>,
+    cell: Option<Result<Option<Cell>, RequestError>>,
 }
 
 /// What is said of a replica that does not answer at present.
@@ -41,9 +41,9 @@ impl InspectOp {
             .map(|view| ReplicaView {
                 node: view.node,
                 owner: view.owner,
-                record: view.record.clone().unwrap_or_else(silent),
+                cell: view.cell.clone().unwrap_or_else(silent),
             })
-            .filter(|view| view.owner || matches!(view.record, Ok(Some(_))))
+            .filter(|view| view.owner || matches!(view.cell, Ok(Some(_))))
             .collect();
         Response::Inspected { replicas }
     }
@@ -61,7 +61,7 @@ impl Requests {
         let Some(partition) = ctx.view.partition_of(&key) else { return };
         let Some(layout) = ctx.view.layout().cloned() else { return };
         let Some(entry) = layout.entry(partition) else { return };
-        let key = StorageKey::new(Space::Owned, partition, keyspace, &key);
+        let key = StorageKey::owned(partition, keyspace, &key);
         let mut asked: Vec<(NodeId, Role)> = entry.nodes().map(|node| (node, Role::Owner)).collect();
         let fallbacks = ctx.fallbacks_up(partition, usize::from(layout.copies));
         asked.extend(fallbacks.into_iter().map(|node| (node, Role::Fallback)));
@@ -69,12 +69,12 @@ impl Requests {
         let views = asked
             .iter()
             .map(|&(node, role)| {
-                let record = match (ctx.reachable(node), ctx.is_stalled(node)) {
+                let cell = match (ctx.reachable(node), ctx.is_stalled(node)) {
                     (false, _) => down(),
                     (true, true) => Some(Err(stalled())),
                     (true, false) => None,
                 };
-                View { node, owner: role == Role::Owner, record }
+                View { node, owner: role == Role::Owner, cell }
             })
             .collect();
         let op = self.open_op(ctx, origin, deadline, OpState::Inspect(InspectOp { keyspace, views }));
@@ -91,20 +91,18 @@ impl Requests {
         ctx: &mut Ctx<'_>,
         op: OpId,
         from: NodeId,
-        record: Result<Option<Record>, RequestError>,
+        cell: Result<Option<Cell>, RequestError>,
     ) {
         let Some(Op { state: OpState::Inspect(inspect), .. }) = self.ops.get_mut(&op) else { return };
-        let absent = |record: &Record| record.context.is_empty() && record.siblings.is_empty();
-        let record = record.map(|record| record.filter(|record| !absent(record)));
         if let Some(view) = inspect.views.iter_mut().find(|view| view.node == from) {
-            view.record.get_or_insert(record);
+            view.cell.get_or_insert(cell);
         }
         self.inspect_complete(ctx, op);
     }
 
     fn inspect_complete(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Inspect(inspect), .. }) = self.ops.get(&op) else { return };
-        if inspect.views.iter().all(|view| view.record.is_some()) {
+        if inspect.views.iter().all(|view| view.cell.is_some()) {
             let response = inspect.response();
             self.finish(ctx, op, Ok(response));
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{
@@ -19,10 +20,10 @@ use crate::message::{
 };
 use crate::parts::Ask;
 use crate::replication::{Goal, Target};
+use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
-use crate::storage::{Space, StorageKey};
+use crate::storage::StorageKey;
 use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
-use crate::version::Record;
 use crate::view::View;
 use crate::wiring::{Ctx, OpId, Task, Timer, Waiter};
 use forward::HedgeBudget;
@@ -45,8 +46,8 @@ pub(crate) struct Requests {
 /// What a request needs of others.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A record is to be brought to other nodes.
-    Replicate { key: StorageKey, record: Record, targets: Vec<Target>, goal: Goal },
+    /// A cell is to be brought to other nodes.
+    Replicate { key: StorageKey, cell: Cell, targets: Vec<Target>, goal: Goal },
     /// A slice of this node's own is to be read for an attempt of a scan.
     Slice { op: OpId, attempt: u32, query: SliceQuery },
     /// Slices that are being read for a scan are not needed any more.
@@ -202,15 +203,7 @@ impl Requests {
     }
 
     /// A client asks this node.
-    pub(crate) fn client_request(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: Request,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
-        let deadline = deadline.unwrap_or(limit);
+    pub(crate) fn client_request(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: Request, deadline: Monotonic) {
         if let Err(error) = self.admit(ctx, &request) {
             ctx.kernel.effect(Effect::Reply { tag, outcome: Err(error) });
             return;
@@ -223,18 +216,11 @@ impl Requests {
     }
 
     /// A client scans: this loop has a part of it.
-    pub(crate) fn part_of_scan(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tag: Tag,
-        request: ScanRequest,
-        deadline: Option<Monotonic>,
-    ) {
-        let limit = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+    pub(crate) fn part_of_scan(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: ScanRequest, deadline: Monotonic) {
         let request = Request::Scan(request);
         match (self.admit(ctx, &request), request) {
             (Ok(()), Request::Scan(request)) => {
-                self.start_scan(ctx, Origin::Part(tag), request, deadline.unwrap_or(limit));
+                self.start_scan(ctx, Origin::Part(tag), request, deadline);
             }
             (Err(error), _) => self.answer(ctx, Origin::Part(tag), Err(error)),
             (Ok(()), _) => {}
@@ -256,7 +242,9 @@ impl Requests {
             Err(error) if error.kind == Kind::Exhausted => Some(Refusal::Busy(error)),
             // The node that forwards it knows the keyspace: either it is younger than what this node knows, or it was
             // dropped and the other one does not know that yet. Neither is for the client to hear.
-            Err(error) if error.kind == Kind::NotFound => Some(Refusal::Behind { epoch: ctx.view.newest() }),
+            Err(error) if error.kind == Kind::NotFound && ctx.view.keep(Rule::UnknownIsBehind) => {
+                Some(Refusal::Behind { epoch: ctx.view.newest() })
+            }
             Err(error) => Some(Refusal::Failed(error)),
             Ok(()) => match &request {
                 Request::Key(key) => self.refuses_to_coordinate(ctx, key),
@@ -455,11 +443,11 @@ impl Requests {
         match self.ops.get_mut(&op).map(|op| &mut op.state) {
             Some(OpState::Get(_)) => self.get_answered(ctx, op, from, role, held),
             Some(OpState::Inspect(_)) => {
-                let record = match held {
-                    ReadReply::Full(record) => Some(record),
+                let cell = match held {
+                    ReadReply::Full(cell) => cell,
                     ReadReply::Digest(_) => None,
                 };
-                self.inspect_answered(ctx, op, from, Ok(record));
+                self.inspect_answered(ctx, op, from, Ok(cell));
             }
             _ => {}
         }
@@ -477,7 +465,11 @@ impl Requests {
     /// A replica or fallback that a read waits for has stalled.
     pub(crate) fn read_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId) {
         match self.ops.get(&op).map(|op| &op.state) {
-            Some(OpState::Get(_)) => self.hedge_get(ctx, op),
+            Some(OpState::Get(_)) => {
+                self.hedge_get(ctx, op);
+                // What fallbacks have answered may be enough without it.
+                self.evaluate_get(ctx, op);
+            }
             Some(OpState::Inspect(_)) => self.inspect_answered(ctx, op, from, Err(inspect::stalled())),
             _ => {}
         }
@@ -503,14 +495,11 @@ impl Requests {
         }
     }
 
-    /// Reads a key at a replica or a fallback, this node included.
+    /// Reads a key at a replica or a fallback, this node included. It must be reachable: what is asked of a node without a
+    /// session is neither answered nor fails.
     fn ask_read(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, key: &StorageKey, digest: bool) {
-        let space = match role {
-            Role::Owner => Space::Owned,
-            Role::Fallback => Space::Hint,
-        };
         if node == ctx.me() {
-            ctx.kernel.read_key(key.in_space(space), Task::ReadForOp(op, role));
+            ctx.kernel.read_key(key.in_space(role.space()), Task::ReadForOp(op, role));
             return;
         }
         let Some(epoch) = ctx.view.entry(key.partition()).map(|entry| entry.changed) else { return };

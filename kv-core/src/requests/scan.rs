@@ -8,11 +8,13 @@ use bytes::Bytes;
 
 use super::get::value_of;
 use super::{Command, Op, OpState, Origin, Requests};
+use crate::cell::Cell;
 use crate::error::{Kind, RequestError};
 use crate::message::{Message, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight};
 use crate::ring::Owner;
+use crate::rule::Rule;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
-use crate::version::{ContextToken, Record};
+use crate::version::ContextToken;
 use crate::view::quorum::Needs;
 use crate::wiring::{Ctx, OpId, Waiter};
 
@@ -119,7 +121,7 @@ impl Requests {
             ctx.view.layout().cloned().ok_or_else(|| RequestError::unavailable("the node has no layout yet"))?;
         let keyspace = ctx
             .view
-            .keyspace(scan.request.keyspace)
+            .available(scan.request.keyspace)
             .ok_or_else(|| RequestError::new(Kind::NotFound, "the keyspace was dropped meanwhile"))?;
         let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
         for partition in layout.partition_ids().filter(|&partition| ctx.view.serves(partition)) {
@@ -205,22 +207,23 @@ impl Requests {
 
     /// Merges the slices of all nodes into a page.
     fn page(&self, ctx: &Ctx<'_>, request: &ScanRequest, answers: Vec<SliceAnswer>) -> Response {
-        let conflict = ctx.view.conflict(request.keyspace);
+        let mode = ctx.view.mode(request.keyspace);
         // Behind the end of the shortest unfinished slice some replica has not spoken.
         let bound: Option<Bytes> = answers
             .iter()
-            .filter(|answer| answer.more)
+            .filter(|answer| answer.more && ctx.view.keep(Rule::PageEndsWhereOneStops))
             .map(|answer| answer.records.last().map(|record| record.1.clone()).unwrap_or_default())
             .min();
-        let mut records: BTreeMap<Bytes, Record> = BTreeMap::new();
-        for (_, key, record) in answers.into_iter().flat_map(|answer| answer.records) {
+        let mut cells: BTreeMap<Bytes, Option<Cell>> = BTreeMap::new();
+        for (_, key, cell) in answers.into_iter().flat_map(|answer| answer.records) {
             if bound.as_ref().is_none_or(|bound| key <= *bound) {
-                records.entry(key).or_default().merge(&record, conflict);
+                Cell::merge_into(cells.entry(key).or_default(), &cell, mode);
             }
         }
         let mut entries = Vec::new();
         let mut next = bound;
-        for (key, record) in records {
+        for (key, cell) in cells {
+            let Some(Cell::Available(record)) = cell else { continue };
             let live = record.live(ctx.kernel.now.wall);
             if live.is_empty() {
                 continue;

@@ -1,8 +1,10 @@
-//! Puts and deletes: write here, send the whole record to the other replicas, answer after W durable copies.
+//! Puts and deletes in available keyspaces: write here, send the whole record to the other replicas, answer after W durable copies.
 
 use bytes::Bytes;
 
 use super::{Command, Op, OpState, Origin, Requests};
+use crate::cell::Cell;
+use crate::config::AvailableKeyspace;
 use crate::error::{Kind, RequestError};
 use crate::message::{KeyRequest, Message, Operation, Refusal, Response, Role, weight};
 use crate::replication::{Goal, Target};
@@ -25,6 +27,8 @@ pub(super) struct WriteOp {
     /// Nodes that durably hold the write.
     acks: Vec<Ack>,
     /// The answer, once the write has been made here.
+    /// Owners that were asked and have not declined.
+    expected: Vec<NodeId>,
     response: Option<Response>,
 }
 
@@ -51,11 +55,12 @@ impl WriteOp {
     }
 
     pub(super) fn progress(&self, entry: Option<&Entry>) -> String {
-        let confirmed = entry.map_or_else(
-            || "none".to_owned(),
-            |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), self.fallbacks()),
-        );
-        format!("{confirmed} copies are confirmed")
+        let confirmed = entry
+            .map_or_else(|| "none".to_owned(), |entry| self.needs.progress(entry, |owner| self.is_confirmed(owner), 0));
+        match self.fallbacks() {
+            0 => format!("{confirmed} copies are confirmed"),
+            fallbacks => format!("{confirmed} copies are confirmed by owners, {fallbacks} by fallbacks"),
+        }
     }
 
     fn is_confirmed(&self, owner: &Owner) -> bool {
@@ -69,8 +74,9 @@ impl WriteOp {
         self.acks.iter().filter(|ack| ack.role == Role::Fallback && !owner(ack.node)).count()
     }
 
-    fn is_enough(&self, entry: &Entry) -> bool {
-        self.needs.are_met(entry, |owner| self.is_confirmed(owner), self.fallbacks())
+    fn is_enough(&self, entry: &Entry, can: impl Fn(NodeId) -> bool) -> bool {
+        let can = |owner: &Owner| self.expected.contains(&owner.node) && can(owner.node);
+        self.needs.are_met_in_place(entry, |owner| self.is_confirmed(owner), can, self.fallbacks())
     }
 }
 
@@ -84,7 +90,7 @@ impl Requests {
         deadline: Monotonic,
     ) {
         let Some(partition) = ctx.view.partition_of(&request.key) else { return };
-        let Some(keyspace) = ctx.view.keyspace(request.keyspace) else { return };
+        let Some(keyspace) = ctx.view.available(request.keyspace) else { return };
         let Some(entry) = ctx.view.entry(partition) else { return };
         let needs = ctx.by_rule(Needs::of_write(request.consistency, keyspace));
         let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
@@ -116,18 +122,18 @@ impl Requests {
             self.answer(ctx, origin, Err(error));
             return;
         }
-        let space = match role {
-            Role::Owner => Space::Owned,
-            Role::Fallback => Space::Hint,
-        };
-        if space == Space::Hint
+        if role == Role::Fallback
             && let Some(full) = ctx.hints_full()
         {
             self.answer(ctx, origin, Err(full));
             return;
         }
-        let key = StorageKey::new(space, partition, request.keyspace, &request.key);
-        let write = WriteOp { request, key: key.clone(), needs, acks: Vec::new(), response: None };
+        let key = match role {
+            Role::Owner => StorageKey::owned(partition, request.keyspace, &request.key),
+            Role::Fallback => StorageKey::hint(keyspace, partition, &request.key),
+        };
+        let write =
+            WriteOp { request, key: key.clone(), needs, acks: Vec::new(), expected: Vec::new(), response: None };
         let op = self.open_op(ctx, origin, deadline, OpState::Write(write));
         ctx.kernel.with_key(key, Task::Write(op));
     }
@@ -141,9 +147,10 @@ impl Requests {
         }
         let request = write.request.clone();
         let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
-        let Some(conflict) = ctx.view.keyspace(request.keyspace).map(|keyspace| keyspace.conflict) else {
+        let Some(keyspace) = ctx.view.available(request.keyspace) else {
             return self.finish(ctx, op, Err(ctx.view.dropped_error(request.keyspace)));
         };
+        let conflict = keyspace.settings().conflict;
         let token = match context {
             Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
                 Ok(token) => Some(token),
@@ -151,7 +158,7 @@ impl Requests {
             },
             None => None,
         };
-        let before = stored.map(|stored| &stored.record);
+        let before = stored.map(|Stored { cell: Cell::Available(record), .. }| record);
         let repeated =
             before.is_some_and(|record| record.siblings.iter().any(|sibling| sibling.request == *request_id));
         let (record, dot) = if repeated && ctx.view.keep(Rule::RememberRequests) {
@@ -169,6 +176,7 @@ impl Requests {
             let seen = token.as_ref().map_or_else(|| record.context.clone(), |token| token.context.clone());
             let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(record.latest());
             let actor = self.actor_for(ctx, key, stored);
+            let latest = if ctx.view.keep(Rule::TimestampAboveSeen) { latest } else { Hlc::default() };
             let written = ctx.kernel.clock.tick(ctx.kernel.now.wall, latest);
             let expires = ttl.map(|ttl| ctx.kernel.now.wall.plus(ttl));
             let dot = record.write(
@@ -180,7 +188,7 @@ impl Requests {
             if let Err(error) = self.check_growth(ctx, &record) {
                 return self.finish(ctx, op, Err(error));
             }
-            ctx.kernel.put(key, Some(Stored { own: Some(actor), record: record.clone() }));
+            ctx.kernel.put(key, Some(Stored { own: Some(actor), cell: record.clone().into() }));
             (record, Some(dot))
         };
         let response = Response::Written {
@@ -193,14 +201,14 @@ impl Requests {
         }
         let epoch = ctx.view.entry_epoch(key.partition());
         ctx.kernel.after_key(key, AfterDurable::Acked { op, epoch });
-        self.replicate_write(ctx, op, key, record, dot, &request);
+        self.replicate_write(ctx, (op, keyspace), key, record, dot, &request);
     }
 
     /// Sends the record to the other owners, and to a fallback for each owner that is down.
     fn replicate_write(
         &mut self,
         ctx: &mut Ctx<'_>,
-        op: OpId,
+        (op, keyspace): (OpId, AvailableKeyspace),
         key: &StorageKey,
         record: Record,
         dot: Option<Dot>,
@@ -209,19 +217,24 @@ impl Requests {
         let me = ctx.me();
         let partition = key.partition();
         let owners: Vec<NodeId> = ctx.view.entry(partition).map(|entry| entry.nodes().collect()).unwrap_or_default();
-        let down = owners.iter().filter(|&&owner| !ctx.reachable(owner)).count();
-        let mut targets: Vec<Target> =
-            owners.into_iter().filter(|&owner| owner != me).map(|owner| Target::new(owner, Role::Owner)).collect();
+        let is_down = |owner: NodeId| !ctx.reachable(owner) || !ctx.view.keep(Rule::FallbackOnlyForDown);
+        let down = owners.iter().filter(|&&owner| is_down(owner)).count();
+        let expected = owners.iter().copied().filter(|&owner| ctx.reachable(owner)).collect();
+        let mut targets: Vec<Target> = owners.into_iter().filter(|&owner| owner != me).map(Target::owner).collect();
         if !quorum::owners_only(request.consistency) && down > 0 {
             let fallbacks = ctx.fallbacks_up(partition, down);
             targets
-                .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::new(node, Role::Fallback)));
+                .extend(fallbacks.into_iter().filter(|&node| node != me).map(|node| Target::fallback(node, keyspace)));
+        }
+        if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
+            write.expected = expected;
         }
         let sent = match dot {
             Some(dot) if !ctx.view.keep(Rule::WholeRecord) => delta(&record, dot),
             _ => record,
         };
-        self.commands.push_back(Command::Replicate { key: key.clone(), record: sent, targets, goal: Goal::Write(op) });
+        let goal = Goal::Write { op, keyspace };
+        self.commands.push_back(Command::Replicate { key: key.clone(), cell: sent.into(), targets, goal });
     }
 
     /// Nothing was written yet, and this node must not: the request goes to whoever owns the key now.
@@ -260,12 +273,30 @@ impl Requests {
     /// Answers a write that has enough copies, by the entry that is in force now.
     pub(super) fn write_evaluate(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Write(write), .. }) = self.ops.get(&op) else { return };
-        let enough = ctx.view.entry(write.key.partition()).is_some_and(|entry| write.is_enough(entry));
+        let partition = write.key.partition();
+        let can = |node| ctx.may_still_answer(partition, node);
+        let enough = ctx.view.entry(partition).is_some_and(|entry| write.is_enough(entry, can));
         if enough
             && let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op)
             && let Some(response) = write.response.take()
         {
             self.finish(ctx, op, Ok(response));
+        }
+    }
+
+    /// An owner or a fallback does not take the write now, or its session has ended.
+    pub(crate) fn write_declined(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId) {
+        if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
+            write.expected.retain(|expected| *expected != node);
+            self.write_evaluate(ctx, op);
+        }
+    }
+
+    /// A node has stalled or gone: what fallbacks have confirmed may be enough for writes that waited for it.
+    pub(crate) fn writes_without(&mut self, ctx: &mut Ctx<'_>) {
+        let waits = |op: &Op| matches!(&op.state, OpState::Write(write) if write.fallbacks() > 0);
+        for op in self.ops.iter().filter(|(_, op)| waits(op)).map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.write_evaluate(ctx, op);
         }
     }
 

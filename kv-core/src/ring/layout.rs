@@ -130,6 +130,12 @@ impl Entry {
         self.sets().flatten().find(|owner| owner.node == node).copied()
     }
 
+    /// `node` as an owner that holds what was written so far: while the partition migrates, an old one.
+    #[must_use]
+    pub fn old_owner(&self, node: NodeId) -> Option<Owner> {
+        self.owners.iter().find(|owner| owner.node == node).copied()
+    }
+
     /// The owning nodes in preference order; while the partition migrates, those that enter follow the old ones.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + Clone + '_ {
         let entering = self.joint.iter().flat_map(|joint| &joint.owners);

@@ -59,6 +59,51 @@ fn any_members(most: usize) -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
     })
 }
 
+/// A sound layout, and what of it is to be broken.
+#[derive(Clone, Debug)]
+struct Sound {
+    layout: Layout,
+    /// A partition, and the place of one of its owners.
+    partition: usize,
+    place: usize,
+    /// Another member, if there is one.
+    other: prop::sample::Index,
+}
+
+impl Sound {
+    fn id(&self) -> PartitionId {
+        PartitionId(u16::try_from(self.partition).unwrap())
+    }
+
+    fn node(&self) -> NodeId {
+        self.layout.partitions[self.partition].owners[self.place].node
+    }
+
+    fn other(&self) -> Option<NodeId> {
+        let others: Vec<NodeId> = self.layout.members.keys().copied().filter(|&id| id != self.node()).collect();
+        (!others.is_empty()).then(|| others[self.other.index(others.len())])
+    }
+
+    /// What `check` says of the layout with a change.
+    fn broken(&self, change: &dyn Fn(&mut Layout)) -> Result<(), LayoutError> {
+        let mut layout = self.layout.clone();
+        change(&mut layout);
+        check(&layout)
+    }
+}
+
+fn any_sound() -> impl Strategy<Value = Sound> {
+    let index = any::<prop::sample::Index>;
+    (any_members(12), 2u32..7, 1u8..5, index(), index(), index()).prop_map(
+        |(members, bits, copies, at, place, other)| {
+            let layout = first_layout(input(1 << bits, copies, members)).expect("sound input");
+            let partition = at.index(layout.partitions.len());
+            let place = place.index(layout.owners_per_partition());
+            Sound { layout, partition, place, other }
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -177,117 +222,126 @@ proptest! {
         }
     }
 
-    /// Each single change that breaks an invariant is found and named.
+    /// Each single change to the layout as a whole that breaks an invariant is found and named.
     #[test]
-    fn check_names_what_is_broken(
-        members in any_members(12),
-        bits in 2u32..7,
-        copies in 1u8..5,
-        at in any::<prop::sample::Index>(),
-        place in any::<prop::sample::Index>(),
-        other in any::<prop::sample::Index>(),
-    ) {
+    fn check_names_what_is_broken_in_a_layout(sound in any_sound()) {
         use LayoutError as E;
-        let layout = first_layout(input(1 << bits, copies, members)).expect("sound input");
-        let partition = at.index(layout.partitions.len());
-        let owners = layout.owners_per_partition();
-        let place = place.index(owners);
-        let id = PartitionId(u16::try_from(partition).unwrap());
-        let node = layout.partitions[partition].owners[place].node;
-        let broken = |change: &dyn Fn(&mut Layout)| {
-            let mut layout = layout.clone();
-            change(&mut layout);
-            check(&layout)
-        };
-        let entry = |change: &dyn Fn(&mut Entry)| broken(&|layout| change(&mut layout.partitions[partition]));
-        let in_member = |change: &dyn Fn(&mut Member)| broken(&|layout| change(layout.members.get_mut(&node).unwrap()));
-
+        let broken = |change: &dyn Fn(&mut Layout)| sound.broken(change);
         prop_assert_eq!(broken(&|l| l.partitions.truncate(3)), Err(E::PartitionCount { found: 3 }));
         prop_assert_eq!(broken(&|l| l.partitions.clear()), Err(E::PartitionCount { found: 0 }));
         prop_assert_eq!(broken(&|l| l.copies = 0), Err(E::NoCopies));
-        prop_assert_eq!(broken(&|l| l.epoch = Epoch(2)), Err(E::Changed { partition: PartitionId(0), changed: Epoch(3), epoch: Epoch(2) }));
-        prop_assert_eq!(entry(&|e| e.changed = Epoch(4)), Err(E::Changed { partition: id, changed: Epoch(4), epoch: Epoch(3) }));
-        prop_assert_eq!(entry(&|e| e.changed = Epoch(2)).map_err(|e| matches!(e, E::Since { partition, .. } if partition == id)), Err(true));
+        prop_assert_eq!(
+            broken(&|l| l.epoch = Epoch(2)),
+            Err(E::Changed { partition: PartitionId(0), changed: Epoch(3), epoch: Epoch(2) })
+        );
+        prop_assert!(broken(&|l| drop(l.members.remove(&sound.node()))).is_err());
+        let members = sound.layout.members.len();
+        prop_assert_eq!(
+            broken(&|l| l.members.values_mut().for_each(|m| m.spare = true)),
+            Err(E::NoOwners { members })
+        );
+    }
+
+    /// The same for one entry.
+    #[test]
+    fn check_names_what_is_broken_in_an_entry(sound in any_sound()) {
+        use LayoutError as E;
+        let (id, node, place) = (sound.id(), sound.node(), sound.place);
+        let owners = sound.layout.owners_per_partition();
+        let entry = |change: &dyn Fn(&mut Entry)| sound.broken(&|layout| change(&mut layout.partitions[sound.partition]));
+        prop_assert_eq!(
+            entry(&|e| e.changed = Epoch(4)),
+            Err(E::Changed { partition: id, changed: Epoch(4), epoch: Epoch(3) })
+        );
+        let since = entry(&|e| e.changed = Epoch(2));
+        prop_assert!(matches!(since, Err(E::Since { partition, .. }) if partition == id), "{since:?}");
         prop_assert_eq!(
             entry(&|e| e.owners[place].since = Epoch(4)),
             Err(E::Since { partition: id, node, since: Epoch(4), changed: Epoch(3) })
         );
-        prop_assert_eq!(entry(&|e| e.owners[place].node = NodeId(99)), Err(E::NotMember { partition: id, node: NodeId(99) }));
+        prop_assert_eq!(
+            entry(&|e| e.owners[place].node = NodeId(99)),
+            Err(E::NotMember { partition: id, node: NodeId(99) })
+        );
         prop_assert_eq!(
             entry(&|e| e.owners.truncate(owners - 1)),
             Err(E::OwnerCount { partition: id, found: owners - 1, wanted: owners })
         );
-        prop_assert_eq!(
-            entry(&|e| e.owners.push(e.owners[0])),
-            Err(E::OwnerTwice { partition: id, node: layout.partitions[partition].owners[0].node })
-        );
-        prop_assert_eq!(broken(&|l| drop(l.members.remove(&node))).is_err(), true);
-        let stays = Joint {
-            epoch: Epoch(3),
-            owners: layout.partitions[partition].owners.clone(),
-            receivers: Vec::new(),
-            sources_min: 1,
-        };
+        let old = &sound.layout.partitions[sound.partition].owners;
+        prop_assert_eq!(entry(&|e| e.owners.push(e.owners[0])), Err(E::OwnerTwice { partition: id, node: old[0].node }));
+        if owners > 1 {
+            let twice = old[(place + 1) % owners].node;
+            prop_assert_eq!(
+                entry(&|e| e.owners[place].node = twice),
+                Err(E::OwnerTwice { partition: id, node: twice })
+            );
+        }
+        let stays = Joint { epoch: Epoch(3), owners: old.clone(), receivers: Vec::new(), sources_min: 1 };
         for settled in [true, false] {
-            let joint = broken(&|l| {
+            let joint = sound.broken(&|l| {
                 l.settled = settled;
-                l.partitions[partition].joint = Some(stays.clone());
+                l.partitions[sound.partition].joint = Some(stays.clone());
             });
             prop_assert_eq!(joint, Err(E::Joint { partition: id }), "nobody receives, settled: {}", settled);
         }
-        prop_assert_eq!(broken(&|l| l.members.values_mut().for_each(|m| m.spare = true)), Err(E::NoOwners { members: layout.members.len() }));
+    }
+
+    /// The same for one member.
+    #[test]
+    fn check_names_what_is_broken_in_a_member(sound in any_sound()) {
+        use LayoutError as E;
+        let node = sound.node();
+        let member = |change: &dyn Fn(&mut Member)| sound.broken(&|l| change(l.members.get_mut(&node).unwrap()));
         for weight in [0.0, -1.0, f64::NAN, f64::INFINITY, WEIGHT_MIN / 2.0, WEIGHT_MAX * 2.0] {
-            let error = in_member(&|m| m.weight = weight);
+            let error = member(&|m| m.weight = weight);
             prop_assert!(matches!(error, Err(E::Weight { node: found, .. }) if found == node), "{weight}: {error:?}");
         }
         for name in ["", "-a", "a b", "a\n", "\u{e9}", &"a".repeat(NAME_BYTES_MAX + 1)] {
-            prop_assert_eq!(in_member(&|m| m.name = name.to_owned()), Err(E::Name { node, name: name.to_owned() }));
-            prop_assert_eq!(in_member(&|m| m.zone = name.to_owned()), Err(E::Zone { node, zone: name.to_owned() }));
+            prop_assert_eq!(member(&|m| m.name = name.to_owned()), Err(E::Name { node, name: name.to_owned() }));
+            prop_assert_eq!(member(&|m| m.zone = name.to_owned()), Err(E::Zone { node, zone: name.to_owned() }));
         }
-        if owners > 1 {
-            let twice = layout.partitions[partition].owners[(place + 1) % owners].node;
-            prop_assert_eq!(entry(&|e| e.owners[place].node = twice), Err(E::OwnerTwice { partition: id, node: twice }));
-        }
-        let others: Vec<NodeId> = layout.members.keys().copied().filter(|&id| id != node).collect();
-        if others.is_empty() {
-            return Ok(());
-        }
-        let other = others[other.index(others.len())];
-        let sorted = |error: Result<(), E>| match error {
+        let Some(other) = sound.other() else { return Ok(()) };
+        let taken = |error: Result<(), E>| match error {
             Err(E::NameTaken { node, other, .. } | E::StoreTaken { node, other, .. }) => Some(BTreeSet::from([node, other])),
             _ => None,
         };
-        let pair = Some(BTreeSet::from([node, other]));
-        prop_assert_eq!(sorted(in_member(&|m| m.name = layout.members[&other].name.clone())), pair.clone());
-        prop_assert_eq!(sorted(in_member(&|m| m.store = layout.members[&other].store)), pair);
+        let (pair, twin) = (Some(BTreeSet::from([node, other])), &sound.layout.members[&other]);
+        prop_assert_eq!(taken(member(&|m| m.name.clone_from(&twin.name))), pair.clone());
+        prop_assert_eq!(taken(member(&|m| m.store = twin.store)), pair);
+    }
+
+    /// Copies or primaries that are given to another member are named by what they break: it is a spare, its zone has one of
+    /// them already, or it holds more than its share.
+    #[test]
+    fn check_names_what_is_unfair(sound in any_sound()) {
+        use LayoutError as E;
+        let Some(other) = sound.other() else { return Ok(()) };
+        let Sound { ref layout, partition, place, .. } = sound;
+        let node = sound.node();
+        let fair = fair_shares(&layout.members, layout.partition_count(), layout.copies)[&other];
+        let mut moved = layout.clone();
         if layout.members[&other].spare {
-            prop_assert_eq!(entry(&|e| e.owners[place].node = other), Err(E::Spare { partition: id, node: other }));
+            moved.partitions[partition].owners[place].node = other;
+            prop_assert_eq!(check(&moved), Err(E::Spare { partition: sound.id(), node: other }));
         } else if layout.partitions[partition].owns(other) {
             // Moving primaries about breaks their balance as soon as one node is more than one away.
-            let first = |l: &mut Layout| {
-                for e in &mut l.partitions {
-                    if let Some(at) = e.owners.iter().position(|owner| owner.node == other) {
-                        e.owners.swap(0, at);
-                    }
+            for e in &mut moved.partitions {
+                if let Some(at) = e.owners.iter().position(|owner| owner.node == other) {
+                    e.owners.swap(0, at);
                 }
-            };
-            let mut moved = layout.clone();
-            first(&mut moved);
-            let fair = fair_shares(&layout.members, 1 << bits, copies)[&other];
+            }
             let found = held(&moved)[&other].1;
-            if f64::from(found) - fair / owners as f64 > 1.001 {
-                prop_assert_eq!(check(&moved).map_err(|error| matches!(error, E::FirstPlaces { .. })), Err(true));
+            if f64::from(found) - fair / layout.owners_per_partition() as f64 > 1.001 {
+                let error = check(&moved);
+                prop_assert!(matches!(error, Err(E::FirstPlaces { .. })), "{error:?}");
             }
         } else {
             // Giving the copies of one node to another one crowds a zone or breaks the balance.
-            let mut moved = layout.clone();
             for e in moved.partitions.iter_mut().filter(|e| e.owns(node) && !e.owns(other)) {
                 e.owners.iter_mut().filter(|owner| owner.node == node).for_each(|owner| owner.node = other);
             }
-            let fair = fair_shares(&layout.members, 1 << bits, copies)[&other];
-            let crowded = moved.partitions.iter().any(|e| {
-                e.nodes().filter(|id| layout.members[id].zone == layout.members[&other].zone).count() > zone_limit_of(&layout)
-            });
+            let is_near = |id: &NodeId| layout.members[id].zone == layout.members[&other].zone;
+            let crowded = moved.partitions.iter().any(|e| e.nodes().filter(is_near).count() > zone_limit_of(layout));
             let off = (f64::from(held(&moved)[&other].0) - fair).abs() > 1.001;
             match check(&moved) {
                 Err(E::ZoneCrowded { .. }) => prop_assert!(crowded),

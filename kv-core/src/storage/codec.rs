@@ -1,13 +1,16 @@
-//! How a record lies on the medium: a format byte, a checksum, and the postcard encoding of the record.
+//! How a cell lies on the medium: a format byte, a checksum, and the postcard encoding of what is inside.
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 1 | format, `FORMAT` |
+//! | 1 | the kind of the cell and the format of that kind: `FORMAT_AVAILABLE` |
 //! | 4 | the low half of XXH3 (64 bits, seeded with the format) over all bytes behind it, little-endian |
-//! | rest | context, own actor, number of siblings, siblings, each in postcard |
+//! | rest | of an available record: context, own actor, number of siblings, siblings, each in postcard |
 //!
 //! An actor takes up to thirty bytes and stands in the context anyway, so siblings and the own actor name it by its
 //! place there.
+//!
+//! Each kind has formats of its own, and no two kinds share one. So a cell of one kind is never read as one of another,
+//! and the kind takes no byte beside the format.
 
 use bytes::Bytes;
 use postcard::ser_flavors::Flavor;
@@ -15,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{Footprint, StorageKey};
+use crate::cell::Cell;
 use crate::error::StorageError;
 use crate::types::{RequestId, WallTime};
 use crate::version::{Actor, Context, Dot, Hlc, Record, Version};
 
-/// The format that this build writes, and the only one that it reads.
-pub const FORMAT: u8 = 1;
+/// The format of available records: the one that this build writes, and the only one that it reads.
+pub const FORMAT_AVAILABLE: u8 = 1;
 
 /// Format byte and checksum.
 const HEADER: usize = 1 + 4;
@@ -29,16 +33,17 @@ const HEADER: usize = 1 + 4;
 const ACTOR_BYTES_MAX: usize = 40;
 const SIBLING_BYTES_MAX: usize = 72;
 
-/// A record as a node stores it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A cell as a node stores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// The actor that this node may go on using for this instance of the record (rule A1). Local: never replicated.
+    /// The actor that this node may go on using for this instance of an available record (rule A1). Local: never
+    /// replicated.
     pub own: Option<Actor>,
-    /// The record.
-    pub record: Record,
+    /// The cell.
+    pub cell: Cell,
 }
 
-/// Bytes that are not a stored record.
+/// Bytes that are not a stored cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoredError {
     /// There is not even a header.
@@ -47,8 +52,11 @@ pub enum StoredError {
         /// The length found.
         found: usize,
     },
-    /// Another build wrote it.
-    #[error("it has record format {found}, this build reads format {FORMAT}; read it with the build that wrote it")]
+    /// Another build wrote it, or it is of a kind that this build does not know.
+    #[error(
+        "it has record format {found}, this build reads format {FORMAT_AVAILABLE} (of available keyspaces); read it with the \
+         build that wrote it"
+    )]
     Format {
         /// The format byte found.
         found: u8,
@@ -97,35 +105,32 @@ struct VersionForm<V> {
 }
 
 impl Stored {
+    /// What stands in the space of missed-write markers: the key says all.
+    #[must_use]
+    pub fn marker() -> Self {
+        Self { own: None, cell: Cell::Available(Record::default()) }
+    }
+
     /// The bytes for the medium. Each value is copied once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let Record { context, siblings } = &self.record;
-        debug_assert!(self.record.is_valid(), "only valid records are stored: {:?}", self.record);
-        let size_max = HEADER
-            + 2 * ACTOR_BYTES_MAX
-            + context.len() * ACTOR_BYTES_MAX
-            + siblings.len() * SIBLING_BYTES_MAX
-            + self.record.value_bytes();
-        let mut bytes = Vec::with_capacity(size_max);
-        bytes.extend_from_slice(&[FORMAT, 0, 0, 0, 0]);
-        let mut out = postcard::Serializer { output: Output(bytes) };
-        write(&mut out, self.own, &self.record);
-        let mut bytes = out.output.0;
-        let check = checksum(&bytes[HEADER..]).to_le_bytes();
-        bytes[1..HEADER].copy_from_slice(&check);
-        Bytes::from(bytes)
+        debug_assert!(self.cell.is_valid(), "only valid cells are stored: {:?}", self.cell);
+        match &self.cell {
+            Cell::Available(record) => encode_record(self.own, record),
+        }
     }
 
-    /// How many bytes a record takes on the medium of a node that has no actor of its own for it.
+    /// How many bytes a cell takes on the medium of a node that keeps nothing local with it.
     #[must_use]
-    pub fn encoded_len(record: &Record) -> usize {
+    pub fn encoded_len(cell: &Cell) -> usize {
         let mut out = postcard::Serializer { output: Count(HEADER) };
-        write(&mut out, None, record);
+        match cell {
+            Cell::Available(record) => write(&mut out, None, record),
+        }
         out.output.0
     }
 
-    /// Reads what `encode` wrote. Each value is copied once, into memory of its own, so that keeping a record does not
+    /// Reads what `encode` wrote. Each value is copied once, into memory of its own, so that keeping a cell does not
     /// keep the block or frame that it came in.
     ///
     /// # Errors
@@ -135,43 +140,63 @@ impl Stored {
             return Err(StoredError::TooShort { found: bytes.len() });
         };
         let [format, check @ ..] = *header;
-        if format != FORMAT {
+        if format != FORMAT_AVAILABLE {
             return Err(StoredError::Format { found: format });
         }
-        let (found, computed) = (u32::from_le_bytes(check), checksum(payload));
+        let (found, computed) = (u32::from_le_bytes(check), checksum(format, payload));
         if found != computed {
             return Err(StoredError::Checksum { found, computed });
         }
-        let mut rest = payload;
-        let context: Context = take(&mut rest)?;
-        let own: OwnForm = take(&mut rest)?;
-        let count: usize = take(&mut rest)?;
-        // A sibling takes more than a byte, so a length that lies cannot make this allocate more than it was given.
-        let mut siblings = Vec::with_capacity(count.min(rest.len()));
-        for _ in 0..count {
-            let form: VersionForm<Bytes> = take(&mut rest)?;
-            siblings.push(version(form, &context)?);
-        }
-        if !rest.is_empty() {
-            return Err(StoredError::Payload { reason: "bytes follow the record" });
-        }
-        let own = match own {
-            OwnForm::None => None,
-            OwnForm::Seen(place) => Some(actor(place, &context)?),
-            OwnForm::Unseen(actor) => Some(actor),
-        };
-        let record = Record { context, siblings };
-        if !record.is_valid() {
-            return Err(StoredError::Payload { reason: "its siblings are out of order, or its context misses one" });
-        }
-        Ok(Self { own, record })
+        decode_record(payload)
     }
 
-    /// What the record adds to the statistics at `key`, with the length of its encoding.
+    /// What the cell adds to the statistics at `key`, with the length of its encoding.
     #[must_use]
     pub fn footprint(&self, key: &StorageKey, encoded_len: usize) -> Footprint {
-        Footprint::of_record(key, self.record.has_value(), encoded_len, self.record.digest())
+        Footprint::of_cell(key, self.cell.has_value(), encoded_len, self.cell.digest())
     }
+}
+
+fn encode_record(own: Option<Actor>, record: &Record) -> Bytes {
+    let size_max = HEADER
+        + 2 * ACTOR_BYTES_MAX
+        + record.context.len() * ACTOR_BYTES_MAX
+        + record.siblings.len() * SIBLING_BYTES_MAX
+        + record.value_bytes();
+    let mut bytes = Vec::with_capacity(size_max);
+    bytes.extend_from_slice(&[FORMAT_AVAILABLE, 0, 0, 0, 0]);
+    let mut out = postcard::Serializer { output: Output(bytes) };
+    write(&mut out, own, record);
+    let mut bytes = out.output.0;
+    let check = checksum(FORMAT_AVAILABLE, &bytes[HEADER..]).to_le_bytes();
+    bytes[1..HEADER].copy_from_slice(&check);
+    Bytes::from(bytes)
+}
+
+fn decode_record(payload: &[u8]) -> Result<Stored, StoredError> {
+    let mut rest = payload;
+    let context: Context = take(&mut rest)?;
+    let own: OwnForm = take(&mut rest)?;
+    let count: usize = take(&mut rest)?;
+    // A sibling takes more than a byte, so a length that lies cannot make this allocate more than it was given.
+    let mut siblings = Vec::with_capacity(count.min(rest.len()));
+    for _ in 0..count {
+        let form: VersionForm<Bytes> = take(&mut rest)?;
+        siblings.push(version(form, &context)?);
+    }
+    if !rest.is_empty() {
+        return Err(StoredError::Payload { reason: "bytes follow the record" });
+    }
+    let own = match own {
+        OwnForm::None => None,
+        OwnForm::Seen(place) => Some(actor(place, &context)?),
+        OwnForm::Unseen(actor) => Some(actor),
+    };
+    let record = Record { context, siblings };
+    if !record.is_valid() {
+        return Err(StoredError::Payload { reason: "its siblings are out of order, or its context misses one" });
+    }
+    Ok(Stored { own, cell: Cell::Available(record) })
 }
 
 fn write<F: Flavor>(out: &mut postcard::Serializer<F>, own: Option<Actor>, record: &Record) {
@@ -186,8 +211,8 @@ fn write<F: Flavor>(out: &mut postcard::Serializer<F>, own: Option<Actor>, recor
     debug_assert!(written.is_ok(), "{written:?}");
 }
 
-fn checksum(payload: &[u8]) -> u32 {
-    let [a, b, c, d, ..] = xxh3_64_with_seed(payload, u64::from(FORMAT)).to_le_bytes();
+fn checksum(format: u8, payload: &[u8]) -> u32 {
+    let [a, b, c, d, ..] = xxh3_64_with_seed(payload, u64::from(format)).to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 

@@ -8,7 +8,6 @@ use quick_cache::unsync::{Cache, DefaultLifecycle};
 
 use super::{Footprint, StorageKey, Stored};
 use crate::map::MapState;
-use crate::version::{Actor, Version};
 
 /// Bytes that a record is expected to take, from which the cache derives how many evicted keys it remembers.
 const RECORD_BYTES_EXPECTED: usize = 512;
@@ -113,18 +112,15 @@ struct Bytes;
 
 impl Weighter<StorageKey, Hot> for Bytes {
     fn weight(&self, key: &StorageKey, hot: &Hot) -> u64 {
-        let record = &hot.stored.record;
-        let values = record.siblings.iter().filter(|sibling| sibling.value.is_some()).count();
+        let heap = hot.stored.cell.heap();
         let total = SLOT
             + size_of::<StorageKey>()
             + key.as_bytes().len()
             + size_of::<Hot>()
             + size_of::<Stored>()
-            + record.context.len() * size_of::<(Actor, u64)>()
-            + record.siblings.len() * size_of::<Version>()
-            + record.value_bytes()
-            // The key, the record, its two lists, and each value are allocations of their own.
-            + (4 + values) * ALLOCATION;
+            + heap.bytes
+            // The key and the cell are allocations of their own.
+            + (2 + heap.allocations) * ALLOCATION;
         u64::try_from(total).unwrap_or(u64::MAX)
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::config::AvailableKeyspace;
 use crate::types::{KeyspaceId, PartitionId};
 
 /// Bytes before the user's key.
@@ -13,11 +14,11 @@ const PREFIX: usize = 1 + 2 + 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Space {
-    /// Records of partitions that the node owns.
+    /// Cells of partitions that the node owns.
     Owned = 1,
-    /// Hints: records held for owners that were down.
+    /// Hints: records of available keyspaces, held for owners that were down.
     Hint = 2,
-    /// Missed-write markers: keys of owned records that some other owner has not confirmed.
+    /// Missed-write markers: keys of owned records of available keyspaces that some other owner has not confirmed.
     Missed = 3,
 }
 
@@ -37,9 +38,26 @@ impl Space {
 pub struct StorageKey(Bytes);
 
 impl StorageKey {
-    /// The key of a record.
+    /// The key of an owned cell.
     #[must_use]
-    pub fn new(space: Space, partition: PartitionId, keyspace: KeyspaceId, key: &[u8]) -> Self {
+    pub fn owned(partition: PartitionId, keyspace: KeyspaceId, key: &[u8]) -> Self {
+        Self::new(Space::Owned, partition, keyspace, key)
+    }
+
+    /// The key of a hint, which only available keyspaces have.
+    #[must_use]
+    pub fn hint(keyspace: AvailableKeyspace, partition: PartitionId, key: &[u8]) -> Self {
+        Self::new(Space::Hint, partition, keyspace.id(), key)
+    }
+
+    /// The key of the missed-write marker of an owned record, which only available keyspaces have.
+    #[must_use]
+    pub fn marker(&self, keyspace: AvailableKeyspace) -> Self {
+        debug_assert_eq!(self.keyspace(), keyspace.id(), "{self} is of another keyspace");
+        self.in_space(Space::Missed)
+    }
+
+    fn new(space: Space, partition: PartitionId, keyspace: KeyspaceId, key: &[u8]) -> Self {
         let mut out = BytesMut::with_capacity(PREFIX + key.len());
         out.put_u8(space as u8);
         out.put_u16(partition.0);
@@ -55,11 +73,17 @@ impl StorageKey {
         (bytes.len() >= PREFIX).then_some(Self(bytes))
     }
 
+    /// A bound before every key of `keyspace` in `partition` and `space`, and behind those of lower keyspaces.
+    #[must_use]
+    pub fn keyspace_start(space: Space, partition: PartitionId, keyspace: KeyspaceId) -> Self {
+        Self::new(space, partition, keyspace, &[])
+    }
+
     /// The first key behind every key of `partition` in `space`.
     #[must_use]
     pub fn partition_end(space: Space, partition: PartitionId) -> Self {
         match partition.0.checked_add(1) {
-            Some(next) => Self::new(space, PartitionId(next), KeyspaceId(0), &[]),
+            Some(next) => Self::keyspace_start(space, PartitionId(next), KeyspaceId(0)),
             // Behind the last partition comes the next space, at its very start.
             None => Self::space_end(space),
         }
@@ -68,7 +92,7 @@ impl StorageKey {
     /// The first key of `space`.
     #[must_use]
     pub fn space_start(space: Space) -> Self {
-        Self::new(space, PartitionId(0), KeyspaceId(0), &[])
+        Self::keyspace_start(space, PartitionId(0), KeyspaceId(0))
     }
 
     /// A bound behind every key of `space`.
@@ -89,7 +113,8 @@ impl StorageKey {
         Self(out.freeze())
     }
 
-    /// The same partition, keyspace and key in another space.
+    /// The same partition, keyspace and key in another space, to look up what stands there. What is to be put there gets
+    /// its key from [`Self::hint`] or [`Self::marker`].
     #[must_use]
     pub fn in_space(&self, space: Space) -> Self {
         Self::new(space, self.partition(), self.keyspace(), self.key())

@@ -13,7 +13,7 @@
 //!   it. Nothing that was confirmed changes. (The simulator's disk is harsher: it loses any subset.)
 //! * **Failure.** After an `Err` from `commit` the store is *poisoned*: nobody knows what reached the disk, so the node
 //!   stops serving and is started again, which reads the truth back.
-//! * **Damage.** Each record has a format byte and a checksum. A read of a damaged record is an error that names it;
+//! * **Damage.** Each record has a format byte, which names the kind of its cell, and a checksum. A read of a damaged record is an error that names it;
 //!   it is never answered with absence, and the other records stay readable.
 //! * **Statistics.** Each record write says what it replaces and what it leaves ([`Footprint`]). The store keeps exact
 //!   counts and Merkle leaves ([`Stats`]) from these, atomically with the writes, through any crash that keeps the
@@ -30,7 +30,7 @@ mod stats;
 
 use bytes::Bytes;
 
-pub use codec::{FORMAT, Stored, StoredError};
+pub use codec::{FORMAT_AVAILABLE, Stored, StoredError};
 pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds, StoreLock};
 pub use hot::{Hot, HotStats, HotTier};
 pub use key::{Space, StorageKey};
@@ -128,6 +128,19 @@ pub trait Reader: Clone + Send + 'static {
     /// # Errors
     /// If the medium fails.
     fn metas(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
+
+    /// Whether the medium is so far behind with its own work that commits will have to wait for it if many more bytes come.
+    fn is_behind(&self) -> bool {
+        false
+    }
+
+    /// Does what the medium is behind with, unless somebody does it already. It may take long.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    fn catch_up(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
 
     /// Gives the space of deleted records back to the device, where the medium would keep it until later writes push it
     /// out; `deleted` is how many bytes these were. It may take long; the other readers and the committer go on meanwhile.

@@ -29,10 +29,10 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// The footprint of a record in the owned or hint space. Equal on every replica that holds an equal record,
+    /// The footprint of a cell in the owned or hint space. Equal on every replica that holds an equal cell,
     /// except for `bytes`: the encoding also keeps what is local.
     #[must_use]
-    pub fn of_record(key: &StorageKey, live: bool, encoded_len: usize, digest: u64) -> Self {
+    pub fn of_cell(key: &StorageKey, live: bool, encoded_len: usize, digest: u64) -> Self {
         let mut both = [0; 16];
         both[..8].copy_from_slice(&key_hash(key).to_le_bytes());
         both[8..].copy_from_slice(&digest.to_le_bytes());
@@ -391,7 +391,7 @@ pub fn recount(reader: &impl Reader) -> Result<Recount, StorageError> {
 pub(crate) fn recount_partition(reader: &impl Reader, partition: PartitionId) -> Result<PartitionStats, StorageError> {
     let mut found = Recount::default();
     for space in Space::ALL {
-        let from = StorageKey::new(space, partition, KeyspaceId(0), &[]);
+        let from = StorageKey::keyspace_start(space, partition, KeyspaceId(0));
         count(reader, from, StorageKey::partition_end(space, partition), &mut found)?;
     }
     Ok(found.stats.partitions.remove(&partition).unwrap_or_default())

@@ -160,7 +160,7 @@ impl Target {
 impl Goal {
     /// The new owners: who is an owner already keeps its `since`.
     fn new_owners(&self, entry: &Entry, epoch: Epoch) -> Vec<Owner> {
-        let since = |node: NodeId| entry.owners.iter().find(|old| old.node == node).map_or(epoch, |old| old.since);
+        let since = |node: NodeId| entry.old_owner(node).map_or(epoch, |old| old.since);
         self.owners.iter().map(|&node| Owner { node, since: since(node) }).collect()
     }
 
@@ -181,7 +181,7 @@ impl Goal {
 ///
 /// # Errors
 /// If the target does not fit the layout, for instance because it was made for another one.
-pub fn begin(layout: &Layout, target: &Target, joint_max: usize) -> Result<Layout, OperationError> {
+pub fn begin(layout: &Layout, target: &Target, migrating_max: usize) -> Result<Layout, OperationError> {
     if let Some((partition, _)) = joint_entries(layout).next() {
         return Err(OperationError::Migrating { partition });
     }
@@ -191,7 +191,7 @@ pub fn begin(layout: &Layout, target: &Target, joint_max: usize) -> Result<Layou
             return Err(OperationError::NoSurvivor { partition });
         }
     }
-    open(&mut next, target, joint_max);
+    open(&mut next, target, migrating_max);
     settle(&mut next, target);
     check(&next)?;
     Ok(next)
@@ -204,7 +204,7 @@ pub fn advance(
     layout: &Layout,
     target: &Target,
     receipts: &BTreeMap<(PartitionId, NodeId), Receipt>,
-    joint_max: usize,
+    migrating_max: usize,
 ) -> Option<Layout> {
     let mut next = successor(layout);
     let ready: Vec<PartitionId> = joint_entries(layout)
@@ -220,7 +220,7 @@ pub fn advance(
             entry.changed = next.epoch;
         }
     }
-    let opened = open(&mut next, target, joint_max);
+    let opened = open(&mut next, target, migrating_max);
     let settled = settle(&mut next, target);
     (opened || settled || !ready.is_empty()).then_some(next)
 }
@@ -288,7 +288,7 @@ fn joint_entries(layout: &Layout) -> impl Iterator<Item = (PartitionId, &Joint)>
 }
 
 /// Opens partitions up to the bound, and finishes those that need no copy. Whether anything changed.
-fn open(layout: &mut Layout, target: &Target, joint_max: usize) -> bool {
+fn open(layout: &mut Layout, target: &Target, migrating_max: usize) -> bool {
     let mut joint = joint_entries(layout).count();
     let epoch = layout.epoch;
     let mut changed = false;
@@ -301,7 +301,7 @@ fn open(layout: &mut Layout, target: &Target, joint_max: usize) -> bool {
         let receivers = goal.receivers(entry);
         if receivers.is_empty() {
             entry.owners = owners;
-        } else if joint < joint_max.max(1) {
+        } else if joint < migrating_max.max(1) {
             joint += 1;
             // Fewer owners than planned may be left by now.
             let sources_min = goal.sources_min.min(u8::try_from(entry.owners.len()).unwrap_or(u8::MAX));

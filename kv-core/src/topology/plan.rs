@@ -115,8 +115,7 @@ impl Plan {
             let Some(entry) = layout.partitions.get_mut(usize::from(change.partition.0)) else {
                 return Err(stale(format!("plan {} changes {}, which does not exist", self.hash, change.partition)));
             };
-            let since =
-                |node: NodeId| entry.owners.iter().find(|owner| owner.node == node).map_or(epoch, |owner| owner.since);
+            let since = |node: NodeId| entry.old_owner(node).map_or(epoch, |old| old.since);
             let owners = change.owners.iter().map(|&node| Owner { node, since: since(node) }).collect();
             *entry = Entry::settled(epoch, owners);
         }

@@ -8,7 +8,7 @@ mod context;
 mod hlc;
 mod record;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 
 pub use context::{Actor, Context, Dot};

@@ -7,7 +7,7 @@ pub(crate) mod quorum;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::{ClusterConfig, Keyspace, KeyspaceList, NodeConfig};
+use crate::config::{AvailableKeyspace, ClusterConfig, Keyspace, KeyspaceList, Mode, NodeConfig};
 use crate::error::{Kind, RequestError, StorageError};
 use crate::kernel::Place;
 use crate::message::Refusal;
@@ -16,7 +16,6 @@ use crate::rule::{Rule, Rules};
 use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
 use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
-use crate::version::Conflict;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -182,7 +181,7 @@ impl View {
             return true;
         }
         let Some(entry) = self.entry(partition) else { return false };
-        let Some(owner) = entry.owners.iter().find(|owner| owner.node == self.config.node) else { return false };
+        let Some(owner) = entry.old_owner(self.config.node) else { return false };
         let store = self.incarnation.store;
         if !self.is_listed() {
             return false;
@@ -218,6 +217,9 @@ impl View {
     pub(crate) fn fence(&self, partition: PartitionId, epoch: Epoch) -> Result<(), Refusal> {
         let Some(layout) = &self.layout else { return Err(Refusal::Behind { epoch: Epoch(0) }) };
         let Some(entry) = layout.entry(partition) else { return Err(Refusal::NotOwner) };
+        if !self.keep(Rule::FenceByEpoch) {
+            return Ok(());
+        }
         match epoch.cmp(&entry.changed) {
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Less => Err(Refusal::Stale { newer: entry.clone() }),
@@ -249,9 +251,25 @@ impl View {
         self.keyspaces.get(id)
     }
 
-    /// What becomes of concurrent writes in a keyspace.
-    pub(crate) fn conflict(&self, id: KeyspaceId) -> Conflict {
-        self.keyspace(id).map_or(Conflict::Siblings, |keyspace| keyspace.conflict)
+    /// What a keyspace promises; `None`: it is not known here, or was dropped.
+    pub(crate) fn mode(&self, id: KeyspaceId) -> Option<&Mode> {
+        self.keyspace(id).map(|keyspace| &keyspace.mode)
+    }
+
+    /// The proof that a keyspace is available; `None`: it is not, is not known here, or was dropped.
+    pub(crate) fn available(&self, id: KeyspaceId) -> Option<AvailableKeyspace> {
+        self.keyspace(id).and_then(Keyspace::available)
+    }
+
+    /// The same for what a peer sends.
+    pub(crate) fn available_sent(&self, id: KeyspaceId) -> Result<AvailableKeyspace, Refusal> {
+        // One that is not known is younger than what this node knows; what was sent is sent again.
+        let Some(keyspace) = self.keyspace(id) else { return Err(Refusal::Behind { epoch: self.newest() }) };
+        keyspace.available().ok_or_else(|| {
+            let (name, mode) = (&keyspace.name, keyspace.mode.name());
+            let message = format!("a peer sent a hint or residue of keyspace {name}, which is {mode} and has none");
+            Refusal::Failed(RequestError::invalid(message))
+        })
     }
 
     /// Whether a keyspace was dropped: nothing of it is taken, given away or kept.
@@ -285,6 +303,6 @@ impl View {
             return from;
         }
         let next = self.keyspaces.next_kept(from.keyspace());
-        StorageKey::new(from.space(), from.partition(), next, &[])
+        StorageKey::keyspace_start(from.space(), from.partition(), next)
     }
 }

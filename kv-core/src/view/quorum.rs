@@ -1,6 +1,6 @@
 //! Who is asked for a request, and how many must answer.
 
-use crate::config::Keyspace;
+use crate::config::AvailableKeyspace;
 use crate::message::{Consistency, Level, Role};
 use crate::ring::{Entry, Owner};
 use crate::types::NodeId;
@@ -18,18 +18,19 @@ pub(crate) struct Needs {
 
 impl Needs {
     /// What a read of `keyspace` needs. A read of one copy that may be stale anyway needs one old owner.
-    pub(crate) fn of_read(consistency: Consistency, keyspace: &Keyspace) -> Self {
+    pub(crate) fn of_read(consistency: Consistency, keyspace: AvailableKeyspace) -> Self {
+        let r = keyspace.settings().r;
         let of_one = match consistency.level {
             Level::One => true,
-            Level::Keyspace => keyspace.r <= 1,
+            Level::Keyspace => r <= 1,
             Level::Quorum | Level::All => false,
         };
-        Self { consistency, keyspace_level: keyspace.r, old_only: of_one && !consistency.strict }
+        Self { consistency, keyspace_level: r, old_only: of_one && !consistency.strict }
     }
 
     /// What a write to `keyspace` needs.
-    pub(crate) fn of_write(consistency: Consistency, keyspace: &Keyspace) -> Self {
-        Self { consistency, keyspace_level: keyspace.w, old_only: false }
+    pub(crate) fn of_write(consistency: Consistency, keyspace: AvailableKeyspace) -> Self {
+        Self { consistency, keyspace_level: keyspace.settings().w, old_only: false }
     }
 
     /// All old owners.
@@ -61,6 +62,23 @@ impl Needs {
     /// Whether these owners, and as many fallbacks, are enough.
     pub(crate) fn are_met(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, fallbacks: usize) -> bool {
         self.sets(entry).all(|set| set.iter().filter(|owner| has(owner)).count() + fallbacks >= self.of(set.len()))
+    }
+
+    /// Whether what has answered is enough: a fallback counts only as far as owners that can be reached are too few, in the
+    /// place of one that cannot (rule A9).
+    pub(crate) fn are_met_in_place(
+        &self,
+        entry: &Entry,
+        has: impl Fn(&Owner) -> bool,
+        can: impl Fn(&Owner) -> bool,
+        fallbacks: usize,
+    ) -> bool {
+        self.sets(entry).all(|set| {
+            let needed = self.of(set.len());
+            let reached = set.iter().filter(|owner| has(owner) || can(owner)).count();
+            let in_place = fallbacks.min(needed.saturating_sub(reached));
+            set.iter().filter(|owner| has(owner)).count() + in_place >= needed
+        })
     }
 
     /// The first of these that are enough together, and no more than needed; those that are left over.
@@ -103,6 +121,7 @@ pub(crate) type Asked = (NodeId, Role);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Keyspace;
     use crate::ring::{Joint, Receiver};
     use crate::types::Epoch;
 
@@ -121,8 +140,8 @@ mod tests {
     }
 
     fn needs(level: Level, strict: bool) -> Needs {
-        let keyspace = Keyspace::initial();
-        Needs::of_read(Consistency { level, strict }, &keyspace)
+        let keyspace = Keyspace::initial().available().expect("the first keyspace is available");
+        Needs::of_read(Consistency { level, strict }, keyspace)
     }
 
     #[track_caller]
@@ -143,6 +162,25 @@ mod tests {
         check(needs(Level::All, false), &migrating, &[1, 2, 3, 4], 0, false);
         check(needs(Level::All, false), &migrating, &[1, 2, 3, 4, 5], 0, true);
         check(quorum, &entry(&[1, 2, 3], &[]), &[1, 2], 0, true);
+    }
+
+    #[test]
+    fn a_fallback_counts_only_where_owners_that_can_be_reached_are_too_few() {
+        let quorum = needs(Level::Quorum, false);
+        let met = |entry: &Entry, has: &[u64], can: &[u64], fallbacks: usize| {
+            let (has, can) = (|owner: &Owner| has.contains(&owner.node.0), |owner: &Owner| can.contains(&owner.node.0));
+            quorum.are_met_in_place(entry, has, can, fallbacks)
+        };
+        let settled = entry(&[1, 2, 3], &[]);
+        assert!(!met(&settled, &[1], &[1, 2], 1), "the second owner can be reached");
+        assert!(met(&settled, &[1, 2], &[1, 2], 0));
+        assert!(met(&settled, &[1], &[1], 1), "no other owner can");
+        assert!(met(&settled, &[], &[], 2));
+        assert!(!met(&settled, &[], &[3], 2), "one owner can");
+        assert!(met(&settled, &[1, 2], &[], 0), "who has answered counts, reached or not");
+        let migrating = entry(&[1, 2, 3], &[3, 4, 5]);
+        assert!(!met(&migrating, &[1, 2, 4], &[1, 2, 4, 5], 1));
+        assert!(met(&migrating, &[1, 2, 4], &[1, 2, 4], 1), "too few of the new owners can be reached");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::check;
 use crate::clock::Time;
 use crate::machine::Machine;
 use crate::report::Count;
-use crate::settings::{MS, Mutation, machine_of, node_id};
+use crate::settings::{MS, Mutation, machine_of, node_id, other_seed};
 use crate::trace::note;
 use crate::world::{Event, World};
 
@@ -27,7 +27,7 @@ use crate::world::{Event, World};
 pub(crate) struct Running {
     target: Target,
     receipts: BTreeMap<(PartitionId, NodeId), Receipt>,
-    joint_max: usize,
+    migrating_max: usize,
 }
 
 impl World {
@@ -107,11 +107,11 @@ impl World {
             return false;
         }
         let Some(target) = self.target_of(changes) else { return false };
-        let joint_max = self.dice.index(6) + 1;
-        let Ok(next) = operation::begin(&self.layout(), &target, joint_max) else { return false };
+        let migrating_max = self.dice.index(6) + 1;
+        let Ok(next) = operation::begin(&self.layout(), &target, migrating_max) else { return false };
         note!(self, "operation: {changes:?}, {} partitions change", operation::remaining(&self.layout(), &target));
         self.count(Count::Operations);
-        self.operation = Some(Running { target, receipts: BTreeMap::new(), joint_max });
+        self.operation = Some(Running { target, receipts: BTreeMap::new(), migrating_max });
         self.commit_layout(next);
         self.tick_later();
         true
@@ -163,8 +163,8 @@ impl World {
         if self.settings.mutation == Some(Mutation::CutOverWithoutReceipts) {
             self.forge_receipts();
         }
-        let Some(Running { target, receipts, joint_max }) = &self.operation else { return };
-        if let Some(next) = operation::advance(&layout, target, receipts, *joint_max) {
+        let Some(Running { target, receipts, migrating_max }) = &self.operation else { return };
+        if let Some(next) = operation::advance(&layout, target, receipts, *migrating_max) {
             self.commit_layout(next);
         }
         let Some(Running { target, .. }) = &self.operation else { return };
@@ -265,8 +265,16 @@ impl World {
         let newer: Vec<Arc<Layout>> = self.layouts.iter().filter(is_new).filter(is_heard).cloned().collect();
         let skip = if known.is_some() && self.dice.chance(500) { newer.len().saturating_sub(1) } else { 0 };
         for layout in newer.into_iter().skip(skip) {
-            self.step(machine, Input::Layout(layout));
+            self.step(machine, Input::Layout(self.as_told(machine, layout)));
         }
+    }
+
+    /// A layout as a machine is told it.
+    fn as_told(&self, machine: usize, layout: Arc<Layout>) -> Arc<Layout> {
+        if self.settings.other_seed != Some(machine) {
+            return layout;
+        }
+        Arc::new(Layout { seed: other_seed(layout.seed), ..Layout::clone(&layout) })
     }
 
     /// The number of the list of keyspaces in force.

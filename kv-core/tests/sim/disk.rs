@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_core::cell::Cell;
 use kv_core::config::KeyspaceList;
 use kv_core::error::StorageError;
 use kv_core::ring::Layout;
@@ -260,7 +261,7 @@ impl Disk {
 
 fn decode(encoded: Option<Bytes>) -> Option<Record> {
     // A record that does not decode is not held; the simulator damages none.
-    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.record)
+    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).map(|Stored { cell: Cell::Available(record), .. }| record)
 }
 
 fn count_anew(image: &Arc<MemoryImage>) -> Stats {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
@@ -54,6 +55,8 @@ pub(crate) struct Machine {
     pub(crate) knows_keyspaces: bool,
     /// Its process does nothing until then.
     pub(crate) frozen_until: Time,
+    /// Some part of its node lags until then.
+    pub(crate) lags_until: Time,
     /// The newest list of keyspaces that its control plane has. The node may have a newer one, from its peers.
     pub(crate) told_keyspaces: usize,
     /// It was destroyed and declared dead.
@@ -82,6 +85,7 @@ impl Machine {
             hears_up_to: None,
             knows_keyspaces: false,
             frozen_until: 0,
+            lags_until: 0,
             told_keyspaces: 0,
             dead: false,
             ever_lost: false,
@@ -103,7 +107,9 @@ impl World {
         let nonce = u32::try_from(self.dice.below(u64::from(u32::MAX))).unwrap_or(0);
         let mono_start = self.dice.below(1 << 40);
         let time = self.time;
-        let config = NodeConfig { node: node_id(index), map_seed: self.dice.any(), ..self.settings.node.clone() };
+        let loops = self.settings.loops.unwrap_or_else(|| *self.loop_dice.pick(&[1, 2, 4]));
+        let map_seed = self.dice.any();
+        let config = NodeConfig { node: node_id(index), map_seed, loops, ..self.settings.node.clone() };
         let machine = &mut self.machines[index];
         let opened = machine.disk.open(nonce);
         machine.incarnation = machine.false_identity.take().unwrap_or(opened);
@@ -131,7 +137,9 @@ impl World {
         if let Some(epoch) =
             self.machines[index].core.as_ref().and_then(|core| core.layout()).map(|layout| layout.epoch)
         {
-            check::covered::fence(self, index, epoch);
+            for partition in self.layouts[0].partition_ids() {
+                check::covered::fence(self, index, partition, Epoch(epoch.0.saturating_sub(1)), epoch);
+            }
         }
         self.complete_refilled(index);
         let machine = &self.machines[index];
@@ -236,24 +244,40 @@ impl World {
         let machine = &mut self.machines[index];
         let now = machine.clock.now(self.time);
         let Some(core) = machine.core.as_mut() else { return };
-        self.acted_before = core.layout().cloned();
+        let lag = !self.healed && self.loop_dice.chance(self.settings.lags);
+        let lag = lag.then(|| (self.loop_dice.index(core.parts()), self.loop_dice.between(1, 20) * MS));
+        if let Some((part, _)) = lag {
+            core.hold_part(part, true);
+        }
+        let partitions = || self.layouts[0].partition_ids();
+        self.acted_before = partitions().map(|partition| acts_on(core, partition)).collect();
         let mut effects = std::mem::take(&mut self.effects);
         let hedged = core.hedged();
         core.step(now, input, &mut effects);
         self.report.add(Count::Hedges, core.hedged() - hedged);
+        let acted_now: Vec<Epoch> = partitions().map(|partition| acts_on(core, partition)).collect();
+        if let Some((part, duration)) = lag {
+            let life = self.machines[index].life;
+            self.report.add(Count::Lags, 1);
+            let goes_on = self.time + duration;
+            self.machines[index].lags_until = goes_on.max(self.machines[index].lags_until);
+            self.at(goes_on, Event::GoesOn { machine: index, life, part });
+        }
+        self.fence(index, &acted_now);
         self.wall_max = self.wall_max.max(now.wall);
         // The history learns what is written before it judges what is sent or answered.
-        for effect in &effects {
-            if let Effect::Persist { batch, .. } = effect {
+        for effect in &mut effects {
+            if let Effect::Persist { seq, batch } = effect {
                 let learnt = self.learn(index, batch);
                 self.expect(learnt);
+                self.put_on_disk(index, *seq, std::mem::take(batch));
             }
         }
         // Looking at the limits at every step would take longer than the steps.
         if self.report.events.is_multiple_of(16)
             && let Some(core) = &self.machines[index].core
         {
-            let kept = check::bounds::are_kept(index, &core.status(), &self.settings.node);
+            let kept = check::bounds::are_kept(index, &core.status(), core.parts() - 1, &self.settings.node);
             self.expect(kept);
         }
         for effect in effects.drain(..) {
@@ -285,9 +309,10 @@ impl World {
             let Some(id) = self.history.key_named(key.keyspace(), &key.key_bytes()) else {
                 return Err(format!("{} stores {key}, which nobody wrote", node_id(index)));
             };
-            let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+            let Stored { cell: Cell::Available(record), .. } =
+                Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
             let before = machine.disk.visible_record(key);
-            self.history.record_written(machine.incarnation, id, before.as_ref(), &stored.record)?;
+            self.history.record_written(machine.incarnation, id, before.as_ref(), &record)?;
         }
         Ok(())
     }
@@ -320,24 +345,8 @@ impl World {
                 let at = self.read_ends();
                 self.at(at, Event::Input { machine: index, life, input: Input::LeavesDone { read, result } });
             }
-            Effect::Persist { seq, batch } => {
-                note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
-                let names = batch.writes.iter().filter_map(|write| match write {
-                    Write::Meta { name, .. } => Some(name),
-                    Write::Record { .. } => None,
-                });
-                let is_of_copy = |name: &bytes::Bytes| name.starts_with(b"progress/") || name.starts_with(b"receipt/");
-                let of_copy = names.into_iter().any(is_of_copy);
-                self.machines[index].disk.persist(seq, batch);
-                let quarantined = self.machines[index].quarantined;
-                if of_copy && !quarantined && !self.healed && self.dice.chance(self.settings.faults.crashes_of_copies) {
-                    let stops = self.time + self.dice.below(2 * MS);
-                    self.at(stops, Event::Crash { machine: index, life });
-                    let restarts = stops + self.dice.between(1, 100) * MS;
-                    self.at(restarts, Event::Start { machine: index });
-                }
-                self.sync(index);
-            }
+            // It is on the disk already.
+            Effect::Persist { .. } => self.sync(index),
             Effect::Reclaim { .. } => {
                 let at = self.read_ends();
                 self.at(at, Event::Input { machine: index, life, input: Input::Reclaimed });
@@ -349,6 +358,25 @@ impl World {
                 self.at(time, Event::Wake { machine: index, life, at });
             }
             Effect::Event(event) => self.node_event(index, &event),
+        }
+    }
+
+    /// A batch goes to the disk: visible now, durable after a sync.
+    fn put_on_disk(&mut self, index: usize, seq: Seq, batch: Batch) {
+        note!(self, "{} writes {seq}: {}", node_id(index), brief_batch(&batch));
+        let names = batch.writes.iter().filter_map(|write| match write {
+            Write::Meta { name, .. } => Some(name),
+            Write::Record { .. } => None,
+        });
+        let is_of_copy = |name: &bytes::Bytes| name.starts_with(b"progress/") || name.starts_with(b"receipt/");
+        let of_copy = names.into_iter().any(is_of_copy);
+        self.machines[index].disk.persist(seq, batch);
+        let (life, quarantined) = (self.machines[index].life, self.machines[index].quarantined);
+        if of_copy && !quarantined && !self.healed && self.dice.chance(self.settings.faults.crashes_of_copies) {
+            let stops = self.time + self.dice.below(2 * MS);
+            self.at(stops, Event::Crash { machine: index, life });
+            let restarts = stops + self.dice.between(1, 100) * MS;
+            self.at(restarts, Event::Start { machine: index });
         }
     }
 
@@ -403,7 +431,6 @@ impl World {
             NodeEvent::LayoutAdopted { epoch } => {
                 let before = std::mem::replace(&mut self.machines[index].acted_on, *epoch);
                 self.expect(check::epochs::never_fall(index, *epoch, before));
-                check::covered::fence(self, index, *epoch);
             }
             NodeEvent::CopyRetried { .. } => self.report.add(Count::CopiesRetried, 1),
             NodeEvent::Repaired { records, .. } => self.report.add(Count::Compared, *records),
@@ -469,15 +496,42 @@ impl World {
     /// The entries of a partition on which a machine may have acted in its present step: several layouts may have become
     /// durable at once.
     pub(crate) fn acted_entries(&self, index: usize, partition: PartitionId) -> Vec<kv_core::ring::Entry> {
-        let after = self.machines[index].core.as_ref().and_then(|core| core.layout()).map(|layout| layout.epoch);
-        let before = self.acted_before.as_ref().map(|layout| layout.epoch);
-        let is_between = |layout: &&Arc<Layout>| Some(layout.epoch) >= before && Some(layout.epoch) <= after;
+        let after = self.machines[index].core.as_ref().map(|core| acts_on(core, partition)).unwrap_or_default();
+        let before = self.acted_before.get(usize::from(partition.0)).copied().unwrap_or_default();
+        let is_between = |layout: &&Arc<Layout>| layout.epoch >= before && layout.epoch <= after;
         self.layouts.iter().filter(is_between).filter_map(|layout| layout.entry(partition).cloned()).collect()
+    }
+
+    /// A part that has lagged takes what has come meanwhile.
+    pub(crate) fn part_goes_on(&mut self, index: usize, life: u64, part: usize) {
+        let machine = &mut self.machines[index];
+        if machine.life == life
+            && let Some(core) = &mut machine.core
+        {
+            core.hold_part(part, false);
+            self.step(index, Input::Wake);
+        }
+    }
+
+    /// Loops have begun to act on other layouts.
+    fn fence(&mut self, index: usize, acted_now: &[Epoch]) {
+        let before = std::mem::take(&mut self.acted_before);
+        for (partition, (&before, &now)) in self.layouts[0].partition_ids().zip(before.iter().zip(acted_now)) {
+            if before != now {
+                check::covered::fence(self, index, partition, before, now);
+            }
+        }
+        self.acted_before = before;
     }
 
     /// The stored key of a record on an owner.
     pub(crate) fn storage_key(&self, space: Space, key: crate::history::KeyId) -> StorageKey {
         let key = self.history.key(key);
-        StorageKey::new(space, key.partition, key.keyspace, &key.bytes)
+        StorageKey::owned(key.partition, key.keyspace, &key.bytes).in_space(space)
     }
+}
+
+/// The epoch on which a node acts for a partition.
+pub(crate) fn acts_on(core: &Node, partition: PartitionId) -> Epoch {
+    core.layout_for(partition).map(|layout| layout.epoch).unwrap_or_default()
 }

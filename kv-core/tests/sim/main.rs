@@ -22,6 +22,7 @@ mod mutations;
 mod nemesis;
 mod network;
 mod report;
+mod rules;
 mod runner;
 mod scripts;
 mod settings;

@@ -197,6 +197,31 @@ fn cutting_over_without_receipts_is_caught() {
     check_moves(Mutation::CutOverWithoutReceipts, &["invariant", "strict", "liveness"]);
 }
 
+#[test]
+fn answering_at_another_epoch_is_caught() {
+    check_moves(Mutation::Core(Rule::FenceByEpoch), &["invariant", "strict", "M1"]);
+}
+
+#[test]
+fn a_timestamp_below_what_was_seen_is_caught() {
+    check(Mutation::Core(Rule::TimestampAboveSeen), &["invariant", "strict"]);
+}
+
+#[test]
+fn a_page_that_ends_behind_what_was_read_is_caught() {
+    check(Mutation::Core(Rule::PageEndsWhereOneStops), &["a strict scan misses"]);
+}
+
+#[test]
+fn counting_by_the_clock_is_caught() {
+    check(Mutation::Core(Rule::CountsIgnoreClocks), &["the statistics of", "entries or bytes cannot change"]);
+}
+
+#[test]
+fn calling_what_is_not_known_yet_absent_is_caught() {
+    check(Mutation::Core(Rule::UnknownIsBehind), &["a good request is refused as NotFound"]);
+}
+
 /// Runs that drop keyspaces, with crashes in the midst of it.
 fn check_drops(mutation: Mutation, expected: &[&str]) {
     check_adjusted(mutation, expected, |settings| {
@@ -215,10 +240,16 @@ fn forgetting_a_removal_at_a_restart_is_caught() {
 
 #[test]
 fn taking_what_was_dropped_is_caught() {
-    check_drops(Mutation::Core(Rule::RefuseDropped), &["K1"]);
+    // Or what is written is deleted unseen, by whoever relies on the rule, and the statistics notice.
+    check_drops(Mutation::Core(Rule::RefuseDropped), &["K1", "entries or bytes cannot change"]);
 }
 
 #[test]
 fn going_back_to_an_older_list_of_keyspaces_is_caught() {
     check_drops(Mutation::Core(Rule::NewestKeyspaces), &["K1"]);
+}
+
+#[test]
+fn a_scan_that_leaves_loops_out_is_caught() {
+    check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1"]);
 }

@@ -10,11 +10,11 @@ use kv_core::handshake::{Gate, HandshakeError, is_rolled_back};
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
 use kv_core::rule::Rule;
-use kv_core::types::{Incarnation, NodeId, StoreId};
+use kv_core::types::{HashSeed, Incarnation, NodeId, StoreId};
 
 use crate::clock::Time;
 use crate::report::Count;
-use crate::settings::{MS, Mutation, machine_of, node_id};
+use crate::settings::{MS, Mutation, machine_of, node_id, other_seed};
 use crate::trace::{brief, note};
 use crate::world::{Event, World};
 
@@ -192,6 +192,12 @@ impl World {
         }
     }
 
+    /// The hash seed with which a machine greets.
+    fn seed_of(&self, machine: usize, seed: HashSeed) -> HashSeed {
+        let is_told = self.settings.mutation != Some(Mutation::GreetWithoutSeed);
+        if is_told && self.settings.other_seed == Some(machine) { other_seed(seed) } else { seed }
+    }
+
     /// Two machines that have refused each other try again.
     pub(crate) fn connect_again(&mut self, one: usize, other: usize) {
         self.network.refused[one][other] = false;
@@ -251,7 +257,7 @@ impl World {
         Some(Hello {
             protocol: PROTOCOL_VERSION,
             cluster: Some(layout.cluster),
-            seed: layout.seed,
+            seed: self.seed_of(from, layout.seed),
             config: self.settings.cluster.clone(),
             node: node_id(from),
             incarnation: machine.incarnation,

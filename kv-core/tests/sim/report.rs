@@ -49,6 +49,7 @@ counts! {
     Freezes => "freezes",
     /// Forwarded requests that went to another owner as well.
     Hedges => "hedged forwards",
+    Lags => "parts of nodes that lagged",
     /// Disks that were replaced by empty ones.
     Wipes => "wipes",
     /// Disks that were replaced by an older copy.

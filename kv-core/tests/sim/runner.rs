@@ -23,7 +23,9 @@ pub(crate) struct Run {
 /// Runs one seed.
 pub(crate) fn run_seed(seed: u64, traced: bool) -> Run {
     let moves = std::env::var_os("SIM_MOVES").is_some();
+    let loops = std::env::var("SIM_LOOPS").ok().and_then(|loops| loops.parse().ok());
     run_adjusted(seed, traced, |settings| {
+        settings.loops = loops.or(settings.loops);
         if moves {
             settings.move_often();
         }

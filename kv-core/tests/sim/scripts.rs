@@ -39,6 +39,7 @@ pub(crate) fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.faults = Faults::default();
     settings.network.loss = 0;
     settings.operations = 0;
+    settings.lags = 0;
     settings.node = kv_core::config::NodeConfig {
         hint_bytes_max: 1 << 20,
         request_bytes_max: 1 << 20,

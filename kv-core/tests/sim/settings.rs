@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_core::config::{ClusterConfig, Keyspace, NodeConfig};
+use kv_core::config::{Available, ClusterConfig, Keyspace, Mode, NodeConfig};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::rule::Rule;
 use kv_core::types::{ClusterId, HashSeed, KeyspaceId, NodeId, StoreId};
@@ -24,6 +24,8 @@ pub(crate) enum Mutation {
     WipeKeepsIdentity,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
+    /// Nodes greet each other without the hash seed (rule D3).
+    GreetWithoutSeed,
 }
 
 /// How the network treats frames.
@@ -72,8 +74,12 @@ pub(crate) struct Settings {
     pub(crate) partitions: u32,
     pub(crate) zones: usize,
     pub(crate) cluster: ClusterConfig,
-    /// The same for all nodes but for their number and seed.
+    /// The same for all nodes but for their number, seed and loops.
     pub(crate) node: NodeConfig,
+    /// How many loops every node has; `None`: it is drawn whenever a node starts.
+    pub(crate) loops: Option<u16>,
+    /// Inputs of a node, of 1,000, at which its hub or a loop begins to lag behind the other parts.
+    pub(crate) lags: u64,
     pub(crate) keyspaces: Vec<Keyspace>,
     pub(crate) keys_per_keyspace: usize,
     pub(crate) clients: usize,
@@ -91,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) sync: Time,
     /// Reads, of 1,000, that take a while.
     pub(crate) slow_reads: u64,
+    /// A machine whose layouts have another hash seed than those of all others (rule D3).
+    pub(crate) other_seed: Option<usize>,
     pub(crate) mutation: Option<Mutation>,
     /// Whether an actor used twice (rule A1) is left for the other checkers to notice by what comes of it.
     pub(crate) overlooks_actors: bool,
@@ -133,6 +141,7 @@ impl Settings {
         };
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = dice.aside();
+        let loops = *aside.pick(&[Some(1), Some(2), Some(4), None]);
         let faults = Faults { creations: aside.below(3), drops: *aside.pick(&[0, 1, 1, 2]), ..faults };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {
@@ -148,7 +157,9 @@ impl Settings {
             partitions: *dice.pick(&[4, 4, 8, 16]),
             zones: *dice.pick(&[1, 1, 3]),
             cluster: cluster_config(dice, tight),
-            node: node_config(dice, tight),
+            node: node_config(dice, tight, loops),
+            loops,
+            lags: *aside.pick(&[0, 2, 20]),
             keyspaces: keyspaces(dice),
             keys_per_keyspace: dice.index(3) + 1,
             clients: dice.index(5) + 1,
@@ -160,6 +171,7 @@ impl Settings {
             silence: (50 * MS, 200 * MS),
             sync: *dice.pick(&[200, 2 * MS, 10 * MS]),
             slow_reads: *dice.pick(&[0, 100, 700]),
+            other_seed: None,
             mutation: None,
             overlooks_actors: false,
             lets_anybody_in: false,
@@ -203,6 +215,11 @@ pub(crate) fn node_id(machine: usize) -> NodeId {
     NodeId(machine as u64 + 1)
 }
 
+/// The seed of a machine whose layouts have another one.
+pub(crate) fn other_seed(seed: HashSeed) -> HashSeed {
+    HashSeed(!seed.0)
+}
+
 /// The machine on which a node runs.
 pub(crate) fn machine_of(node: NodeId) -> usize {
     usize::try_from(node.0).map_or(0, |number| number.saturating_sub(1))
@@ -218,10 +235,12 @@ fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
     }
 }
 
-fn node_config(dice: &mut Dice, tight: bool) -> NodeConfig {
+fn node_config(dice: &mut Dice, tight: bool, loops: Option<u16>) -> NodeConfig {
+    // Each loop of a node asks each loop of another one once for a scan.
+    let two_each = 2 * usize::from(loops.unwrap_or(4));
     let config = NodeConfig {
         hot_bytes_max: if tight { 2000 } else { 1 << 20 },
-        requests_max: if tight { 2 } else { 1000 },
+        requests_max: if tight { two_each } else { 1000 },
         key_waiters_max: if tight { 4 } else { 100 },
         replications_max: if tight { 4 } else { 1000 },
         request_bytes_max: if tight { 300 } else { 1 << 20 },
@@ -248,9 +267,7 @@ fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
     let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
         id: KeyspaceId(id),
         name: name.to_owned(),
-        r,
-        w,
-        conflict,
+        mode: Mode::Available(Available { r, w, conflict }),
     };
     let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
     vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_core::config::Available;
 use kv_core::message::{Consistency, Level, ScanRequest};
 use kv_core::node::Tag;
 use kv_core::rule::Rule;
@@ -51,11 +52,10 @@ fn adjust(settings: &mut Settings) {
 
 /// Whether the other owners can do alone what is asked: fallbacks count only for owners that are down.
 fn is_served_without(world: &World, victim: usize, ask: &Ask) -> bool {
-    let enough = |key: KeyId, consistency: Consistency, of_keyspace: fn(&kv_core::config::Keyspace) -> u8| {
+    let enough = |key: KeyId, consistency: Consistency, of_keyspace: fn(Available) -> u8| {
         let key = world.history.key(key);
         let owners = world.owners(key.partition);
-        let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == key.keyspace);
-        let of_keyspace = keyspace.map_or(1, |keyspace| usize::from(of_keyspace(keyspace)));
+        let of_keyspace = world.settings_of(key.keyspace).map_or(1, |settings| usize::from(of_keyspace(settings)));
         let needed = match consistency.level {
             Level::Keyspace => of_keyspace.min(owners.len()),
             Level::One => 1,
@@ -67,9 +67,9 @@ fn is_served_without(world: &World, victim: usize, ask: &Ask) -> bool {
     match ask {
         Ask::Write(op) => {
             let op = world.history.op(*op);
-            enough(op.key, op.consistency, |keyspace| keyspace.w)
+            enough(op.key, op.consistency, |settings| settings.w)
         }
-        Ask::Read { key, consistency } => enough(*key, *consistency, |keyspace| keyspace.r),
+        Ask::Read { key, consistency } => enough(*key, *consistency, |settings| settings.r),
         Ask::Scan(scan) => matches!(scan.consistency.level, Level::One | Level::Quorum),
         Ask::Inspect { .. } | Ask::Bad { .. } => true,
     }

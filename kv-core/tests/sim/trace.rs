@@ -1,8 +1,8 @@
 //! What happens, line by line: to replay a failing seed and to compare two runs of one.
 
+use kv_core::cell::Cell;
 use kv_core::message::{Answer, Message, Operation, Outcome, Question, ReadReply, Request, Response};
 use kv_core::storage::{Batch, Space, Stored, Write};
-use kv_core::version::Record;
 
 /// Notes a line, with the virtual time, if the run keeps a trace. The arguments are not evaluated otherwise.
 macro_rules! note {
@@ -15,8 +15,9 @@ macro_rules! note {
 }
 pub(crate) use note;
 
-/// A record in a few words: its siblings, and how many actors its context knows.
-fn record(record: &Record) -> String {
+/// A cell in a few words: the siblings of a record, and how many actors its context knows.
+fn cell(cell: &Cell) -> String {
+    let Cell::Available(record) = cell;
     let siblings: Vec<String> = record
         .siblings
         .iter()
@@ -43,7 +44,7 @@ pub(crate) fn brief_batch(batch: &Batch) -> String {
             Write::Record { key, value: None, .. } => format!("{key} removed"),
             Write::Record { key, .. } if key.space() == Space::Missed => format!("{key}"),
             Write::Record { key, value: Some(value), .. } => match Stored::decode(value) {
-                Ok(stored) => format!("{key} {}", record(&stored.record)),
+                Ok(stored) => format!("{key} {}", cell(&stored.cell)),
                 Err(error) => format!("{key} {error}"),
             },
         })
@@ -57,8 +58,8 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Forward { call, request: what, .. } => format!("forward {}: {}", call.0, request(what)),
         Message::Forwarded { call, outcome: Ok(answer) } => format!("forwarded {}: {}", call.0, outcome(answer)),
         Message::Forwarded { call, outcome: Err(refusal) } => format!("forwarded {}: refused: {refusal}", call.0),
-        Message::Replicate { call, epoch, role, keyspace, key, record: what } => {
-            format!("replicate {} {epoch} {role:?} {keyspace}/{}: {}", call.0, key.escape_ascii(), record(what))
+        Message::Replicate { call, epoch, role, keyspace, key, cell: what } => {
+            format!("replicate {} {epoch} {role:?} {keyspace}/{}: {}", call.0, key.escape_ascii(), cell(what))
         }
         Message::Replicated { call, result: Ok(()) } => format!("replicated {}", call.0),
         Message::Replicated { call, result: Err(refusal) } => format!("replicated {}: refused: {refusal}", call.0),
@@ -67,10 +68,10 @@ pub(crate) fn brief(message: &Message) -> String {
             format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
         }
         Message::ReadResult { call, result: Ok(ReadReply::Full(what)) } => {
-            format!("result {}: {}", call.0, record(what))
+            format!("result {}: {}", call.0, what.as_ref().map_or_else(|| "nothing".to_owned(), cell))
         }
         Message::ReadResult { call, result: Ok(ReadReply::Digest(digest)) } => {
-            format!("result {}: {digest:016x}", call.0)
+            format!("result {}: {digest:016x?}", call.0)
         }
         Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
         Message::Slice { call, slice } => format!("slice {}: {slice:?}", call.0),
@@ -93,9 +94,8 @@ pub(crate) fn brief(message: &Message) -> String {
 }
 
 fn keyed(records: &[kv_core::message::Keyed]) -> String {
-    let text = |(keyspace, key, what): &kv_core::message::Keyed| {
-        format!("{keyspace}/{}: {}", key.escape_ascii(), record(what))
-    };
+    let text =
+        |(keyspace, key, what): &kv_core::message::Keyed| format!("{keyspace}/{}: {}", key.escape_ascii(), cell(what));
     records.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 

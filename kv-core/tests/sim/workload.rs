@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::config::Keyspace as KeyspaceSettings;
+use kv_core::config::{Available, Keyspace as KeyspaceSettings, Mode};
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
 use kv_core::node::{Input, Tag};
@@ -109,7 +109,8 @@ impl World {
             let bytes = Bytes::from(format!("{}{index}", if index % 2 == 0 { "a" } else { "b/" }));
             let partition = self.layouts[0].partition_of(&bytes);
             let perishable = self.dice.chance(700);
-            let (keyspace, conflict) = (keyspace.id, keyspace.conflict);
+            let Mode::Available(Available { conflict, .. }) = keyspace.mode;
+            let keyspace = keyspace.id;
             self.history.add_key(Key { keyspace, conflict, bytes, partition, perishable });
         }
     }
@@ -305,8 +306,9 @@ impl World {
         if let Some(pending) = self.pending.get(&tag)
             && !pending.answered
         {
-            // A frozen process answers when it goes on.
-            let thawed = self.machines[pending.machine].frozen_until + ANSWER_BOUND;
+            // A frozen process answers when it goes on, and so does a part that lags.
+            let machine = &self.machines[pending.machine];
+            let thawed = machine.frozen_until.max(machine.lags_until) + ANSWER_BOUND;
             if thawed > self.time {
                 return self.at(thawed, Event::Overdue { tag });
             }

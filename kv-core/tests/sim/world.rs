@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_core::config::{Keyspace, KeyspaceList};
+use kv_core::config::{Available, Keyspace, KeyspaceList};
 use kv_core::message::{CallId, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
@@ -63,6 +63,8 @@ pub(crate) enum Event {
     Answer { tag: Tag, outcome: Outcome },
     /// A machine that was frozen goes on.
     Thaw { machine: usize },
+    /// A part of a node that has lagged goes on.
+    GoesOn { machine: usize, life: u64, part: usize },
     /// A fault strikes.
     Fault(Fault),
     /// The control plane goes on with its operation.
@@ -129,6 +131,8 @@ pub(crate) struct AgreedStore {
 pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) dice: Dice,
+    /// Decide how many loops nodes have and when their parts lag, so that nothing else of a run depends on that.
+    pub(crate) loop_dice: Dice,
     pub(crate) time: Time,
     queue: BinaryHeap<Reverse<Queued>>,
     queued: u64,
@@ -171,7 +175,7 @@ pub(crate) struct World {
     /// Acknowledgements that are on their way to their clients through another node, by their tokens.
     pub(crate) under_way: BTreeMap<Bytes, UnderWay>,
     /// On which layout the machine acted before its present step.
-    pub(crate) acted_before: Option<Arc<Layout>>,
+    pub(crate) acted_before: Vec<Epoch>,
     /// The partitions that each open question of a machine's run is about, for rule D2's checker.
     pub(crate) asked: BTreeMap<(usize, u64, CallId), Vec<(PartitionId, Epoch)>>,
     /// The first broken promise; it ends the run.
@@ -182,6 +186,12 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The settings of an available keyspace; `None` if it was never made.
+    pub(crate) fn settings_of(&self, keyspace: KeyspaceId) -> Option<Available> {
+        let found = self.keyspaces.iter().find(|found| found.id == keyspace)?;
+        found.available().map(|keyspace| keyspace.settings())
+    }
+
     /// The world of a seed, before anything has happened.
     pub(crate) fn new(settings: Settings, mut dice: Dice, traced: bool) -> Self {
         let stores: Vec<StoreId> = (0..settings.nodes).map(|_| StoreId(dice.any())).collect();
@@ -216,11 +226,12 @@ impl World {
             fenced: BTreeMap::new(),
             receipts_seen: BTreeSet::new(),
             under_way: BTreeMap::new(),
-            acted_before: None,
+            acted_before: Vec::new(),
             failure: None,
             trace: traced.then(Vec::new),
             effects: Effects::new(),
             settings,
+            loop_dice: dice.aside(),
             dice,
         };
         for machine in 0..world.machines.len() {
@@ -308,6 +319,7 @@ impl World {
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
             Event::Thaw { machine } => self.thaw(machine),
+            Event::GoesOn { machine, life, part } => self.part_goes_on(machine, life, part),
             Event::Fault(fault) => self.strike(fault),
             Event::ControlTick => self.control_tick(),
             Event::Receipt(receipt) => self.receipt_arrives(receipt),

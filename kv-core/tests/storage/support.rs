@@ -20,11 +20,11 @@ pub fn stored(instance: u64, value: Option<&[u8]>) -> Stored {
     let own = actor(instance);
     let mut record = Record::default();
     record.write(own, &Context::new(), Conflict::Siblings, write_of(value.map(Bytes::copy_from_slice)));
-    Stored { own: Some(own), record }
+    Stored { own: Some(own), cell: record.into() }
 }
 
 pub fn key(space: Space, partition: u16, keyspace: u32, key: &[u8]) -> StorageKey {
-    StorageKey::new(space, PartitionId(partition), KeyspaceId(keyspace), key)
+    StorageKey::owned(PartitionId(partition), KeyspaceId(keyspace), key).in_space(space)
 }
 
 /// A write of `after` at `key`, where `before` was.
@@ -69,7 +69,7 @@ pub fn any_stored() -> impl Strategy<Value = Stored> {
         for step in steps {
             apply(&mut record, step);
         }
-        Stored { own: own.map(actor), record }
+        Stored { own: own.map(actor), cell: record.into() }
     })
 }
 

@@ -64,5 +64,5 @@ pub use state::{
     AUDIT_BYTES_MAX, AUDIT_MAX, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command, CommandId,
     Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, NodeDescriptor, Operation,
     OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
-    Throttle, already_running, joint_max,
+    Throttle, already_running, migrating_max,
 };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use kv_core::config::KeyspaceList;
+use kv_core::config::{Available, KeyspaceList, Mode};
 use kv_core::error::Kind;
 use kv_core::message::{Operation, Outcome, Request};
 use kv_core::types::{KeyspaceId, Monotonic};
@@ -142,7 +142,7 @@ pub struct Durations {
 }
 
 impl Durations {
-    fn record(&mut self, took_us: u64) {
+    pub(super) fn record(&mut self, took_us: u64) {
         self.count += 1;
         self.sum_us = self.sum_us.saturating_add(took_us);
         let at = BUCKETS_US.partition_point(|bound| *bound < took_us);
@@ -162,11 +162,11 @@ pub(super) struct Requests {
 impl Requests {
     /// The keyspaces that there are now.
     pub(super) fn keyspaces(&mut self, keyspaces: &KeyspaceList) {
-        let mode = |conflict| match conflict {
-            Conflict::Siblings => "siblings",
-            Conflict::Lww => "lww",
+        let mode = |mode: &Mode| match mode {
+            Mode::Available(Available { conflict: Conflict::Siblings, .. }) => "siblings",
+            Mode::Available(Available { conflict: Conflict::Lww, .. }) => "lww",
         };
-        self.modes = keyspaces.iter().map(|keyspace| (keyspace.id, mode(keyspace.conflict))).collect();
+        self.modes = keyspaces.iter().map(|keyspace| (keyspace.id, mode(&keyspace.mode))).collect();
     }
 
     /// The mode of the keyspace that a request names: it is looked up before the request, which may outlive the keyspace.

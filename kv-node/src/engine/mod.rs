@@ -1,6 +1,7 @@
 //! The engine's shell: one task steps the core, one thread commits, others read. The loop never waits for the disk.
 
 mod counters;
+mod room;
 mod storage;
 mod task;
 #[cfg(test)]
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::cell::Cell;
 use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, RequestError, StorageError};
 use kv_core::event::Event;
@@ -19,9 +21,9 @@ use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, StoreId};
-use kv_core::version::Record;
 use kv_proto::reply::BatchKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 pub use counters::{BUCKETS_US, Counters, Durations, Latency, RequestClass, RequestKind};
 
@@ -29,6 +31,9 @@ use crate::admission::Ticket;
 use crate::budget::{Budget, Share};
 use crate::clock::Clock;
 use crate::outbox::Outbox;
+use crate::read_window::ReadTicket;
+pub use room::Promise;
+use room::StoreRoom;
 
 /// Commands that may wait for the loop. A caller with one more waits, and so does the stream that it came from.
 const COMMANDS_MAX: usize = 4096;
@@ -38,6 +43,9 @@ const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The unit in which these are counted.
 const WAITING_UNIT: usize = 1024;
+
+/// Writes that come together with fewer bytes than this wait for no room in the store.
+const LARGE_WRITE_BYTES: usize = 64 * 1024;
 
 /// How long a question about the engine itself may take before the node is called stalled.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,6 +67,8 @@ pub enum ReplyTo {
         waiting: Arc<Budget>,
         /// The turn of the message that it came with, if that had writes.
         ticket: Option<Arc<Ticket>>,
+        /// Its own turn, if it is a read.
+        read: Option<ReadTicket>,
     },
 }
 
@@ -96,8 +106,12 @@ impl ReplyTo {
         let answer = answer.into();
         match self {
             Self::One(sender) => drop(sender.send(answer)),
-            Self::Stream { id, kind, results, waiting, ticket: _ } => {
-                let waits = waiting.hold(bytes_of(&answer.outcome));
+            Self::Stream { id, kind, results, waiting, ticket: _, read } => {
+                let bytes = bytes_of(&answer.outcome);
+                if let Some(read) = read {
+                    read.ended(bytes);
+                }
+                let waits = waiting.hold(bytes);
                 drop(results.send(StreamResult { id, kind, answer, waits }));
             }
         }
@@ -105,7 +119,7 @@ impl ReplyTo {
 }
 
 /// Bytes of what an outcome brings to the client.
-fn bytes_of(outcome: &Outcome) -> usize {
+pub(crate) fn bytes_of(outcome: &Outcome) -> usize {
     match outcome {
         Ok(Response::Got { values, context }) => bytes_of_values(values) + context.len(),
         Ok(Response::Page { entries, .. }) => {
@@ -113,8 +127,8 @@ fn bytes_of(outcome: &Outcome) -> usize {
             entries.iter().map(bytes).sum()
         }
         Ok(Response::Inspected { replicas }) => {
-            let records = replicas.iter().filter_map(|view| view.record.as_ref().ok()?.as_ref());
-            records.map(Record::value_bytes).sum()
+            let cells = replicas.iter().filter_map(|view| view.cell.as_ref().ok()?.as_ref());
+            cells.map(Cell::value_bytes).sum()
         }
         Ok(Response::Written { .. }) | Err(_) => 0,
     }
@@ -194,6 +208,9 @@ pub(crate) enum Command {
 pub(crate) struct Queued {
     pub(crate) command: Command,
     _room: Option<OwnedSemaphorePermit>,
+    _promise: Option<Promise>,
+    /// Since when it waits.
+    since: Instant,
 }
 
 /// What the engine says of itself.
@@ -207,6 +224,12 @@ pub struct Report {
     pub requests: BTreeMap<RequestClass, Durations>,
     /// How long requests took lately.
     pub latency: Latency,
+    /// How long commits took since the start.
+    pub commits: Durations,
+    /// How long requests and messages of peers waited for the loop since the start.
+    pub loop_waits: Durations,
+    /// Writes, of clients or from peers, that wait for room in the store.
+    pub large_waiting: usize,
     /// Why it has stopped serving.
     pub poisoned: Option<String>,
     /// Receipts of the migrations under way.
@@ -261,6 +284,9 @@ pub struct Engine {
     /// Room for requests that wait for the loop, and for messages of peers: neither takes that of the other.
     from_clients: Arc<Semaphore>,
     from_peers: Arc<Semaphore>,
+    /// The same for what is large or bulk.
+    bulk_from_peers: Arc<Semaphore>,
+    room: Arc<StoreRoom>,
 }
 
 impl Engine {
@@ -270,17 +296,25 @@ impl Engine {
     /// If the store's own entries cannot be read, or a thread cannot be started.
     pub fn start<R: Reader, C: Committer>(config: EngineConfig<R, C>) -> Result<Self, StorageError> {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (storage, failed) = task::start(config, inbox)?;
+        let store_room = StoreRoom::new();
+        let (storage, failed) = task::start(config, inbox, Arc::clone(&store_room))?;
         let room = || Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT));
-        Ok(Self { commands, storage, failed, from_clients: room(), from_peers: room() })
+        let (from_clients, from_peers, bulk_from_peers) = (room(), room(), room());
+        Ok(Self { commands, storage, failed, from_clients, from_peers, bulk_from_peers, room: store_room })
     }
 
-    async fn queue(&self, command: Command, room: &Arc<Semaphore>, bytes: usize) -> Result<(), Command> {
+    async fn queue(
+        &self,
+        command: Command,
+        room: &Arc<Semaphore>,
+        bytes: usize,
+        promise: Option<Promise>,
+    ) -> Result<(), Command> {
         let units = bytes.div_ceil(WAITING_UNIT).clamp(1, WAITING_BYTES_MAX / WAITING_UNIT);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         // Nobody closes it.
         let room = Arc::clone(room).acquire_many_owned(units).await.ok();
-        self.enqueue(Queued { command, _room: room }).await
+        self.enqueue(Queued { command, _room: room, _promise: promise, since: Instant::now() }).await
     }
 
     async fn enqueue(&self, queued: Queued) -> Result<(), Command> {
@@ -292,15 +326,15 @@ impl Engine {
     /// # Errors
     /// The request's own; `Unknown` if the engine stops before the answer.
     pub async fn request(&self, request: Request, timeout: Option<Duration>) -> Outcome {
-        self.answer(request, timeout).await.outcome
+        self.answer(request, timeout, None).await.outcome
     }
 
-    /// The same; the answer holds its room until it is dropped.
-    pub async fn answer(&self, request: Request, timeout: Option<Duration>) -> Answer {
+    /// The same; the answer holds its room until it is dropped. `promise`: the room that the request has in the store.
+    pub async fn answer(&self, request: Request, timeout: Option<Duration>, promise: Option<Promise>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let bytes = bytes_of_request(&request);
         let command = Command::Request { request, timeout, reply: ReplyTo::One(reply) };
-        if self.queue(command, &self.from_clients, bytes).await.is_err() {
+        if self.queue(command, &self.from_clients, bytes, promise).await.is_err() {
             return Err(stopped()).into();
         }
         answer.await.unwrap_or_else(|_closed| {
@@ -310,9 +344,9 @@ impl Engine {
     }
 
     /// Hands over many requests at once; each outcome goes where its `ReplyTo` says.
-    pub async fn requests(&self, requests: Vec<(Request, Option<Duration>, ReplyTo)>) {
+    pub async fn requests(&self, requests: Vec<(Request, Option<Duration>, ReplyTo)>, promise: Option<Promise>) {
         let bytes = requests.iter().map(|(request, _, _)| bytes_of_request(request)).sum();
-        let queued = self.queue(Command::Requests(requests), &self.from_clients, bytes).await;
+        let queued = self.queue(Command::Requests(requests), &self.from_clients, bytes, promise).await;
         if let Err(Command::Requests(requests)) = queued {
             for (_, _, reply) in requests {
                 reply.send(Err(stopped()));
@@ -330,12 +364,25 @@ impl Engine {
         sent: Monotonic,
     ) {
         let command = Command::Messages { from, session, sent, messages };
-        drop(self.queue(command, &self.from_peers, bytes).await);
+        drop(self.queue(command, &self.from_peers, bytes, None).await);
+    }
+
+    /// The same for messages that came as bulk. Those that bring something to write wait until the store has room for it.
+    pub(crate) async fn bulk(&self, from: NodeId, session: u64, messages: Vec<Message>, bytes: usize, sent: Monotonic) {
+        let is_written = messages.iter().any(Message::is_written);
+        let promise = if is_written { Some(self.room.promise(bytes).await) } else { None };
+        let command = Command::Messages { from, session, sent, messages };
+        drop(self.queue(command, &self.bulk_from_peers, bytes, promise).await);
+    }
+
+    /// Waits until the store has room for writes of so many bytes. Small ones need no promise.
+    pub async fn room_for(&self, bytes: usize) -> Option<Promise> {
+        if bytes >= LARGE_WRITE_BYTES { Some(self.room.promise(bytes).await) } else { None }
     }
 
     pub(crate) async fn send(&self, command: Command) {
         // A stopped engine needs no commands.
-        drop(self.enqueue(Queued { command, _room: None }).await);
+        drop(self.enqueue(Queued { command, _room: None, _promise: None, since: Instant::now() }).await);
     }
 
     /// The highest incarnation seen of a peer, for the handshake; `store` is the one that it shows, if it has.

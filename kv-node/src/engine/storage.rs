@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc as sync;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_core::error::StorageError;
@@ -11,11 +12,14 @@ use kv_core::storage::{Batch, Committer, PartitionStats, Reader, Slice, SliceReq
 use kv_core::types::{PartitionId, Seq};
 use tokio::sync::{mpsc, oneshot};
 
+use super::room::StoreRoom;
+
 /// The most batches in one commit.
 const GROUP_BATCHES_MAX: usize = 1024;
 
-/// A commit is closed when its writes reach this many bytes.
-const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A commit is closed when its writes reach this many bytes, so that none takes long: whatever is in it, and what has come since,
+/// waits until all of it is synced.
+const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What the threads report to the loop.
 #[derive(Debug)]
@@ -23,6 +27,7 @@ pub(super) enum Done {
     Persisted {
         seq: Seq,
         batches: u64,
+        took: Duration,
     },
     Failed(StorageError),
     Read {
@@ -38,6 +43,7 @@ pub(super) enum Done {
         stats: PartitionStats,
     },
     Reclaimed(Result<(), StorageError>),
+    CaughtUp(Result<(), StorageError>),
     /// The committing thread has ended; everything given to it is durable, unless it failed.
     Ended,
 }
@@ -63,6 +69,7 @@ pub(super) enum Job {
     Get { read: ReadId, key: StorageKey },
     Slice { read: ReadId, request: SliceRequest },
     Reclaim { bytes: u64 },
+    CatchUp,
 }
 
 /// Asks the committing thread for its statistics.
@@ -90,6 +97,7 @@ pub(super) struct Storage {
     /// Bytes given to the committing thread that are not durable.
     pending: std::collections::VecDeque<(Seq, usize)>,
     pending_bytes: usize,
+    room: Arc<StoreRoom>,
     /// The committing thread ends when the store has failed. The loop continues, and says so.
     _done: mpsc::UnboundedSender<Done>,
 }
@@ -102,6 +110,7 @@ impl Storage {
         committer: C,
         done: mpsc::UnboundedSender<Done>,
         read: mpsc::Sender<Done>,
+        room: Arc<StoreRoom>,
     ) -> Result<Self, StorageError> {
         let (commits, inbox) = sync::channel();
         let to_loop = done.clone();
@@ -116,7 +125,7 @@ impl Storage {
         let slices = reading("kv-slice")?;
         let reclaims = reading("kv-reclaim")?;
         let pending = std::collections::VecDeque::new();
-        Ok(Self { commits, gets, slices, reclaims, pending, pending_bytes: 0, _done: done })
+        Ok(Self { commits, gets, slices, reclaims, pending, pending_bytes: 0, room, _done: done })
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -129,6 +138,7 @@ impl Storage {
         let bytes = bytes_of(&batch);
         self.pending.push_back((seq, bytes));
         self.pending_bytes += bytes;
+        self.room.set_pending(self.pending_bytes);
         drop(self.commits.send(Commit::Batch { seq, batch }));
     }
 
@@ -139,6 +149,7 @@ impl Storage {
             self.pending.pop_front();
             self.pending_bytes -= bytes;
         }
+        self.room.set_pending(self.pending_bytes);
     }
 
     /// Lets the threads end, the committing one behind everything that was given to it.
@@ -161,6 +172,10 @@ impl Storage {
 
     pub(super) fn slice(&self, read: ReadId, request: SliceRequest) {
         drop(self.slices.send(Job::Slice { read, request }));
+    }
+
+    pub(super) fn catch_up(&self) {
+        drop(self.reclaims.send(Job::CatchUp));
     }
 
     pub(super) fn reclaim(&self, bytes: u64) {
@@ -211,10 +226,12 @@ fn commit_all<C: Committer>(mut committer: C, inbox: &sync::Receiver<Commit>, do
         }
         if let Some(seq) = through {
             let count = batches.len() as u64;
+            let began = Instant::now();
             let outcome = committer.commit(&batches, seq);
+            let took = began.elapsed();
             batches.clear();
             let failed = outcome.is_err();
-            let message = outcome.map_or_else(Done::Failed, |()| Done::Persisted { seq, batches: count });
+            let message = outcome.map_or_else(Done::Failed, |()| Done::Persisted { seq, batches: count, took });
             if done.send(message).is_err() || failed {
                 break;
             }
@@ -244,6 +261,7 @@ fn read_all<R: Reader>(reader: &R, inbox: &sync::Receiver<Job>, done: &mpsc::Sen
             Job::Get { read, key } => Done::Read { read, result: reader.get(&key) },
             Job::Slice { read, request } => Done::Slice { read, result: reader.slice(&request) },
             Job::Reclaim { bytes } => Done::Reclaimed(reader.reclaim(bytes)),
+            Job::CatchUp => Done::CaughtUp(reader.catch_up()),
         };
         if done.blocking_send(message).is_err() {
             break;

@@ -12,7 +12,8 @@ use kv_core::storage::{Committer, Reader};
 use kv_core::types::{Monotonic, NodeId, PartitionId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::counters::{Counters, Latencies, RequestKind, Requests};
+use super::counters::{Counters, Durations, Latencies, RequestKind, Requests};
+use super::room::StoreRoom;
 use super::storage::{Done, Handle, Storage};
 use super::{Answer, Command, EngineConfig, Queued, Repair, ReplyTo, Report, bytes_of, stopped};
 use crate::budget::Budget;
@@ -33,6 +34,9 @@ const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 const READS_AHEAD: usize = 16;
 /// How often the loop turns at least, so that it notices when it was paused.
 const TURN_EVERY: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether the store is behind with its own work.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A loop that has not turned for this long was paused: the process was stopped. What it then reads may have been sent
 /// long ago, by senders that have continued without this node.
@@ -61,6 +65,13 @@ struct Loop {
     node: Node,
     clock: Clock,
     storage: Storage,
+    /// Whether the store is behind with its own work.
+    is_behind: Box<dyn Fn() -> bool + Send>,
+    /// When that was looked at last.
+    looked: Monotonic,
+    /// Whether a thread does what it is behind with, or looks whether somebody does.
+    catches_up: bool,
+    room: Arc<StoreRoom>,
     events: mpsc::UnboundedSender<Event>,
     answers: Arc<Budget>,
     effects: Effects,
@@ -75,6 +86,8 @@ struct Loop {
     counters: Counters,
     requests: Requests,
     latencies: Latencies,
+    commits: Durations,
+    loop_waits: Durations,
     /// Why the store has failed.
     poisoned: watch::Sender<Option<String>>,
     stopping: Option<(oneshot::Sender<()>, Monotonic)>,
@@ -84,12 +97,13 @@ struct Loop {
 pub(super) fn start<R: Reader, C: Committer>(
     config: EngineConfig<R, C>,
     commands: mpsc::Receiver<Queued>,
+    room: Arc<StoreRoom>,
 ) -> Result<(Handle, watch::Receiver<Option<String>>), StorageError> {
     let EngineConfig { node, cluster, incarnation, reader, committer, clock, events, answers } = config;
     let node = Node::recover(node, cluster, incarnation, &reader, committer.stats())?;
     let (done, finished) = mpsc::unbounded_channel();
     let (read, reads) = mpsc::channel(READS_AHEAD);
-    let storage = Storage::start(&reader, committer, done, read)?;
+    let storage = Storage::start(&reader, committer, done, read, Arc::clone(&room))?;
     let handle = storage.handle();
     let (poisoned, failed) = watch::channel(None);
     let now = clock.now().mono;
@@ -101,6 +115,10 @@ pub(super) fn start<R: Reader, C: Committer>(
         node,
         clock,
         storage,
+        is_behind: Box::new(move || reader.is_behind()),
+        looked: now,
+        catches_up: false,
+        room,
         events,
         answers,
         effects: Effects::new(),
@@ -113,6 +131,8 @@ pub(super) fn start<R: Reader, C: Committer>(
         counters: Counters::default(),
         requests: Requests::default(),
         latencies,
+        commits: Durations::default(),
+        loop_waits: Durations::default(),
         poisoned,
         stopping: None,
     };
@@ -122,6 +142,10 @@ pub(super) fn start<R: Reader, C: Committer>(
 
 /// Ignores that the receiver may have gone away: then nobody waits for the value.
 fn ignore_closed<T>(_: Result<(), T>) {}
+
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
 
 impl Loop {
     async fn run(
@@ -135,7 +159,9 @@ impl Loop {
         let mut fetched = Vec::with_capacity(READS_AHEAD);
         loop {
             let now = self.clock.now().mono;
-            let pause = self.wake.map_or(TURN_EVERY, |wake| wake.since(now).min(TURN_EVERY));
+            self.look_behind(now);
+            let turn_every = if self.room.is_open() { TURN_EVERY } else { LOOK_EVERY };
+            let pause = self.wake.map_or(turn_every, |wake| wake.since(now).min(turn_every));
             self.turned = now;
             let open = self.storage.pending_bytes() < PENDING_BYTES_MAX && self.stopping.is_none();
             tokio::select! {
@@ -151,6 +177,7 @@ impl Loop {
                 ended |= self.done(done);
             }
             for queued in taken.drain(..) {
+                self.loop_waits.record(micros(queued.since.elapsed()));
                 self.command(queued.command);
             }
             if self.wake.is_some_and(|wake| wake <= self.clock.now().mono) {
@@ -164,6 +191,7 @@ impl Loop {
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             waiting.reply.send(Err(stopped()));
         }
+        self.room.end();
         // Threads that read must not wait for somebody to take what they have read.
         drop(reads);
         let Self { storage, stopping, .. } = self;
@@ -175,6 +203,19 @@ impl Loop {
         }
         if let Some((reply, _)) = stopping {
             ignore_closed(reply.send(()));
+        }
+    }
+
+    /// Looks now and then whether the store is behind: nothing tells when that ends.
+    fn look_behind(&mut self, now: Monotonic) {
+        if now.since(self.looked) >= LOOK_EVERY {
+            self.looked = now;
+            let behind = (self.is_behind)();
+            self.room.set_behind(behind);
+            if behind && !self.catches_up {
+                self.catches_up = true;
+                self.storage.catch_up();
+            }
         }
     }
 
@@ -199,13 +240,15 @@ impl Loop {
     /// Takes what a storage thread finished; says whether the committing thread has ended.
     fn done(&mut self, done: Done) -> bool {
         match done {
-            Done::Persisted { seq, batches } => {
+            Done::Persisted { seq, batches, took } => {
+                self.commits.record(micros(took));
                 self.counters.commits += 1;
                 self.counters.committed_batches += batches;
                 self.storage.persisted(seq);
                 self.step(Input::Persisted { seq });
             }
             Done::Failed(error) => {
+                self.room.end();
                 self.poisoned.send_replace(Some(error.to_string()));
                 self.step(Input::PersistFailed { error });
             }
@@ -218,6 +261,13 @@ impl Loop {
                     tracing::warn!("the space of deleted records could not be given back yet: {error}");
                 }
                 self.step(Input::Reclaimed);
+            }
+            Done::CaughtUp(result) => {
+                self.catches_up = false;
+                if let Err(error) = result {
+                    // A store that has failed says so at its next commit.
+                    tracing::warn!("compactions that are behind could not be made: {error}");
+                }
             }
             Done::Ended => return self.poisoned.borrow().is_none(),
         }
@@ -413,6 +463,9 @@ impl Loop {
             counters,
             requests: self.requests.classes(),
             latency: self.latencies.last(self.clock.now().mono),
+            commits: self.commits,
+            loop_waits: self.loop_waits,
+            large_waiting: self.room.waiting(),
             poisoned: self.poisoned.borrow().clone(),
             receipts: self.node.receipts(),
             transfers: self.node.transfers(),

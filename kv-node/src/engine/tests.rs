@@ -163,3 +163,54 @@ async fn a_stop_makes_everything_durable() {
     let stored = kv_core::storage::recount(&reader).unwrap();
     assert_eq!(stored.stats.total(kv_core::storage::Space::Owned).keys, 100);
 }
+
+async fn put_large(engine: &Engine, key: &str) -> Outcome {
+    let request = RequestId { client: 1, sequence: key.len() as u64 };
+    let value = Some(Bytes::from(vec![7; 1 << 20]));
+    ask(engine, key, Operation::Write { request, value, context: None, ttl: None }).await
+}
+
+#[tokio::test]
+async fn large_writes_wait_where_they_come_from_while_the_disk_has_much_to_do_and_small_ones_do_not() {
+    let (engine, disk, _) = engine().await;
+    turn(&disk, Disk::Stalls);
+    let mut writes = Vec::new();
+    for key in ["a", "bb", "ccc"] {
+        let engine = engine.clone();
+        writes.push(tokio::spawn(async move { put_large(&engine, key).await }));
+    }
+    while engine.report().await.unwrap().status.unsynced_batches < 3 {
+        tokio::task::yield_now().await;
+    }
+    let (clients, peers) = (engine.clone(), engine.clone());
+    let client = tokio::spawn(async move { clients.room_for(1 << 20).await.is_some() });
+    let record = kv_core::version::Record::default();
+    let message = kv_core::message::Message::Replicate {
+        call: kv_core::message::CallId(1),
+        epoch: FIRST_EPOCH,
+        role: kv_core::message::Role::Owner,
+        keyspace: KeyspaceId(0),
+        key: Bytes::from_static(b"k"),
+        cell: record.into(),
+    };
+    let peer = tokio::spawn(async move {
+        peers.bulk(NodeId(2), 1, vec![message], 1 << 20, kv_core::types::Monotonic(1)).await;
+    });
+    while engine.report().await.unwrap().large_waiting < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(engine.room_for(1000).await.is_none(), "a small write needs none");
+    // What brings nothing to write goes on as well.
+    engine.bulk(NodeId(2), 1, vec![kv_core::message::Message::Ping], 1 << 20, kv_core::types::Monotonic(1)).await;
+    assert!(!client.is_finished() && !peer.is_finished());
+    turn(&disk, Disk::Works);
+    assert!(client.await.unwrap(), "a promise");
+    peer.await.unwrap();
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    let report = engine.report().await.unwrap();
+    assert_eq!(report.large_waiting, 0);
+    assert!(report.commits.count > 0 && report.loop_waits.count >= 3, "{report:?}");
+    engine.stop().await;
+}

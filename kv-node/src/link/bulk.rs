@@ -1,4 +1,5 @@
-//! The stream for bulk of a session, on a connection of its own: pieces of copies never wait in front of requests.
+//! The stream for bulk of a session, on a connection of its own: pieces of copies and large records never wait in front of
+//! small requests.
 //!
 //! It belongs to the session and ends with it, so frames of a closed session are discarded here, too. The session also ends
 //! with it: what was queued in it is lost, and the engine expects losses only where a session ends. While there is none,
@@ -13,8 +14,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::dial::{CONNECT_TIMEOUT, PAUSE_MAX, PAUSE_MIN};
-use super::session::{Ending, Frames, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame};
+use super::session::{
+    Ending, Frames, HEARTBEAT_EVERY, Lateness, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame,
+};
 use super::{Caller, Links, Open};
+use crate::clock::Clock;
 use crate::outbox::{Outbox, Outgoing};
 use crate::trust::Purpose;
 
@@ -108,7 +112,7 @@ impl Links {
         let id = outgoing.id();
         let outcome = tokio::select! {
             outcome = self.receive_bulk(node, number, incoming) => outcome,
-            outcome = transmit_bulk(&mut outgoing, frames) => outcome,
+            outcome = transmit_bulk(&mut outgoing, frames, self.0.clock) => outcome,
             // The session has ended if nobody can close it any more.
             ending = closed.wait_for(Option::is_some) => {
                 let ending = ending.ok().and_then(|ending| ending.clone());
@@ -129,24 +133,32 @@ impl Links {
         session: u64,
         incoming: &mut Streaming<v1::Frame>,
     ) -> Result<(), SessionError> {
+        let mut lateness = Lateness::default();
         while let Some(frame) = incoming.message().await? {
-            let messages = decode(&frame.messages)?;
-            let (bytes, now) = (bytes_of(&frame.messages), self.0.clock.now().mono);
-            self.0.engine.messages(node, session, messages, bytes, now).await;
+            let sent = lateness.sent(frame.sent_us, self.0.clock.now().mono);
+            if !frame.messages.is_empty() {
+                let (messages, bytes) = (decode(&frame.messages)?, bytes_of(&frame.messages));
+                self.0.engine.bulk(node, session, messages, bytes, sent).await;
+            }
         }
         Err(SessionError::Closed)
     }
 }
 
-async fn transmit_bulk(outgoing: &mut Outgoing, frames: &impl Sink) -> Result<(), SessionError> {
+/// Sends what is queued. An empty frame now and then lets the other end tell a stream that was paused from one that had nothing
+/// to carry.
+async fn transmit_bulk(outgoing: &mut Outgoing, frames: &impl Sink, clock: Clock) -> Result<(), SessionError> {
+    let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let overflown = outgoing.overflown();
     tokio::pin!(overflown);
     loop {
         let messages = tokio::select! {
             () = &mut overflown => return Err(SessionError::TooSlow),
             messages = outgoing.next() => messages.ok_or(SessionError::Closed)?,
+            _ = beat.tick() => Vec::new(),
         };
-        let frame = v1::Frame { messages, ..v1::Frame::default() };
+        let frame = v1::Frame { messages, sent_us: clock.now().mono.0.max(1), ..v1::Frame::default() };
         let taken = tokio::select! {
             taken = frames.push(frame) => taken,
             () = &mut overflown => return Err(SessionError::TooSlow),

@@ -23,7 +23,7 @@ use crate::trust::Reason;
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often each end shows that it is alive.
-const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 
 /// A session that is silent for longer than a heartbeat should take may be broken without a word. How long the peer has to show
 /// that it is by answering elsewhere, or so many round trips, and how much longer the session then has to say something.
@@ -264,12 +264,12 @@ impl Links {
         round_trip_us: &AtomicU64,
         heard: &AtomicU64,
     ) -> Result<(), SessionError> {
-        let (mut delays, mut late) = (Delays::default(), PauseDetector::default());
+        let mut lateness = Lateness::default();
         while let Some(frame) = incoming.message().await? {
             self.heard(node);
             let read = self.0.clock.now().mono;
             heard.store(read.0, Ordering::Relaxed);
-            let delay = late.of(delays.of(frame.sent_us, read), read);
+            let sent = lateness.sent(frame.sent_us, read);
             if let Some(heartbeat) = frame.heartbeat {
                 let now = read.0;
                 echo.received(heartbeat.sent_us, now);
@@ -282,7 +282,6 @@ impl Links {
                 continue;
             }
             let messages = decode(&frame.messages)?;
-            let sent = Monotonic(read.0.saturating_sub(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)));
             self.0.engine.messages(node, session, messages, bytes_of(&frame.messages), sent).await;
         }
         Err(SessionError::Closed)
@@ -357,6 +356,21 @@ fn reason_of(error: &HandshakeError) -> Reason {
 
 pub(super) fn bytes_of(messages: &[Bytes]) -> usize {
     messages.iter().map(Bytes::len).sum()
+}
+
+/// When the frames of a stream were sent, as far as that matters.
+#[derive(Debug, Default)]
+pub(super) struct Lateness {
+    delays: Delays,
+    pauses: PauseDetector,
+}
+
+impl Lateness {
+    /// When a frame was sent that is read now, by this node's clock: not now if it was paused on its way.
+    pub(super) fn sent(&mut self, sent_us: u64, now: Monotonic) -> Monotonic {
+        let paused = self.pauses.of(self.delays.of(sent_us, now), now);
+        Monotonic(now.0.saturating_sub(u64::try_from(paused.as_micros()).unwrap_or(u64::MAX)))
+    }
 }
 
 /// Whether frames are late because the link, or a process, was paused. Under load frames wait as well, but then they are

@@ -66,6 +66,7 @@ pub(super) async fn live(
         map_seed: u64::from_le_bytes(random()?),
         hot_bytes_max: settings.hot_bytes_max,
         hint_bytes_max: settings.hint_bytes_max,
+        loops: settings.loops,
         ..NodeConfig::new(node)
     };
     let engine = Engine::start(EngineConfig {

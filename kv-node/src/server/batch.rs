@@ -11,17 +11,18 @@ use kv_core::message::Request as CoreRequest;
 use kv_proto::limits::{BATCH_OPERATIONS_MAX, FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX};
 use kv_proto::reply::{self, BatchKind};
 use kv_proto::status::to_status;
+use kv_proto::v1::batch_operation::Operation;
 use kv_proto::v1::{BatchOperation, BatchRequest, BatchResponse};
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
-use super::Shared;
 use super::connections::{Connection, Received};
+use super::{Shared, Turn, Wants, is_read};
 use crate::budget::{Budget, Share};
 use crate::delay::Delays;
-use crate::engine::{ReplyTo, StreamResult, bytes_of_request};
+use crate::engine::{Engine, Promise, ReplyTo, StreamResult};
 
 /// Operations of one stream that may be in flight or have a result that waits. A client that sends more is not read until
 /// some of its results have left.
@@ -166,8 +167,11 @@ impl Operations {
                      them in several messages"
                 ))));
             }
-            for part in operations.chunks(FRAME_OPERATIONS_MAX) {
+            let mut rest = &operations[..];
+            while !rest.is_empty() {
+                let (part, behind) = rest.split_at(self.part_of(rest));
                 self.begin(part, delay).await;
+                rest = behind;
             }
             // What waited for its turn until now counted among what comes in.
             if let Some(received) = &self.received {
@@ -176,19 +180,28 @@ impl Operations {
         }
     }
 
+    /// How many of these operations are begun together: not more reads than go in at once.
+    fn part_of(&self, operations: &[BatchOperation]) -> usize {
+        let most = operations.len().min(FRAME_OPERATIONS_MAX);
+        let Some(connection) = &self.connection else { return most };
+        let is_get = |operation: &BatchOperation| matches!(operation.operation, Some(Operation::Get(_)));
+        let gets = operations.iter().enumerate().filter(|(_, operation)| is_get(operation));
+        gets.map(|(index, _)| index).nth(connection.reads.at_once()).unwrap_or(most).min(most)
+    }
+
     /// The client asks whether the node is there. Without room there are results on their way that say so.
     fn show(&self) {
         drop(self.responses.try_send(Ok((BatchResponse::default(), Held::default()))));
     }
 
-    /// Waits for the turn of requests; what they wait for is taken off their time.
-    async fn turn(&self, requests: &mut Requests) {
-        let bytes = requests.iter().map(|(request, _, _)| bytes_of_request(request)).sum();
-        if bytes == 0 {
-            return;
+    /// Waits for the turn of requests; what they wait for is taken off their time. Large writes have room in the store then.
+    async fn turn(&self, engine: &Engine, requests: &mut Requests) -> Option<Promise> {
+        let wants = Wants::of(requests.iter().map(|(request, _, _)| request));
+        if wants.is_nothing() {
+            return None;
         }
         let shortest = requests.iter().filter_map(|(_, timeout, _)| *timeout).min();
-        let turn = self.shared.turn(self.connection.as_ref(), bytes, shortest);
+        let turn = self.shared.turn(engine, self.connection.as_ref(), wants, shortest);
         tokio::pin!(turn);
         // The stream is not read meanwhile, and a client that asks whether the node is there must not take it for stalled.
         let mut shows = tokio::time::interval(SHOW_EVERY);
@@ -202,15 +215,20 @@ impl Operations {
         };
         let all = std::mem::take(requests);
         match turn {
-            Err(error) => all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone()))),
-            Ok((turn, waited)) => {
-                let turn = turn.map(Arc::new);
+            Err(error) => {
+                all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone())));
+                None
+            }
+            Ok((Turn { write, mut reads, promise }, waited)) => {
+                let write = write.map(Arc::new);
                 for (request, timeout, mut reply) in all {
-                    if let ReplyTo::Stream { ticket, .. } = &mut reply {
-                        ticket.clone_from(&turn);
+                    if let ReplyTo::Stream { ticket, read, .. } = &mut reply {
+                        ticket.clone_from(&write);
+                        *read = if is_read(&request) { reads.pop() } else { None };
                     }
                     requests.push((request, timeout.map(|timeout| timeout.saturating_sub(waited)), reply));
                 }
+                promise
             }
         }
     }
@@ -229,7 +247,7 @@ impl Operations {
         for operation in operations {
             let kind = BatchKind::of(operation);
             let (results, waiting) = (self.results.clone(), Arc::clone(&self.waiting));
-            let reply = ReplyTo::Stream { id: operation.id, kind, results, waiting, ticket: None };
+            let reply = ReplyTo::Stream { id: operation.id, kind, results, waiting, ticket: None, read: None };
             match (&serving, edge.operation(operation)) {
                 // Its client has stopped waiting, and may have written something else since.
                 (Ok(_), Ok(incoming)) if incoming.timeout.is_some_and(|timeout| timeout <= delay) => {
@@ -251,8 +269,8 @@ impl Operations {
             tokio::spawn(async move { shared.retry_unknown(unknown).await });
         }
         if let Ok(serving) = serving {
-            self.turn(&mut requests).await;
-            serving.engine.requests(requests).await;
+            let promise = self.turn(&serving.engine, &mut requests).await;
+            serving.engine.requests(requests, promise).await;
         }
     }
 }

@@ -5,6 +5,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::Shared;
+use super::metrics::Labelled;
+use crate::engine::Durations;
 
 pub(super) async fn add(registry: &mut Registry, shared: &Shared) {
     let stats = shared.connections.stats();
@@ -13,7 +15,8 @@ pub(super) async fn add(registry: &mut Registry, shared: &Shared) {
         Some(serving) => serving.engine.report().await,
         None => None,
     };
-    let status = report.unwrap_or_default().status;
+    let report = report.unwrap_or_default();
+    let status = &report.status;
     for (name, help, value) in [
         ("connections", "Connections in the places of clients", stats.clients),
         ("connections_max", "Places for connections of clients", stats.clients_max),
@@ -26,6 +29,12 @@ pub(super) async fn add(registry: &mut Registry, shared: &Shared) {
             "writes_waiting",
             "Writes of clients, or messages with writes, that wait for their turn",
             stats.writes.waiting,
+        ),
+        ("reads_waiting", "Reads of clients, or messages with reads, that wait for their turn", stats.reads_waiting),
+        (
+            "large_writes_waiting",
+            "Writes, of clients or from peers, that wait for room in the store",
+            report.large_waiting,
         ),
         ("answer_bytes", "Bytes of answers that wait for clients", stats.answers.held),
         ("request_bytes", "Bytes of writes in flight", status.request_bytes),
@@ -47,4 +56,9 @@ pub(super) async fn add(registry: &mut Registry, shared: &Shared) {
     ] {
         registry.register(name, help, ConstCounter::new(value));
     }
+    let commits = Labelled::<Durations>(vec![(Vec::new(), report.commits)]);
+    registry.register("commit_duration_seconds", "How long commits took, syncs included", commits);
+    let waits = Labelled::<Durations>(vec![(Vec::new(), report.loop_waits)]);
+    let help = "How long requests and messages of peers waited until the loop took them";
+    registry.register("loop_wait_seconds", help, waits);
 }

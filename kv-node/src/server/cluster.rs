@@ -194,12 +194,12 @@ impl Cluster for Service {
         let mut request = request.into_inner();
         let asked = asked(&self.0, std::mem::take(&mut request.by))?;
         let new = NewKeyspace::try_from(request).map_err(to_status)?;
-        let spec = KeyspaceSpec { name: new.name.clone(), r: new.r, w: new.w, conflict: new.conflict };
+        let spec = KeyspaceSpec { name: new.name.clone(), mode: new.mode };
         // One that was dropped a moment ago does not exist any more.
         self.0.learn().await;
         let existing = self.0.state().keyspace_named(&new.name).cloned();
         if let Some(existing) = existing
-            && (existing.r, existing.w, existing.conflict) == (spec.r, spec.w, spec.conflict)
+            && existing.mode == spec.mode
         {
             // The client that created it may not have waited until all nodes know it.
             self.0.spread().await;
@@ -209,7 +209,7 @@ impl Cluster for Service {
         let done = propose(&self.0, Command::CreateKeyspace { spec, asked }).await?;
         let Done::KeyspaceCreated { id } = done else { return Err(Status::internal("the command did something else")) };
         self.0.spread().await;
-        let keyspace = kv_core::config::Keyspace { id, name: new.name, r: new.r, w: new.w, conflict: new.conflict };
+        let keyspace = kv_core::config::Keyspace { id, name: new.name, mode: new.mode };
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some((&keyspace).into()), created: true }))
     }
 

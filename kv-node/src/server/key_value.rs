@@ -18,9 +18,9 @@ use tokio_stream::Stream;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::connections::{Connection, Deadline, Received};
-use super::{Shared, batch, usual_timeout};
+use super::{Shared, Turn, Wants, batch, usual_timeout};
 use crate::budget::Share;
-use crate::engine::{Answer, Engine, bytes_of_request};
+use crate::engine::{Answer, Engine, bytes_of};
 
 /// The service.
 pub(super) struct Service(pub(super) Arc<Shared>);
@@ -62,9 +62,15 @@ impl Service {
         match self.0.known(timeout_ms, check).await {
             Ok(Incoming { request, timeout }) => {
                 let timeout = within(extensions, timeout);
-                match self.0.turn(extensions.get(), bytes_of_request(&request), timeout).await {
+                match self.0.turn(&engine, extensions.get(), Wants::of([&request]), timeout).await {
                     // It lasts until the answer is there.
-                    Ok((_ticket, waited)) => engine.answer(request, timeout.map(|timeout| timeout - waited)).await,
+                    Ok((turn, waited)) => {
+                        let Turn { write: _write, reads, promise } = turn;
+                        let timeout = timeout.map(|timeout| timeout - waited);
+                        let answer = engine.answer(request, timeout, promise).await;
+                        reads.into_iter().for_each(|read| read.ended(bytes_of(&answer.outcome)));
+                        answer
+                    }
                     Err(error) => Err(error).into(),
                 }
             }
@@ -133,7 +139,7 @@ async fn send_pages(
     let IncomingScan { mut page, limit, timeout } = scan;
     let mut left = limit;
     loop {
-        let Answer { outcome, share } = engine.answer(CoreRequest::Scan(page.clone()), timeout).await;
+        let Answer { outcome, share } = engine.answer(CoreRequest::Scan(page.clone()), timeout, None).await;
         let next = match &outcome {
             Ok(CoreResponse::Page { entries, next }) => {
                 left = left.map(|left| left.saturating_sub(entries.len() as u64));

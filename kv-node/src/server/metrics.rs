@@ -42,11 +42,11 @@ pub(super) async fn scrape(State(shared): State<Arc<Shared>>, headers: HeaderMap
     ([(CONTENT_TYPE, format.media_type()), (VARY, "Accept")], text).into_response()
 }
 
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// One metric with a value for each set of labels.
 #[derive(Debug)]
-struct Labelled<V>(Vec<(Labels, V)>);
+pub(super) struct Labelled<V>(pub(super) Vec<(Labels, V)>);
 
 impl EncodeMetric for Labelled<f64> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {

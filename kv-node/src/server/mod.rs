@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::RequestError;
+use kv_core::message::{KeyRequest, Operation, Request};
 use kv_core::types::{Incarnation, NodeId};
 use kv_proto::edge::{Edge, Keyspaces};
 use kv_proto::limits::MESSAGE_BYTES_MAX;
@@ -39,9 +40,10 @@ use connections::{Connection, Connections};
 
 use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, MembershipStatus, SharedLiveness};
-use crate::engine::Engine;
+use crate::engine::{Engine, Promise, bytes_of_request};
 use crate::events::{Events, NewEvent};
 use crate::link::Links;
+use crate::read_window::ReadTicket;
 use crate::transfers::Watchdog;
 use crate::trust::Trust;
 use crate::usage::Usage;
@@ -103,6 +105,44 @@ pub struct Serving {
     pub links: Links,
 }
 
+/// What requests need a turn for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wants {
+    /// Bytes of writes.
+    bytes: usize,
+    /// Reads.
+    reads: usize,
+}
+
+impl Wants {
+    fn of<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Self {
+        let mut wants = Self::default();
+        for request in requests {
+            wants.bytes += bytes_of_request(request);
+            wants.reads += usize::from(is_read(request));
+        }
+        wants
+    }
+
+    fn is_nothing(self) -> bool {
+        self.bytes == 0 && self.reads == 0
+    }
+}
+
+/// Whether a request reads one key. The pages of a scan are bounded, and made one by one.
+fn is_read(request: &Request) -> bool {
+    matches!(request, Request::Key(KeyRequest { operation: Operation::Get, .. }))
+}
+
+/// Requests that were let in, until this is dropped.
+struct Turn {
+    write: Option<Ticket>,
+    /// One for each read.
+    reads: Vec<ReadTicket>,
+    /// What large writes have of the store's room, until the loop has them.
+    promise: Option<Promise>,
+}
+
 impl Shared {
     /// The data plane.
     ///
@@ -148,23 +188,35 @@ impl Shared {
         Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
     }
 
-    /// Waits for the turn of writes with so many bytes; how long that took, and what lasts until they have ended.
+    /// Waits for the turn of requests; how long that took, and what lasts until they have ended. Large writes wait until the store
+    /// has room for them as well.
     ///
     /// # Errors
     /// `Exhausted` if it takes half of the time that they have.
     async fn turn(
         &self,
+        engine: &Engine,
         connection: Option<&Arc<Connection>>,
-        bytes: usize,
+        wants: Wants,
         timeout: Option<Duration>,
-    ) -> Result<(Option<Ticket>, Duration), RequestError> {
+    ) -> Result<(Turn, Duration), RequestError> {
         let began = Instant::now();
-        let turn = self.connections.turn(connection, bytes);
+        let turn = async {
+            let reads = match connection {
+                Some(connection) if wants.reads > 0 => connection.reads.admit(wants.reads).await,
+                _ => Vec::new(),
+            };
+            let write = self.connections.turn(connection, wants.bytes).await;
+            Turn { write, reads, promise: engine.room_for(wants.bytes).await }
+        };
         // Told in time it is an answer; told at the end of its time it would come too late.
         match tokio::time::timeout(timeout.unwrap_or_else(usual_timeout) / 2, turn).await {
-            Ok(ticket) => Ok((ticket, began.elapsed().min(timeout.unwrap_or_default()))),
+            Ok(turn) => Ok((turn, began.elapsed().min(timeout.unwrap_or_default()))),
             Err(_) => Err(RequestError::exhausted(format!(
-                "{bytes} bytes of writes waited {} ms for their turn behind others; nothing was done, slow down and try again",
+                "{} bytes of writes and {} reads waited {} ms for their turn behind others; nothing was done, slow down and \
+                 try again",
+                wants.bytes,
+                wants.reads,
                 began.elapsed().as_millis()
             ))),
         }

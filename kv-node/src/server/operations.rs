@@ -15,7 +15,7 @@ use tonic::Status;
 use super::Shared;
 use super::cluster::propose;
 use crate::control::{
-    Asked, ClusterState, Command, Done, Operation, OperationId, OperationKind, OperationState, Throttle, joint_max,
+    Asked, ClusterState, Command, Done, Operation, OperationId, OperationKind, OperationState, Throttle, migrating_max,
 };
 
 /// How long a node may take to learn what the leader has just agreed on.
@@ -160,7 +160,7 @@ pub(super) fn throttle_to_wire(state: &ClusterState) -> v1::ThrottleSetting {
         by: asked.as_ref().map_or_else(String::new, |asked| asked.by.clone()),
         set_us: asked.as_ref().map_or(0, |asked| asked.at.0),
         transfers_max: TransferSettings::TRANSFERS_MAX.into(),
-        joint_max: u32::try_from(joint_max(partitions)).unwrap_or(u32::MAX),
+        migrating_max: u32::try_from(migrating_max(partitions)).unwrap_or(u32::MAX),
     }
 }
 
@@ -173,7 +173,7 @@ pub(super) fn newest(state: &ClusterState) -> Option<v1::Operation> {
 pub(super) fn to_wire(state: &ClusterState, operation: &Operation, details: bool) -> v1::Operation {
     let layout = state.layout.as_deref();
     let active = operation.state.is_active();
-    let joint = layout.filter(|_| active).map_or(0, |layout| {
+    let migrating = layout.filter(|_| active).map_or(0, |layout| {
         u32::try_from(layout.partitions.iter().filter(|entry| entry.joint.is_some()).count()).unwrap_or(u32::MAX)
     });
     let moment = |at: Option<WallTime>| at.map_or(0, |at| at.0);
@@ -199,7 +199,7 @@ pub(super) fn to_wire(state: &ClusterState, operation: &Operation, details: bool
         keys_moved: operation.copied.keys,
         bytes_moved: operation.copied.bytes,
         receipts: operation.receipts_agreed,
-        joint,
+        migrating,
         retries: operation.retries,
         outcome: operation.outcome.clone(),
         undo: if active { format!("op cancel {}", operation.id) } else { operation.undo.clone() },

@@ -236,6 +236,7 @@ fn peers(shared: &Shared, state: &ClusterState) -> Vec<v1::PeerOpinion> {
                 node: id.0,
                 state: state_of(shared, state, id, record.spare).into(),
                 reason: opinion.as_ref().map(|opinion| opinion.reason.clone()).unwrap_or_default(),
+                is_new: opinion.as_ref().is_none_or(|opinion| opinion.is_new),
                 since_us: opinion.map_or(0, |opinion| shared.clock.wall_at(opinion.since).0),
                 refused: refused.unwrap_or_default(),
                 claims: claims.get(&id).cloned().unwrap_or_default(),

@@ -96,7 +96,7 @@ impl Shared {
             }
         }
         match self.serving() {
-            Ok(serving) => serving.engine.requests(requests).await,
+            Ok(serving) => serving.engine.requests(requests, None).await,
             Err(error) => requests.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone()))),
         }
     }

@@ -1,6 +1,8 @@
 //! Starts and reports that make no sense are refused with the reason and the remedy.
 
+use kv_core::config::{Available, Mode};
 use kv_core::types::{Incarnation, StoreId};
+use kv_core::version::Conflict;
 use kv_node::control::{
     Command, FileError, Founding, KeyspaceSpec, MembershipStatus, ProposeError, RaftKind, RefusalKind, StartError,
     StartMode, remembered,
@@ -229,7 +231,8 @@ fn keyspaces_are_checked() {
                        letter or digit";
         check(create(""), RefusalKind::Invalid, message).await;
         let Command::CreateKeyspace { spec, asked } = create("zero") else { unreachable!("made above") };
-        let command = Command::CreateKeyspace { spec: KeyspaceSpec { w: 0, ..spec }, asked };
+        let mode = Mode::Available(Available { r: 2, w: 0, conflict: Conflict::Siblings });
+        let command = Command::CreateKeyspace { spec: KeyspaceSpec { mode, ..spec }, asked };
         check(command, RefusalKind::Invalid, "w is 0; it must be from 1 to 16").await;
         let long = create(&"x".repeat(4 * 1024 * 1024));
         assert!(matches!(propose(control, long).await, Err(ProposeError::TooLong { .. })));

@@ -6,9 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_core::config::ClusterConfig;
+use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
-use kv_core::version::Conflict;
 use kv_node::control::{
     Asked, Call, ClusterState, Command, ControlConfig, ControlPlane, ControlStatus, Done, Founding, IdentifyReply,
     IdentifyRequest, JoinReply, JoinRequest, KeyspaceSpec, MembershipStatus, ProposeError, RaftKind, StartError,
@@ -289,7 +288,7 @@ pub(crate) async fn leader_of(nodes: &[(Spec, ControlPlane)]) -> usize {
 }
 
 pub(crate) fn create(name: &str) -> Command {
-    let spec = KeyspaceSpec { name: name.to_owned(), r: 2, w: 2, conflict: Conflict::Siblings };
+    let spec = KeyspaceSpec { name: name.to_owned(), mode: Keyspace::initial().mode };
     Command::CreateKeyspace { spec, asked: Asked::default() }
 }
 

@@ -13,6 +13,7 @@ mod faults;
 mod health;
 mod lag;
 mod limits;
+mod loops;
 mod metrics;
 mod migration;
 mod moving;

@@ -65,7 +65,7 @@ impl Phase {
     fn is_now(self, operation: &v1::Operation, reports: &[v1::NodeSnapshot]) -> bool {
         let transfers = || reports.iter().flat_map(|node| &node.transfers);
         match self {
-            Self::Joint => operation.joint > 0,
+            Self::Joint => operation.migrating > 0,
             Self::Copy => transfers().any(|transfer| {
                 transfer.keys > 0 && matches!(transfer.phase(), TransferPhase::Copying | TransferPhase::Verifying)
             }),

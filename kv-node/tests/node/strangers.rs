@@ -126,7 +126,7 @@ pub(crate) fn theft() -> Vec<Message> {
             role: Role::Owner,
             keyspace: KeyspaceId(0),
             key: Bytes::from_static(b"other"),
-            record: Record::default(),
+            cell: Record::default().into(),
         },
     ]
 }

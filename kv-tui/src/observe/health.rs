@@ -6,6 +6,7 @@ use kv_core::ring::{Layout, Owner};
 use kv_core::types::NodeId;
 use kv_proto::v1;
 
+use super::needed::Needed;
 use super::snapshot::{ClusterSnapshot, state_word};
 use super::uneven;
 
@@ -154,6 +155,10 @@ impl Health {
                         ),
                     );
                 } else if bad && cluster.serves(NodeId(peer.node)) {
+                    if peer.is_new {
+                        self.because(Word::Settling, format!("{} has not heard from {name} yet", snapshot.name), "");
+                        continue;
+                    }
                     let why = if peer.reason.is_empty() { String::new() } else { format!(": {}", peer.reason) };
                     self.because(
                         Word::Degraded,
@@ -167,12 +172,11 @@ impl Health {
 
     fn check_partitions(&mut self, cluster: &ClusterSnapshot) {
         let Some(layout) = cluster.description.layout.as_deref() else { return };
-        let strictest = cluster.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
-        let needed = usize::from(strictest.unwrap_or(1));
+        let needed = Needed::of(&cluster.description.keyspaces, &layout.partitions);
         let serving: BTreeSet<u64> =
             cluster.node_reports().map(|snapshot| snapshot.node).filter(|node| cluster.serves(NodeId(*node))).collect();
         let lacks =
-            |set: &[Owner]| set.iter().filter(|owner| serving.contains(&owner.node.0)).count() < needed.min(set.len());
+            |set: &[Owner]| set.iter().filter(|owner| serving.contains(&owner.node.0)).count() < needed.among(set);
         // While a partition migrates, both its old and its new owners must be enough.
         let short = layout.partitions.iter().filter(|entry| entry.sets().any(lacks)).count();
         let unsynced: usize = cluster.node_reports().map(|snapshot| unsynced_copies(snapshot, layout)).sum();
@@ -269,10 +273,11 @@ fn unsynced_copies(snapshot: &v1::NodeSnapshot, layout: &Layout) -> usize {
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use kv_core::config::Keyspace;
+    use kv_core::config::{Available, Keyspace, Mode};
     use kv_core::error::RequestError;
     use kv_core::ring::{Entry, Member};
     use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, PartitionId, StoreId};
+    use kv_core::version::Conflict;
     use kv_proto::client::NodeReport;
     use kv_proto::describe::{Description, MemberView};
 
@@ -372,10 +377,18 @@ pub(super) mod tests {
         }
     }
 
+    /// The settings of a keyspace that writes to every owner.
+    fn three_copies() -> Mode {
+        Mode::Available(Available { r: 2, w: 3, conflict: Conflict::Siblings })
+    }
+
     #[test]
     fn a_healthy_cluster_needs_no_reasons() {
         check(|_| {}, "healthy ready idle: ");
-        check(|cluster| Arc::make_mut(&mut cluster.description).keyspaces[0].w = 3, "healthy ready idle: ");
+        check(
+            |cluster| Arc::make_mut(&mut cluster.description).keyspaces[0].mode = three_copies(),
+            "healthy ready idle: ",
+        );
     }
 
     #[test]
@@ -461,6 +474,17 @@ pub(super) mod tests {
                 });
             },
             "degraded ready idle: n1 considers n2 down: no heartbeat",
+        );
+        check(
+            |cluster| {
+                snapshot(cluster, 0).peers.push(v1::PeerOpinion {
+                    node: 2,
+                    state: v1::MemberState::Suspect.into(),
+                    is_new: true,
+                    ..Default::default()
+                });
+            },
+            "settling ready idle: n1 has not heard from n2 yet",
         );
     }
 

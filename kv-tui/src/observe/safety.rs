@@ -7,6 +7,7 @@ use kv_core::ring::{Entry, FIRST_EPOCH, Owner};
 use kv_core::types::NodeId;
 use serde_json::{Value, json};
 
+use super::needed::Needed;
 use super::snapshot::ClusterSnapshot;
 
 /// What may fail without a request failing.
@@ -46,7 +47,7 @@ struct Assessment<'a> {
     facts: HashMap<NodeId, Fact>,
     /// The layout that is known here.
     epoch: u64,
-    needed: usize,
+    needed: Needed,
 }
 
 impl<'a> Assessment<'a> {
@@ -60,8 +61,8 @@ impl<'a> Assessment<'a> {
                 *fact = Fact { serving, acted_on: Some(reported.layout_epoch) };
             }
         }
-        let strictest = cluster.description.keyspaces.iter().map(|keyspace| keyspace.r.max(keyspace.w)).max();
-        let needed = usize::from(strictest.unwrap_or(1));
+        let entries = cluster.description.layout.as_ref().map_or(&[][..], |layout| &layout.partitions);
+        let needed = Needed::of(&cluster.description.keyspaces, entries);
         let epoch = cluster.description.layout.as_ref().map_or(0, |layout| layout.epoch.0);
         Self { cluster, facts, epoch, needed }
     }
@@ -73,7 +74,7 @@ impl<'a> Assessment<'a> {
     /// How many owners of a set may still fail; below 0: some are missing.
     fn spare(&self, owners: &[Owner]) -> isize {
         let alive = owners.iter().filter(|owner| self.fact(owner.node).serving).count();
-        let needed = self.needed.min(owners.len());
+        let needed = self.needed.among(owners);
         isize::try_from(alive).unwrap_or(isize::MAX) - isize::try_from(needed).unwrap_or(isize::MAX)
     }
 

@@ -159,7 +159,7 @@ pub(super) fn item(operation: &v1::Operation, cluster: &ClusterSnapshot) -> Item
         "bytes_planned": operation.bytes_planned,
         "keys_moved": operation.keys_moved,
         "bytes_moved": operation.bytes_moved,
-        "migrating": operation.joint,
+        "migrating": operation.migrating,
         "waiting_for": waiting,
         "plan": operation.plan_hash,
         "parent_epoch": operation.parent_epoch,
@@ -275,7 +275,7 @@ pub(super) fn throttle_text(throttle: &v1::ThrottleSetting) -> String {
     };
     format!(
         "{rate}; {} copies at once on each node; {} partitions migrate at once",
-        throttle.transfers_max, throttle.joint_max
+        throttle.transfers_max, throttle.migrating_max
     )
 }
 
@@ -286,7 +286,7 @@ pub(super) fn throttle_json(throttle: &v1::ThrottleSetting) -> Value {
         "by": (!throttle.by.is_empty()).then(|| throttle.by.clone()),
         "set": (throttle.set_us > 0).then(|| rfc3339(throttle.set_us)),
         "transfers_max": throttle.transfers_max,
-        "migrating_max": throttle.joint_max,
+        "migrating_max": throttle.migrating_max,
     })
 }
 

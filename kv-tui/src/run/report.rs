@@ -299,10 +299,12 @@ pub(crate) fn reason(progress: &Progress, throttle: Option<&v1::ThrottleSetting>
     }
     match (step.state, progress.operation.state()) {
         (MoveState::Waiting, v1::OperationState::Paused) => "the operation is paused".to_owned(),
-        (MoveState::Waiting, v1::OperationState::Running) => match throttle.map_or(0, |throttle| throttle.joint_max) {
-            0 => "waits for its turn".to_owned(),
-            most => format!("waits for its turn: at most {most} partitions migrate at once"),
-        },
+        (MoveState::Waiting, v1::OperationState::Running) => {
+            match throttle.map_or(0, |throttle| throttle.migrating_max) {
+                0 => "waits for its turn".to_owned(),
+                most => format!("waits for its turn: at most {most} partitions migrate at once"),
+            }
+        }
         (MoveState::Covered, v1::OperationState::Running) => {
             "is proven complete, and waits until its partition is cut over".to_owned()
         }

@@ -270,7 +270,8 @@ impl Client {
     }
 
     /// Refreshes after a failed connection, which may mean that addresses have changed, but not for each of many.
-    async fn refresh_sometimes(&self, stale: &Arc<View>) {
+    /// What is under way goes on meanwhile with the nodes that are known.
+    fn refresh_sometimes(&self, stale: &Arc<View>) {
         let due = {
             let mut refreshed = self.inner.refreshed.lock();
             let due = refreshed.elapsed() >= REFRESH_EVERY;
@@ -280,8 +281,9 @@ impl Client {
             due
         };
         if due {
+            let (client, stale) = (self.clone(), Arc::clone(stale));
             // Without an answer the client continues with what it knows.
-            drop(self.refresh_from(stale, None, false).await);
+            tokio::spawn(async move { drop(client.refresh_from(&stale, None, false).await) });
         }
     }
 }

@@ -226,7 +226,7 @@ impl Client {
                 return Err(progress.give_up(timeout));
             }
             if failure.transport {
-                self.refresh_sometimes(&view).await;
+                self.refresh_sometimes(&view);
             }
             if stale {
                 let before = route.epoch;

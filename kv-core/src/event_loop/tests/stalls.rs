@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::cell::Cell;
 use crate::config::{ClusterConfig, NodeConfig};
 use crate::event_loop::EventLoop;
-use crate::message::{CallId, Message, Role};
+use crate::message::{CallId, Message};
 use crate::parts::{LoopInput, Tell};
 use crate::replication::{Goal, Target};
 use crate::shell::Effect;
@@ -52,10 +53,10 @@ impl Talk {
         let node = &mut self.node;
         node.kernel.now.mono = Monotonic(at * MS);
         let key = StorageKey::space_start(Space::Owned);
-        let targets = vec![Target::new(PEER, Role::Owner)];
+        let targets = vec![Target::owner(PEER)];
         let replications = &mut node.replications;
         let ctx = &mut Ctx { kernel: &mut node.kernel, view: &node.view, replications: 0 };
-        replications.start(ctx, key, Record::default(), targets, Goal::Repair);
+        replications.start(ctx, key, Cell::from(Record::default()), targets, Goal::Repair);
     }
 
     fn wake(&mut self, from: u64, to: u64) {

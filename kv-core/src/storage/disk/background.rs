@@ -7,7 +7,8 @@
 //!
 //! **Wake-ups.** fjall looks for something to compact when a flush is done, and no more if the levels concerned are busy
 //! just then. The next flush makes up for that, but there is none once commits wait for compactions: then the thread that
-//! commits compacts itself.
+//! commits compacts itself. Large records wait before that point (`Reader::is_behind`), and then there may be no flush either, so
+//! somebody compacts for them (`Reader::catch_up`).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -121,7 +122,7 @@ fn give_way() {
 
 /// Makes this thread ten steps nicer than its process. One that cannot be made so compacts all the same.
 #[cfg(target_os = "linux")]
-fn lower_priority() {
+pub(super) fn lower_priority() {
     use rustix::process::{getpid, getpriority_process, setpriority_process};
     use rustix::thread::gettid;
 
@@ -137,15 +138,15 @@ fn lower_priority() {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn lower_priority() {}
+pub(super) fn lower_priority() {}
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::storage::disk::engine::RUNS_MAX;
-    use crate::storage::{Batch, Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Write};
+    use crate::storage::disk::engine::{RUNS_BEHIND, RUNS_MAX};
+    use crate::storage::{Batch, Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Reader, Write};
     use crate::types::{Seq, StoreId};
 
     fn open(path: &std::path::Path, config: &DiskConfig) -> (DiskReader, DiskCommitter) {
@@ -174,6 +175,41 @@ mod tests {
             }
         }
         assert!(reader.metrics().runs < RUNS_MAX as u64, "{:?}", reader.metrics());
+    }
+
+    #[test]
+    fn a_store_is_behind_before_commits_have_to_wait_and_catches_up_without_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let (reader, mut committer) = open(directory.path(), &DiskConfig::default());
+        for number in 1.. {
+            commit(&mut committer, number).unwrap();
+            assert!(!reader.is_behind());
+            committer.shared.tree.tree.flush_active_memtable(0).unwrap();
+            if reader.is_behind() {
+                break;
+            }
+        }
+        assert_eq!(reader.metrics().runs, RUNS_BEHIND as u64);
+        reader.catch_up().unwrap();
+        assert!(!reader.is_behind(), "{:?}", reader.metrics());
+    }
+
+    #[test]
+    fn a_store_is_behind_when_a_flush_is_about_to_be_overtaken() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = DiskConfig { memtable_bytes: 1 << 20, ..DiskConfig::default() };
+        let (reader, mut committer) = open(directory.path(), &config);
+        let tree = committer.shared.tree.clone();
+        let mut large = |number: u64| {
+            let (name, value) = (Bytes::from_static(b"large"), Some(Bytes::from(vec![7; 600 << 10])));
+            committer.commit(&[Batch { writes: vec![Write::Meta { name, value }] }], Seq(number)).unwrap();
+        };
+        large(1);
+        // Sealed, and nobody is told to flush it.
+        tree.tree.rotate_memtable().unwrap();
+        assert!(!reader.is_behind(), "there is room in the next one");
+        large(2);
+        assert!(reader.is_behind());
     }
 
     #[cfg(target_os = "linux")]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, OwnedWriteBatch, PersistMode, Readable};
 
-use super::background::{compact_all, compact_if_nobody_does};
+use super::background::{compact_all, compact_if_nobody_does, lower_priority};
 use super::descriptors::{Descriptors, patiently};
 use super::identity::{Confirmed, Directory, Identity, StoreLock, is_full};
 use super::ledger::{Ledger, Written};
@@ -28,6 +28,9 @@ const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize;
 /// waits. fjall itself would wait from 4 and 30 on, without end and without a word.
 const SEALED_MAX: usize = 2;
 pub(super) const RUNS_MAX: usize = 20;
+
+/// Overlapping runs of tables from which on the store counts as behind: large records wait, so that small ones need not.
+pub(super) const RUNS_BEHIND: usize = RUNS_MAX / 2;
 
 /// How long a waiting commit sleeps before it looks again.
 const STALL_STEP: Duration = Duration::from_millis(1);
@@ -51,6 +54,8 @@ pub(super) struct Shared {
     pub(super) reclaiming: Arc<AtomicBool>,
     /// Bytes of a table that a compaction writes.
     pub(super) table_bytes: u64,
+    /// Bytes that are gathered in memory before they are written to a table.
+    pub(super) memtable_bytes: u64,
     pub(super) directory: Arc<Directory>,
 }
 
@@ -210,6 +215,23 @@ impl Reader for DiskReader {
         let what = || format!("a block with settings from {} on", prefix.escape_ascii());
         let found = patiently(|| self.read(what, || self.shared.all_with_prefix(&meta_key(prefix))))?;
         Ok(found.into_iter().map(|(key, value)| (to_bytes(key).slice(1..), to_bytes(value))).collect())
+    }
+
+    fn is_behind(&self) -> bool {
+        let tree = &self.shared.tree.tree;
+        // The second memtable must not be full before the first is a table.
+        let is_filling = || tree.active_memtable().size() >= self.shared.memtable_bytes / 2;
+        let sealed = tree.sealed_memtable_count();
+        sealed >= SEALED_MAX || tree.l0_run_count() >= RUNS_BEHIND || (sealed > 0 && is_filling())
+    }
+
+    fn catch_up(&self) -> Result<(), StorageError> {
+        if self.shared.tree.tree.l0_run_count() < RUNS_BEHIND {
+            // A flush is always under way if there is something to flush.
+            return Ok(());
+        }
+        lower_priority();
+        compact_if_nobody_does(&self.shared).map_err(|error| self.shared.explain(error))
     }
 
     fn reclaim(&self, deleted: u64) -> Result<(), StorageError> {

@@ -231,7 +231,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::storage::{Footprint, Space, StorageKey, Write};
+    use crate::storage::{Footprint, StorageKey, Write};
     use crate::types::KeyspaceId;
 
     /// What a store would hold of the ledger.
@@ -297,7 +297,7 @@ mod tests {
         fn commit(&mut self, commit: &Commit) {
             let mut changes = Vec::new();
             for (partition, name, put) in commit {
-                let key = StorageKey::new(Space::Owned, PartitionId(*partition), KeyspaceId(0), &[*name]);
+                let key = StorageKey::owned(PartitionId(*partition), KeyspaceId(0), &[*name]);
                 self.hash = self.hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let after = put.then_some(Footprint { live: name % 3 > 0, bytes: u32::from(*name), hash: self.hash });
                 let before = match after {

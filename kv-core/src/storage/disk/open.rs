@@ -186,9 +186,10 @@ fn open_engine(
         let reason = format!("its tree {TREE:?} is missing");
         return Err(StorageError::Damaged { path: data.display().to_string(), reason });
     }
+    let memtable_bytes = memtable_bytes(config.memtable_bytes, store);
     let options = || {
         KeyspaceCreateOptions::default()
-            .max_memtable_size(memtable_bytes(config.memtable_bytes, store))
+            .max_memtable_size(memtable_bytes)
             .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(config.table_bytes)))
             .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
     };
@@ -200,6 +201,7 @@ fn open_engine(
         reclaiming: Arc::default(),
         descriptors,
         table_bytes: config.table_bytes,
+        memtable_bytes,
         directory: Arc::new(directory),
     })
 }

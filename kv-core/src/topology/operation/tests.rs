@@ -51,10 +51,10 @@ fn receipt(layout: &Layout, partition: PartitionId, joint: &Joint, receiver: &Re
 
 /// What holds of every step of an operation.
 #[track_caller]
-fn check_step(before: &Layout, after: &Layout, joint_max: usize) {
+fn check_step(before: &Layout, after: &Layout, migrating_max: usize) {
     check(after).expect("sound");
     assert_eq!(after.epoch, Epoch(before.epoch.0 + 1));
-    assert!(joint_entries(after).count() <= joint_max);
+    assert!(joint_entries(after).count() <= migrating_max);
     for (old, new) in before.partitions.iter().zip(&after.partitions) {
         let same = (&old.owners, &old.joint) == (&new.owners, &new.joint);
         assert_eq!(new.changed, if same { old.changed } else { after.epoch });
@@ -77,7 +77,7 @@ proptest! {
         copies in (1u8..5, 1u8..5),
         seeds in (0u64..1000, 0u64..1000),
         owning in prop::collection::vec((any::<bool>(), any::<bool>()), 7),
-        joint_max in 1usize..6,
+        migrating_max in 1usize..6,
         order in prop::collection::vec(any::<prop::sample::Index>(), 400),
         cancelled_after in prop::option::of(0usize..30),
     ) {
@@ -86,8 +86,8 @@ proptest! {
         let first = layout(copies.0, seeds.0, &from);
         let end = layout(copies.1, seeds.1, &to);
         let target = target(&first, &end, &[]).expect("nobody is dead");
-        let mut now = begin(&first, &target, joint_max).expect("fits");
-        check_step(&first, &now, joint_max);
+        let mut now = begin(&first, &target, migrating_max).expect("fits");
+        check_step(&first, &now, migrating_max);
         let mut receipts = BTreeMap::new();
         for (step, at) in order.into_iter().enumerate() {
             if now.settled {
@@ -119,18 +119,18 @@ proptest! {
                 let staying_alone = wrong.sources.is_empty() && joint.sources_min == 1
                     && now.entry(partition).is_some_and(|entry| !entry.enters(receiver.node));
                 if !receipts.contains_key(&(partition, receiver.node)) && !staying_alone {
-                    prop_assert_eq!(advance(&now, &target, &alone, joint_max), None);
+                    prop_assert_eq!(advance(&now, &target, &alone, migrating_max), None);
                 }
             }
             receipts.insert((partition, receiver.node), good);
-            if let Some(next) = advance(&now, &target, &receipts, joint_max) {
-                check_step(&now, &next, joint_max);
+            if let Some(next) = advance(&now, &target, &receipts, migrating_max) {
+                check_step(&now, &next, migrating_max);
                 now = next;
             }
         }
         prop_assert!(now.settled);
         prop_assert!(now.partitions.iter().zip(&end.partitions).all(|(is, goal)| is.nodes().eq(goal.nodes())));
-        prop_assert_eq!(advance(&now, &target, &receipts, joint_max), None);
+        prop_assert_eq!(advance(&now, &target, &receipts, migrating_max), None);
         let members = |layout: &Layout| layout.members.values().map(Standing::of).collect::<Vec<_>>();
         prop_assert_eq!(members(&now), members(&end));
     }

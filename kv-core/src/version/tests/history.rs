@@ -12,13 +12,13 @@ use crate::types::{Incarnation, RequestId, StoreId, WallTime};
 
 /// Copies of the key: three owners, then two fallbacks.
 const OWNERS: usize = 3;
-pub(super) const NODES: usize = 5;
+pub(crate) const NODES: usize = 5;
 
 const SKEW_MAX: Duration = Duration::from_millis(500);
 
 /// What happens next.
 #[derive(Clone, Debug)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// A put or a delete at a node, with the context of an earlier read if there was one, or without.
     Write { node: usize, with: Option<prop::sample::Index>, delete: bool, ttl: Option<u64> },
     /// A read that merges the copies of some nodes; its token may be used at any later time.
@@ -35,7 +35,7 @@ pub(super) enum Action {
     Pass { micros: u64 },
 }
 
-pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
+pub(crate) fn actions() -> impl Strategy<Value = Vec<Action>> {
     let node = || 0..NODES;
     let action = prop_oneof![
         5 => (node(), prop::option::of(any::<prop::sample::Index>()), prop::bool::weighted(0.2), prop::option::weighted(0.3, 1u64..400_000))
@@ -50,7 +50,7 @@ pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
     prop::collection::vec(action, 1..40)
 }
 
-pub(super) fn any_conflict() -> impl Strategy<Value = Conflict> {
+pub(crate) fn any_conflict() -> impl Strategy<Value = Conflict> {
     prop_oneof![Just(Conflict::Siblings), Just(Conflict::Lww)]
 }
 
@@ -66,26 +66,26 @@ struct Copy {
 }
 
 /// A write as the oracle knows it.
-pub(super) struct Written {
-    pub(super) seen: Context,
-    pub(super) at: Hlc,
-    pub(super) deletes: bool,
-    pub(super) expires: Option<WallTime>,
+pub(crate) struct Written {
+    pub(crate) seen: Context,
+    pub(crate) at: Hlc,
+    pub(crate) deletes: bool,
+    pub(crate) expires: Option<WallTime>,
 }
 
-pub(super) struct History {
-    pub(super) conflict: Conflict,
+pub(crate) struct History {
+    pub(crate) conflict: Conflict,
     copies: Vec<Copy>,
-    pub(super) wall: WallTime,
+    pub(crate) wall: WallTime,
     tokens: Vec<ContextToken>,
-    pub(super) writes: BTreeMap<Dot, Written>,
+    pub(crate) writes: BTreeMap<Dot, Written>,
     /// Every state that any node was in: each may still be on its way somewhere.
-    pub(super) records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
 }
 
 impl History {
     /// Plays the actions; every state on the way agrees with the oracle.
-    pub(super) fn play(conflict: Conflict, actions: &[Action]) -> Self {
+    pub(crate) fn play(conflict: Conflict, actions: &[Action]) -> Self {
         let copies = vec![Copy { boot: 1, ..Copy::default() }; NODES];
         let (tokens, writes, records) = (Vec::new(), BTreeMap::new(), vec![Record::default()]);
         let mut history = Self { conflict, copies, wall: WallTime(1_000_000_000), tokens, writes, records };
@@ -189,7 +189,7 @@ impl History {
 
     /// A record holds what the oracle expects of its context: of the writes seen, those that no other write seen has
     /// seen, or the latest of all.
-    pub(super) fn agrees(&self, record: &Record) {
+    pub(crate) fn agrees(&self, record: &Record) {
         assert!(record.is_valid(), "{record:?}");
         let covered: Vec<(&Dot, &Written)> =
             self.writes.iter().filter(|(dot, _)| record.context.covers(**dot)).collect();
@@ -216,7 +216,7 @@ impl History {
     }
 
     /// What all nodes end with after everybody has heard of everything.
-    pub(super) fn converged(&self) -> Vec<Record> {
+    pub(crate) fn converged(&self) -> Vec<Record> {
         let merged = |first: usize| {
             let mut record = self.copies[first].record.clone();
             (1..NODES).for_each(|step| record.merge(&self.copies[(first + step) % NODES].record, self.conflict));

@@ -2,7 +2,7 @@
 
 mod clock;
 mod context;
-mod history;
+pub(crate) mod history;
 mod laws;
 mod token;
 

@@ -10,9 +10,11 @@ use crate::settings::node_id;
 const HINT_BYTES_SLACK: u64 = 16 * 1024;
 
 /// Whether a node keeps to its limits.
-pub(crate) fn are_kept(machine: usize, status: &Status, config: &NodeConfig) -> Result<(), String> {
+pub(crate) fn are_kept(machine: usize, status: &Status, loops: usize, config: &NodeConfig) -> Result<(), String> {
     let node = node_id(machine);
-    if status.requests > config.requests_max {
+    // Each loop has an equal part of a limit, rounded up, and lets one alone pass that is larger.
+    let over_loops = |most: usize, one: usize| most.div_ceil(loops).max(one) * loops;
+    if status.requests > over_loops(config.requests_max, 1) {
         return Err(format!(
             "invariant 9: {node} has {} requests, {} are allowed",
             status.requests, config.requests_max
@@ -26,11 +28,11 @@ pub(crate) fn are_kept(machine: usize, status: &Status, config: &NodeConfig) -> 
         ("that a peer has not answered", status.peer_bytes, config.peer_bytes_max + config.request_bytes_max),
     ];
     for (what, found, allowed) in bytes {
-        if found > allowed.max(one) {
+        if found > over_loops(allowed, one) {
             return Err(format!("invariant 9: {node} holds {found} bytes {what}, {allowed} are allowed"));
         }
     }
-    if status.hint_bytes > config.hint_bytes_max + HINT_BYTES_SLACK {
+    if status.hint_bytes > config.hint_bytes_max + HINT_BYTES_SLACK * loops as u64 {
         return Err(format!(
             "invariant 9: {node} holds {} bytes of hints, {} are allowed",
             status.hint_bytes, config.hint_bytes_max

@@ -2,6 +2,9 @@
 //! an earlier one; everything that it durably held at that moment is durably held or dominated by the receiver. There
 //! are as many sources as the entry demands.
 
+use std::sync::Arc;
+
+use kv_core::ring::Layout;
 use kv_core::storage::Space;
 use kv_core::topology::Receipt;
 use kv_core::types::{Epoch, PartitionId};
@@ -21,10 +24,11 @@ pub(crate) fn held(world: &World, machine: usize, partition: PartitionId) -> Vec
     keys.map(context).collect()
 }
 
-/// A machine acts on a layout: it is fenced for every migration of which it is an old owner.
-pub(crate) fn fence(world: &mut World, machine: usize, epoch: Epoch) {
-    let Some(layout) = world.layouts.iter().find(|layout| layout.epoch == epoch).cloned() else { return };
-    for (partition, entry) in layout.partition_ids().zip(&layout.partitions) {
+/// A machine acts on a layout for a partition, after an older one: it is fenced for the migration if it is an old owner.
+pub(crate) fn fence(world: &mut World, machine: usize, partition: PartitionId, after: Epoch, now: Epoch) {
+    let is_passed = |layout: &&Arc<Layout>| layout.epoch > after && layout.epoch <= now;
+    let passed: Vec<Arc<Layout>> = world.layouts.iter().filter(is_passed).cloned().collect();
+    for entry in passed.iter().filter_map(|layout| layout.entry(partition)) {
         let old = entry.owners.iter().any(|owner| machine_of(owner.node) == machine);
         if let Some(joint) = entry.joint.as_ref().filter(|_| old) {
             let at = (machine, partition, joint.epoch);

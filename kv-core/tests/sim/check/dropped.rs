@@ -39,7 +39,7 @@ pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<
     let Some(record) = disk.visible_record(key) else { return Ok(()) };
     let partition = key.partition();
     let durable = disk.durable_layout();
-    let acts_on = world.machines[machine].core.as_ref().and_then(|core| core.layout().cloned());
+    let acts_on = world.machines[machine].core.as_ref().and_then(|core| core.layout_for(key.partition()).cloned());
     let owns = |layout: &Layout| layout.entry(partition).is_some_and(|entry| entry.owns(node));
     if durable.as_ref().is_none_or(owns) {
         return Err(format!("rule M4: {node} drops {key} although its durable layout makes it an owner"));

@@ -31,8 +31,7 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
         under_way.coordinator = None;
     }
     entries.extend(world.acted_entries(machine, key.partition));
-    let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == key.keyspace);
-    let w = keyspace.map_or(1, |keyspace| keyspace.w);
+    let w = world.settings_of(key.keyspace).map_or(1, |settings| settings.w);
     let owners_only = op.consistency.strict || op.consistency.level == Level::All;
     let (owned, hint) = (world.storage_key(Space::Owned, op.key), world.storage_key(Space::Hint, op.key));
     let covers = |dot: Dot| move |record: &Record| record.context.covers(dot);

@@ -54,8 +54,7 @@ pub(crate) fn promised(world: &World, sent: Time, key: KeyId, consistency: Consi
         return Vec::new();
     }
     let name = world.history.key(key);
-    let keyspace = world.keyspaces.iter().find(|keyspace| keyspace.id == name.keyspace);
-    let (r, w) = keyspace.map_or((1, 1), |keyspace| (keyspace.r, keyspace.w));
+    let (r, w) = world.settings_of(name.keyspace).map_or((1, 1), |settings| (settings.r, settings.w));
     let entries: Vec<&Entry> = world.layouts.iter().filter_map(|layout| layout.entry(name.partition)).collect();
     let mut sizes: Vec<usize> = entries.iter().flat_map(|entry| entry.sets()).map(<[_]>::len).collect();
     sizes.sort_unstable();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Leader;
 use crate::control::peers::transport::ReportReply;
 use crate::control::peers::{RaftId, raft_id};
-use crate::control::state::{Asked, ClusterState, Command, OperationState, RECEIPTS_MAX, joint_max};
+use crate::control::state::{Asked, ClusterState, Command, OperationState, RECEIPTS_MAX, migrating_max};
 
 /// How often a node reports while something is under way.
 pub const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -84,7 +84,7 @@ pub(in crate::control) fn next_step(
         let reported = reports.values().flat_map(|report| &report.receipts).take(RECEIPTS_MAX);
         let mut known = active.receipts.clone();
         known.extend(reported.clone().map(|receipt| ((receipt.partition, receipt.node), receipt.clone())));
-        if operation::advance(layout, target, &known, joint_max(layout.partition_count())).is_some() {
+        if operation::advance(layout, target, &known, migrating_max(layout.partition_count())).is_some() {
             let is_new = |receipt: &&Receipt| active.receipts.get(&(receipt.partition, receipt.node)) != Some(*receipt);
             let receipts = reported.filter(is_new).cloned().collect();
             return Some(Command::Advance { operation: active.id, epoch: layout.epoch, receipts, asked });

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use kv_core::config::{Available, Mode};
 use kv_core::topology::Change;
 use kv_core::types::{NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
@@ -249,10 +250,15 @@ impl ClusterState {
                 self.describe_join(by, &name, before, node, spare)?
             }
             (About::Create(spec), _) => {
-                let KeyspaceSpec { name, r, w, conflict } = &spec;
-                let conflict = conflict_word(*conflict);
-                let command = format!("keyspace create {name} --r {r} --w {w} --conflict {conflict}");
-                let what = format!("keyspace {name} created: R={r}, W={w}, {conflict}");
+                let KeyspaceSpec { name, mode } = &spec;
+                let (flags, words) = match *mode {
+                    Mode::Available(Available { r, w, conflict }) => {
+                        let conflict = conflict_word(conflict);
+                        (format!("--r {r} --w {w} --conflict {conflict}"), format!("R={r}, W={w}, {conflict}"))
+                    }
+                };
+                let command = format!("keyspace create {name} {flags}");
+                let what = format!("keyspace {name} created: {words}");
                 Note::new(K::KeyspaceCreated, by, command, what).undone_by(format!("keyspace drop {name}"))
             }
             (About::Drop(name), _) => {

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-use kv_core::config::ClusterConfig;
+use kv_core::config::{ClusterConfig, Mode};
 use kv_core::ring::Layout;
 use kv_core::topology::{Plan, Receipt};
 use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId, WallTime};
-use kv_core::version::Conflict;
 use serde::{Deserialize, Serialize};
 
 use super::operation::{Asked, Estimate, OperationId};
@@ -212,12 +211,8 @@ pub struct NodeDescriptor {
 pub struct KeyspaceSpec {
     /// Its name, unique in the cluster.
     pub name: String,
-    /// Replicas that a read asks.
-    pub r: u8,
-    /// Durable copies that a write waits for.
-    pub w: u8,
-    /// What becomes of concurrent writes.
-    pub conflict: Conflict,
+    /// What it promises.
+    pub mode: Mode,
 }
 
 /// What became of a command.

@@ -1,6 +1,6 @@
 //! How the commands about keyspaces change the agreed state.
 
-use kv_core::config::Keyspace;
+use kv_core::config::{Available, Keyspace, Mode};
 use kv_core::types::KeyspaceId;
 
 use super::ClusterState;
@@ -20,11 +20,7 @@ impl ClusterState {
         self.check_formed()?;
         check_by(asked)?;
         check_name("keyspace", &spec.name)?;
-        for (field, value) in [("r", spec.r), ("w", spec.w)] {
-            if !(1..=QUORUM_MAX).contains(&value) {
-                return Err(invalid(format!("{field} is {value}; it must be from 1 to {QUORUM_MAX}")));
-            }
-        }
+        check_mode(&spec.mode)?;
         if self.keyspace_named(&spec.name).is_some() {
             return Err(Refusal::new(
                 RefusalKind::Exists,
@@ -41,8 +37,8 @@ impl ClusterState {
         self.next_keyspace = self.next_keyspace.checked_add(1).ok_or_else(|| {
             Refusal::new(RefusalKind::Exhausted, "all keyspace numbers were used; keep the keyspaces that exist")
         })?;
-        let KeyspaceSpec { name, r, w, conflict } = spec;
-        self.keyspaces.insert(id, Keyspace { id, name, r, w, conflict });
+        let KeyspaceSpec { name, mode } = spec;
+        self.keyspaces.insert(id, Keyspace { id, name, mode });
         self.changed();
         Ok(Done::KeyspaceCreated { id })
     }
@@ -62,5 +58,19 @@ impl ClusterState {
         self.keyspaces.remove(&id);
         self.changed();
         Ok(Done::KeyspaceDropped { id })
+    }
+}
+
+/// Whether a keyspace can be of this mode.
+fn check_mode(mode: &Mode) -> Result<(), Refusal> {
+    match mode {
+        Mode::Available(Available { r, w, conflict: _ }) => {
+            for (field, value) in [("r", *r), ("w", *w)] {
+                if !(1..=QUORUM_MAX).contains(&value) {
+                    return Err(invalid(format!("{field} is {value}; it must be from 1 to {QUORUM_MAX}")));
+                }
+            }
+            Ok(())
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(in crate::control) use members::{
 };
 pub(in crate::control) use operation::RECEIPTS_MAX;
 pub use operation::{
-    Asked, Estimate, Operation, OperationId, OperationKind, OperationState, THROTTLE_BYTES, Throttle, joint_max,
+    Asked, Estimate, Operation, OperationId, OperationKind, OperationState, THROTTLE_BYTES, Throttle, migrating_max,
 };
 pub use operations::already_running;
 

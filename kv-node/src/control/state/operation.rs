@@ -42,7 +42,7 @@ pub const THROTTLE_BYTES: std::ops::RangeInclusive<u64> = 1024..=1 << 40;
 /// Partitions that migrate at once: enough that an epoch cuts over many, few enough that most of the cluster is exposed to
 /// one quorum only while the control plane has no majority.
 #[must_use]
-pub fn joint_max(partitions: u32) -> usize {
+pub fn migrating_max(partitions: u32) -> usize {
     usize::try_from((partitions / 8).clamp(8, 512)).unwrap_or(8)
 }
 

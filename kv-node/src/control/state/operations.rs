@@ -14,7 +14,7 @@ use super::command::{Done, Refusal, RefusalKind};
 use super::members::{invalid, precondition};
 use super::operation::{
     Asked, BY_BYTES_MAX, DETAILS_MAX, Estimate, OPERATIONS_MAX, Operation, OperationId, OperationState, RECEIPTS_MAX,
-    RETRY_MAX, THROTTLE_BYTES, Throttle, joint_max,
+    RETRY_MAX, THROTTLE_BYTES, Throttle, migrating_max,
 };
 
 impl ClusterState {
@@ -52,7 +52,7 @@ impl ClusterState {
             };
             Refusal::new(kind, refusal.to_string())
         })?;
-        let next = operation::begin(&layout, &target, joint_max(layout.partition_count()))
+        let next = operation::begin(&layout, &target, migrating_max(layout.partition_count()))
             .map_err(|error| Refusal::new(RefusalKind::Stale, format!("{error}; make the plan again")))?;
         let id = OperationId(self.next_operation.saturating_add(1));
         self.next_operation = id.0;
@@ -98,7 +98,7 @@ impl ClusterState {
         let fresh: Vec<Receipt> = receipts.into_iter().filter(|receipt| counts(&layout, operation, receipt)).collect();
         let mut known = operation.receipts.clone();
         known.extend(fresh.iter().map(|receipt| ((receipt.partition, receipt.node), receipt.clone())));
-        let next = operation::advance(&layout, &target, &known, joint_max(layout.partition_count()));
+        let next = operation::advance(&layout, &target, &known, migrating_max(layout.partition_count()));
         if fresh.is_empty() && next.is_none() {
             return Err(Refusal::new(RefusalKind::Stale, "no receipt is new and nothing is ready to be cut over"));
         }

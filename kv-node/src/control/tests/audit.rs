@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kv_core::config::{Available, Mode};
 use kv_core::topology::Change;
 use kv_core::types::{NodeId, PartitionId, StoreId, WallTime};
 use kv_core::version::Conflict;
@@ -31,7 +32,10 @@ fn check(state: &mut ClusterState, command: Command, expected: &[&str]) {
 }
 
 fn create(name: &str, asked: Asked) -> Command {
-    let spec = KeyspaceSpec { name: name.to_owned(), r: 1, w: 2, conflict: Conflict::Lww };
+    let spec = KeyspaceSpec {
+        name: name.to_owned(),
+        mode: Mode::Available(Available { r: 1, w: 2, conflict: Conflict::Lww }),
+    };
     Command::CreateKeyspace { spec, asked }
 }
 

@@ -429,7 +429,7 @@ fn check(before: &ClusterState, after: &ClusterState) -> Result<(), TestCaseErro
     prop_assert_eq!(after.active_operation().is_some(), after.operations.iter().any(|it| it.state.is_active()));
     let joint = |layout: &Layout| layout.partitions.iter().filter(|entry| entry.joint.is_some()).count();
     prop_assert!(after.active_operation().is_some() || joint(new) == 0, "joint partitions belong to an operation");
-    prop_assert!(joint(new) <= crate::control::state::joint_max(new.partition_count()));
+    prop_assert!(joint(new) <= crate::control::state::migrating_max(new.partition_count()));
     for operation in &after.operations {
         prop_assert!(operation.moved <= operation.moves_planned);
         if operation.state == OperationState::Done {

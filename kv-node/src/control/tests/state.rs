@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_core::config::ClusterConfig;
+use kv_core::config::{Available, ClusterConfig, Mode};
 use kv_core::ring::{FirstLayout, first_layout};
 use kv_core::topology::{Change, plan};
 use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, NodeId, StoreId, WallTime};
@@ -33,7 +33,10 @@ fn found(expect: u32) -> Command {
 }
 
 fn create(name: &str) -> Command {
-    let spec = KeyspaceSpec { name: name.to_owned(), r: 1, w: 1, conflict: Conflict::Lww };
+    let spec = KeyspaceSpec {
+        name: name.to_owned(),
+        mode: Mode::Available(Available { r: 1, w: 1, conflict: Conflict::Lww }),
+    };
     Command::CreateKeyspace { spec, asked: Asked::default() }
 }
 

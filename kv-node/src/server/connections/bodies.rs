@@ -1,13 +1,14 @@
 //! The bodies of requests and answers: each counts the bytes that it holds.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::{Mutex, MutexGuard};
 use tonic::Status;
 
 use super::deadline::End;
@@ -47,7 +48,7 @@ impl Received {
     }
 
     fn coming(&self) -> MutexGuard<'_, Coming> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -9,7 +9,7 @@
 //! time-out is asked to close (GOAWAY), as is everybody when the node stops. Keep-alive pings find connections whose other
 //! end has vanished.
 //!
-//! Writes are let in by turns of connections (`admission`). A call ends when its caller's time is up (`grpc-timeout`).
+//! Writes are let in by turns of connections (`admission`), reads by what those of the connection brought lately (`read_window`). A call ends when its caller's time is up (`grpc-timeout`).
 //!
 //! **Bytes.** Requests that come in are counted until they are whole, answers until the client has taken them, both for all
 //! connections together. While the answers nearly fill their budget, a client that takes none of its own loses its
@@ -21,13 +21,15 @@ mod listen;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, AdmissionStats, Ticket};
+use crate::read_window::ReadWindow;
 
 pub use bodies::Received;
 pub use deadline::Deadline;
@@ -141,6 +143,8 @@ pub struct ConnectionStats {
     pub answers: BudgetStats,
     /// Writes that are under way, and those that wait for it.
     pub writes: AdmissionStats,
+    /// Reads, or messages with reads, that wait.
+    pub reads_waiting: usize,
 }
 
 /// In whose place a connection is.
@@ -164,6 +168,8 @@ pub struct Connection {
     free: AtomicUsize,
     must_close: AtomicBool,
     told: Notify,
+    /// Its reads that are under way.
+    pub(crate) reads: Arc<ReadWindow>,
     /// Who its other end is, if it has proven that.
     proven: OnceLock<Proven>,
 }
@@ -226,6 +232,7 @@ impl Connections {
             incoming: self.incoming.stats(),
             answers: self.answers.stats(),
             writes: self.writes.stats(),
+            reads_waiting: places.open.values().map(|connection| connection.reads.waiting()).sum(),
         }
     }
 
@@ -236,8 +243,7 @@ impl Connections {
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
-        // Every holder leaves it consistent: counts change together with what they count.
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     /// A place for a new connection; `None`: there is none, and nobody can make room.
@@ -278,6 +284,7 @@ impl Connections {
             free: AtomicUsize::new(0),
             must_close: AtomicBool::new(false),
             told: Notify::new(),
+            reads: ReadWindow::new(),
             proven: OnceLock::new(),
         });
         places.open.insert(connection.id, Arc::clone(&connection));
@@ -379,7 +386,7 @@ impl Connections {
 
 impl Connection {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn hears(&self, bytes: usize) {

@@ -231,7 +231,7 @@ impl Fake {
             by: "mina".to_owned(),
             set_us: START_US,
             transfers_max: 4,
-            joint_max: 8,
+            migrating_max: 8,
         }
     }
 

@@ -140,7 +140,7 @@ impl Script {
             keys_moved: moved * KEYS,
             bytes_moved: moved * BYTES,
             receipts: moved,
-            joint: u32::try_from(migrating).unwrap_or(u32::MAX),
+            migrating: u32::try_from(migrating).unwrap_or(u32::MAX),
             undo: "node remove n4".to_owned(),
             entering: vec![self.node.0],
             details,

@@ -20,6 +20,7 @@ mod plan_pages;
 mod ring;
 mod table;
 
+use kv_core::config::{Available, Mode};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 
@@ -181,7 +182,8 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     };
     if let Some(layout) = &description.layout {
         if let Some(keyspace) = description.keyspaces.first().filter(|_| room == Room::Wide) {
-            facts.push_str(&format!("  N{} R{} W{}", layout.owners_per_partition(), keyspace.r, keyspace.w));
+            let Mode::Available(Available { r, w, .. }) = keyspace.mode;
+            facts.push_str(&format!("  N{} R{r} W{w}", layout.owners_per_partition()));
         }
         let epoch = if room == Room::Small { "e" } else { "epoch " };
         facts.push_str(&format!("  {epoch}{}", layout.epoch.0));

@@ -37,7 +37,7 @@ const HEADER_MARK: &[u8; 8] = b"KVRAFTLG";
 const RECORD_MARK: &[u8; 4] = b"KVRE";
 
 /// The format number of segments.
-pub(in crate::control) const FORMAT: u32 = 1;
+pub(in crate::control) const FORMAT: u32 = 2;
 
 /// The header of a segment with this salt.
 pub(in crate::control) fn header(salt: u64) -> Vec<u8> {
