@@ -144,6 +144,12 @@ impl ControlPlane {
         group.shutdown().await;
     }
 
+    /// Whether the node takes part no more.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.inner.stopping.load(Ordering::SeqCst)
+    }
+
     /// Has `command` agreed on and applied, by way of the leader, and returns what it did. The result is visible in
     /// `state` of the leader at once and of other nodes soon.
     ///

@@ -86,6 +86,10 @@ pub fn serve_identify(
     proven: Option<Incarnation>,
 ) -> Result<v1::IdentifyReply, Status> {
     check_protocol(request.protocol)?;
+    if control.has_stopped() {
+        // Else it could seem to be in two places when it is started again elsewhere.
+        return Err(to_status(RequestError::unavailable("this node is stopping")));
+    }
     let request = IdentifyRequest::try_from(request).map_err(to_status)?;
     check_sender(request.sender.incarnation, proven)?;
     Ok(control.handle_identify(request).into())

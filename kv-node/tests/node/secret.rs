@@ -225,8 +225,8 @@ async fn the_secret_is_changed_while_the_cluster_serves() {
     let client = world.client().await;
     world.wait_until_all_up(&client).await;
     for lines in [&[NEW, OLD][..], &[NEW]] {
-        for at in 0..3 {
-            write(&files[at], lines);
+        for (at, file) in files.iter().enumerate() {
+            write(file, lines);
             world.nodes[at].kill();
             put(&client, &format!("k{}-{at}", lines.len()), "v").await;
             world.nodes[at].restart();
