@@ -197,13 +197,28 @@ struct Impostor {
 }
 
 impl Impostor {
-    /// Serves at an address.
-    async fn serve(self, address: &str) -> tokio::task::JoinHandle<()> {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let served = tonic::transport::Server::builder()
-            .add_service(PeerServer::new(self))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(async { served.await.unwrap() })
+    /// Serves at an address until the result is dropped, with all of its connections.
+    fn serve(self, address: &str) -> Served {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        runtime.spawn(async {
+            let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
+            let server = tonic::transport::Server::builder().add_service(PeerServer::new(self));
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        Served(Some(runtime))
+    }
+}
+
+/// A server with a runtime of its own.
+struct Served(Option<tokio::runtime::Runtime>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -312,14 +327,14 @@ async fn two_reports_do_not_put_a_stranger_in_the_place_of_a_member() {
     let address = format!("127.0.0.1:{}", free_port());
     let mine = v1::Incarnation { store_id: 99, boot: 1, nonce: 5 };
     let me = v1::NodeAddress { incarnation: Some(mine), address: address.clone() };
-    let serving = Impostor { me, group, hello: v1::Hello::default() }.serve(&address).await;
+    let serving = Impostor { me, group, hello: v1::Hello::default() }.serve(&address);
     // First n2 is said to have moved, then its place is taken by whoever is there now.
     let moved = v1::Incarnation { store_id: held, boot: 5, nonce: 5 };
     let first = join(&world.nodes, &report(&client, "n2", &address, moved, 3)).await;
     let mut taken = report(&client, "n2", &address, mine, 4);
     taken.replaces = vec![held];
     let second = join(&world.nodes, &taken).await;
-    serving.abort();
+    drop(serving);
     assert!(!is_admitted(&first) && !is_admitted(&second), "{first:?}, then {second:?}");
     expect_unharmed(&world, &client, &before).await;
     assert_eq!(get(&client, "k").await, ["v"]);
@@ -346,14 +361,12 @@ async fn a_stranger_that_answers_at_a_members_address_is_no_member() {
     let seen = v1::Incarnation { store_id: store_of(&before, "n1"), boot: u32::MAX, nonce: 0 };
     let stranger = Stranger { node: 3, seen: Some(seen), ..Stranger::of(&client) };
     let me = v1::NodeAddress { incarnation: Some(stranger.incarnation), address: address.clone() };
-    let serving = Impostor { me, group: store_of(&before, "n1"), hello: stranger.hello() }.serve(&address).await;
+    let serving = Impostor { me, group: store_of(&before, "n1"), hello: stranger.hello() }.serve(&address);
     for node in &world.nodes[..2] {
-        // The stranger answers on this thread.
         until_async("it is refused", || async { node.log().contains("n3 is a member with store").then_some(()) }).await;
     }
     assert_eq!(get(&client, "k").await, ["v"]);
-    serving.abort();
-    drop(serving.await);
+    drop(serving);
     world.nodes[2].restart();
     expect_unharmed(&world, &client, &before).await;
 }
