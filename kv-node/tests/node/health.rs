@@ -10,7 +10,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::world::{Node, World, put};
+use crate::world::{Node, World, put, until};
 
 const SERVICES: [&str; 4] = ["", "kv.v1.KeyValue", "kv.v1.Cluster", "kv.v1.Peer"];
 
@@ -51,6 +51,9 @@ async fn health_follows_the_data_plane() {
     world.add("n1", &["--bootstrap", "--expect", "2"]);
     assert_eq!(statuses(&world.nodes[0]).await, [NotServing, NotServing, Serving, Serving]);
     check_page(&world.nodes[0], "/healthz", 200, "ok");
+    // Its control plane may still be starting.
+    let forms = || world.nodes[0].page("GET", "/readyz", "").body.contains("forming").then_some(());
+    until("it waits for other members", forms);
     check_page(&world.nodes[0], "/readyz", 503, "forming");
 
     // Who watches is told of each change, and of a service that does not exist that it does not.
