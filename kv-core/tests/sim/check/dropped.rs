@@ -41,11 +41,16 @@ pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<
     let durable = disk.durable_layout();
     let acts_on = world.machines[machine].core.as_ref().and_then(|core| core.layout_for(key.partition()).cloned());
     let owns = |layout: &Layout| layout.entry(partition).is_some_and(|entry| entry.owns(node));
-    if durable.as_ref().is_none_or(owns) {
-        return Err(format!("rule M4: {node} drops {key} although its durable layout makes it an owner"));
-    }
-    let Some(entry) = acts_on.as_ref().and_then(|layout| layout.entry(partition)) else {
+    let Some(acts_on) = acts_on else {
         return Err(format!("rule M4: {node} drops {key} without a layout"));
+    };
+    // A newer one may be durable already, of which this loop has not been told yet. Whatever it makes of the node, the loop
+    // has confirmed nothing by it.
+    if owns(&acts_on) || durable.is_none_or(|durable| durable.epoch < acts_on.epoch) {
+        return Err(format!("rule M4: {node} drops {key} although no durable layout takes it away from it"));
+    }
+    let Some(entry) = acts_on.entry(partition) else {
+        return Err(format!("rule M4: {node} drops {key} of no partition"));
     };
     for owner in entry.nodes() {
         let disk = &world.machines[machine_of(owner)].disk;
