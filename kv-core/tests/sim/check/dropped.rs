@@ -3,8 +3,9 @@
 //! which only gets newer, says that its keyspace was dropped.
 
 use kv_core::config::KeyspaceList;
-use kv_core::ring::Layout;
+use kv_core::ring::Entry;
 use kv_core::storage::StorageKey;
+use kv_core::types::NodeId;
 
 use crate::settings::{machine_of, node_id};
 use crate::world::World;
@@ -38,25 +39,20 @@ pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<
     let disk = &world.machines[machine].disk;
     let Some(record) = disk.visible_record(key) else { return Ok(()) };
     let partition = key.partition();
-    let durable = disk.durable_layout();
-    let acts_on = world.machines[machine].core.as_ref().and_then(|core| core.layout_for(key.partition()).cloned());
-    let owns = |layout: &Layout| layout.entry(partition).is_some_and(|entry| entry.owns(node));
-    let Some(acts_on) = acts_on else {
-        return Err(format!("rule M4: {node} drops {key} without a layout"));
-    };
-    // A newer one may be durable already, of which this loop has not been told yet. Whatever it makes of the node, the loop
-    // has confirmed nothing by it.
-    if owns(&acts_on) || durable.is_none_or(|durable| durable.epoch < acts_on.epoch) {
+    // The loop may have gone on to a newer layout within this step, and a newer one may be durable already of which it has not
+    // been told yet. Whatever that one makes of the node, the loop has confirmed nothing by it.
+    let durable = disk.durable_layout().map(|layout| layout.epoch).unwrap_or_default();
+    let mut left = world.acted_entries(machine, partition);
+    left.retain(|entry| !entry.owns(node) && entry.changed <= durable);
+    if left.is_empty() {
         return Err(format!("rule M4: {node} drops {key} although no durable layout takes it away from it"));
     }
-    let Some(entry) = acts_on.entry(partition) else {
-        return Err(format!("rule M4: {node} drops {key} of no partition"));
+    let holds = |owner: NodeId| {
+        world.machines[machine_of(owner)].disk.ever_held(key, |held| held.context.dominates(&record.context))
     };
-    for owner in entry.nodes() {
-        let disk = &world.machines[machine_of(owner)].disk;
-        if !disk.ever_held(key, |held| held.context.dominates(&record.context)) {
-            return Err(format!("rule A4: {node} drops {key}, which {owner} does not hold"));
-        }
+    let lacks = |entry: &Entry| entry.nodes().find(|owner| !holds(*owner));
+    match left.iter().map(lacks).min() {
+        Some(Some(owner)) => Err(format!("rule A4: {node} drops {key}, which {owner} does not hold")),
+        _ => Ok(()),
     }
-    Ok(())
 }
