@@ -12,7 +12,7 @@ use crate::storage::{Slice, SliceRequest, Space, StorageKey};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
 use crate::wiring::{AfterDurable, Ctx, OpId, ReadFor, SliceId};
 
-/// The fewest entries that are read of a partition at once.
+/// The fewest entries that are asked of a part at once.
 const PART_ENTRIES_MIN: usize = 16;
 
 /// The fewest bytes at which a partition's part of a slice ends.
@@ -20,6 +20,11 @@ const PART_BYTES_MIN: usize = 16 * 1024;
 
 /// Slices that are read at once: one thread reads them, and each is held whole.
 const SLICES_MAX: usize = 64;
+
+/// What one of so many parts is asked for, so that all together bring about twice what is wanted: keys are spread evenly.
+pub(crate) fn part_entries(limit: usize, parts: usize) -> usize {
+    (2 * limit / parts.max(1)).max(PART_ENTRIES_MIN).min(limit)
+}
 
 /// Who wants a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,7 @@ impl Slices {
         let SliceQuery { partitions, keyspace, prefix, after, limit, .. } = query;
         let count = partitions.len().max(1);
         let limit = (*limit).min(ctx.view.config.slice_entries_max);
-        let entries_max = (2 * limit / count).max(PART_ENTRIES_MIN).min(limit.max(1));
+        let entries_max = part_entries(limit.max(1), count);
         let bytes_max = (ctx.view.config.slice_bytes_max / count).max(PART_BYTES_MIN);
         self.may_scan(ctx, partitions, *keyspace)?;
         let range = |&(partition, _): &(PartitionId, Epoch)| {

@@ -32,6 +32,22 @@ pub struct Share {
     bytes: usize,
 }
 
+/// Counts one that waits for room, until it has it or gives up: until this is dropped.
+pub(crate) struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    pub(crate) fn count(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Budget {
     /// A budget of so many bytes.
     #[must_use]

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget::Waits;
+
 /// Bytes that the reads under way may be expected to bring.
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 
@@ -37,15 +39,6 @@ pub struct ReadTicket {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// Counts those that wait, whether they get in or give up.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl ReadWindow {
     /// Nothing is under way.
     pub(crate) fn new() -> Arc<Self> {
@@ -71,8 +64,7 @@ impl ReadWindow {
     pub(crate) async fn admit(self: &Arc<Self>, reads: usize) -> Vec<ReadTicket> {
         let each = self.units();
         let all = u32::try_from((each * reads).min(UNITS)).unwrap_or(u32::MAX);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waits = Waits(&self.waiting);
+        let waits = Waits::count(&self.waiting);
         // Nobody closes it.
         let mut room = Arc::clone(&self.room).acquire_many_owned(all).await.ok();
         drop(waits);

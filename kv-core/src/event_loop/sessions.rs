@@ -63,8 +63,7 @@ impl EventLoop {
                 Waiter::Forward(op) => self.requests.forward_stalled(ctx!(self), op),
                 Waiter::Read(op, _) => self.requests.read_stalled(ctx!(self), op, node),
                 Waiter::Slice(op) => self.requests.scan_stalled(ctx!(self), op, node),
-                // Fallbacks count only in place of owners that are down (rule A9): a pause must not weaken what a write
-                // promises.
+                // No fallback is asked in its place (rule A9). What those hold that were asked for others counts now, below.
                 Waiter::Replicate(_) | Waiter::Exchange(_) => {}
             }
         }

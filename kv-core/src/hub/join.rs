@@ -15,10 +15,8 @@ use crate::message::{
 use crate::parts::Tell;
 use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
+use crate::slices::part_entries;
 use crate::types::{Monotonic, NodeId};
-
-/// The fewest entries that are asked of a loop at once.
-const PART_ENTRIES_MIN: usize = 16;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -64,11 +62,6 @@ impl Joins {
         }
     }
 
-    /// What one of `parts` loops is asked for, so that all together bring about twice what is wanted: keys are spread evenly.
-    fn part_limit(limit: usize, parts: usize) -> usize {
-        (2 * limit / parts.max(1)).max(PART_ENTRIES_MIN).min(limit)
-    }
-
     /// Another node wants a slice of several partitions.
     pub(super) fn slice(&mut self, kernel: &mut Kernel, node: NodeId, call: CallId, query: &SliceQuery) {
         let mut parts: BTreeMap<u16, SliceQuery> = BTreeMap::new();
@@ -86,7 +79,7 @@ impl Joins {
         let (job, waiting, limit) = (self.made, parts.len(), query.limit.min(self.entries_max));
         self.slices.insert(job, SliceJoin { node, call, limit, waiting, parts: Vec::new() });
         for (index, mut query) in parts {
-            query.limit = Self::part_limit(limit, waiting);
+            query.limit = part_entries(limit, waiting);
             kernel.say((To::Loop(index), Tell::Slice { job, query }));
         }
     }
@@ -127,7 +120,7 @@ impl Joins {
         let limit = request.limit.min(self.entries_max);
         let all = kernel.rules.keep(Rule::AskEveryLoop);
         let waiting = if all { usize::from(self.loops) } else { 1 };
-        request.limit = Self::part_limit(limit, waiting);
+        request.limit = part_entries(limit, waiting);
         self.scans.insert(tag, ScanJoin { limit, waiting, parts: Vec::new() });
         let to = if all { To::All } else { To::Loop(0) };
         kernel.say((to, Tell::Scan { tag, request, deadline }));

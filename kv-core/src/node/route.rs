@@ -94,37 +94,10 @@ impl Node {
     }
 
     fn route_message(&mut self, from: NodeId, message: Message) {
-        match &message {
-            Message::Keyspaces { .. } => {
-                self.tell_loops(|| LoopInput::Message { from, message: message.clone() });
-                self.tell_hub(HubInput::Message { from, message });
-            }
-            Message::Ping => {
-                self.tell_loops(|| LoopInput::Heard { from });
-                self.tell_hub(HubInput::Message { from, message });
-            }
-            Message::Pong => self.tell_loops(|| LoopInput::Heard { from }),
-            Message::CaughtUp { .. } => self.tell_loops(|| LoopInput::Message { from, message: message.clone() }),
-            Message::Slice { slice, .. } => {
-                let mut loops = slice.partitions.iter().map(|part| self.loop_of_partition(part.0));
-                let first = loops.next().unwrap_or(0);
-                if loops.all(|index| index == first) {
-                    self.tell_loop(first, LoopInput::Message { from, message });
-                } else {
-                    self.tell_loops(|| LoopInput::Heard { from });
-                    self.tell_hub(HubInput::Message { from, message });
-                }
-            }
-            _ => {
-                let index = self.loop_of_message(&message);
-                self.tell_loop(index, LoopInput::Message { from, message });
-            }
-        }
-    }
-
-    fn loop_of_message(&self, message: &Message) -> u16 {
-        match message {
+        let index = match &message {
             Message::Forward { request: Request::Key(key), .. } => self.loop_of_key(&key.key),
+            // Others than keys are not coordinated for peers, which any loop says.
+            Message::Forward { .. } => 0,
             Message::Replicate { key, .. } | Message::Read { key, .. } => self.loop_of_key(key),
             Message::Exchange { partition, .. } => self.loop_of_partition(*partition),
             Message::Forwarded { call, .. }
@@ -132,14 +105,29 @@ impl Node {
             | Message::ReadResult { call, .. }
             | Message::SliceResult { call, .. }
             | Message::ExchangeResult { call, .. } => Place::of_call(*call, self.loop_count()),
-            // Others than keys are not coordinated for peers, which any loop says.
-            Message::Forward { .. }
-            | Message::Slice { .. }
-            | Message::Keyspaces { .. }
-            | Message::CaughtUp { .. }
-            | Message::Ping
-            | Message::Pong => 0,
-        }
+            Message::Slice { slice, .. } => {
+                let mut loops = slice.partitions.iter().map(|part| self.loop_of_partition(part.0));
+                let first = loops.next().unwrap_or(0);
+                if loops.any(|index| index != first) {
+                    self.tell_loops(|| LoopInput::Heard { from });
+                    return self.tell_hub(HubInput::Message { from, message });
+                }
+                first
+            }
+            Message::Keyspaces { .. } => {
+                self.tell_loops(|| LoopInput::Message { from, message: message.clone() });
+                return self.tell_hub(HubInput::Message { from, message });
+            }
+            Message::CaughtUp { .. } => {
+                return self.tell_loops(|| LoopInput::Message { from, message: message.clone() });
+            }
+            Message::Ping => {
+                self.tell_loops(|| LoopInput::Heard { from });
+                return self.tell_hub(HubInput::Message { from, message });
+            }
+            Message::Pong => return self.tell_loops(|| LoopInput::Heard { from }),
+        };
+        self.tell_loop(index, LoopInput::Message { from, message });
     }
 
     fn loop_of_partition(&self, partition: PartitionId) -> u16 {

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Mutex, Notify};
 
+use crate::budget::Waits;
+
 /// While this many bytes are on their way to the disk, or promised, large records wait.
 pub(super) const ROOM_BYTES: usize = 2 * 1024 * 1024;
 
@@ -45,15 +47,6 @@ impl Drop for Promise {
     }
 }
 
-/// Counts one that waits, until it has room or gives up.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl StoreRoom {
     pub(super) fn new() -> Arc<Self> {
         Arc::default()
@@ -68,8 +61,7 @@ impl StoreRoom {
 
     /// Waits until so many bytes may come.
     pub(super) async fn promise(self: &Arc<Self>, bytes: usize) -> Promise {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waits = Waits(&self.waiting);
+        let _waits = Waits::count(&self.waiting);
         let _turn = self.door.lock().await;
         loop {
             let opened = self.opened.notified();
