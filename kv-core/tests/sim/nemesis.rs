@@ -462,7 +462,11 @@ impl World {
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
         // A client may yet learn of a write that only this disk holds.
         let late = |ack: &UnderWay| ack.coordinator == Some(machine) && self.time < ack.at + 1000 * MS;
+        // Some part that lags may hold what this disk alone has confirmed, and acknowledge by it later.
+        let lags =
+            (0..self.machines.len()).any(|other| other != machine && self.machines[other].lags_until > self.time);
         copied
+            && !lags
             && !self.under_way.values().any(late)
             && self.unsynced.is_empty()
             && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
