@@ -17,6 +17,7 @@ mod loops;
 mod metrics;
 mod migration;
 mod moving;
+mod oversized;
 mod plan;
 mod rebalance;
 mod repair;
