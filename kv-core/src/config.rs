@@ -172,7 +172,7 @@ impl Keyspace {
     /// The keyspace that exists from the start: available, R=2, W=2, siblings.
     #[must_use]
     pub fn initial() -> Self {
-        let mode = Mode::Available(Available { r: 2, w: 2, conflict: Conflict::Siblings });
+        let mode = Mode::Available(Available { r: 2, w: 2, strict: false, conflict: Conflict::Siblings });
         Self { id: KeyspaceId(0), name: "default".to_owned(), mode }
     }
 }

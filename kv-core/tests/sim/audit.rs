@@ -279,6 +279,7 @@ impl World {
     /// An answer to the audit arrives.
     pub(crate) fn audit_learns(&mut self, ask: &Ask, outcome: Outcome) {
         match (ask, outcome) {
+            (Ask::Bad { kind, .. }, Err(error)) if error.kind == *kind => {}
             (_, Err(error)) if matches!(error.kind, Kind::Exhausted | Kind::StaleEpoch) => self.audit.is_refused = true,
             (_, Err(error)) => {
                 self.fail(format!("liveness: after everything has healed {ask:?} fails: {:?}: {error}", error.kind));

@@ -266,11 +266,12 @@ fn node_config(dice: &mut Dice, tight: bool, loops: Option<u16>) -> NodeConfig {
 }
 
 fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
+    let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
+    let strict = quorums == (2, 3);
     let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
         id: KeyspaceId(id),
         name: name.to_owned(),
-        mode: Mode::Available(Available { r, w, conflict }),
+        mode: Mode::Available(Available { r, w, strict, conflict }),
     };
-    let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
     vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]
 }

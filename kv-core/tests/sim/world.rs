@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace, KeyspaceList};
-use kv_core::message::{CallId, Outcome};
+use kv_core::message::{CallId, Consistency, Level, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
 use kv_core::topology::{Receipt, TransferSettings};
@@ -190,6 +190,12 @@ impl World {
     pub(crate) fn settings_of(&self, keyspace: KeyspaceId) -> Option<Available> {
         let found = self.keyspaces.iter().find(|found| found.id == keyspace)?;
         found.available().map(|keyspace| keyspace.settings())
+    }
+
+    /// Whether only owners count for a request.
+    pub(crate) fn owners_only(&self, keyspace: KeyspaceId, consistency: Consistency) -> bool {
+        let is_strict = self.settings_of(keyspace).is_some_and(|settings| settings.strict);
+        consistency.strict || consistency.level == Level::All || is_strict
     }
 
     /// The world of a seed, before anything has happened.

@@ -345,6 +345,7 @@ pub(super) async fn keyspace_create(
             Conflict::Lww => v1::Conflict::Lww.into(),
         },
         by: asker(),
+        strict: args.strict,
     };
     let answer = client.create_keyspace(request).await?;
     let keyspace = answer.keyspace.unwrap_or_default();
@@ -367,6 +368,7 @@ fn keyspace_item(keyspace: &v1::Keyspace, created: Option<bool>) -> Item {
         "mode": mode,
         "r": keyspace.r,
         "w": keyspace.w,
+        "strict": keyspace.strict,
         "conflict": conflict,
     });
     if let Some(created) = created {
@@ -377,12 +379,13 @@ fn keyspace_item(keyspace: &v1::Keyspace, created: Option<bool>) -> Item {
         mode.to_owned(),
         keyspace.r.to_string(),
         keyspace.w.to_string(),
+        if keyspace.strict { "yes" } else { "no" }.to_owned(),
         conflict.to_owned(),
     ];
     Item {
         json,
         raw: format!("{}\n", keyspace.name).into_bytes(),
-        human: Human::Row { header: &["KEYSPACE", "MODE", ">R", ">W", "CONFLICT"], cells },
+        human: Human::Row { header: &["KEYSPACE", "MODE", ">R", ">W", "STRICT", "CONFLICT"], cells },
     }
 }
 
