@@ -42,6 +42,11 @@ impl Sweeper {
         }
     }
 
+    /// The entries of some partitions have changed: what is stored of them may be owned anew, and is looked at again.
+    pub(crate) fn forget(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
+        self.known.retain(|partition, _| !changed(*partition));
+    }
+
     /// Goes on with the partition whose turn it is, or gives the next one its turn.
     pub(crate) fn pass(&mut self, ctx: &mut Ctx<'_>) {
         self.note_expiries(ctx);
@@ -78,6 +83,9 @@ impl Sweeper {
                 ctx.kernel.unreadable(key.clone(), None);
                 continue;
             };
+            if let Some(written) = stored.cell.tombstone() {
+                ctx.kernel.note_tombstone(partition, written);
+            }
             let Some(expires) = stored.cell.expires() else { continue };
             if expires <= ctx.kernel.now.wall {
                 ctx.kernel.with_key(key.clone(), Task::Sweep);
