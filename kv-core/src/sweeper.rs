@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::event::Event;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId, WallTime};
-use crate::wiring::{Ctx, ReadFor, Task, Timer};
+use crate::wiring::{AfterDurable, Ctx, ReadFor, Task, Timer};
 
 /// Turns are never closer together than this, however many partitions there are.
 const TURN_MIN: Duration = Duration::from_millis(10);
@@ -56,11 +56,19 @@ impl Sweeper {
                 (partition, start, None)
             });
             self.swept = 0;
-        }
-        let Some((partition, from, _)) = self.turn.clone() else {
+            if self.turn.is_some() {
+                // What was noted before may be in a batch that a reader does not see yet.
+                return ctx.kernel.after_issued(AfterDurable::Sweep);
+            }
             ctx.kernel.arm(ctx.kernel.now.mono.plus(self.turn_length(ctx)), Timer::Sweep);
             return;
-        };
+        }
+        self.read_slice(ctx);
+    }
+
+    /// Everything is durable that was written before the partition had its turn: looks at it.
+    pub(crate) fn read_slice(&mut self, ctx: &mut Ctx<'_>) {
+        let Some((partition, from, _)) = self.turn.clone() else { return };
         let request = SliceRequest {
             from,
             until: StorageKey::partition_end(Space::Owned, partition),
@@ -107,6 +115,11 @@ impl Sweeper {
                 ctx.kernel.arm(ctx.kernel.now.mono.plus(self.turn_length(ctx)), Timer::Sweep);
             }
         }
+    }
+
+    /// A record could not be had: its partition has another turn.
+    pub(crate) fn refused(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+        self.known.insert(partition, Some(ctx.kernel.now.wall));
     }
 
     /// The record is in memory: sweep it.

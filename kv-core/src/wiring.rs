@@ -181,6 +181,8 @@ pub(crate) enum AfterDurable {
     Purged,
     /// Answer a step of the settled barrier.
     Settled { to: NodeId, round: CallId, step: SettleStep, answers: Vec<(PartitionId, Result<(), Hindrance>)> },
+    /// Begin to look for expired records in the partition whose turn it is.
+    Sweep,
     /// Begin to collect in the partition whose turn it is.
     Collect,
     /// Collect by a watermark.

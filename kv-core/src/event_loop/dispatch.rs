@@ -202,11 +202,11 @@ impl EventLoop {
                 self.serving.refuse(ctx!(self), serving, refusal);
             }
             Task::Fetch { serving } => self.serving.fetched(ctx!(self), serving, key, None),
+            Task::Sweep => self.sweeper.refused(ctx!(self), key.partition()),
             Task::Collect => self.settling.collect_refused(ctx!(self), key),
             Task::Drop { .. } => self.residues.drop_made(ctx!(self), key.partition(), None),
             Task::HandOff { .. } | Task::Apply { applied: Applied::OwnHint, .. } => self.handoff.skipped(ctx!(self)),
             Task::Apply { applied: Applied::Repair, .. }
-            | Task::Sweep
             | Task::Mark
             | Task::RemoveHint { .. }
             | Task::UnmarkUnchanged { .. }
@@ -254,10 +254,11 @@ impl EventLoop {
             AfterDurable::Settled { to, round, step, answers } => {
                 self.kernel.send(to, Message::Settled { round, step, answers });
             }
+            AfterDurable::Sweep => self.sweeper.read_slice(ctx!(self)),
             AfterDurable::Collect => self.settling.collect_begins(ctx!(self)),
             AfterDurable::Watermark { partition, settled } => {
                 self.view.note_settled(partition, settled);
-                self.settling.watermark_durable(ctx!(self), partition);
+                self.settling.watermark_durable(ctx!(self), partition, settled);
             }
             AfterDurable::Purged => self.purge.slice_durable(ctx!(self)),
             AfterDurable::Synced { partition, synced } => self.synced(partition, synced),

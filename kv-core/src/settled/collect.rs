@@ -12,6 +12,7 @@ use crate::rule::Rule;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId};
 use crate::version::Hlc;
+use crate::view::meta;
 use crate::wiring::{AfterDurable, Ctx, ExchangeId, ReadFor, Task, Timer};
 
 /// The pause between two slices: with the bounds of a slice, what limits the work.
@@ -47,7 +48,10 @@ impl Collecting {
 
 impl Settling {
     /// A watermark is durable: what waits for it goes.
-    pub(crate) fn watermark_durable(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+    pub(crate) fn watermark_durable(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, settled: meta::Settled) {
+        if self.adopting.get(&partition) == Some(&settled) {
+            self.adopting.remove(&partition);
+        }
         if ctx.view.keep(Rule::WriteAboveConfirmed) {
             ctx.kernel.clock.raise(ctx.view.settled_until(partition).unwrap_or_default());
         }

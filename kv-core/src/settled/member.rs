@@ -81,9 +81,16 @@ impl Settling {
         }
         let Some(since) = ctx.view.since(partition) else { return };
         let settled: meta::Settled = (until, since);
-        let durable = ctx.kernel.persist_meta(meta::settled(partition), meta::encode(&settled));
-        let kept = ctx.view.keep(Rule::WatermarkBeforeCollection);
-        let durable = if kept { durable } else { ctx.kernel.durable() };
+        // Two rounds may end at once: the lower watermark must not take the place of the higher one.
+        if self.adopting.get(&partition).is_some_and(|other| other.1 == since && other.0 >= until) {
+            return;
+        }
+        self.adopting.insert(partition, settled);
+        let durable = if ctx.view.keep(Rule::WatermarkBeforeCollection) {
+            ctx.kernel.persist_meta(meta::settled(partition), meta::encode(&settled))
+        } else {
+            ctx.kernel.durable()
+        };
         ctx.kernel.after(durable, AfterDurable::Watermark { partition, settled });
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Settling {
     /// Steps of the round under way that this node itself is asked.
     own: VecDeque<OwnStep>,
     collecting: Collecting,
+    /// Watermarks that are being made durable.
+    adopting: BTreeMap<PartitionId, meta::Settled>,
     /// Above what this loop has promised to write; durable, or being made so.
     confirmed: Hlc,
     /// By how much the clocks of members were behind this node's when a watermark was too young for them.

@@ -206,13 +206,13 @@ fn with_a_spare(settings: &mut Settings) {
 #[test]
 fn settling_beside_residue_is_caught() {
     let story = |world: &mut World| come_back_with_residue(world, false);
-    check(Rule::ResidueHinders, &["invariant 1", "strict"], with_a_spare, story);
+    check(Rule::ResidueHinders, &["A4", "invariant 1", "strict"], with_a_spare, story);
 }
 
 #[test]
 fn settling_with_a_member_that_acts_on_another_entry_is_caught() {
     let story = |world: &mut World| come_back_with_residue(world, true);
-    check(Rule::SettleInOneEpoch, &["invariant 1", "strict"], with_a_spare, story);
+    check(Rule::SettleInOneEpoch, &["A4", "invariant 1", "strict"], with_a_spare, story);
 }
 
 /// A write reaches an owner a second time, long after it was deleted and the tombstone collected.
