@@ -60,6 +60,8 @@ impl World {
         // Timestamps of a clock that was far ahead are refused until the other clocks have come near (rule A8), and the
         // audit would see values expire.
         let wait = if self.report.get(Count::ClockSkews) > 0 { 3000 * MS } else { 600 * MS };
+        // What one owner has swept and collected another one holds until it has swept it.
+        let wait = wait.max(micros(self.settings.node.sweep_every) * 2 + 200 * MS);
         self.run_until(self.time + wait);
         self.settle();
         // Two reads of everything: the first repairs, the second must find nothing to repair.

@@ -18,7 +18,8 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
     let Some(record) = world.machines[machine].disk.visible_record(key) else { return Ok(()) };
     let Some(id) = world.history.key_named(key.keyspace(), &key.key_bytes()) else { return Ok(()) };
     let disk = &world.machines[machine].disk;
-    let fills = world.machines[machine].ever_lost || entry.enters(node);
+    // A copy that is being filled learns from another one what was collected; who stays may be filled, too.
+    let fills = world.machines[machine].ever_lost || entry.joint.is_some();
     if !fills && disk.durable_watermark(key.partition()) < record.latest() {
         return Err(format!("A6: {node} removes {key} before its watermark is durable"));
     }
