@@ -4,6 +4,7 @@
 //! session; within one the core copes with loss, repetition and any order.
 
 mod exchange;
+mod settle;
 pub(crate) mod weight;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
+pub use settle::{Hindrance, SettleStep};
 
 use crate::cell::Cell;
 use crate::config::KeyspaceList;
@@ -22,7 +24,7 @@ use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestI
 use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -331,6 +333,26 @@ pub enum Message {
     CaughtUp {
         /// The epoch of its layout.
         epoch: Epoch,
+    },
+    /// An owner of some partitions takes a step of the settled barrier (rule A6).
+    Settle {
+        /// Names the round.
+        round: CallId,
+        /// The step.
+        step: SettleStep,
+        /// What is written at or before it is to be settled.
+        until: Hlc,
+        /// The partitions with the epochs of their entries.
+        partitions: Vec<(PartitionId, Epoch)>,
+    },
+    /// The answer to `Settle`, for some of the partitions. What the step asks for is durable.
+    Settled {
+        /// Which round.
+        round: CallId,
+        /// Which step.
+        step: SettleStep,
+        /// Whether each partition takes the step, or why not.
+        answers: Vec<(PartitionId, Result<(), Hindrance>)>,
     },
     /// Asks a node that has been silent to show itself.
     Ping,

@@ -163,6 +163,8 @@ pub(crate) struct World {
 
     pub(crate) audit: Audit,
     pub(crate) history: History,
+    /// What was seen of keys of which something was collected.
+    pub(crate) collected: BTreeMap<KeyId, Context>,
     pub(crate) report: Report,
     /// The latest wall clock reading of any machine.
     pub(crate) wall_max: WallTime,
@@ -225,6 +227,7 @@ impl World {
             tags: 0,
             audit: Audit::default(),
             history: History::new(settings.overlooks_actors),
+            collected: BTreeMap::new(),
             report: Report::new(),
             wall_max: WallTime(0),
             unsynced: BTreeMap::new(),

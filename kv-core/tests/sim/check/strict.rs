@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_core::message::{Consistency, Value};
 use kv_core::ring::Entry;
 
-use super::{deleted, shown};
+use super::{collected, deleted, shown};
 use crate::clock::Time;
 use crate::history::{Ack, Answer, KeyId, replicas};
 use crate::report::Count;
@@ -31,6 +31,7 @@ pub(crate) fn read(
         return Ok(());
     }
     world.count(Count::StrictReads);
+    let context = collected::with_collected(world, key, &context);
     let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_max };
     for ack in &acks {
         // An answer covers all dots of a repeated write that its coordinator knew; one of them reached W replicas.
