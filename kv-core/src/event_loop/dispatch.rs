@@ -83,6 +83,8 @@ impl EventLoop {
                 self.requests.own_slice(ctx!(self), slice.scan, slice.result);
             } else if let Some(outcome) = self.exchanges.next_outcome() {
                 self.exchange_outcome(outcome);
+            } else if let Some(partition) = self.settling.next_partly_collected() {
+                self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
             } else if let Some(own) = self.settling.next_own() {
                 let me = self.view.me();
                 self.settle_asked(me, (own.round, own.step, own.until), &own.partitions);

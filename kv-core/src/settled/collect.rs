@@ -2,7 +2,7 @@
 //!
 //! A partition is walked through in slices beside the loop, one partition at a time. Partitions without tombstones are not looked at.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Settling, is_stable};
@@ -26,6 +26,9 @@ pub(super) struct Collecting {
     turn: Option<(PartitionId, StorageKey, Option<Hlc>)>,
     /// Whether a slice is read, or will be when everything before is durable.
     reading: bool,
+    /// Partitions in which a tombstone went and the rest of its record stayed. An owner that had collected the whole record before the
+    /// rest was written has not kept the context, so the owners are to be compared.
+    partly: BTreeSet<PartitionId>,
     /// Tombstones collected since there was last nothing to do, and since the loop began.
     records: u64,
     all: u64,
@@ -169,8 +172,16 @@ impl Settling {
         if let Some(rest) = stored.cell.collected(until) {
             self.collecting.records += 1;
             self.collecting.all += 1;
+            if rest.is_some() {
+                self.collecting.partly.insert(partition);
+            }
             ctx.kernel.put(key, rest.map(|cell| Stored { own: stored.own, cell }));
         }
+    }
+
+    /// The next partition whose owners are to be compared, since more was seen of a key on some of them than on others.
+    pub(crate) fn next_partly_collected(&mut self) -> Option<PartitionId> {
+        self.collecting.partly.pop_first()
     }
 
     /// The record could not be had: it is looked for at the next pass.
