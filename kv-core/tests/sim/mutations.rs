@@ -102,7 +102,12 @@ fn skipping_read_repair_is_caught() {
 
 #[test]
 fn leaving_apart_what_a_dead_coordinator_left_apart_is_caught() {
-    check(Mutation::Core(Rule::CompareAfterCrash), &["invariant 3"]);
+    let mutation = Mutation::Core(Rule::CompareAfterCrash);
+    check_adjusted(mutation, &["invariant 3"], |settings| {
+        settings.mutation = Some(mutation);
+        // What settles is compared, too.
+        settings.node.settle_every = Duration::ZERO;
+    });
 }
 
 #[test]
@@ -188,7 +193,8 @@ fn counting_a_source_that_was_left_midway_is_caught() {
 
 #[test]
 fn dropping_before_the_layout_is_durable_is_caught() {
-    check_moves(Mutation::Core(Rule::DropAfterAdoption), &["M4"]);
+    // What is dropped by a layout that is not durable looks like a collection of live records, too.
+    check_moves(Mutation::Core(Rule::DropAfterAdoption), &["M4", "A6"]);
 }
 
 #[test]
