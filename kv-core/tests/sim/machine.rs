@@ -13,7 +13,7 @@ use kv_core::ring::Layout;
 use kv_core::rule::Rule;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
 use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
-use kv_core::version::ContextToken;
+use kv_core::version::{ContextToken, Record};
 
 use crate::check;
 use crate::clock::{MachineClock, Time};
@@ -310,8 +310,13 @@ impl World {
             };
             let Stored { cell: Cell::Available(record), .. } =
                 Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
-            let before = machine.disk.visible_record(key);
-            self.history.record_written(machine.incarnation, id, before.as_ref(), &record)?;
+            let (incarnation, before) = (machine.incarnation, machine.disk.visible_record(key));
+            let is_new = |before: &Record| !record.context.dominates(&before.context);
+            if key.space() == Space::Owned && before.as_ref().is_some_and(is_new) {
+                // It was removed and written again within one batch.
+                self.removed(index, key)?;
+            }
+            self.history.record_written(incarnation, id, before.as_ref(), &record)?;
         }
         Ok(())
     }
