@@ -211,7 +211,7 @@ fn a_first_start_that_was_cut_short_is_repeated() {
 fn identity_bytes(store: u8, boot: u8) -> Vec<u8> {
     let payload = [store, store, boot, 0];
     let check = xxhash_rust::xxh3::xxh3_64_with_seed(&payload, 1).to_le_bytes();
-    [b"kv-store".as_slice(), &2u32.to_le_bytes(), &[1], &check, &payload].concat()
+    [b"kv-store".as_slice(), &3u32.to_le_bytes(), &[1], &check, &payload].concat()
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn the_identity_file_is_checked() {
     check(None, |error| matches!(error, StorageError::NotAStore { .. }));
     check(Some(&[]), |error| matches!(error, StorageError::NotAStore { .. }));
     check(Some(b"something else entirely"), |error| matches!(error, StorageError::NotAStore { .. }));
-    check(Some(&changed(8, 9)), |error| matches!(error, StorageError::Format { found: 9, supported: 2, .. }));
+    check(Some(&changed(8, 9)), |error| matches!(error, StorageError::Format { found: 9, supported: 3, .. }));
     check(Some(&right[..10]), |error| matches!(error, StorageError::Corrupt { .. }));
     check(Some(&right[..right.len() - 1]), |error| matches!(error, StorageError::Corrupt { .. }));
     for (at, byte) in right.iter().enumerate().skip(12) {
