@@ -7,7 +7,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::Keyspace;
-use crate::message::Consistency;
 use crate::types::KeyspaceId;
 use crate::version::Conflict;
 
@@ -86,11 +85,5 @@ impl AvailableKeyspace {
     #[must_use]
     pub fn settings(&self) -> Available {
         self.settings
-    }
-
-    /// What a request that asks for this gets.
-    #[must_use]
-    pub fn consistency(&self, asked: Consistency) -> Consistency {
-        Consistency { strict: asked.strict || self.settings.strict, ..asked }
     }
 }

@@ -546,6 +546,6 @@ fn as_keyspace_says(ctx: &Ctx<'_>, request: &mut Request) {
         Request::Inspect { .. } => return,
     };
     if let Some(keyspace) = ctx.view.available(keyspace) {
-        *consistency = keyspace.consistency(*consistency);
+        consistency.strict |= keyspace.settings().strict;
     }
 }
