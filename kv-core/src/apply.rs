@@ -9,6 +9,7 @@ use crate::message::{CallId, Message, Refusal, Role};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
+use crate::version::{Record, Retired};
 use crate::wiring::{AfterDurable, Applied, Ctx, Task};
 
 /// A coordinator sends its cell.
@@ -135,11 +136,14 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
     if let Err(refusal) = may_apply(ctx, key, applied) {
         return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
-    let mut merged = stored.map(|stored| stored.cell.clone());
-    Cell::merge_into(&mut merged, &cell, ctx.view.mode(key.keyspace()));
+    let merged = merge(ctx, key, stored, &cell);
     if stored.map(|stored| &stored.cell) != merged.as_ref() {
         let own = stored.and_then(|stored| stored.own);
-        ctx.kernel.put(key, merged.map(|cell| Stored { own, cell }));
+        let aged = merged.map(|mut cell| {
+            ctx.age_out(key.partition(), &mut cell);
+            Stored { own, cell }
+        });
+        ctx.kernel.put(key, aged);
     }
     match applied {
         Applied::Peer { peer, call, session, .. } => {
@@ -161,6 +165,36 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         Applied::OwnHint => ctx.kernel.after_key(key, AfterDurable::OwnHint { key: key.in_space(Space::Hint), cell }),
         Applied::Repair => {}
     }
+}
+
+/// The copy at `key` and what was sent, merged.
+fn merge(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>, cell: &Cell) -> Option<Cell> {
+    let mode = ctx.view.mode(key.keyspace());
+    let mut merged = stored.map(|stored| stored.cell.clone());
+    if !ctx.view.keep(Rule::RetiredTravel) {
+        // For the mutation check: what comes from elsewhere brings none.
+        let Cell::Available(mut sent) = cell.clone();
+        sent.retired = Retired::default();
+        Cell::merge_into(&mut merged, &sent.into(), mode);
+        return merged;
+    }
+    if ctx.view.keep(Rule::DropRetired) {
+        ctx.kernel.retired_forgotten += Cell::merge_into(&mut merged, cell, mode) as u64;
+        return merged;
+    }
+    // What must not be done (rule A7), for the mutation check: what was retired is known, and kept where it turns up.
+    let (mut sent, mut known) = (cell.clone(), Retired::default());
+    for Cell::Available(record) in merged.iter_mut().chain([&mut sent]) {
+        known.join(&std::mem::take(&mut record.retired));
+    }
+    Cell::merge_into(&mut merged, &sent, mode);
+    if let Some(Cell::Available(record)) = &mut merged {
+        let Record { siblings, retired, .. } = record;
+        known.join(retired);
+        known.retain(|id| !siblings.iter().any(|sibling| sibling.request == id));
+        *retired = known;
+    }
+    merged
 }
 
 /// A cell that a slice has shown, unless it is damaged.

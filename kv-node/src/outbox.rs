@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use kv_core::message::{CallId, ReadReply, Role};
     use kv_core::types::{Epoch, KeyspaceId, RequestId, StoreId};
-    use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+    use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 
     fn message(call: u64) -> Message {
         Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
@@ -263,12 +263,12 @@ mod tests {
         let actor = Actor { store: StoreId(1), boot: 1, nonce: 1, instance: 1 };
         let write = Write {
             written: Hlc::default(),
-            request: RequestId { client: 1, sequence: 1 },
+            request: RequestId::default(),
             expires: None,
             value: Some(Bytes::from(vec![7; bytes])),
         };
         let mut record = Record::default();
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
         record
     }
 

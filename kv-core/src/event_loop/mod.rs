@@ -32,6 +32,7 @@ use crate::storage::HotStats;
 use crate::sweeper::Sweeper;
 use crate::topology::{Receipt, Residue, Transfer};
 use crate::types::{NodeId, Now, PartitionId};
+use crate::version::Settled;
 use crate::view::View;
 use crate::wiring::Kernel;
 
@@ -122,6 +123,16 @@ impl EventLoop {
     /// Forwarded requests that were sent to another owner as well since the loop began.
     pub(crate) fn hedged(&self) -> u64 {
         self.requests.hedged()
+    }
+
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the loop began.
+    pub(crate) fn retired_forgotten(&self) -> u64 {
+        self.kernel.retired_forgotten
+    }
+
+    /// A barrier has found a partition settled.
+    pub(crate) fn has_settled(&mut self, partition: PartitionId, settled: Settled) {
+        self.view.settle(partition, settled);
     }
 
     /// The layout on which the loop acts.

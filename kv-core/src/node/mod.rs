@@ -22,6 +22,7 @@ use crate::ring::Layout;
 use crate::storage::{HotStats, Reader, Stats};
 use crate::topology::{Receipt, Residue, Transfer};
 use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
+use crate::version::Settled;
 
 pub use crate::purge::left_of_dropped;
 pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, Status, Tag};
@@ -254,6 +255,22 @@ impl Node {
     #[must_use]
     pub fn hedged(&self) -> u64 {
         self.loops.iter().map(EventLoop::hedged).sum()
+    }
+
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the node began. A late
+    /// repetition of one may bring its value back beside what replaced it.
+    #[must_use]
+    pub fn retired_forgotten(&self) -> u64 {
+        self.loops.iter().map(EventLoop::retired_forgotten).sum()
+    }
+
+    /// A barrier has found a partition settled (rule A6): from now on its records forget the retired requests of which nothing
+    /// can turn up any more (rule A7).
+    pub fn has_settled(&mut self, partition: PartitionId, settled: Settled) {
+        let index = usize::from(Place::of_partition(partition, self.loop_count()));
+        if let Some(found) = self.loops.get_mut(index) {
+            found.has_settled(partition, settled);
+        }
     }
 
     /// The layout on which the node acts: the oldest on which any of its loops does.

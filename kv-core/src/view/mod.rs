@@ -16,6 +16,7 @@ use crate::rule::{Rule, Rules};
 use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
 use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
+use crate::version::Settled;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct View {
     /// The store, if it was there when the cluster was formed.
     original: Option<StoreId>,
     synced: BTreeMap<PartitionId, meta::Synced>,
+    /// When each partition had last settled, as far as a barrier has found out in this run of the node (rule A6).
+    settled: BTreeMap<PartitionId, Settled>,
     /// How fast partitions may be copied.
     pub(crate) transfers: TransferSettings,
 }
@@ -64,8 +67,20 @@ impl View {
             keyspaces: meta::read(reader, meta::KEYSPACES)?.unwrap_or_default(),
             original: meta::read(reader, meta::ORIGINAL)?,
             synced: meta::read_partitions(reader, meta::SYNCED, place)?,
+            settled: BTreeMap::new(),
             transfers: TransferSettings::default(),
         })
+    }
+
+    /// When a partition had last settled; `None`: nobody has found out.
+    pub(crate) fn settled(&self, partition: PartitionId) -> Option<Settled> {
+        self.settled.get(&partition).copied()
+    }
+
+    /// A barrier has found a partition settled.
+    pub(crate) fn settle(&mut self, partition: PartitionId, settled: Settled) {
+        let newest = self.settled.entry(partition).or_insert(settled);
+        *newest = settled.max(*newest);
     }
 
     /// This node.

@@ -1,6 +1,6 @@
 //! Directed scripts: situations in which the rules matter most and which chance alone arranges too rarely.
 
-use kv_core::message::{Consistency, Level};
+use kv_core::message::{Attempt, Consistency, Level};
 use kv_core::rule::Rule;
 use kv_core::topology::Change;
 
@@ -433,7 +433,7 @@ fn ask_while_others_lag(world: &mut World) {
     let Some(key) = moving else { return world.finish() };
     let ask = if world.dice.chance(500) {
         let value = world.history.next_value(0);
-        Ask::Write(world.plan_write(key, Some(value), QUORUM))
+        Ask::Write(world.plan_write(key, Some(value), QUORUM), Attempt::Plain)
     } else {
         Ask::Read { key, consistency: QUORUM }
     };

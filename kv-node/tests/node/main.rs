@@ -20,6 +20,7 @@ mod moving;
 mod plan;
 mod rebalance;
 mod repair;
+mod repeats;
 mod retry;
 mod secret;
 mod soak_check;
