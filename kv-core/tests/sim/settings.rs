@@ -24,6 +24,8 @@ pub(crate) enum Mutation {
     WipeKeepsIdentity,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
+    /// Another store takes the place of a member's without that its partitions change (rule E3).
+    StoreChangesInPlace,
     /// Nodes greet each other without the hash seed (rule D3).
     GreetWithoutSeed,
 }
