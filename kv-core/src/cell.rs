@@ -24,7 +24,7 @@ pub(crate) const OVERHEAD: usize = 128;
 const ACTOR_BYTES: usize = 32;
 
 /// What a retired request takes in messages.
-const RETIRED_BYTES: usize = 16;
+const RETIRED_BYTES: usize = 20;
 
 /// What a replica stores of one key. Merging is commutative, associative and idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,8 +13,6 @@
 //! Each kind has formats of its own, and no two kinds share one. So a cell of one kind is never read as one of another,
 //! and the kind takes no byte beside the format.
 
-use std::mem::size_of;
-
 use bytes::Bytes;
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
@@ -36,8 +34,9 @@ const HEADER: usize = 1 + 4;
 const ACTOR_BYTES_MAX: usize = 40;
 const SIBLING_BYTES_MAX: usize = 72;
 
-/// The most bytes of the length of the retired requests.
-const RETIRED_LEN_BYTES_MAX: usize = 3;
+/// What retired requests take: their length and a few clients, and an id of one of these. If they take more, the vector grows.
+const RETIRED_BYTES_MIN: usize = 3;
+const RETIRED_BYTES: usize = 20;
 
 /// A cell as a node stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +168,8 @@ fn encode_record(own: Option<Actor>, record: &Record) -> Bytes {
         + 2 * ACTOR_BYTES_MAX
         + record.context.len() * ACTOR_BYTES_MAX
         + record.siblings.len() * SIBLING_BYTES_MAX
-        + RETIRED_LEN_BYTES_MAX
-        + record.retired.len() * size_of::<RequestId>()
+        + RETIRED_BYTES_MIN
+        + record.retired.len() * RETIRED_BYTES
         + record.value_bytes();
     let mut bytes = Vec::with_capacity(size_max);
     bytes.extend_from_slice(&[FORMAT_AVAILABLE, 0, 0, 0, 0]);

@@ -11,9 +11,6 @@ use crate::types::{RequestId, WallTime};
 /// such a request may bring its value back as a sibling.
 pub const RETIRED_MAX: usize = 256;
 
-/// Bytes of a request id in encodings.
-const ID_BYTES: usize = 16;
-
 /// Requests that took effect and were replaced. Whatever carries one of their ids is not written again, and not kept where
 /// it turns up. The set belongs to the context that it travels with: who has seen the dots knows what they replaced. So it is
 /// part of no digest, and says nothing about dominance.
@@ -112,18 +109,85 @@ impl FromIterator<RequestId> for Retired {
     }
 }
 
-// Not derived: 16 bytes each behind their length, so that a record without any takes one byte.
+/// How the ids are encoded: the clients, each once, then for each id, ascending, how many microseconds it is later than the one
+/// before, its logical counter, and the place of its client. A key that is written often by few sessions takes a few bytes an id;
+/// a record without any takes one byte for the length.
+fn encode(ids: &[RequestId]) -> Vec<u8> {
+    let mut clients: Vec<u64> = ids.iter().map(|id| id.client).collect();
+    clients.sort_unstable();
+    clients.dedup();
+    let mut out = Vec::with_capacity(4 + clients.len() * 8 + ids.len() * 6);
+    put_number(&mut out, clients.len() as u64);
+    clients.iter().for_each(|client| out.extend_from_slice(&client.to_le_bytes()));
+    let mut before = 0;
+    for id in ids {
+        let wall = id.stamp.wall().0;
+        put_number(&mut out, wall - before);
+        put_number(&mut out, id.stamp.0 - Hlc::at(id.stamp.wall()).0);
+        put_number(&mut out, clients.binary_search(&id.client).unwrap_or(0) as u64);
+        before = wall;
+    }
+    out
+}
+
+/// Reads what `encode` wrote; `None`: it is anything else.
+fn decode(mut bytes: &[u8]) -> Option<Vec<RequestId>> {
+    let count = usize::try_from(take_number(&mut bytes)?).ok().filter(|count| *count <= RETIRED_MAX)?;
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (client, rest) = bytes.split_first_chunk::<8>()?;
+        clients.push(u64::from_le_bytes(*client));
+        bytes = rest;
+    }
+    let (mut ids, mut wall): (Vec<RequestId>, u64) = (Vec::with_capacity(count), 0);
+    while !bytes.is_empty() {
+        wall = wall.checked_add(take_number(&mut bytes)?).filter(|wall| Hlc::at(WallTime(*wall)).wall().0 == *wall)?;
+        let logical = take_number(&mut bytes)?;
+        let stamp = Hlc(Hlc::at(WallTime(wall)).0.checked_add(logical)?);
+        let client = *clients.get(usize::try_from(take_number(&mut bytes)?).ok()?)?;
+        let id = RequestId { stamp, client };
+        if stamp.wall().0 != wall || ids.len() == RETIRED_MAX || ids.last().is_some_and(|last| *last >= id) {
+            return None;
+        }
+        ids.push(id);
+    }
+    Some(ids)
+}
+
+/// Seven bits a byte, the lowest first.
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    out.push(number.to_le_bytes()[0]);
+}
+
+fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for place in 0..10 {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has room for one bit.
+        if place == 9 && bits > 1 {
+            return None;
+        }
+        number |= bits << (7 * place);
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
 impl Serialize for Retired {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.ids.is_empty() {
-            return serializer.serialize_bytes(&[]);
+            serializer.serialize_bytes(&[])
+        } else {
+            serializer.serialize_bytes(&encode(&self.ids))
         }
-        let mut bytes = Vec::with_capacity(self.ids.len() * ID_BYTES);
-        for id in &self.ids {
-            bytes.extend_from_slice(&id.stamp.0.to_le_bytes());
-            bytes.extend_from_slice(&id.client.to_le_bytes());
-        }
-        serializer.serialize_bytes(&bytes)
     }
 }
 
@@ -135,23 +199,14 @@ impl<'de> Deserialize<'de> for Retired {
             type Value = Retired;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "at most {RETIRED_MAX} ascending request ids of {ID_BYTES} bytes")
+                write!(f, "at most {RETIRED_MAX} ascending request ids")
             }
 
             fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Retired, E> {
-                let (chunks, rest) = bytes.as_chunks::<ID_BYTES>();
-                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-                let id = |chunk: &[u8; ID_BYTES]| {
-                    let (stamp, client) = chunk.split_at(ID_BYTES / 2);
-                    RequestId { stamp: Hlc(word(stamp)), client: word(client) }
-                };
-                if !rest.is_empty() || chunks.len() > RETIRED_MAX {
-                    return Err(E::invalid_length(bytes.len(), &self));
+                if bytes.is_empty() {
+                    return Ok(Retired::default());
                 }
-                let ids: Vec<RequestId> = chunks.iter().map(id).collect();
-                if ids.windows(2).any(|pair| pair[0] >= pair[1]) {
-                    return Err(E::custom("request ids must ascend"));
-                }
+                let ids = decode(bytes).ok_or_else(|| E::invalid_value(de::Unexpected::Bytes(bytes), &self))?;
                 Ok(Retired { ids })
             }
         }

@@ -505,8 +505,8 @@ impl World {
                 running.uncertain |= matches!(error.kind, Kind::Unknown | Kind::Poisoned);
                 // Nobody would recognise a write without a name.
                 let unnamed = matches!(running.ask, Ask::Write(op, _) if self.history.op(op).unnamed);
-                let tries_again = !matches!(running.ask, Ask::Bad { .. })
-                    && !(unnamed && running.uncertain)
+                let gives_up = matches!(running.ask, Ask::Bad { .. }) || (unnamed && running.uncertain);
+                let tries_again = !gives_up
                     && error.kind != Kind::Invalid
                     && running.attempts < ATTEMPTS_MAX
                     && self.dice.chance(700);
