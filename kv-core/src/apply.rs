@@ -9,7 +9,7 @@ use crate::message::{CallId, Message, Refusal, Role};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
-use crate::version::Hlc;
+use crate::version::{Hlc, Record, Retired};
 use crate::wiring::{AfterDurable, Applied, Ctx, Task};
 
 /// A coordinator sends its cell.
@@ -152,11 +152,14 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         Applied::Exchange { settled, .. } => settled,
         _ => Hlc::default(),
     };
-    let mut merged = stored.map(|stored| stored.cell.clone());
-    Cell::merge_settled_into(&mut merged, own, &cell, others, ctx.view.mode(key.keyspace()));
+    let merged = merge(ctx, key, stored, &cell, (own, others));
     if stored.map(|stored| &stored.cell) != merged.as_ref() {
         let own = stored.and_then(|stored| stored.own);
-        ctx.kernel.put(key, merged.map(|cell| Stored { own, cell }));
+        let aged = merged.map(|mut cell| {
+            ctx.age_out(key.partition(), &mut cell);
+            Stored { own, cell }
+        });
+        ctx.kernel.put(key, aged);
     }
     match applied {
         Applied::Peer { peer, call, session, .. } => {
@@ -186,6 +189,42 @@ fn is_held_back(applied: Applied) -> bool {
         Applied::Peer { .. } | Applied::Repair | Applied::OwnHint | Applied::Residue { .. } => true,
         Applied::Exchange { .. } | Applied::Offered { .. } => false,
     }
+}
+
+/// The copy at `key` and what was sent, merged, with the watermarks of both.
+fn merge(
+    ctx: &mut Ctx<'_>,
+    key: &StorageKey,
+    stored: Option<&Stored>,
+    cell: &Cell,
+    (own, others): (Hlc, Hlc),
+) -> Option<Cell> {
+    let mode = ctx.view.mode(key.keyspace());
+    let mut merged = stored.map(|stored| stored.cell.clone());
+    if !ctx.view.keep(Rule::RetiredTravel) {
+        // For the mutation check: what comes from elsewhere brings none.
+        let Cell::Available(mut sent) = cell.clone();
+        sent.retired = Retired::default();
+        Cell::merge_settled_into(&mut merged, own, &sent.into(), others, mode);
+        return merged;
+    }
+    if ctx.view.keep(Rule::DropRetired) {
+        ctx.kernel.retired_forgotten += Cell::merge_settled_into(&mut merged, own, cell, others, mode) as u64;
+        return merged;
+    }
+    // What must not be done (rule A7), for the mutation check: what was retired is known, and kept where it turns up.
+    let (mut sent, mut known) = (cell.clone(), Retired::default());
+    for Cell::Available(record) in merged.iter_mut().chain([&mut sent]) {
+        known.join(&std::mem::take(&mut record.retired));
+    }
+    Cell::merge_settled_into(&mut merged, own, &sent, others, mode);
+    if let Some(Cell::Available(record)) = &mut merged {
+        let Record { siblings, retired, .. } = record;
+        known.join(retired);
+        known.retain(|id| !siblings.iter().any(|sibling| sibling.request == id));
+        *retired = known;
+    }
+    merged
 }
 
 /// A cell that a slice has shown, unless it is damaged.

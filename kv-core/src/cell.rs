@@ -8,19 +8,23 @@
 //! another one.
 
 use std::mem::size_of;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
-use crate::types::WallTime;
-use crate::version::{Actor, Conflict, Hlc, Record, Version};
+use crate::types::{RequestId, WallTime};
+use crate::version::{Actor, Conflict, Hlc, Record, Settled, Version};
 
 /// What a cell, or a version in it, takes in messages beside keys and values.
 pub(crate) const OVERHEAD: usize = 128;
 
 /// What a context takes in messages for each actor.
 const ACTOR_BYTES: usize = 32;
+
+/// What a retired request takes in messages.
+const RETIRED_BYTES: usize = 20;
 
 /// What a replica stores of one key. Merging is commutative, associative and idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,16 +52,16 @@ impl Cell {
     }
 
     /// Adds all that `other` knows. `mode` is that of the keyspace; while it is not known here nothing concurrent is given
-    /// up.
-    pub fn merge(&mut self, other: &Self, mode: Option<&Mode>) {
+    /// up. Says how many retired requests (rule A7) were forgotten because there was no room.
+    pub fn merge(&mut self, other: &Self, mode: Option<&Mode>) -> usize {
         match (self, other) {
             (Self::Available(record), Self::Available(other)) => record.merge(other, conflict_of(mode)),
         }
     }
 
     /// The same where nothing may be held yet.
-    pub fn merge_into(held: &mut Option<Self>, other: &Self, mode: Option<&Mode>) {
-        held.get_or_insert_with(|| other.nothing()).merge(other, mode);
+    pub fn merge_into(held: &mut Option<Self>, other: &Self, mode: Option<&Mode>) -> usize {
+        held.get_or_insert_with(|| other.nothing()).merge(other, mode)
     }
 
     /// The same between copies with watermarks, `own` of what is held and `others` of `other` (rule A6). Where everything that was
@@ -68,13 +72,14 @@ impl Cell {
         other: &Self,
         others: Hlc,
         mode: Option<&Mode>,
-    ) {
+    ) -> usize {
         match (held.get_or_insert_with(|| other.nothing()), other) {
             (Self::Available(record), Self::Available(other)) => {
-                record.merge_settled(own, other, others, conflict_of(mode));
+                let forgotten = record.merge_settled(own, other, others, conflict_of(mode));
                 if record.siblings.is_empty() {
                     *held = None;
                 }
+                forgotten
             }
         }
     }
@@ -163,6 +168,13 @@ impl Cell {
         }
     }
 
+    /// Forgets what was remembered for repetitions of requests of which none can come any more (rule A7); says how many.
+    pub(crate) fn age_out(&mut self, settled: Settled, limit: Duration) -> usize {
+        match self {
+            Self::Available(record) => record.age_out(settled, limit),
+        }
+    }
+
     /// Leaves the values out of the answer to a scan of keys only, but keeps what is live.
     pub(crate) fn strip(&mut self) {
         match self {
@@ -187,7 +199,8 @@ impl Cell {
     pub(crate) fn bytes_in_flight(&self) -> usize {
         match self {
             Self::Available(record) => {
-                OVERHEAD + record.value_bytes() + record.context.len() * ACTOR_BYTES + record.siblings.len() * OVERHEAD
+                let lists = record.context.len() * ACTOR_BYTES + record.retired.len() * RETIRED_BYTES;
+                OVERHEAD + record.value_bytes() + lists + record.siblings.len() * OVERHEAD
             }
         }
     }
@@ -199,7 +212,9 @@ impl Cell {
                 let values = record.siblings.iter().filter(|sibling| sibling.value.is_some()).count();
                 let lists =
                     record.context.len() * size_of::<(Actor, u64)>() + record.siblings.len() * size_of::<Version>();
-                Heap { bytes: lists + record.value_bytes(), allocations: 2 + values }
+                let retired = record.retired.len() * size_of::<RequestId>();
+                let allocations = 2 + values + usize::from(retired > 0);
+                Heap { bytes: lists + retired + record.value_bytes(), allocations }
             }
         }
     }

@@ -74,8 +74,11 @@ pub enum Operation {
     Get,
     /// Write it, or delete it.
     Write {
-        /// The client operation, recognised when it is repeated.
-        request: RequestId,
+        /// The client operation, recognised when it is repeated; `None`: it is never repeated, and the node that takes it names
+        /// it.
+        request: Option<RequestId>,
+        /// Whether it may have taken effect already.
+        attempt: Attempt,
         /// The value; `None` deletes.
         value: Option<Bytes>,
         /// The context of an earlier read, whose result this write replaces.
@@ -83,6 +86,21 @@ pub enum Operation {
         /// After which time the value reads as absent.
         ttl: Option<Duration>,
     },
+}
+
+/// What is known of the attempts of a write (rule A7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attempt {
+    /// Its client does not say more than that it has not repeated it.
+    #[default]
+    Plain,
+    /// The first, of somebody who draws another stamp if this one is too low for it to replace what stands there: then it is
+    /// refused, and nothing is written.
+    First,
+    /// Perhaps not the first: an earlier one may have taken effect, or may yet.
+    Repeated,
+    /// Beside another one of the same node: it replaces no more than a repetition may, and is refused like a first attempt.
+    Hedge,
 }
 
 /// A page of the keys of one keyspace in byte order.
@@ -168,14 +186,19 @@ pub enum Response {
         values: Vec<Value>,
         /// What a put passes to replace exactly these.
         context: Bytes,
+        /// The newest timestamp that the node knows. Stamps of later requests are above it (rule A7).
+        newest: Hlc,
     },
     /// To a put or a delete.
     Written {
-        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, it is what
-        /// the writer passed: a get shows them all, and its context replaces them.
+        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, or if the
+        /// write had taken effect before, it is what the writer passed and this write: a get shows them all, and its context
+        /// replaces them.
         context: Bytes,
         /// How many values now stand side by side.
         siblings: usize,
+        /// The newest timestamp that the node knows. Stamps of later requests are above it (rule A7).
+        newest: Hlc,
     },
     /// To a scan.
     Page {

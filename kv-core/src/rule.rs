@@ -25,6 +25,30 @@ pub enum Rule {
     ReadRepair,
     /// A7: a request id that the record already carries gets no new dot.
     RememberRequests,
+    /// A7: a version is written no earlier than at the stamp of its request.
+    WrittenAtStamp,
+    /// A7: a request that is older than repetitions may be is refused.
+    RefuseOldRequests,
+    /// A7: a record remembers every request whose value a write replaced.
+    RetireReplaced,
+    /// A7: a context token names the requests whose values were shown.
+    TokensNameShown,
+    /// A7: a write with a context replaces what was shown under whatever dot it stands.
+    ReplaceById,
+    /// A7: a write without a context replaces only what comes before it in the order of requests.
+    BlindReplacesEarlier,
+    /// A7: a repetition without a context spares what may have been written after its first attempt took effect.
+    RepetitionSparesRecent,
+    /// A7: what turns up of a retired request is dropped.
+    DropRetired,
+    /// A7: retired requests travel with the record.
+    RetiredTravel,
+    /// A7: retired requests are forgotten only when the partition has settled since.
+    ForgetWhenSettled,
+    /// A7: retired requests are forgotten only when no repetition can come any more.
+    ForgetWhenOld,
+    /// A7: where the last writer wins a repetition counts from its stamp.
+    RepetitionAtStamp,
     /// A5: a hint stays until every current owner has confirmed it.
     KeepHintUntilConfirmed,
     /// A8: a new write has a later timestamp than all that its coordinator sees on the record.

@@ -1,8 +1,10 @@
 //! What the kernel of a loop continues, and the context in which components are called. Names what there is, and no
 //! component: each owns its state, and `EventLoop` gives these values to whom they belong.
 
+use std::time::Duration;
+
 use crate::cell::Cell;
-use crate::config::AvailableKeyspace;
+use crate::config::{AvailableKeyspace, ClusterConfig};
 use crate::error::RequestError;
 use crate::kernel;
 use crate::message::{CallId, Hindrance, Message, Role, SettleStep};
@@ -12,7 +14,7 @@ use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::topology::Receipt;
 use crate::types::{Epoch, NodeId, PartitionId};
-use crate::version::Hlc;
+use crate::version::{Hlc, Settled};
 use crate::view::quorum::Needs;
 use crate::view::{View, meta};
 
@@ -278,6 +280,30 @@ impl Ctx<'_> {
     pub(crate) fn restore(&mut self, key: &StorageKey, cell: Option<Cell>) {
         if !self.view.refuses_dropped(key.keyspace()) {
             self.kernel.replace_damaged(key, cell.map(|cell| Stored { own: None, cell }));
+        }
+    }
+
+    /// The newest timestamp that this node knows, when it shows `shown` to a client.
+    pub(crate) fn newest(&mut self, shown: Hlc) -> Hlc {
+        let wall = self.kernel.now.wall;
+        // One from too far ahead says nothing of the time (rule A8).
+        let accepted = self.kernel.clock.observe(wall, shown, self.view.cluster.clock_skew_max);
+        debug_assert!(accepted.is_err() || self.kernel.clock.reading(wall) >= shown, "{shown}");
+        self.kernel.clock.reading(wall)
+    }
+
+    /// A cell is rewritten: what it remembers for repetitions of requests of which none can come any more is forgotten (rule A7).
+    pub(crate) fn age_out(&mut self, partition: PartitionId, cell: &mut Cell) {
+        let ClusterConfig { repeat_within, .. } = self.view.cluster;
+        let settled = if self.view.keep(Rule::ForgetWhenSettled) {
+            self.view.settled(partition)
+        } else {
+            Some(Settled(self.kernel.now.wall))
+        };
+        let kept = repeat_within.saturating_add(self.view.cluster.clocks_apart_max());
+        let kept = if self.view.keep(Rule::ForgetWhenOld) { kept } else { Duration::ZERO };
+        if let Some(settled) = settled {
+            cell.age_out(settled, kept);
         }
     }
 

@@ -241,7 +241,7 @@ mod tests {
     use crate::link::Assembly;
     use kv_core::message::{CallId, ReadReply, Role};
     use kv_core::types::{Epoch, KeyspaceId, RequestId, StoreId};
-    use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+    use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 
     /// The messages of the next frame.
     async fn next(outgoing: &mut Outgoing) -> Vec<Bytes> {
@@ -312,12 +312,12 @@ mod tests {
         let actor = Actor { store: StoreId(1), boot: 1, nonce: 1, instance: 1 };
         let write = Write {
             written: Hlc::default(),
-            request: RequestId { client: 1, sequence: 1 },
+            request: RequestId::default(),
             expires: None,
             value: Some(Bytes::from(vec![7; bytes])),
         };
         let mut record = Record::default();
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
         record
     }
 

@@ -130,6 +130,7 @@ impl From<&ClusterConfig> for v1::Limits {
             siblings_max: wide(config.siblings_max),
             actors_max: wide(config.actors_max),
             clock_skew_max_us: u64::try_from(config.clock_skew_max.as_micros()).unwrap_or(u64::MAX),
+            repeat_within_us: u64::try_from(config.repeat_within.as_micros()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -144,6 +145,7 @@ impl TryFrom<v1::Limits> for ClusterConfig {
             siblings_max: narrow("limits.siblings_max", wire.siblings_max)?,
             actors_max: narrow("limits.actors_max", wire.actors_max)?,
             clock_skew_max: Duration::from_micros(wire.clock_skew_max_us),
+            repeat_within: Duration::from_micros(wire.repeat_within_us),
         })
     }
 }

@@ -127,6 +127,19 @@ impl EventLoop {
         self.requests.hedged()
     }
 
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the loop began.
+    pub(crate) fn retired_forgotten(&self) -> u64 {
+        self.kernel.retired_forgotten
+    }
+
+    /// A partition has settled, as if a barrier had found that out.
+    #[cfg(feature = "mutation")]
+    pub(crate) fn has_settled(&mut self, partition: PartitionId, until: crate::version::Hlc) {
+        if let Some(since) = self.view.since(partition) {
+            self.view.note_settled(partition, (until, since));
+        }
+    }
+
     /// The layout on which the loop acts.
     pub(crate) fn layout(&self) -> Option<&Arc<Layout>> {
         self.view.layout()

@@ -91,6 +91,8 @@ pub(crate) struct Kernel<W: Wiring> {
     pub(crate) now: Now,
     /// Timestamps of writes.
     pub(crate) clock: Clock,
+    /// Retired requests that were forgotten because a record had no room for them (rule A7).
+    pub(crate) retired_forgotten: u64,
     timers: Timers<W::Timer>,
     pub(crate) peers: Peers<W::Waiter>,
     durability: Durability<W>,
@@ -131,6 +133,7 @@ impl<W: Wiring> Kernel<W> {
             rules: Rules::default(),
             now: Now::default(),
             clock: Clock::default(),
+            retired_forgotten: 0,
             timers: Timers::default(),
             peers: Peers::default(),
             durability: Durability::new(held, hints),

@@ -7,7 +7,7 @@ use crate::error::Kind;
 use crate::ring::Owner;
 use crate::storage::{LEAVES, Leaf, Tally};
 use crate::types::StoreId;
-use crate::version::{Actor, Conflict, Context, Record, Write};
+use crate::version::{Actor, Conflict, ContextToken, Record, Replaces, Write};
 
 fn actor(instance: u64) -> Actor {
     Actor { store: StoreId(0x0123_4567_89ab_cdef), boot: 3, nonce: 0xdead_beef, instance }
@@ -16,12 +16,12 @@ fn actor(instance: u64) -> Actor {
 fn record_of(values: &[usize]) -> Record {
     let mut record = Record::default();
     for (instance, &length) in (1..).zip(values) {
-        let request = RequestId { client: 0x0123_4567_89ab_cdef, sequence: instance };
+        let request = RequestId { client: 0x0123_4567_89ab_cdef, stamp: Hlc(instance) };
         let value = Some(Bytes::from(vec![b'v'; length]));
         let written = Hlc::at(WallTime(1_790_000_000_000_000));
         record.write(
             actor(instance),
-            &Context::new(),
+            Replaces::Shown(&ContextToken::default()),
             Conflict::Siblings,
             Write { written, request, expires: None, value },
         );
@@ -60,7 +60,9 @@ fn any_request() -> impl Strategy<Value = Request> {
         Just(Operation::Get),
         (any::<u64>(), prop::option::of(any_bytes()), prop::option::of(any_bytes()), prop::option::of(any::<u64>()))
             .prop_map(|(sequence, value, context, ttl)| Operation::Write {
-                request: RequestId { client: 1, sequence },
+                request: (sequence > 0).then_some(RequestId { client: 1, stamp: Hlc(sequence) }),
+                attempt: [Attempt::Plain, Attempt::First, Attempt::Repeated, Attempt::Hedge]
+                    [usize::from(sequence.to_le_bytes()[0]) % 4],
                 value,
                 context,
                 ttl: ttl.map(Duration::from_micros),
@@ -91,9 +93,16 @@ fn any_response() -> impl Strategy<Value = Response> {
     let view = prop_oneof![prop::option::of(any_cell()).prop_map(Ok), Just(Err(RequestError::unavailable("down"))),]
         .prop_map(|cell| ReplicaView { node: NodeId(4), owner: true, cell });
     prop_oneof![
-        (prop::collection::vec(value(), 0..3), any_bytes())
-            .prop_map(|(values, context)| Response::Got { values, context }),
-        (any_bytes(), 1usize..9).prop_map(|(context, siblings)| Response::Written { context, siblings }),
+        (prop::collection::vec(value(), 0..3), any_bytes()).prop_map(|(values, context)| Response::Got {
+            values,
+            context,
+            newest: Hlc(77)
+        }),
+        (any_bytes(), 1usize..9).prop_map(|(context, siblings)| Response::Written {
+            context,
+            siblings,
+            newest: Hlc(78)
+        }),
         (prop::collection::vec(entry, 0..3), prop::option::of(any_bytes()))
             .prop_map(|(entries, next)| Response::Page { entries, next }),
         prop::collection::vec(view, 0..3).prop_map(|replicas| Response::Inspected { replicas }),

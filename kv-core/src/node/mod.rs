@@ -256,6 +256,22 @@ impl Node {
         self.loops.iter().map(EventLoop::hedged).sum()
     }
 
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the node began. A late
+    /// repetition of one may bring its value back beside what replaced it.
+    #[must_use]
+    pub fn retired_forgotten(&self) -> u64 {
+        self.loops.iter().map(EventLoop::retired_forgotten).sum()
+    }
+
+    /// A partition has settled (rule A6), as if a barrier had found that out.
+    #[cfg(feature = "mutation")]
+    pub fn has_settled(&mut self, partition: PartitionId, until: crate::version::Hlc) {
+        let index = usize::from(Place::of_partition(partition, self.loop_count()));
+        if let Some(found) = self.loops.get_mut(index) {
+            found.has_settled(partition, until);
+        }
+    }
+
     /// The layout on which the node acts: the oldest on which any of its loops does.
     #[must_use]
     pub fn layout(&self) -> Option<&Arc<Layout>> {

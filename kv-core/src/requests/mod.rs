@@ -4,6 +4,7 @@ mod forward;
 mod get;
 mod in_flight;
 mod inspect;
+mod once;
 mod scan;
 mod write;
 
@@ -210,7 +211,10 @@ impl Requests {
         }
         as_keyspace_says(ctx, &mut request);
         match request {
-            Request::Key(request) => self.route(ctx, Origin::Client(tag), request, deadline),
+            Request::Key(mut request) => {
+                once::identify(ctx, &mut request);
+                self.route(ctx, Origin::Client(tag), request, deadline);
+            }
             Request::Scan(request) => self.start_scan(ctx, Origin::Client(tag), request, deadline),
             Request::Inspect { keyspace, key } => self.start_inspect(ctx, Origin::Client(tag), keyspace, key, deadline),
         }
@@ -256,7 +260,8 @@ impl Requests {
         };
         let origin = Origin::Peer { node, call };
         match (refusal, request) {
-            (None, Request::Key(request)) => {
+            (None, Request::Key(mut request)) => {
+                once::identify(ctx, &mut request);
                 let deadline = ctx.kernel.now.mono.plus(left.min(ctx.view.config.deadline));
                 self.coordinate(ctx, origin, request, Role::Owner, deadline);
             }

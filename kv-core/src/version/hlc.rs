@@ -1,44 +1,10 @@
 //! Hybrid logical clocks (Kulkarni et al., "Logical Physical Clocks and Consistent Snapshots", 2014).
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::WallTime;
-
-/// Bits of the logical counter below the microseconds. 52 bits of microseconds reach the year 2112.
-const LOGICAL_BITS: u32 = 12;
-
-/// A timestamp: microseconds of the wall clock, then a logical counter for what happens within one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Hlc(pub u64);
-
-impl Hlc {
-    /// The first timestamp of the moment.
-    #[must_use]
-    pub fn at(wall: WallTime) -> Self {
-        Self(wall.0.min(u64::MAX >> LOGICAL_BITS) << LOGICAL_BITS)
-    }
-
-    /// The wall clock part.
-    #[must_use]
-    pub fn wall(self) -> WallTime {
-        WallTime(self.0 >> LOGICAL_BITS)
-    }
-
-    /// The next timestamp.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
-
-impl fmt::Display for Hlc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.wall().0, self.0 & ((1 << LOGICAL_BITS) - 1))
-    }
-}
+use crate::types::{Hlc, WallTime};
 
 /// A timestamp lies further in the future than the cluster allows (rule A8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -73,6 +39,13 @@ impl Clock {
     /// Nothing is written at or before `floor` any more.
     pub fn raise(&mut self, floor: Hlc) {
         self.last = self.last.max(floor);
+    }
+
+    /// What this clock shows: the wall clock, or the latest timestamp that was accepted or given out, if that is later. It is
+    /// no timestamp of a write: several may be shown the same.
+    #[must_use]
+    pub fn reading(&self, wall: WallTime) -> Hlc {
+        self.last.max(Hlc::at(wall))
     }
 
     /// Accepts a timestamp from elsewhere.

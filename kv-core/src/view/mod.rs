@@ -16,7 +16,7 @@ use crate::rule::{Rule, Rules};
 use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
 use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, StoreId};
-use crate::version::Hlc;
+use crate::version::{Hlc, Settled};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -73,6 +73,11 @@ impl View {
             holds: BTreeMap::new(),
             transfers: TransferSettings::default(),
         })
+    }
+
+    /// When a partition had last settled; `None`: nobody has found out.
+    pub(crate) fn settled(&self, partition: PartitionId) -> Option<Settled> {
+        self.settled_until(partition).map(|until| Settled(until.wall()))
     }
 
     /// This node.

@@ -311,7 +311,7 @@ impl World {
             let Stored { cell: Cell::Available(record), .. } =
                 Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
             let before = machine.disk.visible_record(key);
-            self.history.record_written(machine.incarnation, id, before.as_ref(), &record)?;
+            self.history.record_written(machine.incarnation, id, before.as_ref(), &record, self.time)?;
         }
         Ok(())
     }

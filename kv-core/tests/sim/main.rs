@@ -21,6 +21,7 @@ mod machine;
 mod mutations;
 mod nemesis;
 mod network;
+mod repeats;
 mod report;
 mod rules;
 mod runner;

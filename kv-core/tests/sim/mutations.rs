@@ -124,6 +124,36 @@ fn forgetting_request_ids_is_caught() {
     check(Mutation::Core(Rule::RememberRequests), &["A7"]);
 }
 
+/// Runs in which clients repeat most of what they do. The other parts of rule A7 are told as stories in `repeats`.
+fn check_repetitions(rule: Rule, expected: &[&str]) {
+    check_adjusted(Mutation::Core(rule), expected, |settings| {
+        settings.mutation = Some(Mutation::Core(rule));
+        settings.repetitions = 600;
+        settings.keys_per_keyspace = 1;
+        settings.faults.partitions += 4;
+    });
+}
+
+#[test]
+fn forgetting_which_requests_were_replaced_is_caught() {
+    check_repetitions(Rule::RetireReplaced, &["A7", "invariant", "strict"]);
+}
+
+#[test]
+fn keeping_what_was_replaced_elsewhere_is_caught() {
+    check_repetitions(Rule::DropRetired, &["A7", "invariant", "strict"]);
+}
+
+#[test]
+fn repeating_what_is_too_old_is_caught() {
+    check_repetitions(Rule::RefuseOldRequests, &["A7"]);
+}
+
+#[test]
+fn replacing_in_the_order_of_arrival_is_caught() {
+    check_repetitions(Rule::BlindReplacesEarlier, &["A7", "invariant", "strict"]);
+}
+
 #[test]
 fn dropping_a_hint_too_early_is_caught() {
     check(Mutation::Core(Rule::KeepHintUntilConfirmed), &["invariant", "strict"]);
@@ -131,7 +161,8 @@ fn dropping_a_hint_too_early_is_caught() {
 
 #[test]
 fn acting_on_a_layout_that_is_not_durable_is_caught() {
-    check(Mutation::Core(Rule::DurableLayout), &["invariant 7"]);
+    // What it has left by such a layout it also drops.
+    check(Mutation::Core(Rule::DurableLayout), &["invariant 7", "M4"]);
 }
 
 /// Only runs that change their topology can notice these.

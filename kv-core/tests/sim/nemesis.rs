@@ -14,9 +14,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::message::{CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
+use kv_core::message::{Attempt, CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
 use kv_core::ring::Layout;
-use kv_core::types::{Epoch, Incarnation, RequestId, StoreId};
+use kv_core::types::{Epoch, Hlc, Incarnation, RequestId, StoreId};
 use kv_core::version::Record;
 
 use kv_core::node::Input;
@@ -249,6 +249,7 @@ impl World {
                 let limit = self.settings.cluster.clock_skew_max.as_micros();
                 let beyond = u128::from(skew.unsigned_abs()) > limit / 2;
                 self.count(if beyond { Count::ClockSkews } else { Count::ClockJumps });
+                self.history.clocks_are_wrong |= beyond;
                 self.remember_clocks();
                 self.machines[machine].clock.skew = skew;
             }
@@ -430,7 +431,11 @@ impl World {
             epoch: self.layout().epoch,
             consistency: Consistency { level: Level::One, strict: false },
             operation: Operation::Write {
-                request: RequestId { client: aside.any(), sequence: 1 },
+                request: Some(RequestId {
+                    client: aside.any(),
+                    stamp: Hlc::at(self.machines[machine].clock.wall(self.time)),
+                }),
+                attempt: Attempt::Plain,
                 value: Some(Bytes::from_static(b"made up")),
                 context: None,
                 ttl: None,

@@ -120,6 +120,12 @@ counts! {
     Invalid => "invalid requests refused",
     /// Retries with the same request id.
     Retries => "retries with the same request id",
+    /// Writes that were sent again after they had ended.
+    Repetitions => "repetitions of what had ended",
+    /// Writes that were refused for their stamps.
+    StampedAnew => "writes with another stamp",
+    /// Writes without a request id.
+    Unnamed => "writes without a request id",
     /// Reads that returned siblings.
     Siblings => "reads of siblings",
     /// Strict reads that were checked against earlier acknowledged writes.

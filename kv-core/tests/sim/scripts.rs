@@ -2,11 +2,10 @@
 
 use kv_core::config::Mode;
 use kv_core::error::Kind;
-use kv_core::message::{Consistency, KeyRequest, Level, Operation, Request};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request};
 use kv_core::rule::Rule;
 use kv_core::storage::Space;
 use kv_core::topology::Change;
-use kv_core::types::RequestId;
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
@@ -442,7 +441,7 @@ fn ask_a_strict_keyspace(world: &mut World) {
     world.wait_until_noticed();
     let epoch = world.entry(name.partition).changed;
     let value = Some(world.history.next_value(key.0));
-    let write = Operation::Write { request: RequestId::default(), value, context: None, ttl: None };
+    let write = Operation::Write { request: None, attempt: Attempt::First, value, context: None, ttl: None };
     let ask = |operation: Operation| {
         let (keyspace, key) = (name.keyspace, name.bytes.clone());
         let request = Request::Key(KeyRequest { keyspace, key, epoch, consistency: SLOPPY, operation });
@@ -549,7 +548,7 @@ fn ask_while_others_lag(world: &mut World) {
     let Some(key) = moving else { return world.finish() };
     let ask = if world.dice.chance(500) {
         let value = world.history.next_value(0);
-        Ask::Write(world.plan_write(key, Some(value), QUORUM))
+        Ask::Write(world.plan_write(key, Some(value), QUORUM), Attempt::Plain)
     } else {
         Ask::Read { key, consistency: QUORUM }
     };

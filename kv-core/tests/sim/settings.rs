@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) clients: usize,
     /// Operations of each client.
     pub(crate) operations: usize,
+    /// Writes, of 1,000, that are sent again later.
+    pub(crate) repetitions: u64,
     /// The longest pause between two operations of a client.
     pub(crate) think: Time,
     /// The faults strike, and the clients work, until then.
@@ -172,6 +174,7 @@ impl Settings {
             keys_per_keyspace: dice.index(3) + 1,
             clients: dice.index(5) + 1,
             operations: 20 + dice.index(80),
+            repetitions: *aside.pick(&[0, 100, 300, 600]),
             think: *dice.pick(&[0, 5 * MS, 30 * MS, 60 * MS]),
             trouble_ends: dice.between(800, 2500) * MS,
             network,
@@ -190,6 +193,11 @@ impl Settings {
     /// The minimum age of what is collected (rule A6).
     pub(crate) fn age(&self) -> Duration {
         self.node.collect_after + self.cluster.clock_skew_max * 2
+    }
+
+    /// For how long a request may be repeated.
+    pub(crate) fn repeat_within(&self) -> Time {
+        u64::try_from(self.cluster.repeat_within.as_micros()).unwrap_or(u64::MAX)
     }
 
     /// The same, with several changes of the topology.
@@ -245,6 +253,8 @@ fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
         siblings_max: if tight { dice.index(3) + 2 } else { 32 },
         actors_max: 4096,
         clock_skew_max: Duration::from_millis(500),
+        // Ten minutes, at the pace of a run.
+        repeat_within: Duration::from_secs(3),
     }
 }
 

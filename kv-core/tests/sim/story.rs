@@ -1,7 +1,7 @@
 //! The words of directed scripts, so that each reads like its story: who is isolated, what is written where, how long it
 //! takes, and what is expected in the end.
 
-use kv_core::message::{Consistency, Level};
+use kv_core::message::{Attempt, Consistency, Level};
 
 use crate::check;
 use crate::clock::Time;
@@ -103,7 +103,7 @@ impl World {
         let value = Some(self.history.next_value(key.0));
         let op = self.plan_write(key, value, Consistency { level: Level::One, strict: false });
         let layout = self.layouts.len() - 1;
-        self.ask(Asker::Audit, Ask::Write(op), through, layout);
+        self.ask(Asker::Audit, Ask::Write(op, Attempt::First), through, layout);
         self.wait_for(100 * MS, |world| world.machines[through].disk.last_pending().is_some());
         self.pending.clear();
     }

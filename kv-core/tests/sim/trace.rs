@@ -138,13 +138,10 @@ pub(crate) fn request(request: &Request) -> String {
             let level = format!("{:?}{}", what.consistency.level, if what.consistency.strict { " strict" } else { "" });
             match &what.operation {
                 Operation::Get => format!("get {name} ({level}, {})", what.epoch),
-                Operation::Write { value, context, request, .. } => {
+                Operation::Write { value, context, request, attempt, .. } => {
                     let value = value.as_deref().map_or_else(|| "deleted".to_owned(), shorten);
                     let context = if context.is_some() { " with context" } else { "" };
-                    format!(
-                        "put {name}={value}{context} ({level}, {}, {}#{})",
-                        what.epoch, request.client, request.sequence
-                    )
+                    format!("put {name}={value}{context} ({level}, {}, {attempt:?} {request:?})", what.epoch)
                 }
             }
         }

@@ -20,7 +20,7 @@ use crate::audit::Audit;
 use crate::clock::Time;
 use crate::control::Running;
 use crate::dice::Dice;
-use crate::history::{History, KeyId};
+use crate::history::{History, KeyId, OpId};
 use crate::machine::Machine;
 use crate::nemesis::Fault;
 use crate::network::{Network, SessionId};
@@ -59,6 +59,8 @@ pub(crate) enum Event {
     Request { tag: Tag },
     /// A request must have been answered by now.
     Overdue { tag: Tag },
+    /// A write is sent again.
+    Repeat { op: OpId },
     /// An answer reaches its client.
     Answer { tag: Tag, outcome: Outcome },
     /// A machine that was frozen goes on.
@@ -141,6 +143,10 @@ pub(crate) struct World {
     pub(crate) network: Network,
     /// Whether all faults are over.
     pub(crate) healed: bool,
+    /// What the last write without a client that waits was refused for, if it wants another stamp.
+    pub(crate) wanted_stamp: Option<kv_core::types::Hlc>,
+    /// Whether the audit has begun: nothing else is asked any more.
+    pub(crate) is_audited: bool,
     /// When clocks were set last, and the earliest that any showed before.
     pub(crate) clocks_before: Option<(Time, WallTime)>,
     /// What the control plane knows of the store of each machine.
@@ -211,6 +217,8 @@ impl World {
             machines: stores.into_iter().map(Machine::new).collect(),
             network: Network::new(settings.nodes),
             healed: false,
+            wanted_stamp: None,
+            is_audited: false,
             clocks_before: None,
             agreed: vec![AgreedStore::default(); settings.nodes],
             layouts: vec![layout],
@@ -326,6 +334,7 @@ impl World {
             Event::ClientWorks { client } => self.client_works(client),
             Event::Request { tag } => self.request_arrives(tag),
             Event::Overdue { tag } => self.expect_answered(tag),
+            Event::Repeat { op } => self.repeat(op),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
             Event::Thaw { machine } => self.thaw(machine),
             Event::GoesOn { machine, life, part } => self.part_goes_on(machine, life, part),

@@ -121,7 +121,7 @@ impl ReplyTo {
 /// Bytes of what an outcome brings to the client.
 pub(crate) fn bytes_of(outcome: &Outcome) -> usize {
     match outcome {
-        Ok(Response::Got { values, context }) => bytes_of_values(values) + context.len(),
+        Ok(Response::Got { values, context, .. }) => bytes_of_values(values) + context.len(),
         Ok(Response::Page { entries, .. }) => {
             let bytes = |entry: &ScanEntry| entry.key.len() + bytes_of_values(&entry.values) + entry.context.len();
             entries.iter().map(bytes).sum()

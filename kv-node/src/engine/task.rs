@@ -456,8 +456,15 @@ impl Loop {
     fn report(&mut self) -> Report {
         let hot = self.node.hot_stats();
         let copied_bytes = self.node.copied_bytes();
-        let hedges = self.node.hedged();
-        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, copied_bytes, hedges, ..self.counters };
+        let (hedges, retired_forgotten) = (self.node.hedged(), self.node.retired_forgotten());
+        let counters = Counters {
+            hot_hits: hot.hits,
+            hot_misses: hot.misses,
+            copied_bytes,
+            hedges,
+            retired_forgotten,
+            ..self.counters
+        };
         Report {
             status: self.node.status(),
             counters,

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::storage::{DiskCommitter, DiskReader, Opened};
-use kv_proto::request_id::RequestIds;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::live::live;
 use super::start::{announce, control_config, listen, no_address};
-use super::{End, RunError, random};
+use super::{End, RunError};
 use crate::clock::Clock;
 use crate::control::{ControlPlane, Founding, GrpcTransport, SharedLiveness, StartError, StartMode, remembered};
 use crate::descriptors::Division;
@@ -69,7 +68,6 @@ pub(super) async fn serve(
         trust: trust.clone(),
         liveness,
         events: Events::new(),
-        request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
         usage: Usage::new(data.clone()),
         disk_reserve_bytes: settings.disk_reserve_bytes,
         watchdog: Watchdog::default(),

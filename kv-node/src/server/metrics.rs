@@ -236,6 +236,11 @@ fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {
     let mut counter = |name, help, value| counter(registry, name, help, value);
     counter("forwards", "Requests handed to an owner of the key", counters.forwards);
     counter("hedges", "Requests handed to another owner as well, because the first did not answer", counters.hedges);
+    counter(
+        "retired_forgotten",
+        "Requests whose repetitions are not recognised any more, because a record had no room for them",
+        counters.retired_forgotten,
+    );
     counter("read_repairs", "Replicas that reads found outdated and repaired", counters.read_repairs);
     counter("handoffs", "Hints and missed-write markers delivered", counters.handoffs);
     counter("commits", "Commits made durable", counters.commits);

@@ -25,7 +25,6 @@ use kv_core::message::{KeyRequest, Operation, Request};
 use kv_core::types::{Incarnation, NodeId};
 use kv_proto::edge::{Edge, Keyspaces};
 use kv_proto::limits::{ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX};
-use kv_proto::request_id::RequestIds;
 use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
@@ -74,8 +73,6 @@ pub struct Shared {
     pub liveness: SharedLiveness,
     /// What happened.
     pub events: Events,
-    /// Identities for writes that came without one.
-    pub request_ids: RequestIds,
     /// What the process uses.
     pub usage: Usage,
     /// Bytes that copying leaves free on the device of the data directory.
@@ -185,7 +182,7 @@ impl Shared {
     /// Validates requests against what the cluster has agreed on, with these keyspaces.
     #[must_use]
     pub fn edge<'a>(&'a self, keyspaces: &'a Keyspaces) -> Edge<'a> {
-        Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
+        Edge { limits: &self.cluster, keyspaces }
     }
 
     /// The turn of reads alone, if they need not wait.

@@ -158,6 +158,7 @@ pub(super) async fn take_with_requests(
                     commits: counters.commits,
                     committed_batches: counters.committed_batches,
                     copied_bytes: counters.copied_bytes,
+                    retired_forgotten: counters.retired_forgotten,
                 });
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;

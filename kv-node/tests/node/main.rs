@@ -22,6 +22,7 @@ mod oversized;
 mod plan;
 mod rebalance;
 mod repair;
+mod repeats;
 mod retry;
 mod secret;
 mod soak_check;

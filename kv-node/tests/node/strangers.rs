@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::message::{
-    CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
+    Attempt, CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
 };
-use kv_core::types::{Epoch, KeyspaceId, RequestId};
+use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::Record;
 use kv_proto::client::Client;
 use kv_proto::describe::Description;
@@ -112,7 +112,8 @@ fn forward(call: u64, operation: Operation, key: &'static str) -> Message {
 /// What a stranger wants of a node: a value that it should not see, one that it makes up, and a record that it made up.
 pub(crate) fn theft() -> Vec<Message> {
     let write = Operation::Write {
-        request: RequestId { client: 1, sequence: 1 },
+        request: None,
+        attempt: Attempt::Plain,
         value: Some(Bytes::from_static(b"made up")),
         context: None,
         ttl: None,

@@ -10,6 +10,7 @@ pub(crate) mod dropped;
 pub(crate) mod durable;
 pub(crate) mod epochs;
 pub(crate) mod kept;
+pub(crate) mod once;
 pub(crate) mod ownership;
 pub(crate) mod refilled;
 pub(crate) mod renewed;
