@@ -64,6 +64,8 @@ pub(crate) struct WriteOp {
     pub(crate) request: RequestId,
     /// Whether it is sent without that: a node names it, once.
     pub(crate) unnamed: bool,
+    /// Whether a node's name for it is known. A dot may have been claimed for it before.
+    pub(crate) is_named: bool,
     /// `None` deletes.
     pub(crate) value: Option<Bytes>,
     /// What it replaces; `None`: what its coordinator holds.
@@ -94,6 +96,7 @@ impl WriteOp {
             consistency,
             request,
             unnamed: false,
+            is_named: false,
             value,
             seen: None,
             ttl: false,
@@ -306,7 +309,7 @@ impl History {
         let named = version.value.as_ref().and_then(|value| self.op_of_value(key, value));
         let Some(id) = named.filter(|id| self.op(*id).unnamed) else { return Ok(()) };
         let op = &mut self.ops[id.0];
-        if !op.dots.is_empty() {
+        if std::mem::replace(&mut op.is_named, true) {
             return Err(format!("A7: {id:?} of {key:?} was named twice: {:?} and {:?}", op.request, version.request));
         }
         self.by_request.remove(&op.request);
