@@ -28,7 +28,7 @@ pub(crate) fn replicate(
             let session = ctx.kernel.peers.session(peer);
             ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Peer { peer, call, epoch, session } });
         }
-        Err(refusal) => ctx.kernel.send(peer, Message::Replicated { call, result: Err(refusal) }),
+        Err(refusal) => ctx.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 }),
     }
 }
 

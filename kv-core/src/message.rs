@@ -13,16 +13,17 @@ use serde::{Deserialize, Serialize};
 
 pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
 
+use crate::boots::Boots;
 use crate::cell::Cell;
 use crate::config::KeyspaceList;
 use crate::error::RequestError;
 use crate::ring::Entry;
 use crate::storage::Space;
-use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId, WallTime};
+use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, Point, RequestId, WallTime};
 use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -269,6 +270,8 @@ pub enum Message {
         call: CallId,
         /// Done, or why not.
         result: Result<(), Refusal>,
+        /// How far the replica's store is; filled in when it is sent (rule D2).
+        commit: u64,
     },
     /// Asks a replica for its cell, or a fallback for its hint.
     Read {
@@ -325,12 +328,19 @@ pub enum Message {
         call: CallId,
         /// The answer, or why there is none.
         result: Result<Answer, Refusal>,
+        /// How far the answering node's store is; filled in when it is sent (rule D2).
+        commit: u64,
     },
     /// The sender refused something because it knew only an older layout; now it acts on this one. What it refused may
     /// be asked again.
     CaughtUp {
         /// The epoch of its layout.
         epoch: Epoch,
+    },
+    /// How far the sender's store is, every second (rule D2).
+    Shown {
+        /// The last batch of the present boot that is durable.
+        commit: u64,
     },
     /// Asks a node that has been silent to show itself.
     Ping,
@@ -412,8 +422,12 @@ pub struct Hello {
     pub node: NodeId,
     /// The sender's store and boot.
     pub incarnation: Incarnation,
-    /// The highest incarnation that the sender has seen of the receiver (rule D2).
-    pub seen: Option<Incarnation>,
+    /// The newest that the sender has been shown of the receiver's store (rule D2).
+    pub seen: Option<Point>,
+    /// The boots of the sender's store, the present one last.
+    pub boots: Boots,
+    /// The last batch of the present boot that is durable.
+    pub commit: u64,
 }
 
 /// A message that is not one.
@@ -430,6 +444,17 @@ impl Message {
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
+    /// Whether it asks for what a node holds of a partition that is refilled, or answers that: all that nodes say to each other
+    /// of which one takes the other's store for an older copy (rule D2).
+    #[must_use]
+    pub fn is_pull(&self) -> bool {
+        match self {
+            Self::Exchange { purpose: Purpose::Refill, question, .. } => !matches!(question, Question::Offer { .. }),
+            Self::ExchangeResult { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether it brings a client's write or a record that its receiver is to store.
@@ -453,8 +478,8 @@ impl Message {
                 Some(Self::ReadResult { call: *call, result: Err(refusal) })
             }
             Self::SliceResult { call, result: Ok(_) } => Some(Self::SliceResult { call: *call, result: Err(refusal) }),
-            Self::ExchangeResult { call, result: Ok(_) } => {
-                Some(Self::ExchangeResult { call: *call, result: Err(refusal) })
+            Self::ExchangeResult { call, result: Ok(_), commit } => {
+                Some(Self::ExchangeResult { call: *call, result: Err(refusal), commit: *commit })
             }
             _ => None,
         }
@@ -467,6 +492,21 @@ impl Message {
         if let Self::Forward { request, deadline, .. } = self {
             let is_late = request.is_write() && time >= FORWARD_AGE_MAX;
             *deadline = if is_late { Duration::ZERO } else { deadline.saturating_sub(time) };
+        }
+    }
+
+    /// How far the sender's store is, if the message says so.
+    pub(crate) fn shown(&self) -> Option<u64> {
+        match self {
+            Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit } => Some(*commit),
+            _ => None,
+        }
+    }
+
+    /// Says how far the sender's store is, if the message has a place for it.
+    pub(crate) fn show(&mut self, shown: u64) {
+        if let Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit } = self {
+            *commit = shown;
         }
     }
 

@@ -12,7 +12,7 @@ use crate::shell::{ReadId, Tag};
 use crate::storage::{PartitionStats, Slice};
 use crate::throttle::Booking;
 use crate::topology::TransferSettings;
-use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq, StoreId};
+use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Point, Seq, StoreId};
 
 /// What happens to a loop.
 #[derive(Debug)]
@@ -23,6 +23,9 @@ pub(crate) enum LoopInput {
     Message { from: NodeId, message: Message },
     /// A session with a peer was opened. It may not be used yet: what comes in it is kept.
     PeerOpened { node: NodeId, incarnation: Incarnation },
+    /// A stream with an owner was opened of which one of both takes the other's store for an older copy: it may be asked for what
+    /// it holds, and may ask.
+    PeerDoubted { node: NodeId },
     /// Something has come from a peer that is not for this loop.
     Heard { from: NodeId },
     /// Nothing has come from a peer for longer than usual.
@@ -123,7 +126,9 @@ pub(crate) enum HubInput {
     /// How fast partitions may be copied from now on.
     Transfers(TransferSettings),
     /// A session with a peer was opened.
-    PeerOpened { node: NodeId, incarnation: Incarnation },
+    PeerOpened { node: NodeId, shown: Point },
+    /// How far the stores of peers are, as they have said since the last time, and how far this node's is.
+    Shown { peers: Vec<(NodeId, Point)>, shows: u64 },
     /// The session with a peer has ended.
     PeerDown { node: NodeId },
     /// A message of a peer that is for the node as a whole.

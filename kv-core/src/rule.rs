@@ -15,6 +15,18 @@ pub enum Rule {
     RefillLostStore,
     /// D2: it takes the agreed state or a majority of the members to make a node give up its store.
     ProvenClaims,
+    /// D2: a store is known by the boot that it has shown, not by how many it counts.
+    ListOfBoots,
+    /// D2: a boot that ends before what the store has shown of it is an older copy's.
+    EndOfBoot,
+    /// D2: a node tells its peers every second how far its store is.
+    ShowCommits,
+    /// D2: what peers have shown is durable within a second.
+    RememberShown,
+    /// D2: a lost store is refilled from all other owners.
+    RefillFromAll,
+    /// D2: an owner whose store is in doubt may still be asked for what it holds.
+    PullByIdentity,
     /// D4: only members under their agreed stores get a session.
     MembersOnly,
     /// D2: a store is filled only by a layout that lists it.

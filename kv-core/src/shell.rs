@@ -46,6 +46,14 @@ pub enum Input {
         node: NodeId,
         /// Its store and boot.
         incarnation: Incarnation,
+        /// How far it said that its store is.
+        commit: u64,
+    },
+    /// A stream with a member begins of which one of both takes the other's store for an older copy (rule D2). It is no
+    /// session: nothing is confirmed on it, and neither counts the other. What both hold may be asked for and given.
+    PeerDoubted {
+        /// The peer.
+        node: NodeId,
     },
     /// Something has come from a peer that is not for the core, such as a heartbeat.
     Heard {
@@ -57,7 +65,7 @@ pub enum Input {
         /// The peer.
         node: NodeId,
     },
-    /// The failure detector gives a peer up. Its session is closed.
+    /// The failure detector gives a peer up. Its session is closed, or such a stream.
     PeerDown {
         /// The peer.
         node: NodeId,

@@ -83,6 +83,22 @@ impl fmt::Display for Incarnation {
     }
 }
 
+/// How far a store had come when it was shown to somebody (rule D2): one of its runs, and the last batch of that run that was
+/// durable then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Point {
+    /// The store and its run.
+    pub incarnation: Incarnation,
+    /// The number of the batch; 0: none.
+    pub commit: u64,
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} up to commit {}", self.incarnation, self.commit)
+    }
+}
+
 /// The identity of a client's operation, kept in the version that it writes, so that a retry is recognised (rule A7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {

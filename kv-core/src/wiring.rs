@@ -5,7 +5,7 @@ use crate::cell::Cell;
 use crate::config::AvailableKeyspace;
 use crate::error::RequestError;
 use crate::kernel;
-use crate::message::{CallId, Message, Role};
+use crate::message::{CallId, Message, Purpose, Role};
 use crate::parts::Ask;
 use crate::ring::Owner;
 use crate::rule::Rule;
@@ -243,6 +243,11 @@ impl Ctx<'_> {
     /// Whether messages can be sent to `node`.
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
         self.kernel.peers.is_up(node)
+    }
+
+    /// Whether `node` can be asked for what it holds: for a refill also if one of both takes the other's store for an older copy.
+    pub(crate) fn can_be_asked(&self, node: NodeId, purpose: Purpose) -> bool {
+        if purpose == Purpose::Refill { self.kernel.peers.can_be_pulled(node) } else { self.is_up(node) }
     }
 
     /// Whether `node` has stalled, so that it is asked last.

@@ -68,7 +68,7 @@ fn restored(theirs: Option<Cell>) -> Option<Bytes> {
     let incarnation = Incarnation { store: StoreId(2), boot: 1, nonce: 1 };
     for first in [
         Input::Layout(Arc::new(layout)),
-        Input::PeerUp { node: PEER, incarnation },
+        Input::PeerUp { node: PEER, incarnation, commit: 0 },
         Input::Request { tag: Tag(1), request: get, deadline: None },
     ] {
         let mut inputs = vec![first];

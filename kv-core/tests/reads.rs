@@ -61,7 +61,7 @@ impl Owner {
         let mut owner = Self { node: node.unwrap(), now, asked: Vec::new(), own: None, answer: None };
         owner.give(Input::Layout(Arc::new(layout.unwrap())));
         for node in [SECOND, THIRD] {
-            owner.give(Input::PeerUp { node, incarnation: incarnation(node) });
+            owner.give(Input::PeerUp { node, incarnation: incarnation(node), commit: 0 });
         }
         owner
     }

@@ -31,6 +31,7 @@ impl EventLoop {
             }
             LoopInput::Message { from, message } => self.message(from, message),
             LoopInput::PeerOpened { node, incarnation } => self.peer_opened(node, incarnation),
+            LoopInput::PeerDoubted { node } => self.peer_doubted(node),
             LoopInput::PeerDown { node } => self.peer_down(node),
             LoopInput::Heard { from } => self.kernel.note_heard(from),
             LoopInput::PeerSilent { node } => self.peer_stalled(node),
@@ -165,7 +166,7 @@ impl EventLoop {
                 self.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) });
             }
             Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
-                self.kernel.send(peer, Message::Replicated { call, result: Err(refusal) });
+                self.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 });
             }
             Task::Apply { applied: Applied::Exchange { id, round }, .. } => {
                 self.exchanges.record_merged(ctx!(self), id, round, false);
@@ -191,7 +192,7 @@ impl EventLoop {
             AfterDurable::Send { to, message } => self.kernel.send(to, message),
             AfterDurable::Replicated { peer, call, session, partition } => {
                 if self.kernel.peers.session(peer) == session {
-                    self.kernel.send(peer, Message::Replicated { call, result: Ok(()) });
+                    self.kernel.send(peer, Message::Replicated { call, result: Ok(()), commit: 0 });
                 } else {
                     // Whoever sent it may have died since, and nobody else may know of the record; and the comparisons
                     // that are pending for that may have come before it.

@@ -20,7 +20,7 @@ use crate::message::Message;
 use crate::parts::{Ask, HubInput, Tell};
 use crate::shell::Effects;
 use crate::storage::Reader;
-use crate::types::{Incarnation, NodeId, Now, StoreId};
+use crate::types::{Incarnation, NodeId, Now, Point, StoreId};
 
 use agreed::Agreed;
 use join::Joins;
@@ -55,6 +55,8 @@ pub(crate) enum Never {}
 pub(crate) enum HubTimer {
     /// Whoever waits for the limit on bytes may go on.
     Throttle,
+    /// Peers are told how far the store is, and what they have said becomes durable.
+    Show,
     /// Never set: the hub calls nobody.
     Calls,
 }
@@ -130,10 +132,11 @@ impl Hub {
         while let Some(timer) = self.kernel.due() {
             match timer {
                 HubTimer::Throttle => self.pace.give_bytes(&mut self.kernel),
+                HubTimer::Show => self.sessions.show(&mut self.kernel),
                 HubTimer::Calls => {}
             }
         }
-        debug_assert!(self.kernel.timers_set() <= 1, "the hub has one timer");
+        debug_assert!(self.kernel.timers_set() <= 2, "the hub has two timers");
         self.kernel.end(effects);
         said.append(&mut self.kernel.take_said());
     }
@@ -146,7 +149,11 @@ impl Hub {
             HubInput::Layout(layout) => self.agreed.layout(&mut self.kernel, self.config.node, layout),
             HubInput::Keyspaces(list) => self.agreed.keyspaces(&mut self.kernel, &self.sessions, list),
             HubInput::Transfers(settings) => self.pace.settings(&mut self.kernel, settings),
-            HubInput::PeerOpened { node, incarnation } => self.sessions.opened(&mut self.kernel, node, incarnation),
+            HubInput::PeerOpened { node, shown } => self.sessions.opened(&mut self.kernel, node, shown),
+            HubInput::Shown { peers, shows } => {
+                peers.into_iter().for_each(|(node, shown)| self.sessions.shown(node, shown));
+                self.sessions.shows(shows);
+            }
             HubInput::PeerDown { node } => {
                 self.sessions.closed(&mut self.kernel, node);
                 self.joins.peer_down(node);
@@ -205,13 +212,13 @@ impl Hub {
         }
     }
 
-    /// The highest incarnation seen of a peer.
-    pub(crate) fn seen(&self, peer: NodeId) -> Option<Incarnation> {
+    /// The newest that was seen of a peer's store.
+    pub(crate) fn seen(&self, peer: NodeId) -> Option<Point> {
         self.sessions.seen(peer)
     }
 
     /// The same, once the peer has shown its store.
-    pub(crate) fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
+    pub(crate) fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Point> {
         self.sessions.seen_against(peer, store)
     }
 

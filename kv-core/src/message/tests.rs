@@ -179,7 +179,9 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u64>(), role(), any_bytes(), any_cell()).prop_map(|(call, epoch, role, key, cell)| {
             Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, cell }
         }),
-        (call(), result_of(Just(()))).prop_map(|(call, result)| Message::Replicated { call, result }),
+        (call(), result_of(Just(())), any::<u64>())
+            .prop_map(|(call, result, commit)| Message::Replicated { call, result, commit }),
+        any::<u64>().prop_map(|commit| Message::Shown { commit }),
         (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
             Message::Read { call, epoch: Epoch(8), role, keyspace: KeyspaceId(1), key, digest }
         }),
@@ -190,7 +192,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u16>(), purpose, any_question()).prop_map(|(call, partition, purpose, question)| {
             Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), purpose, question }
         }),
-        (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
+        (call(), result_of(any_answer()), any::<u64>())
+            .prop_map(|(call, result, commit)| Message::ExchangeResult { call, result, commit }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
         Just(Message::Ping),
         Just(Message::Pong),
@@ -279,9 +282,13 @@ fn malformed_contents_are_refused() {
     refused(Message::ReadResult { call, result: Ok(ReadReply::Full(Some(cell.clone()))) });
     let records = vec![(keyspace, key, cell.clone())];
     refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
-    refused(Message::ExchangeResult { call, result: Ok(Answer::Records { records: records.clone(), next: None }) });
+    refused(Message::ExchangeResult {
+        call,
+        result: Ok(Answer::Records { records: records.clone(), next: None }),
+        commit: 0,
+    });
     let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default() };
-    refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)) });
+    refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)), commit: 0 });
     let (partition, purpose) = (PartitionId(1), Purpose::HandOver);
     refused(Message::Exchange { call, partition, epoch, purpose, question: Question::Offer { records } });
     let replicas = vec![ReplicaView { node: NodeId(1), owner: true, cell: Ok(Some(cell)) }];
@@ -292,11 +299,11 @@ fn malformed_contents_are_refused() {
         [vec![], vec![owner(1, 1), owner(1, 1)], vec![owner(1, 9)], (0..256).map(|node| owner(node, 1)).collect()]
     {
         let refusal = || Refusal::Stale { newer: Entry::settled(Epoch(5), owners.clone()) };
-        refused(Message::Replicated { call, result: Err(refusal()) });
+        refused(Message::Replicated { call, result: Err(refusal()), commit: 0 });
         refused(Message::ReadResult { call, result: Err(refusal()) });
         refused(Message::SliceResult { call, result: Err(refusal()) });
         refused(Message::Forwarded { call, outcome: Err(refusal()) });
-        refused(Message::ExchangeResult { call, result: Err(refusal()) });
+        refused(Message::ExchangeResult { call, result: Err(refusal()), commit: 0 });
     }
 }
 

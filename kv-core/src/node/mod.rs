@@ -6,6 +6,7 @@
 //! committing thread.
 
 mod route;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,8 @@ use crate::parts::{HubInput, LoopInput};
 use crate::ring::Layout;
 use crate::storage::{HotStats, Reader, Stats};
 use crate::topology::{Receipt, Residue, Transfer};
-use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
+use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Point, Seq, StoreId};
+use shown::Shown;
 
 pub use crate::purge::left_of_dropped;
 pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, Status, Tag};
@@ -47,6 +49,7 @@ pub struct Node {
     /// What the shell was told last of that.
     announced: Option<Monotonic>,
     batches: Batches,
+    shown: Shown,
 }
 
 /// What is for one part.
@@ -110,6 +113,7 @@ impl Node {
             wakes: vec![Some(Monotonic(0)); parts],
             announced: None,
             batches: Batches::default(),
+            shown: Shown::default(),
             hub: Hub::recover(config.clone(), incarnation, reader)?,
             config,
         })
@@ -117,6 +121,10 @@ impl Node {
 
     /// Takes one input and adds what the shell must do to `effects`.
     pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
+        if self.wakes.first().copied().flatten().is_some_and(|at| at <= now.mono) {
+            let (peers, shows) = (self.shown.take(), self.shown.own());
+            self.tell_hub(HubInput::Shown { peers, shows });
+        }
         self.route(now, input);
         self.wake(now);
         self.run(now, effects);
@@ -197,7 +205,11 @@ impl Node {
                 Effect::Read { read, .. } | Effect::Slice { read, .. } | Effect::Leaves { read, .. } => {
                     *read = ReadId((read.0 << 8) | part as u64);
                 }
-                Effect::Persist { seq, .. } => *seq = self.batches.issue(part, *seq),
+                Effect::Persist { seq, batch } => {
+                    *seq = self.batches.issue(part, *seq);
+                    self.shown.issued(*seq, batch);
+                }
+                Effect::Send { message, .. } => message.show(self.shown.own()),
                 Effect::WakeAt(at) => wake = Some(*at),
                 _ => {}
             }
@@ -226,16 +238,22 @@ impl Node {
         all
     }
 
-    /// The highest incarnation seen of `peer`, for the handshake.
+    /// The newest that was seen of the store of `peer`, for the handshake.
     #[must_use]
-    pub fn seen(&self, peer: NodeId) -> Option<Incarnation> {
-        self.hub.seen(peer)
+    pub fn seen(&self, peer: NodeId) -> Option<Point> {
+        self.shown.newest(peer, self.hub.seen(peer))
+    }
+
+    /// The last batch of this boot that is durable, as peers are told: how far the store is.
+    #[must_use]
+    pub fn commit(&self) -> u64 {
+        self.shown.own()
     }
 
     /// The same, once the peer has shown its store: a store that another one has replaced counts as rolled back.
     #[must_use]
-    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
-        self.hub.seen_against(peer, store)
+    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Point> {
+        self.shown.newest(peer, self.hub.seen_against(peer, store))
     }
 
     /// How well the hot tier serves.

@@ -9,7 +9,7 @@ use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
 use kv_core::node::Node;
 use kv_core::types::RequestId;
 
-use crate::check::{answers, converged, kept, kept::Final};
+use crate::check::{answers, converged, kept, kept::Final, remembered, renewed};
 use crate::history::{End, KeyId, OpId, WriteOp};
 use crate::report::Count;
 use crate::settings::{MS, node_id};
@@ -19,6 +19,10 @@ use crate::world::World;
 
 /// A cluster that is not quiet this long after all faults have ended has lost track of something.
 const SETTLE_MAX: u64 = 60_000 * MS;
+
+/// How soon every member durably knows how far a store is: half a second until it is said, half a second until that is
+/// written, and the time of the way and of a sync.
+const REMEMBERED_WITHIN: u64 = 1200 * MS;
 
 /// How consistent the audit reads and writes: every owner takes part.
 const ALL: Consistency = Consistency { level: Level::All, strict: true };
@@ -49,6 +53,12 @@ impl World {
         self.stop_clients();
         self.heal();
         self.settle();
+        // Failure detectors may yet give up somebody whom they heard nothing of before.
+        self.run_until(self.time + 400 * MS);
+        self.settle();
+        let points = remembered::points(self);
+        self.run_until(self.time + REMEMBERED_WITHIN);
+        self.judge(|world| remembered::by_all(world, &points));
         if self.report.get(Count::ClockSkews) == 0 && !self.settings.left_to_reads {
             // Replicas become equal without anybody asking, once each has found what expires.
             let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(0);
@@ -75,6 +85,7 @@ impl World {
         self.write_everything();
         self.settle();
         self.judge(converged::replicas_are_equal);
+        self.judge(renewed::old_copies_are_merged);
     }
 
     fn judge(&mut self, check: impl Fn(&Self) -> Result<(), String>) {

@@ -103,7 +103,9 @@ impl World {
 
     /// Plans and begins an operation; one that is refused does nothing. Whether it has begun.
     pub(crate) fn operate(&mut self, changes: &[Change]) -> bool {
-        if self.operation.is_some() {
+        // Nobody changes the topology while two processes run as one node.
+        let twin = |machine: &Machine| machine.is_older_copy && machine.known_to.is_empty();
+        if self.operation.is_some() || self.machines.iter().any(twin) {
             return false;
         }
         let Some(target) = self.target_of(changes) else { return false };

@@ -1,7 +1,9 @@
 //! A machine: one process around `Node::step`, doing for it what the shell of a real node does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use kv_core::boots::Boots;
 use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
@@ -12,7 +14,7 @@ use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
 use kv_core::rule::Rule;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
-use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
+use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Point, Seq, StoreId};
 use kv_core::version::ContextToken;
 
 use crate::check;
@@ -41,8 +43,10 @@ pub(crate) struct Machine {
     pub(crate) quarantined: bool,
     /// Whether its disk is an older copy that was not renewed.
     pub(crate) is_older_copy: bool,
+    /// Machines that durably knew when the older copy was restored that it is one.
+    pub(crate) known_to: BTreeSet<usize>,
     /// What peers have claimed in this run of its process.
-    pub(crate) claims: Claims<Incarnation>,
+    pub(crate) claims: Claims<Point>,
     /// The newest layout on which the node of this store has acted.
     pub(crate) acted_on: Epoch,
     /// What the next run claims to be, for the mutation that gives a wiped store the identity of its predecessor.
@@ -78,6 +82,7 @@ impl Machine {
             copy: None,
             quarantined: false,
             is_older_copy: false,
+            known_to: BTreeSet::new(),
             claims: Claims::default(),
             acted_on: Epoch(0),
             false_identity: None,
@@ -175,7 +180,7 @@ impl World {
     fn complete_refilled(&mut self, index: usize) {
         let machine = &self.machines[index];
         // At the first boot nothing is refilled yet, and an older copy does not know that it is one.
-        let knows = machine.disk.boot > 1 && !machine.quarantined;
+        let knows = machine.disk.boots.newest() > 1 && !machine.quarantined;
         let Some(core) = machine.core.as_ref().filter(|core| knows && core.layout().is_some()) else { return };
         let open = core.status().unsynced;
         // Only what the node knows itself to own can have been refilled.
@@ -220,9 +225,20 @@ impl World {
         self.crash(index);
         self.expect(check::renewed::is_older_copy(index, &self.machines[index]));
         self.machines[index].is_older_copy = false;
+        self.machines[index].known_to.clear();
+        // It is refilled with what the others hold by now.
+        self.mark_unsynced(index);
+        self.forget_fences(index);
+        self.machines[index].acted_on = Epoch(0);
         let store = StoreId(self.dice.any());
         note!(self, "{} is an older copy, renewed as store {store}", node_id(index));
+        let held = check::renewed::held(self, index);
         self.machines[index].disk.renew(store);
+        if self.settings.mutation == Some(Mutation::RenewalWipes) {
+            self.machines[index].disk.wipe(store, Boots::default());
+        }
+        self.expect(check::renewed::is_kept(self, index, &held));
+        self.old_copies.push((index, held));
         self.machines[index].quarantined = false;
         let delay = self.dice.between(1, 10) * MS;
         self.at(self.time + delay, Event::Start { machine: index });
@@ -468,10 +484,10 @@ impl World {
             return;
         }
         let answered = match message {
-            Message::Replicated { call, result: Ok(()) }
+            Message::Replicated { call, result: Ok(()), .. }
             | Message::ReadResult { call, result: Ok(_) }
             | Message::SliceResult { call, result: Ok(_) }
-            | Message::ExchangeResult { call, result: Ok(_) } => *call,
+            | Message::ExchangeResult { call, result: Ok(_), .. } => *call,
             Message::Forward { .. } => return self.count(Count::Forwards),
             _ => return,
         };

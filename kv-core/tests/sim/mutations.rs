@@ -77,6 +77,36 @@ fn believing_a_single_member_is_caught() {
 }
 
 #[test]
+fn telling_stores_by_the_number_of_their_boots_is_caught() {
+    check(Mutation::Core(Rule::ListOfBoots), &["D2", "invariant", "strict", "A1"]);
+}
+
+#[test]
+fn ignoring_how_far_a_boot_had_come_is_caught() {
+    check(Mutation::Core(Rule::EndOfBoot), &["D2", "invariant", "strict", "A1"]);
+}
+
+#[test]
+fn showing_nothing_but_acknowledgements_is_caught() {
+    check(Mutation::Core(Rule::ShowCommits), &["D2"]);
+}
+
+#[test]
+fn forgetting_what_peers_have_shown_is_caught() {
+    check(Mutation::Core(Rule::RememberShown), &["D2"]);
+}
+
+#[test]
+fn refilling_from_one_owner_is_caught() {
+    check(Mutation::Core(Rule::RefillFromAll), &["D2"]);
+}
+
+#[test]
+fn a_renewal_that_wipes_the_store_is_caught() {
+    check(Mutation::RenewalWipes, &["D2"]);
+}
+
+#[test]
 fn sending_a_delta_is_caught() {
     check(Mutation::Core(Rule::WholeRecord), &["invariant", "strict"]);
 }

@@ -54,6 +54,12 @@ counts! {
     Wipes => "wipes",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
+    /// Roll-backs to a copy that was taken in the boot that ran then.
+    RollBacksOfBoot => "roll-backs within a boot",
+    /// Second processes on copies of disks, which peers have met.
+    Twins => "twin stores",
+    /// Streams with owners whose stores are in doubt.
+    Doubts => "streams with stores in doubt",
     /// Roll-backs that were noticed and proven.
     RollBacksNoticed => "roll-backs noticed",
     /// Greetings of somebody who was no member.

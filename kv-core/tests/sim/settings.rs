@@ -22,6 +22,8 @@ pub(crate) enum Mutation {
     Core(Rule),
     /// A wiped store comes back with the identity of the one that it replaces (rules A1 and D2, the shell's part).
     WipeKeepsIdentity,
+    /// A store that is renewed loses what it holds (rule D2, the shell's part).
+    RenewalWipes,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
     /// Nodes greet each other without the hash seed (rule D3).
@@ -49,6 +51,8 @@ pub(crate) struct Faults {
     pub(crate) suspicions: u64,
     pub(crate) wipes: u64,
     pub(crate) roll_backs: u64,
+    /// Second processes that run on a copy of a disk.
+    pub(crate) twins: u64,
     pub(crate) failed_syncs: u64,
     pub(crate) clock_jumps: u64,
     pub(crate) epochs: u64,
@@ -142,6 +146,8 @@ impl Settings {
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = dice.aside();
         let loops = *aside.pick(&[Some(1), Some(2), Some(4), None]);
+        let twins = if calm { 0 } else { *aside.pick(&[0, 0, 0, 1, 2]) };
+        let faults = Faults { twins, ..faults };
         let faults = Faults { creations: aside.below(3), drops: *aside.pick(&[0, 1, 1, 2]), ..faults };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {

@@ -61,8 +61,8 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Replicate { call, epoch, role, keyspace, key, cell: what } => {
             format!("replicate {} {epoch} {role:?} {keyspace}/{}: {}", call.0, key.escape_ascii(), cell(what))
         }
-        Message::Replicated { call, result: Ok(()) } => format!("replicated {}", call.0),
-        Message::Replicated { call, result: Err(refusal) } => format!("replicated {}: refused: {refusal}", call.0),
+        Message::Replicated { call, result: Ok(()), .. } => format!("replicated {}", call.0),
+        Message::Replicated { call, result: Err(refusal), .. } => format!("replicated {}: refused: {refusal}", call.0),
         Message::Read { call, epoch, role, keyspace, key, digest } => {
             let what = if *digest { "digest" } else { "record" };
             format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
@@ -82,14 +82,15 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Exchange { call, partition, epoch, purpose, question: what } => {
             format!("{purpose:?} {} {partition} {epoch}: {}", call.0, question(what))
         }
-        Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
+        Message::ExchangeResult { call, result: Ok(what), .. } => format!("exchange {}: {}", call.0, answer(what)),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
+        Message::Shown { commit } => format!("is at {commit}"),
         Message::Ping => "ping".to_owned(),
         Message::Pong => "pong".to_owned(),
         Message::Keyspaces { list } => {
             format!("keyspaces {:?}", list.iter().map(|keyspace| keyspace.id.0).collect::<Vec<_>>())
         }
-        Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
+        Message::ExchangeResult { call, result: Err(refusal), .. } => format!("exchange {}: refused: {refusal}", call.0),
     }
 }
 

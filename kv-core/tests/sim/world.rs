@@ -49,6 +49,8 @@ pub(crate) enum Event {
     Wake { machine: usize, life: u64, at: Monotonic },
     /// A sync ends.
     Synced { machine: usize, life: u64, through: Seq },
+    /// A second process on a copy of a machine's disk meets the others.
+    TwinMeets { machine: usize, twin: Incarnation },
     /// A machine starts.
     Start { machine: usize },
     /// A machine stops, unless that run is over.
@@ -168,6 +170,8 @@ pub(crate) struct World {
     pub(crate) wall_max: WallTime,
     /// Partitions that a machine's store has lost and that were not refilled yet, with what it has lost of them.
     pub(crate) unsynced: BTreeMap<(usize, PartitionId), Vec<(KeyId, Context)>>,
+    /// What stores held that were renewed since, by machine.
+    pub(crate) old_copies: Vec<(usize, Vec<(KeyId, Context)>)>,
     /// What old owners of migrating partitions durably held when they came to act on the joint epoch.
     pub(crate) fenced: BTreeMap<(usize, PartitionId, Epoch), Vec<(KeyId, Context)>>,
     /// Receipts that were judged.
@@ -224,6 +228,7 @@ impl World {
             unsynced: BTreeMap::new(),
             asked: BTreeMap::new(),
             fenced: BTreeMap::new(),
+            old_copies: Vec::new(),
             receipts_seen: BTreeSet::new(),
             under_way: BTreeMap::new(),
             acted_before: Vec::new(),
@@ -308,6 +313,7 @@ impl World {
                 }
             }
             Event::Synced { machine, life, through } => self.synced(machine, life, through),
+            Event::TwinMeets { machine, twin } => self.twin_meets(machine, twin),
             Event::Start { machine } => self.start(machine),
             Event::Crash { machine, life } => {
                 if self.machines[machine].life == life {

@@ -19,6 +19,7 @@ mod unknown;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::boots::Boots;
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::RequestError;
 use kv_core::message::{KeyRequest, Operation, Request};
@@ -62,6 +63,8 @@ pub struct Shared {
     pub weight: f64,
     /// Its store and boot.
     pub incarnation: Incarnation,
+    /// The boots of its store, this one last.
+    pub boots: Boots,
     /// The settings on which all nodes agree.
     pub cluster: ClusterConfig,
     /// Both clocks.

@@ -6,6 +6,7 @@ mod audit;
 mod bad_input;
 mod bulk;
 mod connections;
+mod copies;
 mod data;
 mod deadlines;
 mod dropping;

@@ -50,6 +50,7 @@ impl Stranger {
             node: self.node,
             incarnation: Some(self.incarnation),
             seen: self.seen,
+            ..v1::Hello::default()
         }
     }
 
@@ -88,7 +89,7 @@ impl Stranger {
                 drop(frames.send(v1::Frame { messages, sent_us: 1, ..v1::Frame::default() }).await);
             }
             let told = frame.messages.iter().map(|bytes| Message::decode(bytes).unwrap());
-            answers.extend(told.filter(|message| !matches!(message, Message::Keyspaces { .. } | Message::Ping)));
+            answers.extend(told.filter(|message| !matches!(message, Message::Keyspaces { .. } | Message::Ping | Message::Shown { .. })));
         }
         // Whether the other end keeps the session shows with its next frame.
         match tokio::time::timeout(PATIENCE, incoming.message()).await.expect("a frame or a refusal")? {
@@ -279,6 +280,7 @@ pub(crate) fn report(
         request_id: Bytes::copy_from_slice(&[id; 16]),
         group: None,
         replaces: Vec::new(),
+        boots: Vec::new(),
     }
 }
 

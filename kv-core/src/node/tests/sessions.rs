@@ -25,7 +25,7 @@ fn give(node: &mut Node, input: Input) -> Vec<Effect> {
 
 fn greet(node: &mut Node) -> Seq {
     let incarnation = Incarnation { store: StoreId(8), boot: 1, nonce: 1 };
-    let effects = give(node, Input::PeerUp { node: PEER, incarnation });
+    let effects = give(node, Input::PeerUp { node: PEER, incarnation, commit: 0 });
     let persisted = |effect: &Effect| if let Effect::Persist { seq, .. } = effect { Some(*seq) } else { None };
     effects.iter().find_map(persisted).unwrap()
 }

@@ -25,7 +25,7 @@ use crate::types::{ClusterId, HashSeed, StoreId};
 const MAGIC: &[u8; 8] = b"kv-store";
 
 /// The format of the whole directory. It changes when an older build could not read it.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// The format of the seals in this file.
 const SEAL: u8 = 1;

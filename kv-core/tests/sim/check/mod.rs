@@ -11,6 +11,7 @@ pub(crate) mod epochs;
 pub(crate) mod kept;
 pub(crate) mod ownership;
 pub(crate) mod refilled;
+pub(crate) mod remembered;
 pub(crate) mod renewed;
 pub(crate) mod scan;
 pub(crate) mod shown;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ pub(in crate::control) struct Group {
     pub(in crate::control) timing: Timing,
     /// Bounds the proposals that wait on this node.
     pub(in crate::control) proposals: Semaphore,
+    /// Whether this node votes and takes entries: a majority of the voters remembers no more of it than it has (rule D2).
+    takes_part: AtomicBool,
+    /// Whether a data plane runs beside it that remembers what members have shown.
+    pub(in crate::control) has_data: bool,
     writer: Mutex<Option<Writer>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -75,7 +80,7 @@ impl Group {
         let (machine, published) = Machine::new(stored, &log);
         let state = published.subscribe();
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
-        let link = Arc::new(Link::new(incarnation, config.address.clone(), group, peers, transport));
+        let link = Arc::new(Link::new((incarnation, config.boots.clone()), config.address.clone(), group, peers, transport));
         let network = Network(Arc::clone(&link));
         let id = raft_id(incarnation.store);
         let raft = Raft::new(id, Arc::new(raft_config(&config.timing)?), network, log, machine)
@@ -84,7 +89,11 @@ impl Group {
         if founding.is_some() && group == Some(GroupId(id)) {
             begin_group(&raft, id).await?;
         }
-        if votes_alone(&raft, id) {
+        let alone = votes_alone(&raft, id);
+        // Who has no log has forgotten none.
+        let takes_part = alone || raft.metrics().borrow().membership_config.voter_ids().next().is_none();
+        raft.runtime_config().elect(takes_part);
+        if alone {
             // Nobody else can lead, so there is nothing to wait for.
             raft.trigger().elect().await.map_err(|error| StartError::Engine(error.to_string()))?;
         }
@@ -99,9 +108,24 @@ impl Group {
             cluster: config.cluster.clone(),
             timing: config.timing,
             proposals: Semaphore::new(PROPOSALS_MAX),
+            takes_part: AtomicBool::new(takes_part),
+            has_data: config.has_data,
             writer: Mutex::new(Some(writer)),
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Whether this node votes and takes entries of the log.
+    pub(in crate::control) fn takes_part(&self) -> bool {
+        self.takes_part.load(Ordering::Acquire)
+    }
+
+    /// From now on it does.
+    pub(in crate::control) fn take_part(&self) {
+        if !self.takes_part.swap(true, Ordering::AcqRel) {
+            tracing::info!("a majority of the voters remembers no more of this node than it has: it votes from now on");
+        }
+        self.raft.runtime_config().elect(true);
     }
 
     /// Ends the engine and waits for the log's thread.
@@ -213,6 +237,8 @@ fn raft_config(timing: &Timing) -> Result<openraft::Config, StartError> {
         max_in_snapshot_log_to_keep: timing.kept_entries,
         // A follower that lags by more than what is kept would ask for purged entries.
         replication_lag_threshold: timing.kept_entries.max(1),
+        // Not before the voters have said what they remember of this node.
+        enable_elect: false,
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StartError::Flags(format!("the control plane's timing is wrong: {error}")))
