@@ -97,15 +97,18 @@ impl World {
         plan(&layout, changes).ok()?.operation(&layout).ok()
     }
 
+    /// Nobody changes the topology while two processes run as one node.
+    fn a_node_runs_twice(&self) -> bool {
+        self.machines.iter().any(|machine| machine.is_older_copy && machine.known_to.is_empty())
+    }
+
     fn can_operate(&self, changes: &[Change]) -> bool {
-        self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
+        !self.a_node_runs_twice() && self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
     }
 
     /// Plans and begins an operation; one that is refused does nothing. Whether it has begun.
     pub(crate) fn operate(&mut self, changes: &[Change]) -> bool {
-        // Nobody changes the topology while two processes run as one node.
-        let twin = |machine: &Machine| machine.is_older_copy && machine.known_to.is_empty();
-        if self.operation.is_some() || self.machines.iter().any(twin) {
+        if self.operation.is_some() || self.a_node_runs_twice() {
             return false;
         }
         let Some(target) = self.target_of(changes) else { return false };
