@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::budget::Waits;
 
@@ -36,7 +36,14 @@ pub(crate) struct ReadWindow {
 #[derive(Debug)]
 pub struct ReadTicket {
     window: Arc<ReadWindow>,
-    _room: Option<OwnedSemaphorePermit>,
+    /// What it has of the window.
+    units: usize,
+}
+
+impl Drop for ReadTicket {
+    fn drop(&mut self) {
+        self.window.room.add_permits(self.units);
+    }
 }
 
 impl ReadWindow {
@@ -63,18 +70,38 @@ impl ReadWindow {
     /// Waits until so many reads may begin; one ticket for each.
     pub(crate) async fn admit(self: &Arc<Self>, reads: usize) -> Vec<ReadTicket> {
         let each = self.units();
-        let all = u32::try_from((each * reads).min(UNITS)).unwrap_or(u32::MAX);
+        let all = (each * reads).min(UNITS);
         let waits = Waits::count(&self.waiting);
         // Nobody closes it.
-        let mut room = Arc::clone(&self.room).acquire_many_owned(all).await.ok();
+        if let Ok(room) = self.room.acquire_many(units_of(all)).await {
+            room.forget();
+        }
         drop(waits);
+        self.tickets(reads, each, all)
+    }
+
+    /// The same if that can be at once and nobody waits.
+    pub(crate) fn admit_now(self: &Arc<Self>, reads: usize) -> Option<Vec<ReadTicket>> {
+        let each = self.units();
+        let all = (each * reads).min(UNITS);
+        self.room.try_acquire_many(units_of(all)).ok()?.forget();
+        Some(self.tickets(reads, each, all))
+    }
+
+    fn tickets(self: &Arc<Self>, reads: usize, each: usize, all: usize) -> Vec<ReadTicket> {
+        let mut left = all;
         let ticket = |index: usize| {
             // The last one has what is left.
-            let part = if index + 1 == reads { room.take() } else { room.as_mut().and_then(|room| room.split(each)) };
-            ReadTicket { window: Arc::clone(self), _room: part }
+            let units = if index + 1 == reads { left } else { each.min(left) };
+            left -= units;
+            ReadTicket { window: Arc::clone(self), units }
         };
         (0..reads).map(ticket).collect()
     }
+}
+
+fn units_of(units: usize) -> u32 {
+    u32::try_from(units).unwrap_or(u32::MAX)
 }
 
 impl ReadTicket {
@@ -149,6 +176,8 @@ mod tests {
         gives_up.abort();
         assert!(gives_up.await.unwrap_err().is_cancelled());
         assert_eq!(window.waiting(), 0);
+        let more = window.admit_now(3);
+        assert!(more.is_none() && window.admit_now(2).is_some(), "half of the window is free");
         drop(three);
         assert_eq!(window.admit(100).await.len(), 100, "more than fit are let in alone");
         assert_eq!(free(&window), UNITS);

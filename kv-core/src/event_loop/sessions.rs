@@ -50,6 +50,7 @@ impl EventLoop {
                 Waiter::Exchange(exchange) => self.exchanges.lost(ctx!(self), exchange),
             }
         }
+        self.replications.session_ended(node);
         self.requests.late_reads_lost(ctx!(self), node);
         self.requests.writes_without(ctx!(self));
         if was_up {

@@ -43,8 +43,10 @@ impl EventLoop {
 
     /// A receipt for a migration is durable.
     pub(super) fn covered(&mut self, receipt: Receipt) {
-        let (partition, synced) = (receipt.partition, (receipt.store, receipt.joint));
-        if self.view.enters(partition) && self.view.joint_epoch(partition) == Some(receipt.joint) {
+        let partition = receipt.partition;
+        if self.view.joint_epoch(partition) == Some(receipt.joint)
+            && let Some(synced) = self.view.synced_by_entering(partition)
+        {
             self.view.note_synced(partition, synced);
         }
         if self.filling.receipt_durable(ctx!(self), &mut self.exchanges, receipt) {

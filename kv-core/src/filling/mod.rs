@@ -405,8 +405,7 @@ impl Filling {
         self.progress.remove(&partition);
         ctx.kernel.forget_meta(meta::progress(partition));
         ctx.kernel.persist_meta(meta::receipt(partition), meta::encode(&receipt));
-        if ctx.view.enters(partition) {
-            let synced = (ctx.view.incarnation.store, receipt.joint);
+        if let Some(synced) = ctx.view.synced_by_entering(partition) {
             ctx.kernel.persist_meta(meta::synced(partition), meta::encode(&synced));
         }
         ctx.kernel.after_issued(AfterDurable::Covered(Box::new(receipt)));

@@ -320,6 +320,16 @@ impl Replications {
         self.refused(ctx, id, node);
     }
 
+    /// A node's session ended, perhaps with its store: what it confirmed as a fallback is not relied upon. The owners that
+    /// lack the record are remembered here then. Owners that come back with another store enter their partitions anew (E3).
+    pub(crate) fn session_ended(&mut self, node: NodeId) {
+        let targets = self.open.values_mut().flat_map(|replication| &mut replication.targets);
+        let held = |target: &&mut Target| target.node == node && target.role == Role::Fallback;
+        for target in targets.filter(held).filter(|target| target.state == Delivery::Confirmed) {
+            target.state = Delivery::GivenUp;
+        }
+    }
+
     /// A node does not take the record.
     fn refused(&mut self, ctx: &mut Ctx<'_>, id: ReplicationId, node: NodeId) {
         match self.open.get(&id).map(|replication| replication.goal) {

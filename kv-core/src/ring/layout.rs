@@ -34,8 +34,8 @@ pub struct Member {
 pub struct Owner {
     /// The node that holds the copy.
     pub node: NodeId,
-    /// The epoch at which the node entered this partition (rule E3). Data that it stored under an earlier ownership
-    /// does not count.
+    /// The epoch at which the node entered this partition, or at which another store took the place of the one with which it
+    /// had entered (rule E3). What it stored and confirmed under an earlier ownership does not count.
     pub since: Epoch,
 }
 
@@ -57,7 +57,8 @@ pub struct Entry {
 pub struct Joint {
     /// The joint epoch. Cursors and receipts are keyed by it, so that nothing of an earlier try counts (rule E3).
     pub epoch: Epoch,
-    /// The preference list from the cut-over on. Who stays keeps its `since`; who enters has entered at `epoch`.
+    /// The preference list from the cut-over on. Who stays keeps its `since`; who enters has entered at `epoch`, or later if
+    /// its store was replaced meanwhile.
     pub owners: Vec<Owner>,
     /// The new owners that must be covered by old ones before the cut-over: those that enter, and when the number of
     /// copies shrinks all of them, since fewer owners may then hold what a quorum of the old ones confirmed.
@@ -103,7 +104,7 @@ impl Entry {
     fn is_joint_valid(&self, joint: &Joint) -> bool {
         let old = |node: NodeId| self.owners.iter().any(|owner| owner.node == node);
         let receives = |node: NodeId| joint.receivers.iter().any(|receiver| receiver.node == node);
-        let sound = |owner: &Owner| old(owner.node) || (owner.since == joint.epoch && receives(owner.node));
+        let sound = |owner: &Owner| old(owner.node) || (owner.since >= joint.epoch && receives(owner.node));
         let once = |(at, receiver): (usize, &Receiver)| {
             joint.receivers[..at].iter().all(|other| other.node != receiver.node)
                 && joint.owners.iter().any(|owner| owner.node == receiver.node)
@@ -200,6 +201,27 @@ impl Layout {
     #[must_use]
     pub fn owners_per_partition(&self) -> usize {
         usize::from(self.copies).min(self.members.values().filter(|member| !member.spare).count())
+    }
+
+    /// The next layout, with other members over the same partitions. A member that has another store than before enters all
+    /// its partitions anew: their entries change, so that nothing which the lost store confirmed is counted (rule E3).
+    #[must_use]
+    pub fn with_members(&self, members: BTreeMap<NodeId, Member>) -> Self {
+        let epoch = Epoch(self.epoch.0 + 1);
+        let mut next = Self { epoch, members, ..self.clone() };
+        let kept = |node: &NodeId| {
+            let before = self.members.get(node).map(|member| member.store);
+            before == next.members.get(node).map(|member| member.store)
+        };
+        let replaced: Vec<NodeId> = self.members.keys().copied().filter(|node| !kept(node)).collect();
+        for entry in next.partitions.iter_mut().filter(|entry| replaced.iter().any(|&node| entry.owns(node))) {
+            entry.changed = epoch;
+            let entering = entry.joint.iter_mut().flat_map(|joint| &mut joint.owners);
+            for owner in entry.owners.iter_mut().chain(entering).filter(|owner| replaced.contains(&owner.node)) {
+                owner.since = epoch;
+            }
+        }
+        next
     }
 
     /// The partition of `key`.

@@ -208,6 +208,12 @@ impl View {
         self.entry(partition).is_some_and(|entry| entry.enters(self.config.node))
     }
 
+    /// What makes this store complete from the cut-over on, if it enters a migrating partition and has been covered.
+    pub(crate) fn synced_by_entering(&self, partition: PartitionId) -> Option<meta::Synced> {
+        let own = self.entry(partition).filter(|entry| entry.enters(self.config.node))?.owner(self.config.node)?;
+        Some((self.incarnation.store, own.since))
+    }
+
     /// Owned partitions that are not complete.
     pub(crate) fn unsynced(&self) -> Vec<PartitionId> {
         self.partition_ids().filter(|&partition| self.owns(partition) && !self.holds(partition)).collect()

@@ -35,7 +35,7 @@ pub(crate) struct Audit {
     scanned: Vec<Bytes>,
     /// Where its next page starts.
     next: Option<Bytes>,
-    /// Whether the last request was refused because there was no room.
+    /// Whether the last request was refused because there was no room, or by a node that knew another layout.
     is_refused: bool,
 }
 
@@ -186,19 +186,18 @@ impl World {
     /// Asks one thing after the other, each of one machine; an error is a failure of the run.
     pub(crate) fn audit_asks(&mut self, asks: Vec<(Ask, usize)>) {
         note!(self, "audit: {} requests", asks.len());
-        let layout = self.layouts.len() - 1;
         for (ask, machine) in asks {
             // Where there is no room a client slows down and tries again: what is still under way, such as a forward that was
-            // hedged, ends, and then there is.
+            // hedged, ends, and then there is. So it does when the layout has just changed.
             let end = self.time + SETTLE_MAX;
             loop {
-                self.ask(Asker::Audit, ask.clone(), machine, layout);
+                self.ask(Asker::Audit, ask.clone(), machine, self.layouts.len() - 1);
                 self.await_audit();
                 if self.failure.is_some() || !std::mem::take(&mut self.audit.is_refused) {
                     break;
                 }
                 if self.time > end {
-                    self.fail(format!("liveness: there is no room for {ask:?} although nothing else is asked"));
+                    self.fail(format!("liveness: {ask:?} is refused again and again although nothing else is asked"));
                 }
                 self.run_until(self.time + 20 * MS);
             }
@@ -291,7 +290,7 @@ impl World {
     /// An answer to the audit arrives.
     pub(crate) fn audit_learns(&mut self, ask: &Ask, outcome: Outcome) {
         match (ask, outcome) {
-            (_, Err(error)) if error.kind == Kind::Exhausted => self.audit.is_refused = true,
+            (_, Err(error)) if matches!(error.kind, Kind::Exhausted | Kind::StaleEpoch) => self.audit.is_refused = true,
             (_, Err(error)) => {
                 self.fail(format!("liveness: after everything has healed {ask:?} fails: {:?}: {error}", error.kind));
             }

@@ -220,11 +220,15 @@ impl World {
         if listed.is_none_or(|listed| listed == store) || self.machines[machine].quarantined {
             return;
         }
-        let mut next = Layout::clone(&before);
-        next.epoch = Epoch(before.epoch.0 + 1);
-        if let Some(member) = next.members.get_mut(&node_id(machine)) {
+        let mut members = before.members.clone();
+        if let Some(member) = members.get_mut(&node_id(machine)) {
             member.store = store;
         }
+        let next = if self.settings.mutation == Some(Mutation::StoreChangesInPlace) {
+            Layout { epoch: Epoch(before.epoch.0 + 1), members, ..Layout::clone(&before) }
+        } else {
+            before.with_members(members)
+        };
         self.commit_layout(next);
     }
 

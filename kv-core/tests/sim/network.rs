@@ -81,6 +81,11 @@ impl Network {
         self.cut[one][other] || self.cut[other][one]
     }
 
+    /// Whether two machines have greeted each other and neither has lost the session since.
+    pub(crate) fn has_begun(&self, one: usize, other: usize) -> bool {
+        self.session_between(one, other).is_some_and(|id| !self.sessions[id].ends.contains(&End::Closed))
+    }
+
     /// Whether both ends use a session.
     pub(crate) fn is_connected(&self, one: usize, other: usize) -> bool {
         self.session_between(one, other).is_some_and(|id| {

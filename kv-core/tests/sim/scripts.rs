@@ -2,6 +2,7 @@
 
 use kv_core::message::{Consistency, Level};
 use kv_core::rule::Rule;
+use kv_core::storage::Space;
 use kv_core::topology::Change;
 use kv_core::types::Epoch;
 
@@ -143,7 +144,8 @@ fn a_rolled_back_disk_under_load_is_refilled() {
         settings.clients = 3;
         settings.operations = 60;
         settings.think = 20 * MS;
-        settings.node.deadline = std::time::Duration::from_millis(500);
+        // The layout with the new store takes up to 500 ms to reach a node, which is asked in vain until then.
+        settings.node.deadline = std::time::Duration::from_secs(1);
     };
     let run = |seed| run_script(seed, false, adjust, roll_back_under_load);
     check(run, &[Count::RollBacks, Count::RollBacksNoticed, Count::Refills]);
@@ -418,6 +420,75 @@ fn refill_by_an_old_layout(world: &mut World) {
     (0..4).for_each(|machine| world.give_layouts(machine));
     world.wait_for_operation(2500 * MS);
     world.finish();
+}
+
+/// A hint is on its way to both owners. One confirms it and loses its disk; its new store is refilled from the other, which
+/// the hint reaches only then (rule E3).
+fn lose_a_store_between_two_confirmations(world: &mut World) {
+    world.begin();
+    let key = KeyId(0);
+    let partition = world.history.key(key).partition;
+    let owners = world.old_owners(partition);
+    let Some(holder) = (0..3).find(|machine| !owners.contains(machine)) else { return world.finish() };
+    world.isolate(holder);
+    world.wait_until_noticed();
+    world.write(key, false, ONE, holder);
+    for &owner in &owners {
+        world.heal_path(holder, owner);
+        world.heal_path(owner, holder);
+        world.wait_for(2000 * MS, |world| world.network.has_begun(holder, owner));
+    }
+    world.cut(holder, owners[1]);
+    let stored = world.storage_key(Space::Owned, key);
+    let has_it = |world: &World, machine: usize| world.machines[machine].disk.durable_record(&stored).is_some();
+    if !world.wait_for(200 * MS, |world| has_it(world, owners[0])) {
+        return world.finish();
+    }
+    // The confirmation arrives. What was lost on the way to the other owner is sent again later.
+    world.wait(5 * MS);
+    world.heal_path(holder, owners[1]);
+    world.wipe(owners[0], 1);
+    world.wait_for(1000 * MS, |world| world.is_listed(owners[0]) && world.is_running(owners[0]));
+    owners.iter().for_each(|&machine| world.give_layouts(machine));
+    let is_equal = |world: &World, machine: usize| {
+        let status = world.machines[machine].core.as_ref().map(|core| core.status());
+        status.is_some_and(|status| status.repairing == 0)
+    };
+    let lost = (owners[0], partition);
+    let is_refilled =
+        |world: &World| !world.unsynced.contains_key(&lost) && owners.iter().all(|&machine| is_equal(world, machine));
+    world.wait_for(1000 * MS, is_refilled);
+    world.settle();
+    world.expect_equal_replicas();
+    world.finish();
+}
+
+fn two_copies_among_three(settings: &mut Settings) {
+    without_clients(settings);
+    calm(settings, 3, 2);
+    settings.network.delay = MS;
+    settings.network.late = 0;
+    settings.sync = 2 * MS;
+    settings.node.retry_after = std::time::Duration::from_secs(1);
+}
+
+#[test]
+fn a_store_lost_between_two_confirmations_gets_the_record_back() {
+    check(
+        |seed| run_script(seed, false, two_copies_among_three, lose_a_store_between_two_confirmations),
+        &[Count::HandedOff, Count::Wipes],
+    );
+}
+
+#[test]
+fn counting_what_a_lost_store_confirmed_is_caught() {
+    let adjust = |settings: &mut Settings| {
+        two_copies_among_three(settings);
+        settings.mutation = Some(Mutation::StoreChangesInPlace);
+    };
+    let run = |seed| run_script(seed, false, adjust, lose_a_store_between_two_confirmations).failure;
+    let first = (0..SEEDS).find_map(run);
+    assert!(first.as_ref().is_some_and(|what| what.contains("invariant 3")), "found {first:?}");
 }
 
 /// A key is written and read by the first node that acts on a new layout; the others hear of it 20 ms later. How long

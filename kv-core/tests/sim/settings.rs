@@ -26,6 +26,8 @@ pub(crate) enum Mutation {
     RenewalWipes,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
+    /// Another store takes the place of a member's without that its partitions change (rule E3).
+    StoreChangesInPlace,
     /// Nodes greet each other without the hash seed (rule D3).
     GreetWithoutSeed,
 }

@@ -200,6 +200,9 @@ impl Operations {
         if wants.is_nothing() {
             return None;
         }
+        if let Some(turn) = self.shared.turn_now(self.connection.as_ref(), wants) {
+            return let_in(requests, turn, Duration::ZERO);
+        }
         let shortest = requests.iter().filter_map(|(_, timeout, _)| *timeout).min();
         let turn = self.shared.turn(engine, self.connection.as_ref(), wants, shortest);
         tokio::pin!(turn);
@@ -213,23 +216,12 @@ impl Operations {
                 _ = shows.tick() => if began.elapsed() >= SHOW_EVERY { self.show() },
             }
         };
-        let all = std::mem::take(requests);
         match turn {
             Err(error) => {
-                all.into_iter().for_each(|(_, _, reply)| reply.send(Err(error.clone())));
+                requests.drain(..).for_each(|(_, _, reply)| reply.send(Err(error.clone())));
                 None
             }
-            Ok((Turn { write, mut reads, promise }, waited)) => {
-                let write = write.map(Arc::new);
-                for (request, timeout, mut reply) in all {
-                    if let ReplyTo::Stream { ticket, read, .. } = &mut reply {
-                        ticket.clone_from(&write);
-                        *read = if is_read(&request) { reads.pop() } else { None };
-                    }
-                    requests.push((request, timeout.map(|timeout| timeout.saturating_sub(waited)), reply));
-                }
-                promise
-            }
+            Ok((turn, waited)) => let_in(requests, turn, waited),
         }
     }
 
@@ -273,6 +265,19 @@ impl Operations {
             serving.engine.requests(requests, promise).await;
         }
     }
+}
+
+/// Gives each request its part of a turn for which they waited so long. What they have of the store's room.
+fn let_in(requests: &mut Requests, Turn { write, mut reads, promise }: Turn, waited: Duration) -> Option<Promise> {
+    let write = write.map(Arc::new);
+    for (request, timeout, reply) in requests {
+        *timeout = timeout.map(|timeout| timeout.saturating_sub(waited));
+        if let ReplyTo::Stream { ticket, read, .. } = reply {
+            ticket.clone_from(&write);
+            *read = if is_read(request) { reads.pop() } else { None };
+        }
+    }
+    promise
 }
 
 /// Sends results in messages of some size until there are no more, or the client has gone.

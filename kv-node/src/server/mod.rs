@@ -191,6 +191,15 @@ impl Shared {
         Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
     }
 
+    /// The turn of reads alone, if they need not wait.
+    fn turn_now(&self, connection: Option<&Arc<Connection>>, wants: Wants) -> Option<Turn> {
+        if wants.bytes > 0 {
+            return None;
+        }
+        let reads = connection.map_or_else(|| Some(Vec::new()), |connection| connection.reads.admit_now(wants.reads))?;
+        Some(Turn { write: None, reads, promise: None })
+    }
+
     /// Waits for the turn of requests; how long that took, and what lasts until they have ended. Large writes wait until the store
     /// has room for them as well.
     ///
@@ -203,6 +212,9 @@ impl Shared {
         wants: Wants,
         timeout: Option<Duration>,
     ) -> Result<(Turn, Duration), RequestError> {
+        if let Some(turn) = self.turn_now(connection, wants) {
+            return Ok((turn, Duration::ZERO));
+        }
         let began = Instant::now();
         let turn = async {
             let reads = match connection {

@@ -155,6 +155,33 @@ fn a_dead_member_is_gone_at_once_and_covers_nothing() {
 }
 
 #[test]
+fn another_store_of_a_member_enters_all_its_partitions_anew() {
+    let first = layout(2, 1, &[true, true, true]);
+    let end = layout(2, 2, &[true, true, true, true]);
+    let mut first = first.with_members(end.members.iter().map(|(&node, member)| (node, member.clone())).collect());
+    first.members.get_mut(&NodeId(4)).expect("a member").spare = true;
+    let target = target(&first, &end, &[]).expect("fits");
+    let migrating = begin(&first, &target, 4).expect("fits");
+    for lost in [NodeId(1), NodeId(4)] {
+        let mut members = migrating.members.clone();
+        members.get_mut(&lost).expect("a member").store = StoreId(77);
+        let next = migrating.with_members(members);
+        check(&next).expect("sound");
+        for (old, new) in migrating.partitions.iter().zip(&next.partitions) {
+            assert_eq!(new.changed, if old.owns(lost) { next.epoch } else { old.changed });
+            let ids = |entry: &Entry| entry.sets().map(|set| set.iter().map(|owner| owner.node).collect()).collect();
+            let (was, is): (Vec<Vec<NodeId>>, Vec<Vec<NodeId>>) = (ids(old), ids(new));
+            assert_eq!(was, is);
+            assert_eq!(old.joint.as_ref().map(|joint| joint.epoch), new.joint.as_ref().map(|joint| joint.epoch));
+            for (was, is) in old.sets().flatten().zip(new.sets().flatten()) {
+                assert_eq!(is.since, if was.node == lost { next.epoch } else { was.since });
+            }
+        }
+        assert!(next.partitions.iter().any(|entry| entry.changed == next.epoch));
+    }
+}
+
+#[test]
 fn a_partition_without_survivors_is_refused() {
     let first = layout(1, 1, &[true, true]);
     let mut end = layout(1, 2, &[true, false]);

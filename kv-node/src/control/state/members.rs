@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::handshake::is_rolled_back;
 use kv_core::ring::{Layout, Member, PARTITIONS_MAX};
-use kv_core::types::{Epoch, NodeId, StoreId};
+use kv_core::types::{NodeId, StoreId};
 use kv_proto::address::{ADDRESS_BYTES_MAX, check_advertised};
 
 use super::command::{Done, Founding, NodeDescriptor, Refusal, RefusalKind};
@@ -179,9 +179,7 @@ impl ClusterState {
     pub(super) fn members_changed(&mut self) {
         let members = self.layout_members();
         if let Some(layout) = &mut self.layout {
-            let layout = Arc::make_mut(layout);
-            layout.members = members;
-            layout.epoch = Epoch(layout.epoch.0 + 1);
+            *layout = Arc::new(layout.with_members(members));
         }
         self.changed();
     }
