@@ -251,8 +251,10 @@ mod tests {
             config: ClusterConfig::default(),
             node: NodeId(node),
             incarnation: Incarnation { store: StoreId(node * 10), boot, nonce: boot },
-            seen: seen
-                .map(|boot| Point { incarnation: Incarnation { store: StoreId(other * 10), boot, nonce: boot }, commit: 0 }),
+            seen: seen.map(|boot| Point {
+                incarnation: Incarnation { store: StoreId(other * 10), boot, nonce: boot },
+                commit: 0,
+            }),
             boots: {
                 let mut boots = Boots::default();
                 (1..=boot).for_each(|boot| boots.begin(boot, boot, 100));
@@ -288,7 +290,10 @@ mod tests {
         for lacks in [seen(3, 3, 101), seen(3, 9, 0), seen(5, 5, 0)] {
             assert!(matches!(check(&lacks, &hello(2, 4, None)), Err(HandshakeError::PeerRolledBack { .. })));
             let claim = check(&hello(2, 4, None), &lacks);
-            assert!(matches!(claim, Err(HandshakeError::RolledBack { .. })), "the other end notices as well: {claim:?}");
+            assert!(
+                matches!(claim, Err(HandshakeError::RolledBack { .. })),
+                "the other end notices as well: {claim:?}"
+            );
         }
     }
 

@@ -498,7 +498,9 @@ impl Message {
     /// How far the sender's store is, if the message says so.
     pub(crate) fn shown(&self) -> Option<u64> {
         match self {
-            Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit } => Some(*commit),
+            Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit } => {
+                Some(*commit)
+            }
             _ => None,
         }
     }

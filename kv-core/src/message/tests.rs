@@ -179,8 +179,11 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u64>(), role(), any_bytes(), any_cell()).prop_map(|(call, epoch, role, key, cell)| {
             Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, cell }
         }),
-        (call(), result_of(Just(())), any::<u64>())
-            .prop_map(|(call, result, commit)| Message::Replicated { call, result, commit }),
+        (call(), result_of(Just(())), any::<u64>()).prop_map(|(call, result, commit)| Message::Replicated {
+            call,
+            result,
+            commit
+        }),
         any::<u64>().prop_map(|commit| Message::Shown { commit }),
         (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
             Message::Read { call, epoch: Epoch(8), role, keyspace: KeyspaceId(1), key, digest }
@@ -192,8 +195,11 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u16>(), purpose, any_question()).prop_map(|(call, partition, purpose, question)| {
             Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), purpose, question }
         }),
-        (call(), result_of(any_answer()), any::<u64>())
-            .prop_map(|(call, result, commit)| Message::ExchangeResult { call, result, commit }),
+        (call(), result_of(any_answer()), any::<u64>()).prop_map(|(call, result, commit)| Message::ExchangeResult {
+            call,
+            result,
+            commit
+        }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
         Just(Message::Ping),
         Just(Message::Pong),

@@ -97,13 +97,9 @@ impl World {
         plan(&layout, changes).ok()?.operation(&layout).ok()
     }
 
-    /// Nobody changes the topology while two processes run as one node.
-    fn a_node_runs_twice(&self) -> bool {
-        self.machines.iter().any(|machine| machine.is_older_copy && machine.known_to.is_empty())
-    }
-
     fn can_operate(&self, changes: &[Change]) -> bool {
-        !self.a_node_runs_twice() && self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
+        !self.a_node_runs_twice()
+            && self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
     }
 
     /// Plans and begins an operation; one that is refused does nothing. Whether it has begun.

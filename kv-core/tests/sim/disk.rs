@@ -13,7 +13,9 @@ use kv_core::cell::Cell;
 use kv_core::config::KeyspaceList;
 use kv_core::error::StorageError;
 use kv_core::ring::Layout;
-use kv_core::storage::{Batch, FORMER, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount};
+use kv_core::storage::{
+    Batch, FORMER, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount,
+};
 use kv_core::types::{Incarnation, NodeId, Point, Seq, StoreId};
 use kv_core::version::Record;
 
@@ -123,11 +125,6 @@ impl Disk {
     pub(crate) fn durable_seen(&self, peer: NodeId) -> Option<(Point, Vec<StoreId>)> {
         let name = [&b"peer/"[..], &peer.0.to_be_bytes()].concat();
         self.durable.meta(&name).and_then(|value| postcard::from_bytes(&value).ok())
-    }
-
-    /// Everything that is durable.
-    pub(crate) fn image(&self) -> &MemoryImage {
-        &self.durable
     }
 
     /// A reader of what is visible, and the statistics of it, for a recovery.

@@ -43,6 +43,8 @@ pub(crate) struct Machine {
     pub(crate) quarantined: bool,
     /// Whether its disk is an older copy that was not renewed.
     pub(crate) is_older_copy: bool,
+    /// Whether a second process has run on a copy of its disk since it started, and peers have met that.
+    pub(crate) has_twin: bool,
     /// Machines that durably knew when the older copy was restored that it is one.
     pub(crate) known_to: BTreeSet<usize>,
     /// What peers have claimed in this run of its process.
@@ -82,6 +84,7 @@ impl Machine {
             copy: None,
             quarantined: false,
             is_older_copy: false,
+            has_twin: false,
             known_to: BTreeSet::new(),
             claims: Claims::default(),
             acted_on: Epoch(0),
@@ -226,6 +229,7 @@ impl World {
         self.expect(check::renewed::is_older_copy(index, &self.machines[index]));
         self.machines[index].is_older_copy = false;
         self.machines[index].known_to.clear();
+        self.machines[index].has_twin = false;
         // It is refilled with what the others hold by now.
         self.mark_unsynced(index);
         self.forget_fences(index);
@@ -388,7 +392,12 @@ impl World {
         let of_copy = names.into_iter().any(is_of_copy);
         self.machines[index].disk.persist(seq, batch);
         let (life, quarantined) = (self.machines[index].life, self.machines[index].quarantined);
-        if of_copy && !quarantined && !self.healed && self.dice.chance(self.settings.faults.crashes_of_copies) {
+        if of_copy
+            && !quarantined
+            && !self.machines[index].has_twin
+            && !self.healed
+            && self.dice.chance(self.settings.faults.crashes_of_copies)
+        {
             let stops = self.time + self.dice.below(2 * MS);
             self.at(stops, Event::Crash { machine: index, life });
             let restarts = stops + self.dice.between(1, 100) * MS;

@@ -57,8 +57,8 @@ fn an_actor_used_again_for_another_hint_is_caught() {
 #[test]
 fn a_wiped_store_that_keeps_its_identity_is_caught() {
     // Or the others notice that its boot ends before what they were shown, and it is renewed although it is no copy.
-    check(Mutation::WipeKeepsIdentity, &["A1", "invariant", "strict", "D2"]);
-    check_consequences(Mutation::WipeKeepsIdentity, &["invariant", "strict", "D2"]);
+    check(Mutation::WipeKeepsIdentity, &["A1", "invariant", "strict", "D2", "do not talk"]);
+    check_consequences(Mutation::WipeKeepsIdentity, &["invariant", "strict", "D2", "do not talk"]);
 }
 
 #[test]
@@ -210,12 +210,20 @@ fn progress_that_is_durable_before_its_data_is_caught() {
         settings.sync = 10 * MS;
     };
     for seed in 0..60 {
-        assert_eq!(run_adjusted(seed, false, single_copies).failure, None, "seed {seed}: with the rule nothing is lost");
+        assert_eq!(
+            run_adjusted(seed, false, single_copies).failure,
+            None,
+            "seed {seed}: with the rule nothing is lost"
+        );
     }
-    check_adjusted(Mutation::Core(Rule::CursorBehindData), &["M1", "D2", "invariant", "strict", "liveness"], |settings| {
-        settings.mutation = Some(Mutation::Core(Rule::CursorBehindData));
-        single_copies(settings);
-    });
+    check_adjusted(
+        Mutation::Core(Rule::CursorBehindData),
+        &["M1", "D2", "invariant", "strict", "liveness"],
+        |settings| {
+            settings.mutation = Some(Mutation::Core(Rule::CursorBehindData));
+            single_copies(settings);
+        },
+    );
 }
 
 #[test]

@@ -263,7 +263,8 @@ impl World {
             Fault::RollBack { machine, tries } => self.roll_back(machine, tries),
             Fault::Twin { machine, tries } => self.twin(machine, tries),
             Fault::FailSync { machine } => {
-                if self.is_running(machine) && !self.machines[machine].quarantined {
+                let Machine { quarantined, has_twin, .. } = self.machines[machine];
+                if self.is_running(machine) && !quarantined && !has_twin {
                     self.machines[machine].disk.failing = true;
                 }
             }
@@ -302,7 +303,7 @@ impl World {
 
     /// Kills a process and starts it again after a while.
     pub(crate) fn crash_for_a_while(&mut self, machine: usize) {
-        if self.is_running(machine) {
+        if self.is_running(machine) && !self.machines[machine].has_twin {
             self.crash(machine);
             let most = *self.dice.pick(&[5, 100, 800]);
             let down = self.dice.between(1, most) * MS;
@@ -427,7 +428,8 @@ impl World {
         // A partition with one owner has nobody to be refilled from.
         let is_copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
         let is_calm = is_copied && self.operation.is_none() && self.unsynced.is_empty();
-        let is_sound = self.is_running(machine) && !self.machines[machine].is_older_copy && self.thaws(machine).is_none();
+        let is_sound =
+            self.is_running(machine) && !self.machines[machine].is_older_copy && self.thaws(machine).is_none();
         if !is_proven || !is_sound || !is_calm || !others.iter().all(|peer| meets(self, *peer)) {
             if tries > 1 {
                 self.try_later(Fault::Twin { machine, tries: tries - 1 });
@@ -435,32 +437,30 @@ impl World {
             return;
         }
         self.count(Count::Twins);
-        let target = &mut self.machines[machine];
-        target.is_older_copy = true;
-        // What the others are shown is not durable yet.
-        target.known_to.clear();
-        self.twin_meets(machine, twin);
-    }
-
-    /// A second process on a copy of a machine's disk meets the others, until all of them durably remember it or the first one is
-    /// renewed.
-    pub(crate) fn twin_meets(&mut self, machine: usize, twin: Incarnation) {
-        let node = node_id(machine);
-        if !self.machines[machine].is_older_copy || self.machines[machine].disk.store != twin.store {
-            return;
-        }
-        for peer in self.living().into_iter().filter(|peer| *peer != machine).collect::<Vec<_>>() {
-            let knows = self.machines[peer].disk.durable_seen(node).is_some_and(|(seen, _)| seen.incarnation == twin);
-            let lags = self.machines[peer].lags_until > self.time;
-            if knows || lags || !self.is_running(peer) || self.thaws(peer).is_some() {
-                continue;
-            }
+        // No part begins to lag at this moment: it is to be true at once that the others have met it.
+        let lags = std::mem::take(&mut self.settings.lags);
+        for &peer in &others {
             self.suspect(peer, machine);
             self.suspect(machine, peer);
+            let node = node_id(machine);
             self.step(peer, Input::PeerUp { node, incarnation: twin, commit: 0 });
             self.step(peer, Input::PeerDown { node });
+            // It stays until they durably remember it.
+            if let Some(through) = self.machines[peer].disk.last_pending() {
+                self.machines[peer].disk.failing = false;
+                self.synced(peer, self.machines[peer].life, through);
+            }
         }
-        self.at(self.time + 20 * MS, Event::TwinMeets { machine, twin });
+        self.settings.lags = lags;
+        let known_to = others.into_iter().collect();
+        let target = &mut self.machines[machine];
+        (target.is_older_copy, target.has_twin, target.known_to) = (true, true, known_to);
+    }
+
+    /// Whether two processes run as one node, or have, and the first one does not know yet. Its peers must not lose what they
+    /// have seen of the second one, nor must the first one look like a later boot: nobody could tell the two apart.
+    pub(crate) fn a_node_runs_twice(&self) -> bool {
+        self.machines.iter().any(|machine| machine.has_twin)
     }
 
     /// What a store that is gone held when it was fenced says nothing of the one that takes its place.
@@ -554,6 +554,7 @@ impl World {
     pub(crate) fn may_lose_disk(&self, machine: usize) -> bool {
         // A partition with one owner has nobody to be refilled from.
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
+        let copied = copied && !self.a_node_runs_twice();
         // A client may yet learn of a write that only this disk holds.
         let late = |ack: &UnderWay| ack.coordinator == Some(machine) && self.time < ack.at + 1000 * MS;
         // Some part that lags may hold what this disk alone has confirmed, and acknowledge by it later.

@@ -88,9 +88,8 @@ impl Network {
 
     /// Whether both ends use a session.
     pub(crate) fn is_connected(&self, one: usize, other: usize) -> bool {
-        self.session_between(one, other).is_some_and(|id| {
-            self.sessions[id].ends == [End::Open; 2] && !self.sessions[id].doubted
-        })
+        self.session_between(one, other)
+            .is_some_and(|id| self.sessions[id].ends == [End::Open; 2] && !self.sessions[id].doubted)
     }
 }
 

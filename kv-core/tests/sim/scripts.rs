@@ -587,7 +587,10 @@ fn pull_from_an_owner_in_doubt(world: &mut World) {
     }
     world.start(doubted);
     world.wait(500 * MS);
-    assert!(!world.network.is_connected(doubted, asker) && world.network.is_connected(doubted, third), "it is in doubt");
+    assert!(
+        !world.network.is_connected(doubted, asker) && world.network.is_connected(doubted, third),
+        "it is in doubt"
+    );
     world.crash(asker);
     world.machines[asker].disk.restore(asker_copy);
     world.machines[asker].acted_on = Epoch(0);

@@ -90,7 +90,9 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Keyspaces { list } => {
             format!("keyspaces {:?}", list.iter().map(|keyspace| keyspace.id.0).collect::<Vec<_>>())
         }
-        Message::ExchangeResult { call, result: Err(refusal), .. } => format!("exchange {}: refused: {refusal}", call.0),
+        Message::ExchangeResult { call, result: Err(refusal), .. } => {
+            format!("exchange {}: refused: {refusal}", call.0)
+        }
     }
 }
 

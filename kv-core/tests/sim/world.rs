@@ -49,8 +49,6 @@ pub(crate) enum Event {
     Wake { machine: usize, life: u64, at: Monotonic },
     /// A sync ends.
     Synced { machine: usize, life: u64, through: Seq },
-    /// A second process on a copy of a machine's disk meets the others.
-    TwinMeets { machine: usize, twin: Incarnation },
     /// A machine starts.
     Start { machine: usize },
     /// A machine stops, unless that run is over.
@@ -313,7 +311,6 @@ impl World {
                 }
             }
             Event::Synced { machine, life, through } => self.synced(machine, life, through),
-            Event::TwinMeets { machine, twin } => self.twin_meets(machine, twin),
             Event::Start { machine } => self.start(machine),
             Event::Crash { machine, life } => {
                 if self.machines[machine].life == life {

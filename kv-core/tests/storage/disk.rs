@@ -187,7 +187,8 @@ fn a_start_that_comes_to_nothing_is_no_boot() {
 #[test]
 fn a_copy_lacks_what_the_store_has_shown() {
     let directory = tempfile::tempdir().unwrap();
-    let (opened, _, mut committer) = DiskStore::open(directory.path(), &small(), OpenIds { nonce: 11, ..ids(1) }).unwrap();
+    let (opened, _, mut committer) =
+        DiskStore::open(directory.path(), &small(), OpenIds { nonce: 11, ..ids(1) }).unwrap();
     committer.commit(&[numbered(0)], Seq(1)).unwrap();
     let copied = crash_image(directory.path());
     committer.commit(&[numbered(1)], Seq(2)).unwrap();
@@ -262,7 +263,7 @@ fn a_first_start_that_was_cut_short_is_repeated() {
 fn identity_bytes(store: u8, boot: u8) -> Vec<u8> {
     let payload = [store, store, boot, 0];
     let check = xxhash_rust::xxh3::xxh3_64_with_seed(&payload, 1).to_le_bytes();
-    [b"kv-store".as_slice(), &2u32.to_le_bytes(), &[1], &check, &payload].concat()
+    [b"kv-store".as_slice(), &3u32.to_le_bytes(), &[1], &check, &payload].concat()
 }
 
 #[test]
@@ -288,7 +289,7 @@ fn the_identity_file_is_checked() {
     check(None, |error| matches!(error, StorageError::NotAStore { .. }));
     check(Some(&[]), |error| matches!(error, StorageError::NotAStore { .. }));
     check(Some(b"something else entirely"), |error| matches!(error, StorageError::NotAStore { .. }));
-    check(Some(&changed(8, 9)), |error| matches!(error, StorageError::Format { found: 9, supported: 2, .. }));
+    check(Some(&changed(8, 9)), |error| matches!(error, StorageError::Format { found: 9, supported: 3, .. }));
     check(Some(&right[..10]), |error| matches!(error, StorageError::Corrupt { .. }));
     check(Some(&right[..right.len() - 1]), |error| matches!(error, StorageError::Corrupt { .. }));
     for (at, byte) in right.iter().enumerate().skip(12) {

@@ -23,7 +23,12 @@ impl Inner {
         // Who replicates the log or stands for election may have become a member by an entry that this node has not seen yet.
         // Everything else only members ask, of a node that knows that they are some.
         let is_of_group = matches!(kind, RaftKind::Append | RaftKind::Vote | RaftKind::Snapshot);
-        if is_of_group && !self.member.group.takes_part() {
+        let takes = match kind {
+            RaftKind::Append | RaftKind::Snapshot => self.member.group.takes_entries_from(raft_id(envelope.from.store)),
+            RaftKind::Vote => self.member.group.takes_part(),
+            RaftKind::Propose | RaftKind::Report | RaftKind::CatchUp => true,
+        };
+        if !takes {
             // Whoever asks tries again.
             return Answer::Failed("this node has not been told yet what the voters remember of it".to_owned());
         }
@@ -55,6 +60,7 @@ impl Inner {
                 Ok(CatchUpRequest::Recall { boots }) if boots.is_valid() => {
                     self.member.recall(envelope.from, &boots).await
                 }
+                Ok(CatchUpRequest::Recall { .. }) => Answer::Failed("this cannot be a list of boots".to_owned()),
                 Ok(request) => self.member.group.link.answer(&self.member.answer_catch_up(request).await),
                 Err(answer) => answer,
             },

@@ -168,7 +168,17 @@ impl Links {
     fn hello(&self, shown: Shown) -> Hello {
         let Identity { node, incarnation, boots, cluster, seed, config } = self.0.identity.clone();
         let Shown { seen, commit } = shown;
-        Hello { protocol: PROTOCOL_VERSION, cluster: Some(cluster), seed, config, node, incarnation, seen, boots, commit }
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: Some(cluster),
+            seed,
+            config,
+            node,
+            incarnation,
+            seen,
+            boots,
+            commit,
+        }
     }
 
     fn heard(&self, node: NodeId) {

@@ -196,7 +196,8 @@ impl Shared {
         if wants.bytes > 0 {
             return None;
         }
-        let reads = connection.map_or_else(|| Some(Vec::new()), |connection| connection.reads.admit_now(wants.reads))?;
+        let reads =
+            connection.map_or_else(|| Some(Vec::new()), |connection| connection.reads.admit_now(wants.reads))?;
         Some(Turn { write: None, reads, promise: None })
     }
 

@@ -8,7 +8,7 @@ use kv_proto::v1;
 
 use crate::strangers::incarnation_of;
 use crate::used::copy;
-use crate::world::{World, get, put, reports, run_to_end, strings, until, until_async};
+use crate::world::{World, get, put, reports, run_to_end, strings, until, until_async, wait_for_exit_code};
 
 const KEYS: usize = 100;
 
@@ -36,7 +36,9 @@ async fn until_renewed(world: &World, client: &Client, before: u64) {
     world.wait_until_all_up(client).await;
     world.wait_until_idle(client).await;
     let log = world.nodes[2].log();
-    for word in ["older copy of its store", "which others have seen", "starts again under a new id", "kept as an old copy"] {
+    for word in
+        ["older copy of its store", "which others have seen", "starts again under a new id", "kept as an old copy"]
+    {
         assert!(log.contains(word), "{word:?} is missing in {log}");
     }
     // The log of the control plane stays as well, until what is agreed on has the new store.
@@ -74,15 +76,21 @@ async fn a_copy_of_a_running_node_is_noticed_when_it_comes_back() {
     let former: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("former-")).collect();
     assert!(former.is_empty(), "{former:?}");
 
-    // The same copy once more: now its store was given up, and nobody takes it for the present one.
-    let before = reports(&client).await[2].store_id;
-    restore(&mut world, &kept);
+    // The same copy once more: now its store was given up. The node stops, and its disk is kept.
+    world.nodes[2].kill();
+    let renewed = world.dir("renewed");
+    std::fs::rename(world.dir("n3"), &renewed).unwrap();
+    copy(&kept, &world.dir("n3"));
     world.nodes[2].restart();
-    until_async("the store is renewed again", || async {
-        let reports = reports(&client).await;
-        (reports.len() == 3 && reports[2].store_id != before).then_some(())
-    })
-    .await;
+    assert_eq!(wait_for_exit_code(&mut world.nodes[2]), Some(0));
+    let log = world.nodes[2].log();
+    assert!(log.contains("was given up and must not come back"), "{log}");
+    for name in ["identity", "data"] {
+        assert!(world.dir("n3").join("store").join(name).exists(), "{name} is kept");
+    }
+    std::fs::rename(world.dir("n3"), world.dir("given-up")).unwrap();
+    std::fs::rename(&renewed, world.dir("n3")).unwrap();
+    world.nodes[2].restart();
     world.wait_until_all_up(&client).await;
     expect_all(&client, "new").await;
 }
@@ -142,7 +150,7 @@ async fn a_start_that_fails_is_no_boot() {
 /// Two processes run on copies of one store: the one that peers met last goes on, and the other one stops or renews its store.
 #[tokio::test]
 async fn a_second_process_on_a_copy_costs_nothing_that_was_acknowledged() {
-    let (mut world, client) = World::cluster(3).await;
+    let (world, client) = World::cluster(3).await;
     write_all(&world, &client, "v").await;
     let before = reports(&client).await[2].store_id;
     let twin = world.dir("twin");
@@ -198,8 +206,17 @@ async fn a_voter_whose_log_was_set_back_does_not_vote() {
     copy(&kept, &control);
     world.nodes[2].restart();
     until("it is told", || world.nodes[2].log().contains("is older than the leader knows it").then_some(()));
-    // The others go on without its vote.
-    create("after").await;
+    // The others go on without its vote. Whoever makes a keyspace waits for it, since it does not learn of that.
+    let keyspace = v1::CreateKeyspaceRequest { name: "after".to_owned(), ..v1::CreateKeyspaceRequest::default() };
+    let made = async {
+        drop(client.create_keyspace(keyspace).await);
+        std::future::pending::<()>().await;
+    };
+    let agreed = || async { world.nodes[1].log().contains("keyspace after created").then_some(()) };
+    tokio::select! {
+        () = made => {}
+        () = until_async("the others agree on a keyspace", agreed) => {}
+    }
     put(&client, "k", "v").await;
     assert_eq!(get(&client, "k").await, ["v"]);
     assert!(!world.nodes[2].log().contains("it votes from now on"), "it has voted");

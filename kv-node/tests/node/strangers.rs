@@ -89,7 +89,9 @@ impl Stranger {
                 drop(frames.send(v1::Frame { messages, sent_us: 1, ..v1::Frame::default() }).await);
             }
             let told = frame.messages.iter().map(|bytes| Message::decode(bytes).unwrap());
-            answers.extend(told.filter(|message| !matches!(message, Message::Keyspaces { .. } | Message::Ping | Message::Shown { .. })));
+            answers.extend(told.filter(|message| {
+                !matches!(message, Message::Keyspaces { .. } | Message::Ping | Message::Shown { .. })
+            }));
         }
         // Whether the other end keeps the session shows with its next frame.
         match tokio::time::timeout(PATIENCE, incoming.message()).await.expect("a frame or a refusal")? {

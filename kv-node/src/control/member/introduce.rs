@@ -27,7 +27,9 @@ pub(in crate::control) struct Progress {
 pub(super) fn rolled_back(me: &NodeDescriptor, seen: Option<Point>) -> Refusal {
     let seen = seen.map_or_else(
         || "what others have seen of it".to_owned(),
-        |Point { incarnation, commit }| format!("boot {} up to commit {commit}, which others have seen", incarnation.boot),
+        |Point { incarnation, commit }| {
+            format!("boot {} up to commit {commit}, which others have seen", incarnation.boot)
+        },
     );
     Refusal::new(
         RefusalKind::RolledBack,

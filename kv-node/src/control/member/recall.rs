@@ -1,10 +1,11 @@
-//! After each start a node asks a majority of the voters what they remember of it, before it votes or takes entries of the log
-//! (rule D2). A voter that was set back has forgotten votes that it gave and entries that it confirmed: counted again, it could
+//! After each start a node asks a majority of the voters what they remember of it, before it votes (rule D2), and who leads before
+//! it takes entries of the log from it: the voters that it knows of may all have been replaced while it was away. A voter that was set back has forgotten votes that it gave and entries that it confirmed: counted again, it could
 //! help a leader who lacks what was agreed on.
 //!
 //! Whoever has seen more of its store than it has says so. One such word keeps it from voting until it is withdrawn; what
 //! becomes of the store, `claims` decides.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,9 @@ async fn ask_all(member: &Arc<Member>) -> bool {
     let membership = metrics.membership_config.membership().clone();
     let last = metrics.last_log_index;
     let mut asking = JoinSet::new();
-    for voter in membership.voter_ids().filter(|voter| *voter != me) {
+    let leader = member.group.wants_to_lead();
+    let ask: BTreeSet<RaftId> = membership.voter_ids().chain(leader).filter(|voter| *voter != me).collect();
+    for voter in ask {
         let member = Arc::clone(member);
         asking.spawn(async move {
             let question = CatchUpRequest::Recall { boots: member.group.link.boots.clone() };
@@ -61,7 +64,8 @@ async fn ask_all(member: &Arc<Member>) -> bool {
             Ok((voter, Ok(CatchUpReply::Recalled { matched }))) if matched <= last => fine.push(voter),
             Ok((voter, Ok(CatchUpReply::Recalled { matched }))) => {
                 tracing::error!(
-                    ?matched, ?last,
+                    ?matched,
+                    ?last,
                     "this node's log of the control plane is older than the leader knows it: it was restored from a copy; the node \
                      does not vote"
                 );
@@ -76,10 +80,12 @@ async fn ask_all(member: &Arc<Member>) -> bool {
         }
     }
     let is_claimed = !member.group.link.claimed().is_empty();
+    if let Some(leader) = leader.filter(|leader| !is_claimed && fine.contains(leader)) {
+        member.group.take_entries_from(leader);
+    }
     // While the voters change, both the old ones and the new ones must agree.
-    let agrees = |voters: &std::collections::BTreeSet<RaftId>| {
-        voters.iter().filter(|voter| fine.contains(voter)).count() * 2 > voters.len()
-    };
+    let agrees =
+        |voters: &BTreeSet<RaftId>| voters.iter().filter(|voter| fine.contains(voter)).count() * 2 > voters.len();
     !is_claimed && membership.get_joint_config().iter().all(agrees)
 }
 

@@ -69,7 +69,8 @@ impl Peers {
     /// # Errors
     /// With the newest that was seen, if the sender runs an older copy of its store (rule D2).
     pub(in crate::control) fn heard(&self, incarnation: Incarnation, address: &str) -> Result<(), Point> {
-        if let Some((_, seen)) = self.doubted.lock().get(&incarnation.store).filter(|doubted| doubted.0 == incarnation) {
+        if let Some((_, seen)) = self.doubted.lock().get(&incarnation.store).filter(|doubted| doubted.0 == incarnation)
+        {
             return Err(*seen);
         }
         let id = raft_id(incarnation.store);

@@ -36,6 +36,15 @@ pub(in crate::control) struct GroupStart {
     pub(in crate::control) founding: Option<Founding>,
 }
 
+/// Who leads, as far as messages say, before this node has asked the voters what they remember of it.
+#[derive(Default)]
+struct EntriesFrom {
+    /// Who has sent entries last.
+    wants: Option<RaftId>,
+    /// Who has said that it remembers no more of this node than it has.
+    allowed: Option<RaftId>,
+}
+
 /// The Raft group, and this node as one that takes part in it.
 pub(in crate::control) struct Group {
     pub(in crate::control) link: Arc<Link>,
@@ -55,7 +64,9 @@ pub(in crate::control) struct Group {
     pub(in crate::control) timing: Timing,
     /// Bounds the proposals that wait on this node.
     pub(in crate::control) proposals: Semaphore,
-    /// Whether this node votes and takes entries: a majority of the voters remembers no more of it than it has (rule D2).
+    /// From whom it takes entries of the log before that: who leads, and has been asked itself.
+    entries_from: Mutex<EntriesFrom>,
+    /// Whether this node votes and takes entries of anybody: a majority of the voters remembers no more of it than it has (rule D2).
     takes_part: AtomicBool,
     /// Whether a data plane runs beside it that remembers what members have shown.
     pub(in crate::control) has_data: bool,
@@ -80,7 +91,8 @@ impl Group {
         let (machine, published) = Machine::new(stored, &log);
         let state = published.subscribe();
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
-        let link = Arc::new(Link::new((incarnation, config.boots.clone()), config.address.clone(), group, peers, transport));
+        let link =
+            Arc::new(Link::new((incarnation, config.boots.clone()), config.address.clone(), group, peers, transport));
         let network = Network(Arc::clone(&link));
         let id = raft_id(incarnation.store);
         let raft = Raft::new(id, Arc::new(raft_config(&config.timing)?), network, log, machine)
@@ -89,6 +101,8 @@ impl Group {
         if founding.is_some() && group == Some(GroupId(id)) {
             begin_group(&raft, id).await?;
         }
+        // The engine says who votes when it has begun.
+        raft.is_initialized().await.map_err(|error| StartError::Engine(error.to_string()))?;
         let alone = votes_alone(&raft, id);
         // Who has no log has forgotten none.
         let takes_part = alone || raft.metrics().borrow().membership_config.voter_ids().next().is_none();
@@ -108,6 +122,7 @@ impl Group {
             cluster: config.cluster.clone(),
             timing: config.timing,
             proposals: Semaphore::new(PROPOSALS_MAX),
+            entries_from: Mutex::default(),
             takes_part: AtomicBool::new(takes_part),
             has_data: config.has_data,
             writer: Mutex::new(Some(writer)),
@@ -118,6 +133,26 @@ impl Group {
     /// Whether this node votes and takes entries of the log.
     pub(in crate::control) fn takes_part(&self) -> bool {
         self.takes_part.load(Ordering::Acquire)
+    }
+
+    /// Whether this node takes entries of the log from this one. One that must be asked before is noted.
+    pub(in crate::control) fn takes_entries_from(&self, from: RaftId) -> bool {
+        if self.takes_part() {
+            return true;
+        }
+        let mut entries = self.entries_from.lock();
+        entries.wants = Some(from);
+        entries.allowed == Some(from)
+    }
+
+    /// Who has sent entries last, while this node takes none.
+    pub(in crate::control) fn wants_to_lead(&self) -> Option<RaftId> {
+        self.entries_from.lock().wants
+    }
+
+    /// From now on this node takes entries of the log from this one.
+    pub(in crate::control) fn take_entries_from(&self, from: RaftId) {
+        self.entries_from.lock().allowed = Some(from);
     }
 
     /// From now on it does.
