@@ -203,7 +203,7 @@ mod tests {
     use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
 
     fn message(call: u64) -> Message {
-        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
+        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced), commit: 0 }
     }
 
     #[tokio::test]
@@ -275,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn bulk_goes_by_its_own_stream_while_there_is_one() {
         let (outbox, mut requests) = outbox();
-        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced) };
+        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced), commit: 0 };
         assert!(bulk.is_bulk() && !message(1).is_bulk());
         outbox.push(&bulk);
         assert_eq!(requests.next().await.unwrap().len(), 1, "before there is one");

@@ -178,7 +178,8 @@ fn greetings_survive_the_wire() {
     assert!(Hello::try_from(torn).is_err());
     let boot = v1::Boot { number: 2, nonce: 0, last: 0 };
     for boots in [vec![boot; 2], (0..1025).map(|number| v1::Boot { number, ..boot }).collect()] {
-        let error = Hello::try_from(v1::Hello { boots, ..v1::Hello::from(&forming) }).unwrap_err();
+        let error =
+            Hello::try_from(v1::Hello { boots, ..v1::Hello::from(&forming) }).expect_err("a list that cannot be one");
         assert!(error.message.contains("at most 1024, with numbers that grow"), "{error:?}");
     }
     assert_eq!(

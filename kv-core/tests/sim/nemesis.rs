@@ -457,8 +457,7 @@ impl World {
         (target.is_older_copy, target.has_twin, target.known_to) = (true, true, known_to);
     }
 
-    /// Whether two processes run as one node, or have, and the first one does not know yet. Its peers must not lose what they
-    /// have seen of the second one, nor must the first one look like a later boot: nobody could tell the two apart.
+    /// Whether two processes run as one node, or have, and the first one does not know yet.
     pub(crate) fn a_node_runs_twice(&self) -> bool {
         self.machines.iter().any(|machine| machine.has_twin)
     }
@@ -554,7 +553,8 @@ impl World {
     pub(crate) fn may_lose_disk(&self, machine: usize) -> bool {
         // A partition with one owner has nobody to be refilled from.
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
-        let copied = copied && !self.a_node_runs_twice();
+        // Whoever knows that a store is an older copy must not forget it before that is proven.
+        let copied = copied && !self.machines.iter().any(|machine| machine.is_older_copy);
         // A client may yet learn of a write that only this disk holds.
         let late = |ack: &UnderWay| ack.coordinator == Some(machine) && self.time < ack.at + 1000 * MS;
         // Some part that lags may hold what this disk alone has confirmed, and acknowledge by it later.
