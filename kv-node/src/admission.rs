@@ -4,7 +4,7 @@
 //!
 //! **How much.** The window is the bytes of writes that may be under way. It follows how long they take: when a write took longer
 //! than `TARGET` the window shrinks, otherwise it grows while it is used. A node that is alone with a fast disk soon takes all that
-//! the core does; one that shares a busy machine takes what is done in a tenth of a second.
+//! the core does; one that shares a busy machine takes what is done in a twentieth of a second.
 //!
 //! **Whose.** What finds no room waits, and its stream is read no further. Connections with writes that wait have turns, so one that
 //! brings a hundred writes waits a hundred turns, and another one's write is next but one. A connection that has little under
@@ -18,12 +18,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How long a write may take until fewer are let in. Three times this is what a client should wait at the most.
-const TARGET: Duration = Duration::from_millis(100);
+/// How long a write may take until fewer are let in: a sixth of what a client should wait at the most. It waits behind what was let in
+/// here, at two replicas and on two disks.
+const TARGET: Duration = Duration::from_millis(50);
 
 /// Bounds of the window. The upper one is what the core takes.
 pub(crate) const WINDOW_MIN: usize = 1024 * 1024;
-const WINDOW_FIRST: usize = 2 * 1024 * 1024;
+const WINDOW_FIRST: usize = WINDOW_MIN;
 const WINDOW_MAX: usize = 32 * 1024 * 1024;
 
 /// What a connection may have under way whatever others have: more than a client that waits for each answer needs.

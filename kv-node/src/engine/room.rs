@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, Notify};
 use crate::budget::Waits;
 
 /// While this many bytes are on their way to the disk, or promised, large records wait.
-pub(super) const ROOM_BYTES: usize = 2 * 1024 * 1024;
+pub(super) const ROOM_BYTES: usize = 1024 * 1024;
 
 /// The room of one store.
 #[derive(Debug, Default)]
