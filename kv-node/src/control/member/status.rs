@@ -104,7 +104,7 @@ impl Member {
             nodes
         };
         let status = ControlStatus {
-            leader: metrics.current_leader.and_then(|id| self.group.link.peers.node_of(id)),
+            leader: self.group.leader().and_then(|id| self.group.link.peers.node_of(id)),
             is_leader: leads(&metrics, &self.group.timing),
             term: metrics.current_term,
             voters: nodes(&mut membership.voter_ids()),

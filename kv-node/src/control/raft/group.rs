@@ -189,7 +189,9 @@ impl Group {
 
     /// Who leads, as far as this node knows.
     pub(in crate::control) fn leader(&self) -> Option<RaftId> {
-        self.raft.metrics().borrow().current_leader
+        // What the engine remembers of the run before says nothing of now, and without elections it is never corrected.
+        let has_led = |leader: &RaftId| self.takes_part() || self.entries_from.lock().allowed == Some(*leader);
+        self.raft.metrics().borrow().current_leader.filter(has_led)
     }
 
     /// Whether this node leads and a majority has confirmed it lately.
