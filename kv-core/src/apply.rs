@@ -9,6 +9,7 @@ use crate::message::{CallId, Message, Refusal, Role};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
+use crate::version::Hlc;
 use crate::wiring::{AfterDurable, Applied, Ctx, Task};
 
 /// A coordinator sends its cell.
@@ -135,8 +136,24 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
     if let Err(refusal) = may_apply(ctx, key, applied) {
         return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
+    let is_owned = key.space() == Space::Owned;
+    let held = ctx.view.held_until(key.partition(), ctx.kernel.now.mono).filter(|_| is_owned);
+    if let Some(until) = held
+        && is_held_back(applied)
+        && Cell::lacks_settled(stored.map(|stored| &stored.cell), &cell, until)
+    {
+        // Rule A6: what is that old comes from an owner that holds it, or is of a node that has died since.
+        let message = format!("{} settles, and takes nothing that old but from its owners; try again", key.partition());
+        let refusal = Refusal::Busy(RequestError::unavailable(message));
+        return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
+    }
+    let own = if is_owned { ctx.view.watermark(key.partition()) } else { Hlc::default() };
+    let others = match applied {
+        Applied::Exchange { settled, .. } => settled,
+        _ => Hlc::default(),
+    };
     let mut merged = stored.map(|stored| stored.cell.clone());
-    Cell::merge_into(&mut merged, &cell, ctx.view.mode(key.keyspace()));
+    Cell::merge_settled_into(&mut merged, own, &cell, others, ctx.view.mode(key.keyspace()));
     if stored.map(|stored| &stored.cell) != merged.as_ref() {
         let own = stored.and_then(|stored| stored.own);
         ctx.kernel.put(key, merged.map(|cell| Stored { own, cell }));
@@ -145,7 +162,7 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         Applied::Peer { peer, call, session, .. } => {
             ctx.kernel.after_key(key, AfterDurable::Replicated { peer, call, session, partition: key.partition() });
         }
-        Applied::Exchange { id, round } => {
+        Applied::Exchange { id, round, .. } => {
             let merged = AfterDurable::Merged { id, round };
             if ctx.view.keep(Rule::CursorBehindData) {
                 ctx.kernel.after_key(key, merged);
@@ -160,6 +177,14 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         }
         Applied::OwnHint => ctx.kernel.after_key(key, AfterDurable::OwnHint { key: key.in_space(Space::Hint), cell }),
         Applied::Repair => {}
+    }
+}
+
+/// Whether a partition that settles does not take what is old this way (rule A6). What owners give each other they hold.
+fn is_held_back(applied: Applied) -> bool {
+    match applied {
+        Applied::Peer { .. } | Applied::Repair | Applied::OwnHint | Applied::Residue { .. } => true,
+        Applied::Exchange { .. } | Applied::Offered { .. } => false,
     }
 }
 

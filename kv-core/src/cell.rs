@@ -60,6 +60,55 @@ impl Cell {
         held.get_or_insert_with(|| other.nothing()).merge(other, mode);
     }
 
+    /// The same between copies with watermarks, `own` of what is held and `others` of `other` (rule A6). Where everything that was
+    /// known has settled and is gone, nothing is held.
+    pub(crate) fn merge_settled_into(
+        held: &mut Option<Self>,
+        own: Hlc,
+        other: &Self,
+        others: Hlc,
+        mode: Option<&Mode>,
+    ) {
+        match (held.get_or_insert_with(|| other.nothing()), other) {
+            (Self::Available(record), Self::Available(other)) => {
+                record.merge_settled(own, other, others, conflict_of(mode));
+                if record.siblings.is_empty() {
+                    *held = None;
+                }
+            }
+        }
+    }
+
+    /// Whether `other` brings something at or below `until` that `held` neither has nor has seen (rule A6).
+    pub(crate) fn lacks_settled(held: Option<&Self>, other: &Self, until: Hlc) -> bool {
+        match (held, other) {
+            (Some(Self::Available(record)), Self::Available(other)) => record.lacks_settled(other, until),
+            (None, Self::Available(other)) => Record::default().lacks_settled(other, until),
+        }
+    }
+
+    /// When the oldest tombstone in it was written.
+    pub(crate) fn tombstone(&self) -> Option<Hlc> {
+        match self {
+            Self::Available(record) => record.tombstone(),
+        }
+    }
+
+    /// Takes the tombstones out that were written at or before `until`. `None`: there are none. Nothing may be left.
+    pub(crate) fn collected(&self, until: Hlc) -> Option<Option<Self>> {
+        match self {
+            Self::Available(record) => {
+                let mut rest = record.clone();
+                rest.collect(until).then(|| (!rest.siblings.is_empty()).then(|| rest.into()))
+            }
+        }
+    }
+
+    /// Whether all of it was written at or before `until`.
+    pub(crate) fn is_settled(&self, until: Hlc) -> bool {
+        self.latest() <= until
+    }
+
     /// A cell of the same kind that has seen nothing.
     fn nothing(&self) -> Self {
         match self {

@@ -101,6 +101,11 @@ pub struct NodeConfig {
     pub refills_max: usize,
     /// In this time every owned partition is compared once with each of its other owners (anti-entropy); zero: never.
     pub repair_every: Duration,
+    /// A tombstone is collected when it is older than this and twice `ClusterConfig::clock_skew_max`, by the clock of every member,
+    /// and has settled (rule A6).
+    pub collect_after: Duration,
+    /// How often the node looks whether there is something to collect, and how long it waits after it was hindered; zero: never.
+    pub settle_every: Duration,
 }
 
 impl NodeConfig {
@@ -131,6 +136,8 @@ impl NodeConfig {
             copy_bytes_max: 48 * 1024,
             refills_max: 4,
             repair_every: Duration::from_secs(3600),
+            collect_after: Duration::from_secs(600),
+            settle_every: Duration::from_secs(60),
         }
     }
 }
@@ -172,7 +179,7 @@ impl Keyspace {
     /// The keyspace that exists from the start: available, R=2, W=2, siblings.
     #[must_use]
     pub fn initial() -> Self {
-        let mode = Mode::Available(Available { r: 2, w: 2, conflict: Conflict::Siblings });
+        let mode = Mode::Available(Available { r: 2, w: 2, strict: false, conflict: Conflict::Siblings });
         Self { id: KeyspaceId(0), name: "default".to_owned(), mode }
     }
 }

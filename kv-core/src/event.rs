@@ -102,6 +102,18 @@ pub enum Event {
         /// How many.
         records: u64,
     },
+    /// Tombstones that have settled on every owner were removed here.
+    Collected {
+        /// Records that were deleted, or that lost a tombstone beside a value.
+        records: u64,
+    },
+    /// A member holds up the collection of tombstones.
+    SettlingHindered {
+        /// The member.
+        node: NodeId,
+        /// By what.
+        why: String,
+    },
     /// What was stored of dropped keyspaces was removed.
     KeyspacesRemoved {
         /// Records, hints and missed-write markers.
@@ -149,6 +161,8 @@ impl fmt::Display for Event {
                 write!(f, "a read repaired {replicas} replicas of {partition}")
             }
             Self::Swept { records } => write!(f, "{records} expired keys swept"),
+            Self::Collected { records } => write!(f, "{records} tombstones collected: every owner has settled"),
+            Self::SettlingHindered { node, why } => write!(f, "tombstones are not collected: {node} {why}"),
             Self::KeyspacesRemoved { records, bytes } => {
                 write!(f, "{records} records of dropped keyspaces removed, {bytes} bytes")
             }

@@ -27,6 +27,7 @@ mod requests;
 mod residue;
 pub mod ring;
 pub mod rule;
+mod settled;
 mod shell;
 mod slices;
 pub mod small_file;

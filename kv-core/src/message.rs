@@ -4,6 +4,7 @@
 //! session; within one the core copes with loss, repetition and any order.
 
 mod exchange;
+mod settle;
 pub(crate) mod weight;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
+pub use settle::{Hindrance, SettleStep};
 
 use crate::boots::Boots;
 use crate::cell::Cell;
@@ -341,6 +343,26 @@ pub enum Message {
     Shown {
         /// The last batch of the present boot that is durable.
         commit: u64,
+    },
+    /// An owner of some partitions takes a step of the settled barrier (rule A6).
+    Settle {
+        /// Names the round.
+        round: CallId,
+        /// The step.
+        step: SettleStep,
+        /// What is written at or before it is to be settled.
+        until: Hlc,
+        /// The partitions with the epochs of their entries.
+        partitions: Vec<(PartitionId, Epoch)>,
+    },
+    /// The answer to `Settle`, for some of the partitions. What the step asks for is durable.
+    Settled {
+        /// Which round.
+        round: CallId,
+        /// Which step.
+        step: SettleStep,
+        /// Whether each partition takes the step, or why not.
+        answers: Vec<(PartitionId, Result<(), Hindrance>)>,
     },
     /// Asks a node that has been silent to show itself.
     Ping,

@@ -297,6 +297,11 @@ impl Residues {
         }
     }
 
+    /// Whether something of a partition may be stored, owned or not.
+    pub(crate) fn may_hold(&self, partition: PartitionId) -> bool {
+        self.may_hold.contains(&partition)
+    }
+
     /// What this node still holds of partitions that it has left.
     pub(crate) fn residue(&self, now: &Situation<'_>) -> Vec<Residue> {
         let left = self.left.iter().filter_map(|(&partition, left)| {

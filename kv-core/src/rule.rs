@@ -87,6 +87,30 @@ pub enum Rule {
     ResumePurge,
     /// L1: an answer that needs several loops waits for all of them.
     AskEveryLoop,
+    /// A6: the owners are compared before a watermark is adopted.
+    CompareBeforeSettled,
+    /// A6: a member that holds hints of a partition hinders its barrier.
+    HintsHinder,
+    /// A6: a member that may hold residue of a partition hinders its barrier.
+    ResidueHinders,
+    /// A6: every member confirms, and one that is down hinders the barrier.
+    EveryMemberConfirms,
+    /// A6: all that take part in a barrier act on the same entry of the partition.
+    SettleInOneEpoch,
+    /// A6: from before the owners are compared until the watermark is adopted, they take nothing at or below it but from each other.
+    HoldWhileSettling,
+    /// A6: only what is older than a minimum age, by the clock of every member, settles.
+    AgeBeforeSettled,
+    /// A6: a watermark is durable before anything is collected by it.
+    WatermarkBeforeCollection,
+    /// A6: what is at or below the watermark of a copy that does not hold it is not brought back to it.
+    CollectedStaysGone,
+    /// A6: what an old copy holds at or below the watermark of a copy that does not hold it goes when the old one is filled.
+    OldCopyLearnsOfCollection,
+    /// A6: a copy takes over the watermarks of those from which it was filled.
+    WatermarkTravels,
+    /// A6: who has confirmed writes nothing at or below the watermark, after a restart neither.
+    WriteAboveConfirmed,
 }
 
 /// Which rules hold.

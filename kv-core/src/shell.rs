@@ -11,7 +11,7 @@ use crate::message::{Message, Outcome, Request};
 use crate::ring::Layout;
 use crate::storage::{Batch, PartitionStats, Slice, SliceRequest, StorageKey};
 use crate::topology::TransferSettings;
-use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq};
+use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq, WallTime};
 
 /// The shell's name for a client request, returned with the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -211,6 +211,8 @@ pub struct Status {
     pub repairs: RepairStats,
     /// Partitions that may hold records of dropped keyspaces, which are being removed.
     pub dropping: usize,
+    /// Tombstones that wait to settle on all owners.
+    pub settling: SettleStatus,
     /// Whether the storage engine gives back the space of what was removed.
     pub reclaiming: bool,
     /// Batches that are not durable.
@@ -240,6 +242,7 @@ impl Status {
             repairing,
             repairs,
             dropping,
+            settling,
             reclaiming,
             unsynced_batches,
             keys_busy,
@@ -260,6 +263,7 @@ impl Status {
         self.repairing += repairing;
         self.repairs.add(repairs);
         self.dropping += dropping;
+        self.settling.add(settling);
         self.reclaiming |= reclaiming;
         self.unsynced_batches += unsynced_batches;
         self.keys_busy += keys_busy;
@@ -286,5 +290,32 @@ impl RepairStats {
         self.done += other.done;
         self.failed += other.failed;
         self.records += other.records;
+    }
+}
+
+/// What waits to settle (rule A6), for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettleStatus {
+    /// Partitions with tombstones that are old enough, and those that settle or are being collected.
+    pub due: usize,
+    /// When the oldest tombstone was written that is not collected.
+    pub oldest: Option<WallTime>,
+    /// The lowest watermark of the partitions with tombstones that are old enough; 0 if one has never settled. `None`: there are none.
+    pub watermark: Option<WallTime>,
+    /// The member that holds up the watermark, and by what.
+    pub hindered: Option<(NodeId, String)>,
+    /// Tombstones, and what kept their context, that were collected since the node started.
+    pub collected: u64,
+}
+
+impl SettleStatus {
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self { due, oldest, watermark, hindered, collected } = other;
+        let lower = |one: Option<WallTime>, other: Option<WallTime>| one.into_iter().chain(other).min();
+        self.due += due;
+        self.oldest = lower(self.oldest, oldest);
+        self.watermark = lower(self.watermark, watermark);
+        self.hindered = self.hindered.take().or(hindered);
+        self.collected += collected;
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::event::Event;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId, WallTime};
-use crate::wiring::{Ctx, ReadFor, Task, Timer};
+use crate::wiring::{AfterDurable, Ctx, ReadFor, Task, Timer};
 
 /// Turns are never closer together than this, however many partitions there are.
 const TURN_MIN: Duration = Duration::from_millis(10);
@@ -42,6 +42,11 @@ impl Sweeper {
         }
     }
 
+    /// The entries of some partitions have changed: what is stored of them may be owned anew, and is looked at again.
+    pub(crate) fn forget(&mut self, changed: &dyn Fn(PartitionId) -> bool) {
+        self.known.retain(|partition, _| !changed(*partition));
+    }
+
     /// Goes on with the partition whose turn it is, or gives the next one its turn.
     pub(crate) fn pass(&mut self, ctx: &mut Ctx<'_>) {
         self.note_expiries(ctx);
@@ -51,11 +56,19 @@ impl Sweeper {
                 (partition, start, None)
             });
             self.swept = 0;
-        }
-        let Some((partition, from, _)) = self.turn.clone() else {
+            if self.turn.is_some() {
+                // What was noted before may be in a batch that a reader does not see yet.
+                return ctx.kernel.after_issued(AfterDurable::Sweep);
+            }
             ctx.kernel.arm(ctx.kernel.now.mono.plus(self.turn_length(ctx)), Timer::Sweep);
             return;
-        };
+        }
+        self.read_slice(ctx);
+    }
+
+    /// Everything is durable that was written before the partition had its turn: looks at it.
+    pub(crate) fn read_slice(&mut self, ctx: &mut Ctx<'_>) {
+        let Some((partition, from, _)) = self.turn.clone() else { return };
         let request = SliceRequest {
             from,
             until: StorageKey::partition_end(Space::Owned, partition),
@@ -78,6 +91,9 @@ impl Sweeper {
                 ctx.kernel.unreadable(key.clone(), None);
                 continue;
             };
+            if let Some(written) = stored.cell.tombstone() {
+                ctx.kernel.note_tombstone(partition, written);
+            }
             let Some(expires) = stored.cell.expires() else { continue };
             if expires <= ctx.kernel.now.wall {
                 ctx.kernel.with_key(key.clone(), Task::Sweep);
@@ -99,6 +115,11 @@ impl Sweeper {
                 ctx.kernel.arm(ctx.kernel.now.mono.plus(self.turn_length(ctx)), Timer::Sweep);
             }
         }
+    }
+
+    /// A record could not be had: its partition has another turn.
+    pub(crate) fn refused(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+        self.known.insert(partition, Some(ctx.kernel.now.wall));
     }
 
     /// The record is in memory: sweep it.

@@ -5,13 +5,14 @@ use crate::cell::Cell;
 use crate::config::AvailableKeyspace;
 use crate::error::RequestError;
 use crate::kernel;
-use crate::message::{CallId, Message, Purpose, Role};
+use crate::message::{CallId, Hindrance, Message, Purpose, Role, SettleStep};
 use crate::parts::Ask;
 use crate::ring::Owner;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::topology::Receipt;
 use crate::types::{Epoch, NodeId, PartitionId};
+use crate::version::Hlc;
 use crate::view::quorum::Needs;
 use crate::view::{View, meta};
 
@@ -83,6 +84,10 @@ pub(crate) enum Timer {
     Exchange(ExchangeId),
     /// What was left of partitions is looked at.
     HandOver,
+    /// A round of the settled barrier begins, or goes on.
+    Settle,
+    /// Tombstones are collected, a slice at a time.
+    Collect,
     /// Two owners compare what they hold.
     Repair,
     /// Pending comparisons that failed are tried again.
@@ -118,6 +123,10 @@ pub(crate) enum Task {
     Fetch { serving: ServingId },
     /// Delete a record of a partition that was left at this epoch.
     Drop { epoch: Epoch },
+    /// Take tombstones out that have settled.
+    Collect,
+    /// Delete a record that another copy, which has settled up to there, does not hold.
+    Condemn { settled: Hlc, id: ExchangeId, round: CallId },
 }
 
 /// Who is told that a record was merged.
@@ -130,7 +139,7 @@ pub(crate) enum Applied {
     /// A hint for this node itself.
     OwnHint,
     /// An exchange, for its answer to this call.
-    Exchange { id: ExchangeId, round: CallId },
+    Exchange { id: ExchangeId, round: CallId, settled: Hlc },
     /// Another replica that offers it.
     Offered { serving: ServingId },
     /// A former owner that hands over what it has left, which is merged in available keyspaces only.
@@ -170,6 +179,14 @@ pub(crate) enum AfterDurable {
     Dropped(PartitionId),
     /// Remove the next slice of dropped keyspaces.
     Purged,
+    /// Answer a step of the settled barrier.
+    Settled { to: NodeId, round: CallId, step: SettleStep, answers: Vec<(PartitionId, Result<(), Hindrance>)> },
+    /// Begin to look for expired records in the partition whose turn it is.
+    Sweep,
+    /// Begin to collect in the partition whose turn it is.
+    Collect,
+    /// Collect by a watermark.
+    Watermark { partition: PartitionId, settled: meta::Settled },
     /// Serve a partition that is complete.
     Synced { partition: PartitionId, synced: meta::Synced },
 }
@@ -193,6 +210,8 @@ pub(crate) enum ReadFor {
     Drop(PartitionId),
     /// What a partition holds of a dropped keyspace.
     Purge(PartitionId),
+    /// What is to be collected of a partition.
+    Collect(PartitionId),
 }
 
 /// What the statistics of a partition are read for.

@@ -6,6 +6,9 @@
 //! than `TARGET` the window shrinks, otherwise it grows while it is used. A node that is alone with a fast disk soon takes all that
 //! the core does; one that shares a busy machine takes what is done in a twentieth of a second.
 //!
+//! Where even one write at a time makes all others slow, as where many processes share few processors, the next one that is not small
+//! waits for as long as a write took too long.
+//!
 //! **Whose.** What finds no room waits, and its stream is read no further. Connections with writes that wait have turns, so one that
 //! brings a hundred writes waits a hundred turns, and another one's write is next but one. A connection that has little under
 //! way (`FREE_BYTES`) waits for nobody.
@@ -26,6 +29,9 @@ const TARGET: Duration = Duration::from_millis(50);
 pub(crate) const WINDOW_MIN: usize = 1024 * 1024;
 const WINDOW_FIRST: usize = WINDOW_MIN;
 const WINDOW_MAX: usize = 32 * 1024 * 1024;
+
+/// How long none is let in, at the most, after one took too long although the window is at its smallest.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// What a connection may have under way whatever others have: more than a client that waits for each answer needs.
 const FREE_BYTES: usize = 64 * 1024;
@@ -56,6 +62,10 @@ struct State {
     shortest: Option<Duration>,
     /// When the window shrank last. What was let in before says nothing of the window since.
     shrank: Instant,
+    /// Until then only small writes are let in.
+    rests_until: Instant,
+    /// Whether a task waits for that.
+    wakes: bool,
     lines: BTreeMap<u64, Line>,
     /// The connections with something that waits, in the order of their turns.
     turns: VecDeque<u64>,
@@ -92,6 +102,8 @@ impl Admission {
             target: TARGET,
             shortest: None,
             shrank: Instant::now(),
+            rests_until: Instant::now(),
+            wakes: false,
             lines: BTreeMap::new(),
             turns: VecDeque::new(),
         };
@@ -111,13 +123,14 @@ impl Admission {
     /// Waits for the turn of a write with so many bytes. Giving up gives the turn to the next.
     pub(crate) async fn admit(self: &Arc<Self>, connection: u64, bytes: usize) -> Ticket {
         let admitted = {
-            let mut state = self.state();
-            if state.may_pass(connection, bytes) {
+            let (mut state, now) = (self.state(), Instant::now());
+            if state.may_pass(connection, bytes, now) {
                 state.hold(connection, bytes);
                 return self.ticket(connection, bytes);
             }
             let (sender, admitted) = oneshot::channel();
             state.wait(connection, Waiting { bytes, admitted: sender });
+            self.wake_later(&mut state, now);
             admitted
         };
         match admitted.await {
@@ -139,25 +152,58 @@ impl Admission {
             let mut state = self.state();
             state.adjust(ticket.bytes, ticket.since, now);
             state.release(ticket.connection, ticket.bytes);
-            state.next()
+            let next = state.next(now);
+            self.wake_later(&mut state, now);
+            next
         };
+        self.let_in(next);
+    }
+
+    fn let_in(self: &Arc<Self>, next: Vec<(u64, Waiting)>) {
         for (connection, waiting) in next {
             // If nobody waits for it any more, the ticket comes back and makes room for the next one.
             drop(waiting.admitted.send(self.ticket(connection, waiting.bytes)));
         }
     }
+
+    /// Sees to it that those that wait are looked at when the rest is over: perhaps nothing ends before.
+    fn wake_later(self: &Arc<Self>, state: &mut State, now: Instant) {
+        if state.wakes || state.turns.is_empty() || now >= state.rests_until {
+            return;
+        }
+        // A node that stops has no runtime any more, and nobody who waits.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        state.wakes = true;
+        let admission = Arc::clone(self);
+        runtime.spawn(async move {
+            let mut at = admission.state().rests_until;
+            loop {
+                tokio::time::sleep_until(at).await;
+                let next = {
+                    let (mut state, now) = (admission.state(), Instant::now());
+                    at = state.rests_until;
+                    // It may have been made longer.
+                    state.wakes = now < at && !state.turns.is_empty();
+                    if state.wakes { None } else { Some(state.next(now)) }
+                };
+                if let Some(next) = next {
+                    return admission.let_in(next);
+                }
+            }
+        });
+    }
 }
 
 impl State {
-    fn fits(&self, bytes: usize) -> bool {
-        self.held == 0 || self.held.saturating_add(bytes) <= self.window
+    fn fits(&self, bytes: usize, now: Instant) -> bool {
+        now >= self.rests_until && (self.held == 0 || self.held.saturating_add(bytes) <= self.window)
     }
 
     /// Whether a write need not wait.
-    fn may_pass(&self, connection: u64, bytes: usize) -> bool {
+    fn may_pass(&self, connection: u64, bytes: usize, now: Instant) -> bool {
         let line = self.lines.get(&connection);
         let is_small = line.map_or(0, |line| line.held) + bytes <= FREE_BYTES;
-        is_small || (self.turns.is_empty() && self.fits(bytes))
+        is_small || (self.turns.is_empty() && self.fits(bytes, now))
     }
 
     fn hold(&mut self, connection: u64, bytes: usize) {
@@ -184,7 +230,7 @@ impl State {
     }
 
     /// Those that are let in now: one of each connection in turn, as long as there is room.
-    fn next(&mut self) -> Vec<(u64, Waiting)> {
+    fn next(&mut self, now: Instant) -> Vec<(u64, Waiting)> {
         let mut next = Vec::new();
         while let Some(&connection) = self.turns.front() {
             let Some(line) = self.lines.get_mut(&connection) else {
@@ -199,7 +245,7 @@ impl State {
                 self.release(connection, 0);
                 continue;
             };
-            if !self.fits(bytes) {
+            if !self.fits(bytes, now) {
                 break;
             }
             self.turns.pop_front();
@@ -221,8 +267,12 @@ impl State {
         let took = now.saturating_duration_since(since);
         let shortest = self.shortest.map_or(took, |shortest| shortest.min(took));
         self.shortest = Some(shortest);
-        if took > self.target.max(shortest * 3) {
+        let limit = self.target.max(shortest * 3);
+        if took > limit {
             if since >= self.shrank {
+                if self.window == WINDOW_MIN {
+                    self.rests_until = now + (took - limit).min(REST_MAX);
+                }
                 self.window = (self.window / 2).max(WINDOW_MIN);
                 self.shrank = now;
             }
@@ -297,18 +347,21 @@ mod tests {
         // Small ones pass, as many as one connection has free.
         let small = ask(&admission, &order, 2, FREE_BYTES / 2).await;
         let second = ask(&admission, &order, 2, FREE_BYTES / 2).await;
-        assert_eq!(of(&order)[2..], [2, 2]);
+        let let_in = WINDOW_FIRST / MIB;
+        assert_eq!(of(&order)[let_in..], [2, 2]);
         // Large ones are next but one although sixty came before them.
         let third = ask(&admission, &order, 3, MIB).await;
         let fourth = ask(&admission, &order, 4, MIB).await;
         end(small).await;
         end(second).await;
-        for _ in 0..3 {
+        for _ in 0..let_in + 1 {
             end(greedy.pop_front().unwrap()).await;
         }
-        assert_eq!(of(&order)[4..], [1, 3, 4]);
-        assert_eq!(admission.stats().waiting, 61);
-        for asked in [third, fourth].into_iter().chain(greedy) {
+        assert_eq!(of(&order)[let_in + 2..], [1, 3]);
+        end(third).await;
+        assert_eq!(of(&order)[let_in + 4..], [4]);
+        assert_eq!(admission.stats().waiting, 63 - let_in);
+        for asked in std::iter::once(fourth).chain(greedy) {
             end(asked).await;
         }
         let state = admission.state();
@@ -319,9 +372,9 @@ mod tests {
     async fn who_gives_up_makes_room_for_the_next() {
         let (admission, order) = (patient(), Order::default());
         let first = ask(&admission, &order, 1, WINDOW_FIRST).await;
-        let given_up = ask(&admission, &order, 2, MIB).await;
-        let other = ask(&admission, &order, 3, MIB).await;
-        let last = ask(&admission, &order, 2, MIB).await;
+        let given_up = ask(&admission, &order, 2, WINDOW_FIRST / 2).await;
+        let other = ask(&admission, &order, 3, WINDOW_FIRST / 2).await;
+        let last = ask(&admission, &order, 2, WINDOW_FIRST / 2).await;
         given_up.task.abort();
         assert!(given_up.task.await.unwrap_err().is_cancelled());
         end(first).await;
@@ -332,6 +385,35 @@ mod tests {
         // One that is larger than the window fits alone.
         end(ask(&admission, &order, 4, 2 * WINDOW_MAX).await).await;
         assert_eq!(of(&order).last(), Some(&4));
+    }
+
+    #[tokio::test]
+    async fn where_one_at_a_time_is_too_much_the_next_one_waits_and_small_ones_do_not() {
+        let (admission, order) = (Admission::new(), Order::default());
+        let rests_until = {
+            let mut state = admission.state();
+            let now = Instant::now();
+            state.shortest = Some(Duration::ZERO);
+            state.adjust(MIB, now, now + TARGET / 2);
+            assert!(state.fits(MIB, now), "fast enough");
+            let end = now + TARGET + REST_MAX / 2;
+            state.adjust(MIB, now, end);
+            assert_eq!(state.rests_until, end + REST_MAX / 2);
+            state.adjust(MIB, now, end + REST_MAX);
+            assert_eq!(state.rests_until, end + REST_MAX / 2, "it was let in before the rest");
+            state.rests_until
+        };
+        let large = ask(&admission, &order, 1, MIB).await;
+        end(ask(&admission, &order, 2, FREE_BYTES).await).await;
+        assert_eq!(of(&order), [2]);
+        // Nothing ends meanwhile.
+        let other = admission.admit(3, MIB);
+        end(large).await;
+        let other = other.await;
+        assert!(Instant::now() >= rests_until);
+        drop(other);
+        let state = admission.state();
+        assert_eq!((of(&order), state.held, state.wakes, state.turns.len()), (vec![2, 1], 0, false, 0));
     }
 
     #[test]

@@ -113,6 +113,8 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::HandedOff { .. } => (Severity::Info, EventKind::HandedOff),
             Core::ReadRepaired { .. } => (Severity::Info, EventKind::ReadRepaired),
             Core::Swept { .. } => (Severity::Info, EventKind::Swept),
+            Core::Collected { .. } => (Severity::Info, EventKind::Collected),
+            Core::SettlingHindered { .. } => (Severity::Info, EventKind::SettlingHindered),
             Core::KeyspacesRemoved { .. } => (Severity::Info, EventKind::KeyspacesRemoved),
             Core::Damaged { .. } => (Severity::Error, EventKind::RecordDamaged),
             Core::Poisoned { .. } => (Severity::Error, EventKind::StoreFailed),

@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use bytes::Bytes;
 use kv_core::error::RequestError;
 use kv_core::message::{Message, Refusal};
-use kv_proto::limits::{FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
+use kv_proto::limits::{
+    FRAME_BYTES_TARGET, FRAME_OPERATIONS_MAX, MESSAGE_BYTES_MAX, PEER_MESSAGE_BYTES_MAX, PIECE_BYTES,
+};
+use kv_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -24,8 +27,8 @@ const ANSWERED_BYTES_MAX: usize = 56 * 1024 * 1024;
 /// A message from this size on goes by the bulk stream. Below, a frame of many of them is no larger than of any others.
 pub(crate) const LARGE_BYTES: usize = 16 * 1024;
 
-/// What a frame adds to its messages at the most.
-const FRAME_OVERHEAD_MAX: usize = 16 * 1024;
+/// A longer message travels in pieces, each in a frame of its own. The room left of a message of the stream is what a frame adds.
+const WHOLE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 16 * 1024;
 
 /// The sending end of a session. Clones share it.
 #[derive(Clone, Debug)]
@@ -49,6 +52,27 @@ pub(crate) struct Outgoing {
     shared: Arc<Shared>,
     /// Taken from the queue, but too much for the last frame.
     left: Option<Bytes>,
+    /// What has still to be sent of a message that travels in pieces. Nothing overtakes it.
+    pieces: Option<Bytes>,
+}
+
+/// What the next frame carries.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Whole messages, in order.
+    Messages(Vec<Bytes>),
+    /// A piece of a message, and how much of it follows.
+    Piece(Bytes, usize),
+}
+
+impl Load {
+    /// The frame; who sends it adds when.
+    pub(crate) fn into_frame(self) -> v1::Frame {
+        match self {
+            Self::Messages(messages) => v1::Frame { messages, ..v1::Frame::default() },
+            Self::Piece(piece, left) => v1::Frame { piece, piece_left: left as u64, ..v1::Frame::default() },
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +90,7 @@ pub(crate) fn outbox() -> (Outbox, Outgoing) {
 fn queue() -> (Queue, Outgoing) {
     let (messages, queue) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
-    (Queue { messages, shared: Arc::clone(&shared) }, Outgoing { queue, shared, left: None })
+    (Queue { messages, shared: Arc::clone(&shared) }, Outgoing { queue, shared, left: None, pieces: None })
 }
 
 impl Outbox {
@@ -113,18 +137,18 @@ impl Queue {
             return;
         }
         let has_room = self.bytes() + bytes.len() <= ANSWERED_BYTES_MAX;
-        let is_too_large = bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        let is_too_large = bytes.len() > PEER_MESSAGE_BYTES_MAX;
         if (!has_room || is_too_large)
             && let Some(refusal) = message.refused(refusal(bytes.len(), has_room))
         {
             bytes = Bytes::from(refusal.encode());
         }
-        if bytes.len() > MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX {
+        if bytes.len() > PEER_MESSAGE_BYTES_MAX {
             // It would end the session at the other side, and again each time that it is repeated. A record gets that
-            // large only by many concurrent writes of large values, which the next put with a context resolves.
+            // large only if two dozen nodes, cut off from each other, take large values for one key.
             tracing::error!(
                 bytes = bytes.len(),
-                limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX,
+                limit = PEER_MESSAGE_BYTES_MAX,
                 "a message to a peer is too large and is not sent; read the keys with many concurrent values and put \
                  them with their contexts"
             );
@@ -147,7 +171,7 @@ impl Queue {
 /// Why an answer to a peer is not sent.
 fn refusal(bytes: usize, has_room: bool) -> Refusal {
     if has_room {
-        let limit = MESSAGE_BYTES_MAX - FRAME_OVERHEAD_MAX;
+        let limit = PEER_MESSAGE_BYTES_MAX;
         return Refusal::Failed(RequestError::exhausted(format!(
             "the answer has {bytes} bytes, the limit between nodes is {limit}; put keys with many concurrent values with \
              their contexts"
@@ -164,14 +188,21 @@ impl Outgoing {
         BulkId(Arc::clone(&self.shared))
     }
 
-    /// The messages of the next frame: waits for the first, then takes what else has gathered.
-    pub(crate) async fn next(&mut self) -> Option<Vec<Bytes>> {
+    /// What the next frame carries: waits for a message, then takes what else has gathered.
+    pub(crate) async fn next(&mut self) -> Option<Load> {
+        if self.pieces.is_some() {
+            return self.piece();
+        }
         if self.left.is_none() {
             self.left = Some(self.queue.recv().await?);
             // Its sender may be about to queue more. A caller that gives up here finds the message in its place.
             tokio::task::yield_now().await;
         }
         let first = self.left.take()?;
+        if first.len() > WHOLE_BYTES_MAX {
+            self.pieces = Some(first);
+            return self.piece();
+        }
         let mut bytes = first.len();
         let mut messages = vec![first];
         while messages.len() < FRAME_OPERATIONS_MAX
@@ -185,7 +216,16 @@ impl Outgoing {
             messages.push(next);
         }
         self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Some(messages)
+        Some(Load::Messages(messages))
+    }
+
+    fn piece(&mut self) -> Option<Load> {
+        let mut rest = self.pieces.take()?;
+        let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+        self.shared.bytes.fetch_sub(piece.len(), Ordering::Relaxed);
+        let left = rest.len();
+        self.pieces = (left > 0).then_some(rest);
+        Some(Load::Piece(piece, left))
     }
 
     /// Ends when the peer has taken too little for too long.
@@ -198,9 +238,18 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::Assembly;
     use kv_core::message::{CallId, ReadReply, Role};
     use kv_core::types::{Epoch, KeyspaceId, RequestId, StoreId};
     use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+
+    /// The messages of the next frame.
+    async fn next(outgoing: &mut Outgoing) -> Vec<Bytes> {
+        match outgoing.next().await.unwrap() {
+            Load::Messages(messages) => messages,
+            piece @ Load::Piece(..) => panic!("{piece:?}"),
+        }
+    }
 
     fn message(call: u64) -> Message {
         Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced), commit: 0 }
@@ -212,10 +261,10 @@ mod tests {
         for call in 0..FRAME_OPERATIONS_MAX as u64 + 10 {
             outbox.push(&message(call));
         }
-        let first = outgoing.next().await.unwrap();
+        let first = next(&mut outgoing).await;
         assert_eq!(first.len(), FRAME_OPERATIONS_MAX);
         assert_eq!(Message::decode(&first[3]), Ok(message(3)));
-        assert_eq!(outgoing.next().await.unwrap().len(), 10);
+        assert_eq!(next(&mut outgoing).await.len(), 10);
         assert_eq!(outbox.queued_bytes(), 0);
         drop(outbox);
         assert_eq!(outgoing.next().await, None);
@@ -247,7 +296,7 @@ mod tests {
         let mut busy = 0;
         let mut taken = 0;
         while taken < 200 {
-            let messages = outgoing.next().await.unwrap();
+            let messages = next(&mut outgoing).await;
             taken += messages.len();
             let is_busy = |message: &Bytes| {
                 matches!(Message::decode(message), Ok(Message::ReadResult { result: Err(Refusal::Busy(_)), .. }))
@@ -256,7 +305,7 @@ mod tests {
         }
         assert!(busy > 100, "{busy}");
         outbox.push(&answer(200));
-        assert_eq!(Message::decode(&outgoing.next().await.unwrap()[0]), Ok(answer(200)), "and so it goes on");
+        assert_eq!(Message::decode(&next(&mut outgoing).await[0]), Ok(answer(200)), "and so it goes on");
     }
 
     fn record(bytes: usize) -> Record {
@@ -278,19 +327,57 @@ mod tests {
         let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced), commit: 0 };
         assert!(bulk.is_bulk() && !message(1).is_bulk());
         outbox.push(&bulk);
-        assert_eq!(requests.next().await.unwrap().len(), 1, "before there is one");
+        assert_eq!(next(&mut requests).await.len(), 1, "before there is one");
         let mut stream = outbox.attach_bulk();
         outbox.push(&message(1));
         outbox.push(&bulk);
-        assert_eq!(Message::decode(&stream.next().await.unwrap()[0]), Ok(bulk.clone()));
-        assert_eq!(Message::decode(&requests.next().await.unwrap()[0]), Ok(message(1)));
+        assert_eq!(Message::decode(&next(&mut stream).await[0]), Ok(bulk.clone()));
+        assert_eq!(Message::decode(&next(&mut requests).await[0]), Ok(message(1)));
         let newer = outbox.attach_bulk();
         outbox.detach_bulk(&stream.id());
         outbox.push(&bulk);
         assert!(outbox.queued_bytes() > 0, "an older stream that ends takes nothing from the newer one");
         outbox.detach_bulk(&newer.id());
         outbox.push(&bulk);
-        assert_eq!(requests.next().await.unwrap().len(), 1);
+        assert_eq!(next(&mut requests).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_no_frame_carries_leaves_in_pieces_and_nothing_overtakes_it() {
+        let (outbox, mut outgoing) = outbox();
+        let bytes = MESSAGE_BYTES_MAX + 1000;
+        let result = Ok(ReadReply::Full(Some(record(bytes).into())));
+        let large = Message::ReadResult { call: CallId(1), result };
+        outbox.push(&large);
+        outbox.push(&message(2));
+        let mut assembly = Assembly::default();
+        let mut frames = 0;
+        let whole = loop {
+            let frame = outgoing.next().await.unwrap().into_frame();
+            assert!(frame.messages.is_empty() && frame.piece.len() <= PIECE_BYTES);
+            frames += 1;
+            if let Some(whole) = assembly.add(&frame.piece, frame.piece_left).unwrap() {
+                break whole;
+            }
+        };
+        assert_eq!((frames, Message::decode(&whole)), (9, Ok(large)));
+        assert_eq!(Message::decode(&next(&mut outgoing).await[0]), Ok(message(2)));
+        assert_eq!(outbox.queued_bytes(), 0);
+        // What nobody sends is refused: the end of a message that never began, more than was announced, too much.
+        assert!(assembly.add(&[0; 10], u64::MAX).is_err());
+        assert!(assembly.add(&[0; 10], PEER_MESSAGE_BYTES_MAX as u64).is_err());
+        assert_eq!(assembly.add(&[0; 10], 10), Ok(None));
+        assert!(assembly.add(&[0; 10], 10).is_err());
+        assert!(assembly.add(&[], 0).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_nothing_carries_is_answered_with_a_refusal() {
+        let (outbox, mut outgoing) = outbox();
+        let result = Ok(ReadReply::Full(Some(record(PEER_MESSAGE_BYTES_MAX).into())));
+        outbox.push(&Message::ReadResult { call: CallId(1), result });
+        let refused = Message::decode(&next(&mut outgoing).await[0]);
+        assert!(matches!(refused, Ok(Message::ReadResult { result: Err(Refusal::Failed(_)), .. })), "{refused:?}");
     }
 
     #[tokio::test]
@@ -306,8 +393,8 @@ mod tests {
             outbox.push(&large(call));
         }
         outbox.push(&message(16));
-        let first = requests.next().await.unwrap();
+        let first = next(&mut requests).await;
         assert_eq!(first.iter().map(|bytes| Message::decode(bytes)).collect::<Vec<_>>(), [Ok(message(16))]);
-        assert_eq!(Message::decode(&bulk.next().await.unwrap()[0]), Ok(large(0)));
+        assert_eq!(Message::decode(&next(&mut bulk).await[0]), Ok(large(0)));
     }
 }

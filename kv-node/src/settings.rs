@@ -111,6 +111,11 @@ pub struct Flags {
     #[arg(long, env = "KV_DISK_RESERVE_MIB", value_name = "MIB")]
     pub disk_reserve_mib: Option<u32>,
 
+    /// How old a tombstone is at least when it is collected, in seconds, and twice the allowed clock skew. A put that a client repeats later
+    /// than that after a delete may write the key again [default: 600].
+    #[arg(long, env = "KV_TOMBSTONE_AGE_S", value_name = "S")]
+    pub tombstone_age_s: Option<u32>,
+
     /// Connections from clients; those of peers have places of their own. Fewer if the limit on open files does not allow for
     /// so many [default: 1024].
     #[arg(long, env = "KV_CONNECTIONS_MAX", value_name = "N")]
@@ -183,6 +188,8 @@ pub struct Settings {
     pub loops: u16,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
+    /// How old tombstones are at least when they are collected.
+    pub tombstone_age: Duration,
     /// Connections from clients.
     pub connections_max: usize,
     /// Streams of one connection.
@@ -347,6 +354,7 @@ impl Settings {
             hint_bytes_max: mib(flags.hint_mib, 1024),
             loops,
             disk_reserve_bytes: mib(flags.disk_reserve_mib, 256),
+            tombstone_age: Duration::from_secs(at_least("tombstone-age-s", flags.tombstone_age_s, 600, 1)?.into()),
             connections_max: usize::try_from(at_least("connections-max", flags.connections_max, 1024, 1)?)
                 .unwrap_or(usize::MAX),
             streams_max: at_least("streams-max", flags.streams_max, 256, 8)?,
@@ -390,6 +398,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         hint_mib: first.hint_mib.or(second.hint_mib),
         loops: first.loops.or(second.loops),
         disk_reserve_mib: first.disk_reserve_mib.or(second.disk_reserve_mib),
+        tombstone_age_s: first.tombstone_age_s.or(second.tombstone_age_s),
         connections_max: first.connections_max.or(second.connections_max),
         streams_max: first.streams_max.or(second.streams_max),
         idle_timeout_s: first.idle_timeout_s.or(second.idle_timeout_s),

@@ -289,13 +289,13 @@ impl From<&Keyspace> for v1::Keyspace {
     fn from(keyspace: &Keyspace) -> Self {
         let (id, name) = (keyspace.id.0, keyspace.name.clone());
         match keyspace.mode {
-            Mode::Available(Available { r, w, conflict }) => {
+            Mode::Available(Available { r, w, strict, conflict }) => {
                 let mode = v1::KeyspaceMode::Available.into();
                 let conflict = match conflict {
                     Conflict::Siblings => v1::Conflict::Siblings,
                     Conflict::Lww => v1::Conflict::Lww,
                 };
-                Self { id, name, mode, r: r.into(), w: w.into(), conflict: conflict.into() }
+                Self { id, name, mode, r: r.into(), w: w.into(), strict, conflict: conflict.into() }
             }
         }
     }
@@ -310,6 +310,7 @@ impl TryFrom<v1::Keyspace> for Keyspace {
             v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available => Mode::Available(Available {
                 r: quorum("keyspace.r", wire.r)?,
                 w: quorum("keyspace.w", wire.w)?,
+                strict: wire.strict,
                 conflict: conflict("keyspace.conflict", wire.conflict)?,
             }),
             v1::KeyspaceMode::Consistent => {
@@ -341,6 +342,7 @@ impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
             v1::KeyspaceMode::Unspecified | v1::KeyspaceMode::Available => Mode::Available(Available {
                 r: quorum("r", or_two(wire.r))?,
                 w: quorum("w", or_two(wire.w))?,
+                strict: wire.strict,
                 conflict: conflict("conflict", wire.conflict)?,
             }),
             v1::KeyspaceMode::Consistent => {

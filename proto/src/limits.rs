@@ -6,8 +6,18 @@ use std::time::Duration;
 /// nearly full and then takes the largest record.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The highest `value_bytes_max` with which a cluster can be formed: a record holds up to two values of that length, and
-/// travels in one message.
+/// The largest answer that a node sends to a client, in bytes, and a client accepts. A key whose values were written on both
+/// sides of a cut can have more of them than fit into a message of the usual size; whoever reads it gets them all.
+pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The largest message between two nodes, in bytes. What no frame carries travels in pieces.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// The size of the pieces in which a message travels that no frame carries.
+pub const PIECE_BYTES: usize = 1024 * 1024;
+
+/// The highest `value_bytes_max` with which a cluster can be formed: a record holds up to two values of that length, unless
+/// parts of the cluster were cut off from each other while it was written.
 pub const VALUE_BYTES_CEILING: usize = 3 * 1024 * 1024;
 
 /// A batch message or a frame is closed when its content reaches this many bytes, in either direction. Larger ones save

@@ -24,6 +24,8 @@ impl EventKind {
             Self::ReadRepaired => "read-repaired",
             Self::Swept => "swept",
             Self::KeyspacesRemoved => "keyspaces-removed",
+            Self::Collected => "collected",
+            Self::SettlingHindered => "settling-hindered",
             Self::RecordDamaged => "record-damaged",
             Self::StoreFailed => "store-failed",
             Self::Serving => "serving",

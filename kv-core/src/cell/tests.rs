@@ -22,7 +22,7 @@ struct Made {
 fn any_cells() -> impl Strategy<Value = Made> {
     (any_conflict(), actions()).prop_map(|(conflict, actions)| {
         let history = History::play(conflict, &actions);
-        let mode = Mode::Available(Available { r: 2, w: 2, conflict });
+        let mode = Mode::Available(Available { r: 2, w: 2, strict: false, conflict });
         Made { cells: history.records.into_iter().map(Cell::from).collect(), mode, wall: history.wall }
     })
 }
@@ -133,7 +133,7 @@ fn nothing_concurrent_is_given_up_while_the_keyspace_is_not_known() {
         let Some(Cell::Available(record)) = held else { panic!("two cells were merged") };
         record.siblings.len()
     };
-    let mode = |conflict| Mode::Available(Available { r: 1, w: 1, conflict });
+    let mode = |conflict| Mode::Available(Available { r: 1, w: 1, strict: false, conflict });
     assert_eq!(siblings(Some(&mode(Conflict::Lww))), 1);
     assert_eq!(siblings(Some(&mode(Conflict::Siblings))), 2);
     assert_eq!(siblings(None), 2);

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Keyspace;
+use crate::message::Consistency;
 use crate::types::KeyspaceId;
 use crate::version::Conflict;
 
@@ -24,6 +25,8 @@ pub struct Available {
     pub r: u8,
     /// Durable copies that a write waits for, capped at the number of owners.
     pub w: u8,
+    /// Only owners count, no fallbacks, for every request: as if each had asked for it.
+    pub strict: bool,
     /// What becomes of concurrent writes.
     pub conflict: Conflict,
 }
@@ -83,5 +86,11 @@ impl AvailableKeyspace {
     #[must_use]
     pub fn settings(&self) -> Available {
         self.settings
+    }
+
+    /// What a request that asks for this gets.
+    #[must_use]
+    pub fn consistency(&self, asked: Consistency) -> Consistency {
+        Consistency { strict: asked.strict || self.settings.strict, ..asked }
     }
 }

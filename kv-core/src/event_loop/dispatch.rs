@@ -5,13 +5,16 @@ use crate::apply;
 use crate::error::StorageError;
 use crate::exchange;
 use crate::kernel::Ready;
-use crate::message::{Message, Purpose, ReadReply, Refusal};
+use crate::message::{CallId, Message, Purpose, ReadReply, Refusal, SettleStep};
 use crate::parts::{Ask, LoopInput, Tell};
 use crate::replication::{self, Goal};
 use crate::requests::{Command, refusal_error};
+use crate::settled::Change;
 use crate::shell::{Effect, ReadId};
 use crate::slices::Requester;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
+use crate::types::{Epoch, NodeId, PartitionId};
+use crate::version::Hlc;
 use crate::wiring::{AfterDurable, Applied, ReadFor, StatsFor, Task, Timer, Waiter};
 
 impl EventLoop {
@@ -62,6 +65,8 @@ impl EventLoop {
             Timer::HandOver => self.residues.pass(ctx!(self), &mut self.exchanges),
             Timer::Repair => self.comparisons.turn(ctx!(self), &mut self.exchanges),
             Timer::Deferred => self.comparisons.again(ctx!(self), &mut self.exchanges),
+            Timer::Settle => self.settling.pass(ctx!(self), &mut self.exchanges),
+            Timer::Collect => self.settling.collect(ctx!(self)),
             Timer::GivenUp => self.kernel.forget_given_up(),
         }
     }
@@ -79,11 +84,30 @@ impl EventLoop {
                 self.requests.own_slice(ctx!(self), slice.scan, slice.result);
             } else if let Some(outcome) = self.exchanges.next_outcome() {
                 self.exchange_outcome(outcome);
+            } else if let Some(own) = self.settling.next_own() {
+                let me = self.view.me();
+                self.settle_asked(me, (own.round, own.step, own.until), &own.partitions);
             } else {
                 break;
             }
         }
         self.handoff.note_held(ctx!(self));
+        self.settling.note_tombstones(ctx!(self));
+    }
+
+    /// An owner takes a step of the settled barrier. What the view is to know it knows before anything else happens.
+    pub(super) fn settle_asked(
+        &mut self,
+        from: NodeId,
+        step: (CallId, SettleStep, Hlc),
+        partitions: &[(PartitionId, Epoch)],
+    ) {
+        for change in self.settling.asked(ctx!(self), &self.residues, from, step, partitions) {
+            match change {
+                Change::Hold { partition, until, ends } => self.view.hold(partition, until, ends),
+                Change::Release { partition, until } => self.view.release(partition, until),
+            }
+        }
     }
 
     fn ready(&mut self, ready: Ready<crate::wiring::Wires>) {
@@ -151,6 +175,10 @@ impl EventLoop {
                 self.kernel.after_key(key, fetched);
             }
             Task::Drop { epoch } => self.residues.drop_record(ctx!(self), key, stored, epoch),
+            Task::Collect => self.settling.collect_record(ctx!(self), key, stored),
+            Task::Condemn { settled, id, round } => {
+                self.settling.condemn(ctx!(self), key, stored, (settled, id, round));
+            }
         }
     }
 
@@ -168,17 +196,18 @@ impl EventLoop {
             Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
                 self.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 });
             }
-            Task::Apply { applied: Applied::Exchange { id, round }, .. } => {
+            Task::Apply { applied: Applied::Exchange { id, round, .. }, .. } | Task::Condemn { id, round, .. } => {
                 self.exchanges.record_merged(ctx!(self), id, round, false);
             }
             Task::Apply { applied: Applied::Offered { serving } | Applied::Residue { serving, .. }, .. } => {
                 self.serving.refuse(ctx!(self), serving, refusal);
             }
             Task::Fetch { serving } => self.serving.fetched(ctx!(self), serving, key, None),
+            Task::Sweep => self.sweeper.refused(ctx!(self), key.partition()),
+            Task::Collect => self.settling.collect_refused(ctx!(self), key),
             Task::Drop { .. } => self.residues.drop_made(ctx!(self), key.partition(), None),
             Task::HandOff { .. } | Task::Apply { applied: Applied::OwnHint, .. } => self.handoff.skipped(ctx!(self)),
             Task::Apply { applied: Applied::Repair, .. }
-            | Task::Sweep
             | Task::Mark
             | Task::RemoveHint { .. }
             | Task::UnmarkUnchanged { .. }
@@ -220,6 +249,18 @@ impl EventLoop {
             }
             AfterDurable::Covered(receipt) => self.covered(*receipt),
             AfterDurable::Dropped(partition) => self.residues.drop_durable(ctx!(self), partition),
+            AfterDurable::Settled { to, round, step, answers } if to == self.view.me() => {
+                self.settling.answered(ctx!(self), &mut self.exchanges, to, (round, step), answers);
+            }
+            AfterDurable::Settled { to, round, step, answers } => {
+                self.kernel.send(to, Message::Settled { round, step, answers });
+            }
+            AfterDurable::Sweep => self.sweeper.read_slice(ctx!(self)),
+            AfterDurable::Collect => self.settling.collect_begins(ctx!(self)),
+            AfterDurable::Watermark { partition, settled } => {
+                self.view.note_settled(partition, settled);
+                self.settling.watermark_durable(ctx!(self), partition, settled);
+            }
             AfterDurable::Purged => self.purge.slice_durable(ctx!(self)),
             AfterDurable::Synced { partition, synced } => self.synced(partition, synced),
         }
@@ -239,6 +280,7 @@ impl EventLoop {
             Some(ReadFor::Drop(partition)) => {
                 self.residues.drop_read(ctx!(self), partition, result.ok());
             }
+            Some(ReadFor::Collect(partition)) => self.settling.collect_read(ctx!(self), partition, result.ok()),
             Some(ReadFor::Purge(partition)) => self.purge.read(ctx!(self), partition, result.ok()),
             Some(ReadFor::Stats(_)) | None => {}
         }
@@ -313,14 +355,20 @@ impl EventLoop {
             Outcome::Moved { id, partition, at } => self.filling.moved(ctx!(self), id, partition, at),
             Outcome::Refused { id } => self.comparisons.refused(id),
             Outcome::Done(ended) => match ended.purpose {
-                Purpose::Refill | Purpose::Copy => self.filling.covered(ctx!(self), &mut self.exchanges, &ended),
+                Purpose::Refill | Purpose::Copy => {
+                    let settled = ended.tree.as_ref().map_or(Hlc::default(), |tree| tree.settled);
+                    self.settling.inherit(ctx!(self), ended.partition, settled);
+                    self.filling.covered(ctx!(self), &mut self.exchanges, &ended);
+                }
                 Purpose::HandOver => self.residues.covered(ctx!(self), &ended),
                 Purpose::Repair => self.comparisons.done(ctx!(self), &mut self.exchanges, &ended),
+                Purpose::Settle => self.settling.compared(ctx!(self), &mut self.exchanges, &ended),
             },
             Outcome::Failed(ended, why) => match ended.purpose {
                 Purpose::Refill | Purpose::Copy => self.filling.failed(ctx!(self), &mut self.exchanges, &ended, why),
                 Purpose::HandOver => self.residues.failed(ctx!(self), &ended, why),
                 Purpose::Repair => self.comparisons.failed(ctx!(self), &mut self.exchanges, &ended),
+                Purpose::Settle => self.settling.not_compared(ctx!(self), &mut self.exchanges, &ended, why),
             },
         }
     }

@@ -26,6 +26,7 @@ use crate::replication::Replications;
 use crate::requests::Requests;
 use crate::residue::Residues;
 use crate::ring::Layout;
+use crate::settled::Settling;
 use crate::shell::{Effects, Status};
 use crate::slices::Slices;
 use crate::storage::HotStats;
@@ -51,6 +52,7 @@ pub(crate) struct EventLoop {
     handoff: Handoff,
     sweeper: Sweeper,
     purge: Purge,
+    settling: Settling,
     /// Why nothing is served any more, once the store has failed.
     poisoned: Option<RequestError>,
 }
@@ -101,6 +103,7 @@ impl EventLoop {
             repairing: self.comparisons.pending(&self.kernel.peers),
             repairs: self.comparisons.figures(),
             dropping: self.purge.partitions(),
+            settling: self.settling.status(&self.view, self.kernel.now.wall),
             // That is the hub's.
             reclaiming: false,
             unsynced_batches: self.kernel.unsynced_batches(),
@@ -164,6 +167,9 @@ impl EventLoop {
         if rule == crate::rule::Rule::ResumePurge {
             self.purge.forget();
         }
+        if rule == crate::rule::Rule::WriteAboveConfirmed {
+            self.kernel.clock = crate::version::Clock::default();
+        }
         self.filling.plan(ctx!(self), &mut self.exchanges);
     }
 
@@ -180,6 +186,6 @@ impl EventLoop {
     fn timers_max(&self) -> usize {
         let partitions = self.view.layout().map_or(0, |layout| layout.partitions.len());
         let (requests, peers) = (2 * self.requests.len(), self.kernel.peers.len());
-        8 + partitions + peers + requests + self.replications.len() + self.exchanges.len()
+        10 + partitions + peers + requests + self.replications.len() + self.exchanges.len()
     }
 }

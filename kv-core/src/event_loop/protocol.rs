@@ -39,6 +39,12 @@ impl EventLoop {
                 self.serving.serve(ctx!(self), from, call, (partition, epoch, purpose), question);
             }
             Message::CaughtUp { epoch } => self.peer_caught_up(from, epoch),
+            Message::Settle { round, step, until, partitions } => {
+                self.settle_asked(from, (round, step, until), &partitions);
+            }
+            Message::Settled { round, step, answers } => {
+                self.settling.answered(ctx!(self), &mut self.exchanges, from, (round, step), answers);
+            }
             Message::Forwarded { .. }
             | Message::Replicated { .. }
             | Message::ReadResult { .. }

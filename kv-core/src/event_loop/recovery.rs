@@ -9,11 +9,12 @@ use crate::error::StorageError;
 use crate::exchange::{Exchanges, Serving};
 use crate::filling::Filling;
 use crate::handoff::Handoff;
-use crate::kernel::{Holding, Place};
+use crate::kernel::{HintsHeld, Holding, Place};
 use crate::purge::Purge;
 use crate::replication::Replications;
 use crate::requests::Requests;
 use crate::residue::Residues;
+use crate::settled::Settling;
 use crate::slices::Slices;
 use crate::storage::{Reader, Space, Stats};
 use crate::sweeper::Sweeper;
@@ -36,10 +37,10 @@ impl EventLoop {
     ) -> Result<Self, StorageError> {
         let config = Arc::new(node.of_loop(index));
         let place = Place { index, of: config.loops.max(1) };
-        let held = holding(place, stats);
+        let (held, hints) = holding(place, stats);
         let view = View::recover(config.clone(), cluster, incarnation, place, reader)?;
         let mut new = Self {
-            kernel: Kernel::new(config, incarnation, place, held),
+            kernel: Kernel::new(config, incarnation, place, held, hints),
             requests: Requests::default(),
             replications: Replications::default(),
             slices: Slices::default(),
@@ -50,6 +51,7 @@ impl EventLoop {
             comparisons: Comparisons::default(),
             handoff: Handoff::default(),
             sweeper: Sweeper::default(),
+            settling: Settling::recover(reader)?,
             purge: Purge::recover(&view, reader, stats)?,
             view,
             poisoned: None,
@@ -58,6 +60,7 @@ impl EventLoop {
         new.kernel.arm(Monotonic(0), Timer::Handoff);
         new.kernel.arm(Monotonic(0), Timer::Sweep);
         new.kernel.arm(Monotonic(0), Timer::Repair);
+        new.settling.resume(ctx!(new));
         new.purge.resume(ctx!(new));
         new.filling.restart(ctx!(new), &mut new.exchanges, &|_| false);
         new.comparisons.restart(ctx!(new), &mut new.exchanges, &|_| true);
@@ -67,12 +70,15 @@ impl EventLoop {
 }
 
 /// What a store holds of some partitions beside owned records.
-fn holding(place: Place, stats: &Stats) -> Holding {
-    let mut held = Holding::default();
-    for (_, stats) in stats.partitions().filter(|(partition, _)| place.serves(*partition)) {
+fn holding(place: Place, stats: &Stats) -> (Holding, HintsHeld) {
+    let (mut held, mut hints) = (Holding::default(), HintsHeld::new());
+    for (partition, stats) in stats.partitions().filter(|(partition, _)| place.serves(*partition)) {
         held.hints += stats.total(Space::Hint).records;
         held.hint_bytes += stats.total(Space::Hint).bytes;
         held.missed_writes += stats.total(Space::Missed).records;
+        if stats.total(Space::Hint).records > 0 {
+            hints.insert(partition, stats.total(Space::Hint).records);
+        }
     }
-    held
+    (held, hints)
 }

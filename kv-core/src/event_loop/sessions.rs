@@ -51,6 +51,7 @@ impl EventLoop {
             }
         }
         self.replications.session_ended(node);
+        self.settling.peer_down(ctx!(self), &mut self.exchanges, node);
         self.requests.late_reads_lost(ctx!(self), node);
         self.requests.writes_without(ctx!(self));
         if was_up {

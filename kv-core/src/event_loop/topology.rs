@@ -36,6 +36,8 @@ impl EventLoop {
         self.filling.restart(ctx!(self), &mut self.exchanges, &changed);
         self.comparisons.restart(ctx!(self), &mut self.exchanges, &changed);
         self.residues.plan(ctx!(self), &mut self.exchanges);
+        self.settling.restart(ctx!(self), &mut self.exchanges);
+        self.sweeper.forget(&changed);
         self.purge.plan(ctx!(self));
         self.tell_caught_up();
         self.kernel.arm(self.kernel.now.mono, Timer::Handoff);

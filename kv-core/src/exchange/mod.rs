@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use crate::error::StorageError;
 use crate::message::{Answer, CallId, Keyed, LeafSet, Message, Position, Purpose, Question, Refusal, Tree};
+use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, SliceRequest, Space, StorageKey, Stored, Tally};
 use crate::throttle::Booking;
 use crate::topology::Wait;
 use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::version::Hlc;
 use crate::view::View;
 use crate::wiring::{AfterDurable, Applied, Ctx, ExchangeId, Peers, ReadFor, StatsFor, Task, Timer, Waiter};
 
@@ -102,6 +104,8 @@ pub(crate) struct Exchange {
     asked: Option<(CallId, Monotonic)>,
     /// The answer whose records are being merged. What an earlier round merges does not count.
     round: CallId,
+    /// The watermark of the peer's copy, as of that answer (rule A6).
+    settled: Hlc,
     /// Records of that answer that are not durable here.
     applying: usize,
     /// Whether one of them could not be merged: they are asked for again.
@@ -183,8 +187,13 @@ impl Exchange {
         self.purpose != Purpose::HandOver
     }
 
+    /// Whether this node's copy is filled from the peer's, so that it learns what was collected there.
+    fn fills(&self) -> bool {
+        matches!(self.purpose, Purpose::Refill | Purpose::Copy)
+    }
+
     fn pushes(&self) -> bool {
-        matches!(self.purpose, Purpose::HandOver | Purpose::Repair)
+        matches!(self.purpose, Purpose::HandOver | Purpose::Repair | Purpose::Settle)
     }
 }
 
@@ -223,12 +232,13 @@ impl Exchanges {
             // Where records were taken in order before, the peer's tree says only how many there are.
             step: match after {
                 Some(after) if !compare_only => Step::Bulk { after: Some(after), next: None },
-                _ if purpose == Purpose::Repair => Step::OwnRoot,
+                _ if matches!(purpose, Purpose::Repair | Purpose::Settle) => Step::OwnRoot,
                 _ => Step::Tree { unless: None },
             },
             compare_only,
             asked: None,
             round: CallId(0),
+            settled: Hlc::default(),
             applying: 0,
             merge_failed: false,
             moved_at: ctx.kernel.now.mono,
@@ -366,15 +376,20 @@ impl Exchanges {
                 let partition = exchange.partition;
                 ctx.kernel.read_stats(partition, ReadFor::Stats(StatsFor::Exchange(id)));
             }
-            (Step::Bulk { after, next: end }, Answer::Records { records, next }) => {
+            (Step::Bulk { after, next: end }, Answer::Records { records, next, settled }) => {
                 if next.is_some() && next <= *after {
                     return self.unexpected_reply(ctx, id);
                 }
                 *end = next;
+                exchange.settled = settled;
                 self.merge(ctx, id, records);
             }
-            (Step::Walk(_), Answer::Records { records, .. }) => self.merge(ctx, id, records),
-            (Step::Walk(walk), Answer::Digests { mut entries, next }) => {
+            (Step::Walk(_), Answer::Records { records, settled, .. }) => {
+                exchange.settled = settled;
+                self.merge(ctx, id, records);
+            }
+            (Step::Walk(walk), Answer::Digests { mut entries, next, settled }) => {
+                exchange.settled = settled;
                 // The peer may not know yet that a keyspace was dropped.
                 entries.retain(|entry| !ctx.view.is_dropped(entry.keyspace));
                 if !walk.learn(entries, next) {
@@ -439,7 +454,7 @@ impl Exchanges {
     fn merge(&mut self, ctx: &mut Ctx<'_>, id: ExchangeId, mut records: Vec<Keyed>) {
         records.retain(|(keyspace, ..)| !ctx.view.is_dropped(*keyspace));
         let Some(exchange) = self.open.get_mut(&id) else { return };
-        let (partition, round) = (exchange.partition, exchange.round);
+        let (partition, round, settled) = (exchange.partition, exchange.round, exchange.settled);
         exchange.applying = records.len();
         exchange.merge_failed = false;
         exchange.records += records.len() as u64;
@@ -452,7 +467,7 @@ impl Exchanges {
         self.outcomes.push_back(Outcome::Received { id, partition, keys, bytes });
         for (keyspace, key, cell) in records {
             let key = StorageKey::owned(partition, keyspace, &key);
-            ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Exchange { id, round } });
+            ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Exchange { id, round, settled } });
         }
     }
 
@@ -527,7 +542,8 @@ impl Exchanges {
             if differing.is_empty() {
                 return self.done(ctx, id);
             }
-            if exchange.purpose == Purpose::Repair && differing.len() <= FEW_LEAVES && exchange.looks < LOOKS_MAX {
+            let compares = matches!(exchange.purpose, Purpose::Repair | Purpose::Settle);
+            if compares && differing.len() <= FEW_LEAVES && exchange.looks < LOOKS_MAX {
                 exchange.step = Step::OwnRoot;
                 ctx.kernel.arm(ctx.kernel.now.mono.plus(LOOK_AGAIN_AFTER), Timer::Exchange(id));
                 return;
@@ -592,9 +608,19 @@ impl Exchanges {
             ctx.kernel.arm(retry_at, Timer::Exchange(id));
             return;
         }
-        walk.compare(own, last, pulls);
+        let fills = exchange.fills() && ctx.view.keep(Rule::OldCopyLearnsOfCollection);
+        let alone = walk.compare(own, last, pulls);
         exchange.step = Step::Walk(walk);
-        self.step(ctx, id);
+        let (partition, round, settled) = (exchange.partition, exchange.round, exchange.settled);
+        if alone.is_empty() || !fills || settled == Hlc::default() {
+            return self.step(ctx, id);
+        }
+        // Rule A6: the peer does not hold these. What its copy had settled with is gone there for good.
+        exchange.applying = alone.len();
+        exchange.merge_failed = false;
+        for at in alone {
+            ctx.kernel.with_key(storage_key(partition, &at), Task::Condemn { settled, id, round });
+        }
     }
 }
 

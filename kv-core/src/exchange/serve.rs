@@ -15,6 +15,7 @@ use crate::message::{
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
+use crate::version::Hlc;
 use crate::view::View;
 use crate::wiring::{AfterDurable, Applied, Ctx, ReadFor, ServingId, StatsFor, Task};
 
@@ -35,6 +36,8 @@ struct Asked {
     partition: PartitionId,
     epoch: Epoch,
     purpose: Purpose,
+    /// The watermark of this copy before anything of it was read for the answer (rule A6).
+    settled: Hlc,
     kind: Kinds,
 }
 
@@ -71,7 +74,8 @@ impl Serving {
             return ctx.kernel.send(peer, Message::ExchangeResult { call, result: Err(refusal), commit: 0 });
         }
         let id = ServingId(ctx.kernel.next_id());
-        let serving = |kind| Asked { peer, call, partition, epoch, purpose, kind };
+        let settled = ctx.view.watermark(partition);
+        let serving = |kind| Asked { peer, call, partition, epoch, purpose, settled, kind };
         match question {
             Question::Leaves { unless } => {
                 self.open.insert(id, serving(Kinds::Tree { unless }));
@@ -125,7 +129,7 @@ impl Serving {
             // A node that is being refilled itself gives what it has: the asker merges all that survives.
             Purpose::Refill => true,
             Purpose::HandOver => view.holds(partition),
-            Purpose::Copy | Purpose::Repair => view.is_synced(partition),
+            Purpose::Copy | Purpose::Repair | Purpose::Settle => view.is_synced(partition),
         };
         if complete { Ok(()) } else { Err(Refusal::NotSynced) }
     }
@@ -134,7 +138,7 @@ impl Serving {
     fn offered(view: &View, serving: ServingId, purpose: Purpose, keyspace: KeyspaceId) -> Result<Applied, Refusal> {
         match purpose {
             Purpose::HandOver => Ok(Applied::Residue { serving, keyspace: view.available_sent(keyspace)? }),
-            Purpose::Refill | Purpose::Copy | Purpose::Repair => Ok(Applied::Offered { serving }),
+            Purpose::Refill | Purpose::Copy | Purpose::Repair | Purpose::Settle => Ok(Applied::Offered { serving }),
         }
     }
 
@@ -189,7 +193,8 @@ impl Serving {
         if self.open.get(&id).is_some_and(is_equal) {
             return self.answer_exchange(ctx, id, Ok(Answer::Equal));
         }
-        let tree = Tree { leaves: stats.leaves().to_vec(), root: stats.root(), tally: ctx.view.kept(stats) };
+        let settled = self.open.get(&id).map(|asked| asked.settled).unwrap_or_default();
+        let tree = Tree { leaves: stats.leaves().to_vec(), root: stats.root(), tally: ctx.view.kept(stats), settled };
         self.answer_exchange(ctx, id, Ok(Answer::Leaves(tree)));
     }
 
@@ -204,6 +209,7 @@ impl Serving {
 
     pub(crate) fn served_durable(&mut self, ctx: &mut Ctx<'_>, id: ServingId, slice: Slice) {
         let Some(serving) = self.open.get(&id) else { return };
+        let mut settled = serving.settled;
         let digests = match serving.kind {
             Kinds::Digests(leaves) => Some(leaves),
             _ => None,
@@ -217,7 +223,11 @@ impl Serving {
                 continue;
             }
             // A damaged record has nothing to give; the other sources have theirs, and it is restored meanwhile.
-            let Some(cell) = decoded(ctx, &key, &bytes) else { continue };
+            let Some(cell) = decoded(ctx, &key, &bytes) else {
+                // It is not there, and was not collected.
+                settled = Hlc::default();
+                continue;
+            };
             if digests.is_some() {
                 let size = u32::try_from(key.key().len() + bytes.len()).unwrap_or(u32::MAX);
                 let (keyspace, key) = position(&key);
@@ -226,8 +236,11 @@ impl Serving {
                 records.push((key.keyspace(), key.key_bytes(), cell));
             }
         }
-        let answer =
-            if digests.is_some() { Answer::Digests { entries, next } } else { Answer::Records { records, next } };
+        let answer = if digests.is_some() {
+            Answer::Digests { entries, next, settled }
+        } else {
+            Answer::Records { records, next, settled }
+        };
         self.answer_exchange(ctx, id, Ok(answer));
     }
 
@@ -249,12 +262,14 @@ impl Serving {
     }
 
     fn serve_if_complete(&mut self, ctx: &mut Ctx<'_>, id: ServingId) {
-        let answer = match self.open.get_mut(&id).map(|serving| &mut serving.kind) {
-            Some(Kinds::Fetch { left: 0, records }) => {
+        let Some(serving) = self.open.get_mut(&id) else { return };
+        let settled = serving.settled;
+        let answer = match &mut serving.kind {
+            Kinds::Fetch { left: 0, records } => {
                 let records = std::mem::take(records);
-                Answer::Records { records, next: None }
+                Answer::Records { records, next: None, settled }
             }
-            Some(Kinds::Offer { left: 0 }) => Answer::Taken,
+            Kinds::Offer { left: 0 } => Answer::Taken,
             _ => return,
         };
         self.answer_exchange(ctx, id, Ok(answer));

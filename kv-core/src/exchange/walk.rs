@@ -113,8 +113,9 @@ impl Walk {
         true
     }
 
-    /// This node's own records of the stretch that was to be read, up to `last` if there are more behind it.
-    pub(super) fn compare(&mut self, own: Vec<Own>, last: Option<Position>, pull: bool) {
+    /// This node's own records of the stretch that was to be read, up to `last` if there are more behind it. Those that the peer does
+    /// not hold at all.
+    pub(super) fn compare(&mut self, own: Vec<Own>, last: Option<Position>, pull: bool) -> Vec<Position> {
         let upto = last.or_else(|| match &self.known {
             Known::To(known) => known.clone(),
             Known::All => None,
@@ -122,6 +123,7 @@ impl Walk {
         let mut page = Page { upto, ..Page::default() };
         let within = |position: &Position| page.upto.as_ref().is_none_or(|upto| position <= upto);
         let mut own = own.into_iter().peekable();
+        let mut alone = Vec::new();
         let mut give = |mine: Own| {
             if let Some(cell) = mine.cell {
                 page.give.push_back((mine.position.0, mine.position.1, cell));
@@ -132,6 +134,7 @@ impl Walk {
         {
             let position = their.position();
             while let Some(mine) = own.next_if(|mine| mine.position < position) {
+                alone.push(mine.position.clone());
                 give(mine);
             }
             let mine = own.next_if(|mine| mine.position == position);
@@ -143,8 +146,12 @@ impl Walk {
             }
             self.theirs.pop_front();
         }
-        own.for_each(give);
+        own.for_each(|mine| {
+            alone.push(mine.position.clone());
+            give(mine);
+        });
         self.page = Some(page);
+        alone
     }
 
     /// What was asked for last has been done.

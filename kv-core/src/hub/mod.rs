@@ -11,6 +11,7 @@ mod pace;
 mod reclaim;
 mod sessions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::NodeConfig;
@@ -118,7 +119,7 @@ impl Hub {
             pace: Pace::new(&config),
             joins: Joins::new(&config),
             reclaim: Reclaim::new(loops),
-            kernel: Kernel::new(config.clone(), incarnation, Place::ONLY, Holding::default()),
+            kernel: Kernel::new(config.clone(), incarnation, Place::ONLY, Holding::default(), BTreeMap::new()),
             config,
             poisoned: false,
         })

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Holding, Kernel, Queued, Ready, Wiring};
+use super::{HintsHeld, Holding, Kernel, Queued, Ready, Wiring};
 use crate::rule::Rule;
 use crate::shell::Effect;
 use crate::storage::{Batch, StorageKey, Write};
-use crate::types::Seq;
+use crate::types::{PartitionId, Seq};
 
 /// What waits for a batch.
 #[derive(Debug)]
@@ -29,18 +29,20 @@ pub(super) struct Durability<W: Wiring> {
     durable: Seq,
     waiting: BTreeMap<Seq, Vec<Waiting<W>>>,
     pub(super) held: Holding,
+    pub(super) hints: HintsHeld,
     /// Whether hints or markers were written since this was asked last.
     pub(super) held_changed: bool,
 }
 
 impl<W: Wiring> Durability<W> {
-    pub(super) fn new(held: Holding) -> Self {
+    pub(super) fn new(held: Holding, hints: HintsHeld) -> Self {
         Self {
             batch: Batch::default(),
             issued: Seq(0),
             durable: Seq(0),
             waiting: BTreeMap::new(),
             held,
+            hints,
             held_changed: false,
         }
     }
@@ -70,6 +72,11 @@ impl<W: Wiring> Kernel<W> {
     /// What the store holds beside owned records.
     pub(crate) fn held(&self) -> Holding {
         self.durability.held
+    }
+
+    /// How many hints the store holds of a partition.
+    pub(crate) fn hints_of(&self, partition: PartitionId) -> u64 {
+        self.durability.hints.get(&partition).copied().unwrap_or_default()
     }
 
     /// Whether hints or markers were written since this was asked last.

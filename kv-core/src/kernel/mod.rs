@@ -28,7 +28,7 @@ use crate::rule::Rules;
 use crate::shell::{Effect, Effects, ReadId};
 use crate::storage::{HotStats, HotTier, SliceRequest, StorageKey, Stored};
 use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, WallTime};
-use crate::version::Clock;
+use crate::version::{Clock, Hlc};
 
 use durability::Durability;
 pub(crate) use peers::Peers;
@@ -102,6 +102,8 @@ pub(crate) struct Kernel<W: Wiring> {
     reads: Map<ReadId, W::ReadFor>,
     /// When the first of what was written of each partition expires, since that was taken last.
     expiries: BTreeMap<PartitionId, WallTime>,
+    /// When the oldest tombstone was written that was stored or found in each partition, since that was taken last.
+    tombstones: BTreeMap<PartitionId, Hlc>,
     queue: VecDeque<Queued<W>>,
     /// The key whose task was given out last.
     running: Option<StorageKey>,
@@ -117,7 +119,13 @@ pub(crate) struct Kernel<W: Wiring> {
 }
 
 impl<W: Wiring> Kernel<W> {
-    pub(crate) fn new(config: Arc<NodeConfig>, incarnation: Incarnation, place: Place, held: Holding) -> Self {
+    pub(crate) fn new(
+        config: Arc<NodeConfig>,
+        incarnation: Incarnation,
+        place: Place,
+        held: Holding,
+        hints: HintsHeld,
+    ) -> Self {
         let seed = config.map_seed;
         Self {
             rules: Rules::default(),
@@ -125,12 +133,13 @@ impl<W: Wiring> Kernel<W> {
             clock: Clock::default(),
             timers: Timers::default(),
             peers: Peers::default(),
-            durability: Durability::new(held),
+            durability: Durability::new(held, hints),
             slots: map(seed),
             loading: map(seed),
             hot: HotTier::new(config.hot_bytes_max, seed),
             reads: map(seed),
             expiries: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
             queue: VecDeque::new(),
             running: None,
             effects: Effects::new(),
@@ -280,6 +289,17 @@ impl<W: Wiring> Kernel<W> {
         std::mem::take(&mut self.expiries)
     }
 
+    /// A tombstone was stored, or found, in a partition that may be owned.
+    pub(crate) fn note_tombstone(&mut self, partition: PartitionId, written: Hlc) {
+        let oldest = self.tombstones.entry(partition).or_insert(written);
+        *oldest = written.min(*oldest);
+    }
+
+    /// When the oldest tombstone was written that was stored or found in each partition, since this was asked last.
+    pub(crate) fn take_tombstones(&mut self) -> BTreeMap<PartitionId, Hlc> {
+        std::mem::take(&mut self.tombstones)
+    }
+
     /// A record of this node's own cannot be read. `reason`: what an operator is told, unless that was said before.
     pub(crate) fn unreadable(&mut self, key: StorageKey, reason: Option<String>) {
         if let Some(reason) = reason {
@@ -344,6 +364,9 @@ pub(crate) struct Holding {
     pub(crate) hint_bytes: u64,
     pub(crate) missed_writes: u64,
 }
+
+/// How many hints a store holds of each partition of which it holds any.
+pub(crate) type HintsHeld = BTreeMap<PartitionId, u64>;
 
 /// The encoded record of a read that has ended, or why there is none.
 pub(crate) type Loaded = Result<Option<Bytes>, StorageError>;

@@ -168,6 +168,12 @@ impl<W: Wiring> Kernel<W> {
             let earliest = self.expiries.entry(key.partition()).or_insert(expires);
             *earliest = expires.min(*earliest);
         }
+        if let Some(written) = stored.as_ref().and_then(|stored| stored.cell.tombstone())
+            && key.space() == Space::Owned
+        {
+            let oldest = self.tombstones.entry(key.partition()).or_insert(written);
+            *oldest = written.min(*oldest);
+        }
         slot.state = State::Ready(stored.map(Arc::new));
         slot.seq = seq;
         let writes = &mut self.durability.batch.writes;
@@ -201,6 +207,14 @@ impl<W: Wiring> Kernel<W> {
             Space::Missed => (&mut held.missed_writes, None),
         };
         *count = (*count + u64::from(after.is_some())).saturating_sub(u64::from(before.is_some()));
+        if key.space() == Space::Hint && before.is_some() != after.is_some() {
+            let hints = &mut self.durability.hints;
+            let of_partition = hints.entry(key.partition()).or_default();
+            *of_partition = (*of_partition + u64::from(after.is_some())).saturating_sub(u64::from(before.is_some()));
+            if *of_partition == 0 {
+                hints.remove(&key.partition());
+            }
+        }
         if let Some(weight) = weight {
             *weight = (*weight + bytes(after)).saturating_sub(bytes(before));
         }

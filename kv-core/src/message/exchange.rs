@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::Cell;
 use crate::storage::{LEAVES, Leaf, StorageKey, Tally, leaf_of};
 use crate::types::KeyspaceId;
+use crate::version::Hlc;
 
 /// What a replica asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub enum Purpose {
     HandOver,
     /// Both hold all of the partition and compare.
     Repair,
+    /// The same, for the settled barrier (rule A6).
+    Settle,
 }
 
 /// A place in the storage order of one partition.
@@ -74,6 +77,9 @@ pub enum Answer {
         records: Vec<Keyed>,
         /// Where to go on; `None` at the end. Nothing in between is left.
         next: Option<Position>,
+        /// The watermark of the copy before it was read: what was written at or before it and is not there was replaced or collected
+        /// (rule A6). 0: nothing is known.
+        settled: Hlc,
     },
     /// To `Digests`.
     Digests {
@@ -81,6 +87,8 @@ pub enum Answer {
         entries: Vec<DigestEntry>,
         /// Where to go on; `None` at the end.
         next: Option<Position>,
+        /// As for `Records`; 0 if some record could not be read.
+        settled: Hlc,
     },
     /// To `Offer`: records that dominate the offered ones are durable.
     Taken,
@@ -95,6 +103,8 @@ pub struct Tree {
     pub root: u64,
     /// What the partition holds.
     pub tally: Tally,
+    /// The watermark of the copy before it was read (rule A6); 0: none.
+    pub settled: Hlc,
 }
 
 /// What one record is.

@@ -140,10 +140,15 @@ fn any_answer() -> impl Strategy<Value = Answer> {
     });
     prop_oneof![
         (any_leaves(), any::<u64>()).prop_map(|(leaves, root)| {
-            Answer::Leaves(Tree { leaves, root, tally: Tally { keys: 1, bytes: root, records: 2 } })
+            Answer::Leaves(Tree { leaves, root, tally: Tally { keys: 1, bytes: root, records: 2 }, settled: Hlc(root) })
         }),
-        (any_keyed(), next()).prop_map(|(records, next)| Answer::Records { records, next }),
-        (prop::collection::vec(entry, 0..3), next()).prop_map(|(entries, next)| Answer::Digests { entries, next }),
+        (any_keyed(), next(), any::<u64>()).prop_map(|(records, next, settled)| Answer::Records {
+            records,
+            next,
+            settled: Hlc(settled)
+        }),
+        (prop::collection::vec(entry, 0..3), next(), any::<u64>())
+            .prop_map(|(entries, next, settled)| Answer::Digests { entries, next, settled: Hlc(settled) }),
         Just(Answer::Taken),
         Just(Answer::Equal),
     ]
@@ -168,7 +173,24 @@ fn any_message() -> impl Strategy<Value = Message> {
             keys_only: false,
         });
     let purpose =
-        prop_oneof![Just(Purpose::Refill), Just(Purpose::Copy), Just(Purpose::HandOver), Just(Purpose::Repair)];
+        prop_oneof![Just(Purpose::Refill), Just(Purpose::Copy), Just(Purpose::HandOver), Just(Purpose::Settle)];
+    let step = || {
+        prop_oneof![
+            Just(SettleStep::Confirm),
+            Just(SettleStep::Hold),
+            Just(SettleStep::Release),
+            Just(SettleStep::Adopt)
+        ]
+    };
+    let hindrance = prop_oneof![
+        Just(Hindrance::Epoch),
+        Just(Hindrance::Hints),
+        Just(Hindrance::Residue),
+        Just(Hindrance::Incomplete),
+        any::<u32>().prop_map(|ms| Hindrance::Clock { behind: Duration::from_millis(ms.into()) }),
+        Just(Hindrance::NotOwner)
+    ];
+    let taken = prop_oneof![Just(Ok(())), hindrance.prop_map(Err)];
     prop_oneof![
         (call(), any_request(), any::<u32>()).prop_map(|(call, request, ms)| Message::Forward {
             call,
@@ -200,6 +222,16 @@ fn any_message() -> impl Strategy<Value = Message> {
             result,
             commit
         }),
+        (call(), step(), any::<u64>(), prop::collection::vec((any::<u16>(), any::<u64>()), 0..4)).prop_map(
+            |(round, step, until, partitions)| Message::Settle {
+                round,
+                step,
+                until: Hlc(until),
+                partitions: partitions.into_iter().map(|(id, epoch)| (PartitionId(id), Epoch(epoch))).collect(),
+            }
+        ),
+        (call(), step(), prop::collection::vec((any::<u16>().prop_map(PartitionId), taken), 0..4))
+            .prop_map(|(round, step, answers)| Message::Settled { round, step, answers }),
         any::<u64>().prop_map(|epoch| Message::CaughtUp { epoch: Epoch(epoch) }),
         Just(Message::Ping),
         Just(Message::Pong),
@@ -290,10 +322,10 @@ fn malformed_contents_are_refused() {
     refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
     refused(Message::ExchangeResult {
         call,
-        result: Ok(Answer::Records { records: records.clone(), next: None }),
+        result: Ok(Answer::Records { records: records.clone(), next: None, settled: Hlc(0) }),
         commit: 0,
     });
-    let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default() };
+    let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default(), settled: Hlc(0) };
     refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)), commit: 0 });
     let (partition, purpose) = (PartitionId(1), Purpose::HandOver);
     refused(Message::Exchange { call, partition, epoch, purpose, question: Question::Offer { records } });

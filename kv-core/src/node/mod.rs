@@ -26,7 +26,7 @@ use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Point, Seq,
 use shown::Shown;
 
 pub use crate::purge::left_of_dropped;
-pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, Status, Tag};
+pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, SettleStatus, Status, Tag};
 
 /// The most loops of a node: the number of a read has room for so many.
 pub const LOOPS_MAX: u16 = 255;

@@ -3,11 +3,13 @@
 //! What names a key or a partition goes to the loop that serves it, an answer to the loop that asked, and what is about a peer
 //! to all of them.
 
+use std::collections::BTreeMap;
+
 use super::{Input, Node, ReadId};
 use crate::kernel::Place;
 use crate::message::{Message, Request};
 use crate::parts::{HubInput, LoopInput};
-use crate::types::{NodeId, Now, PartitionId, Point};
+use crate::types::{Epoch, NodeId, Now, PartitionId, Point};
 
 impl Node {
     pub(super) fn route(&mut self, now: Now, input: Input) {
@@ -138,6 +140,18 @@ impl Node {
             Message::CaughtUp { .. } => {
                 return self.tell_loops(|| LoopInput::Message { from, message: message.clone() });
             }
+            Message::Settle { round, step, until, partitions } => {
+                let mut parts: BTreeMap<u16, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
+                for part in partitions {
+                    parts.entry(self.loop_of_partition(part.0)).or_default().push(*part);
+                }
+                for (index, partitions) in parts {
+                    let message = Message::Settle { round: *round, step: *step, until: *until, partitions };
+                    self.tell_loop(index, LoopInput::Message { from, message });
+                }
+                return;
+            }
+            Message::Settled { round, .. } => Place::of_call(*round, self.loop_count()),
             Message::Ping => {
                 self.tell_loops(|| LoopInput::Heard { from });
                 return self.tell_hub(HubInput::Message { from, message });

@@ -203,11 +203,12 @@ impl Requests {
     }
 
     /// A client asks this node.
-    pub(crate) fn client_request(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: Request, deadline: Monotonic) {
+    pub(crate) fn client_request(&mut self, ctx: &mut Ctx<'_>, tag: Tag, mut request: Request, deadline: Monotonic) {
         if let Err(error) = self.admit(ctx, &request) {
             ctx.kernel.effect(Effect::Reply { tag, outcome: Err(error) });
             return;
         }
+        as_keyspace_says(ctx, &mut request);
         match request {
             Request::Key(request) => self.route(ctx, Origin::Client(tag), request, deadline),
             Request::Scan(request) => self.start_scan(ctx, Origin::Client(tag), request, deadline),
@@ -217,7 +218,8 @@ impl Requests {
 
     /// A client scans: this loop has a part of it.
     pub(crate) fn part_of_scan(&mut self, ctx: &mut Ctx<'_>, tag: Tag, request: ScanRequest, deadline: Monotonic) {
-        let request = Request::Scan(request);
+        let mut request = Request::Scan(request);
+        as_keyspace_says(ctx, &mut request);
         match (self.admit(ctx, &request), request) {
             (Ok(()), Request::Scan(request)) => {
                 self.start_scan(ctx, Origin::Part(tag), request, deadline);
@@ -233,9 +235,10 @@ impl Requests {
         ctx: &mut Ctx<'_>,
         node: NodeId,
         call: CallId,
-        request: Request,
+        mut request: Request,
         left: Duration,
     ) {
+        as_keyspace_says(ctx, &mut request);
         let refusal = match self.admit(ctx, &request) {
             // Whoever waited for it has been told something else.
             Ok(()) if left.is_zero() => Some(Refusal::Late),
@@ -531,5 +534,18 @@ pub(crate) fn refusal_error(refusal: &Refusal) -> RequestError {
             RequestError::unavailable(refusal.to_string())
         }
         Refusal::Busy(error) | Refusal::Failed(error) => error.clone(),
+    }
+}
+
+/// In a strict keyspace every request is strict.
+fn as_keyspace_says(ctx: &Ctx<'_>, request: &mut Request) {
+    let (keyspace, consistency) = match request {
+        Request::Key(request) => (request.keyspace, &mut request.consistency),
+        Request::Scan(request) => (request.keyspace, &mut request.consistency),
+        // It shows what each replica holds.
+        Request::Inspect { .. } => return,
+    };
+    if let Some(keyspace) = ctx.view.available(keyspace) {
+        *consistency = keyspace.consistency(*consistency);
     }
 }

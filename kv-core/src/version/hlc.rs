@@ -70,6 +70,11 @@ impl Clock {
         self.last.max(seen.next())
     }
 
+    /// Nothing is written at or before `floor` any more.
+    pub fn raise(&mut self, floor: Hlc) {
+        self.last = self.last.max(floor);
+    }
+
     /// Accepts a timestamp from elsewhere.
     ///
     /// # Errors

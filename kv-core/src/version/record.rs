@@ -112,6 +112,53 @@ impl Record {
         self.settle(conflict);
     }
 
+    /// The same where both records are copies of partitions in which everything up to a watermark has settled (rule A6): `own` is
+    /// that of this copy, `others` that of the other one. A version at or below the watermark of a copy that does not hold it was
+    /// replaced or collected there, whether its context still says so or not.
+    pub fn merge_settled(&mut self, own: Hlc, other: &Self, others: Hlc, conflict: Conflict) {
+        let holds = |record: &Self, dot: Dot| record.siblings.iter().any(|sibling| sibling.dot == dot);
+        let gone_here = |their: &Version| their.written <= own && !holds(self, their.dot);
+        if other.siblings.iter().any(gone_here) {
+            let mut rest = other.clone();
+            rest.siblings.retain(|their| !gone_here(their));
+            self.drop_settled(other, others);
+            if rest.siblings.is_empty() {
+                // All of it has settled, and this copy knows what came of it: its context is not to come back, either.
+                self.siblings.retain(|mine| !other.context.covers(mine.dot));
+                return;
+            }
+            return self.merge(&rest, conflict);
+        }
+        self.drop_settled(other, others);
+        self.merge(other, conflict);
+    }
+
+    /// Drops what is at or below the watermark of another copy that does not hold it.
+    fn drop_settled(&mut self, other: &Self, others: Hlc) {
+        self.siblings
+            .retain(|mine| mine.written > others || other.siblings.iter().any(|sibling| sibling.dot == mine.dot));
+    }
+
+    /// Whether `other` brings a version at or below `until` that this record neither holds nor has seen.
+    #[must_use]
+    pub fn lacks_settled(&self, other: &Self, until: Hlc) -> bool {
+        other.siblings.iter().any(|their| their.written <= until && !self.context.covers(their.dot))
+    }
+
+    /// When the oldest of its tombstones was written.
+    #[must_use]
+    pub fn tombstone(&self) -> Option<Hlc> {
+        self.siblings.iter().filter(|sibling| sibling.value.is_none()).map(|sibling| sibling.written).min()
+    }
+
+    /// Takes out the tombstones that were written at or before `until`; says whether there were any. What they have replaced stays
+    /// covered by the context, if anything of the record stays.
+    pub fn collect(&mut self, until: Hlc) -> bool {
+        let before = self.siblings.len();
+        self.siblings.retain(|sibling| sibling.value.is_some() || sibling.written > until);
+        self.siblings.len() < before
+    }
+
     /// Whether merging `other` into this record would change nothing that has been seen: all of its context is known
     /// here, so each of its siblings is either held or has been replaced.
     #[must_use]

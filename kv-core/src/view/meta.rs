@@ -11,6 +11,7 @@ use crate::error::StorageError;
 use crate::kernel::Place;
 use crate::storage::Reader;
 use crate::types::{Epoch, NodeId, PartitionId, StoreId};
+use crate::version::Hlc;
 
 /// The layout on which the node acts.
 pub(crate) const LAYOUT: &[u8] = b"layout";
@@ -26,8 +27,16 @@ pub(crate) const PEER: &[u8] = b"peer/";
 pub(crate) const SYNCED: &[u8] = b"synced/";
 /// Prefix of how far the copies of entered partitions are.
 pub(crate) const PROGRESS: &[u8] = b"progress/";
+/// Prefix of the watermarks below which everything in a partition has settled (rule A6).
+pub(crate) const SETTLED: &[u8] = b"settled/";
+/// Prefix of what each loop has confirmed that it will write above. The number behind it is that of the loop, which serves the
+/// partition of this number; what another number of loops has left is an older promise of the same node.
+pub(crate) const CONFIRMED: &[u8] = b"confirmed/";
 /// Prefix of the receipts of copies.
 pub(crate) const RECEIPT: &[u8] = b"receipt/";
+
+/// Up to when a partition has settled, and since which ownership: a copy that was made anew has a watermark of its own.
+pub(crate) type Settled = (Hlc, Epoch);
 
 /// Since which ownership, and on which store, a partition is complete.
 pub(crate) type Synced = (StoreId, Epoch);
@@ -50,6 +59,14 @@ pub(crate) fn synced(partition: PartitionId) -> Bytes {
 
 pub(crate) fn progress(partition: PartitionId) -> Bytes {
     of_partition(PROGRESS, partition)
+}
+
+pub(crate) fn settled(partition: PartitionId) -> Bytes {
+    of_partition(SETTLED, partition)
+}
+
+pub(crate) fn confirmed(index: u16) -> Bytes {
+    of_partition(CONFIRMED, PartitionId(index))
 }
 
 pub(crate) fn receipt(partition: PartitionId) -> Bytes {

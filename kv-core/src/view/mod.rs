@@ -15,7 +15,8 @@ use crate::ring::{Entry, FIRST_EPOCH, Joint, Layout};
 use crate::rule::{Rule, Rules};
 use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
-use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId};
+use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, StoreId};
+use crate::version::Hlc;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -35,6 +36,10 @@ pub(crate) struct View {
     /// The store, if it was there when the cluster was formed.
     original: Option<StoreId>,
     synced: BTreeMap<PartitionId, meta::Synced>,
+    /// Below what everything in a partition has settled; durable.
+    settled: BTreeMap<PartitionId, meta::Settled>,
+    /// What is not taken in a partition while it settles, and until when.
+    holds: BTreeMap<PartitionId, (Hlc, Monotonic)>,
     /// How fast partitions may be copied.
     pub(crate) transfers: TransferSettings,
 }
@@ -64,6 +69,8 @@ impl View {
             keyspaces: meta::read(reader, meta::KEYSPACES)?.unwrap_or_default(),
             original: meta::read(reader, meta::ORIGINAL)?,
             synced: meta::read_partitions(reader, meta::SYNCED, place)?,
+            settled: meta::read_partitions(reader, meta::SETTLED, place)?,
+            holds: BTreeMap::new(),
             transfers: TransferSettings::default(),
         })
     }
@@ -195,6 +202,60 @@ impl View {
     /// It is durable that a partition is complete.
     pub(crate) fn note_synced(&mut self, partition: PartitionId, synced: meta::Synced) {
         self.synced.insert(partition, synced);
+    }
+
+    /// The settled watermark of this node's copy of a partition (rule A6), durable: everything in it that was written at or before has
+    /// settled. All of its owners have held it, or what replaced it, and no member holds anything of that time besides. So what is at or
+    /// below it and not held here was replaced or collected, and is not brought back. It only advances. `None`: it has not settled yet.
+    ///
+    /// Rules that let something of a partition go by age ask this, and let it go when it was written at or before the watermark; what
+    /// they wait for they name by `Settling::want`, so that the watermark advances past it.
+    pub(crate) fn settled_until(&self, partition: PartitionId) -> Option<Hlc> {
+        let since = self.since(partition)?;
+        // What was left of an earlier ownership may be gone, and what had settled in it with it (rule E3).
+        let counts = |settled: &&meta::Settled| settled.1 == since || !self.keep(Rule::SinceCounts);
+        self.settled.get(&partition).filter(counts).map(|settled| settled.0)
+    }
+
+    /// Since when this node owns a partition.
+    pub(crate) fn since(&self, partition: PartitionId) -> Option<Epoch> {
+        self.entry(partition)?.owner(self.config.node).map(|owner| owner.since)
+    }
+
+    /// The same, for what is compared with timestamps: the lowest if there is none.
+    pub(crate) fn watermark(&self, partition: PartitionId) -> Hlc {
+        let counts = self.keep(Rule::CollectedStaysGone);
+        self.settled_until(partition).filter(|_| counts).unwrap_or_default()
+    }
+
+    /// The watermarks of all partitions.
+    pub(crate) fn watermarks(&self) -> impl Iterator<Item = Hlc> + '_ {
+        self.settled.values().map(|settled| settled.0)
+    }
+
+    /// A watermark is durable.
+    pub(crate) fn note_settled(&mut self, partition: PartitionId, settled: meta::Settled) {
+        let known = self.settled.entry(partition).or_insert(settled);
+        // Ownership only becomes younger, and within one the watermark only advances.
+        *known = if settled.1 == known.1 { settled.max(*known) } else { settled };
+        self.holds.remove(&partition);
+    }
+
+    /// Takes nothing at or below `until` in a partition but from its other owners, until a moment.
+    pub(crate) fn hold(&mut self, partition: PartitionId, until: Hlc, ends: Monotonic) {
+        self.holds.insert(partition, (until, ends));
+    }
+
+    /// The watermark that a hold was for comes to nothing.
+    pub(crate) fn release(&mut self, partition: PartitionId, until: Hlc) {
+        if self.holds.get(&partition).is_some_and(|hold| hold.0 == until) {
+            self.holds.remove(&partition);
+        }
+    }
+
+    /// What is not taken in a partition at present.
+    pub(crate) fn held_until(&self, partition: PartitionId, now: Monotonic) -> Option<Hlc> {
+        self.holds.get(&partition).filter(|hold| hold.1 > now).map(|hold| hold.0)
     }
 
     /// Whether this node's confirmations and answers count for `partition`: as those of a complete old owner, or of one

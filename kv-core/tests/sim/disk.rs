@@ -16,8 +16,8 @@ use kv_core::ring::Layout;
 use kv_core::storage::{
     Batch, FORMER, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount,
 };
-use kv_core::types::{Incarnation, NodeId, Point, Seq, StoreId};
-use kv_core::version::Record;
+use kv_core::types::{Epoch, Incarnation, NodeId, PartitionId, Point, Seq, StoreId};
+use kv_core::version::{Hlc, Record};
 
 use crate::dice::Dice;
 
@@ -62,6 +62,8 @@ pub(crate) struct Disk {
     pub(crate) syncing: bool,
     /// Whether the next sync fails.
     pub(crate) failing: bool,
+    /// Whether the next crash loses all that is not durable.
+    pub(crate) forgets: bool,
     /// What wiped and rolled-back disks held durably: it counted when it was confirmed.
     lost: Vec<MemoryImage>,
     /// What was durable and was deleted since: likewise.
@@ -81,6 +83,7 @@ impl Disk {
             pending: VecDeque::new(),
             syncing: false,
             failing: false,
+            forgets: false,
             lost: Vec::new(),
             deleted: BTreeMap::new(),
         }
@@ -101,6 +104,14 @@ impl Disk {
     /// The layout that a node finds when it starts.
     pub(crate) fn durable_layout(&self) -> Option<Layout> {
         self.durable.meta(b"layout").and_then(|value| postcard::from_bytes(&value).ok())
+    }
+
+    /// The watermark of a partition that a node finds when it starts (rule A6).
+    pub(crate) fn durable_watermark(&self, partition: PartitionId) -> Hlc {
+        let name = [b"settled/".as_slice(), &partition.0.to_be_bytes()].concat();
+        let settled: Option<(Hlc, Epoch)> =
+            self.durable.meta(&name).and_then(|value| postcard::from_bytes(&value).ok());
+        settled.unwrap_or_default().0
     }
 
     /// The list of keyspaces that a node finds when it starts.
@@ -162,6 +173,7 @@ impl Disk {
         let mut crash = Crash::default();
         // Sometimes all or nothing, which mixed subsets would hardly ever show.
         let survive = *dice.pick(&[0, 300, 500, 800, 1000]);
+        let survive = if std::mem::take(&mut self.forgets) { 0 } else { survive };
         let pending = std::mem::take(&mut self.pending);
         if !pending.is_empty() {
             for (_, batch) in pending {

@@ -316,8 +316,7 @@ impl World {
             if let Write::Record { key, value: None, .. } = write
                 && key.space() == Space::Owned
             {
-                check::dropped::may_go(self, index, key)?;
-                self.report.add(Count::Dropped, 1);
+                self.removed(index, key)?;
             }
             let machine = &self.machines[index];
             let Write::Record { key, value: Some(value), .. } = write else { continue };
@@ -334,6 +333,23 @@ impl World {
             let before = machine.disk.visible_record(key);
             self.history.record_written(machine.incarnation, id, before.as_ref(), &record)?;
         }
+        Ok(())
+    }
+
+    /// A machine removes an owned record: it was collected, or the machine does not own the partition any more.
+    fn removed(&mut self, index: usize, key: &StorageKey) -> Result<(), String> {
+        let entries = self.acted_entries(index, key.partition());
+        let owned = entries.iter().rev().find(|entry| entry.owns(node_id(index)));
+        if let Some(entry) = owned {
+            let collected = check::collected::may_go(self, index, entry, key);
+            // A node that does not know of the drop of a keyspace yet collects in it.
+            let is_dropped = self.history.dropped.contains(&key.keyspace());
+            if collected.is_ok() || (entries.len() == 1 && !is_dropped) {
+                return collected;
+            }
+        }
+        check::dropped::may_go(self, index, key)?;
+        self.report.add(Count::Dropped, 1);
         Ok(())
     }
 

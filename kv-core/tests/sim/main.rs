@@ -26,6 +26,7 @@ mod rules;
 mod runner;
 mod scripts;
 mod settings;
+mod settling;
 mod stalls;
 mod story;
 mod trace;

@@ -59,6 +59,8 @@ pub(crate) struct Network {
     latest: Vec<Vec<Option<SessionId>>>,
     /// Whether frames from the one to the other are cut off.
     cut: Vec<Vec<bool>>,
+    /// How much longer than usual they take.
+    pub(crate) slow: Vec<Vec<Time>>,
     /// Whether two machines that have refused each other, the lower one first, are about to try again.
     refused: Vec<Vec<bool>>,
 }
@@ -69,6 +71,7 @@ impl Network {
             sessions: Vec::new(),
             latest: vec![vec![None; machines]; machines],
             cut: vec![vec![false; machines]; machines],
+            slow: vec![vec![0; machines]; machines],
             refused: vec![vec![false; machines]; machines],
         }
     }
@@ -119,7 +122,7 @@ impl World {
         let bytes = message.encode();
         for _ in 0..copies {
             let slow = if self.dice.chance(settings.late) { 10 } else { 1 };
-            let delay = 50 + self.dice.below(settings.delay * slow);
+            let delay = 50 + self.dice.below(settings.delay * slow) + self.network.slow[from][to];
             let at = (self.time + delay).max(self.network.sessions[id].open_at[side]);
             let sent = self.time;
             self.at(at, Event::Frame { session: id, side, number, sent, bytes: bytes.clone() });
@@ -340,7 +343,8 @@ impl World {
             let side = usize::from(self.network.sessions[id].machines[1] == machine);
             if std::mem::replace(&mut self.network.sessions[id].ends[side], End::Closed) != End::Closed {
                 // A killed process often resets its connections; a machine without power does not.
-                let delay = if self.dice.chance(600) { self.dice.below(2 * MS) } else { self.silence() };
+                let resets = self.dice.chance(600) && !self.network.cut[machine][peer];
+                let delay = if resets { self.dice.below(2 * MS) } else { self.silence() };
                 self.at(self.time + delay, Event::SessionCloses { session: id, side: 1 - side });
             }
         }

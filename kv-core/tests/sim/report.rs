@@ -88,6 +88,8 @@ counts! {
     CopiesRetried => "copies begun again on request",
     /// Records dropped after they were handed over.
     Dropped => "records dropped by nodes that left",
+    /// Records whose tombstones were the first of their key to be collected.
+    Collected => "records collected",
     /// Keyspaces that were created while clients worked.
     KeyspacesCreated => "keyspaces created",
     /// Keyspaces that were dropped.

@@ -1,10 +1,12 @@
 //! Directed scripts: situations in which the rules matter most and which chance alone arranges too rarely.
 
-use kv_core::message::{Consistency, Level};
+use kv_core::config::Mode;
+use kv_core::error::Kind;
+use kv_core::message::{Consistency, KeyRequest, Level, Operation, Request};
 use kv_core::rule::Rule;
 use kv_core::storage::Space;
 use kv_core::topology::Change;
-use kv_core::types::Epoch;
+use kv_core::types::{Epoch, RequestId};
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
@@ -18,6 +20,7 @@ const SEEDS: u64 = 150;
 
 const ONE: Consistency = Consistency { level: Level::One, strict: false };
 const QUORUM: Consistency = Consistency { level: Level::Quorum, strict: true };
+const SLOPPY: Consistency = Consistency { level: Level::Quorum, strict: false };
 
 /// Runs a script with many seeds; none may fail, and each of these things must have happened.
 fn check(run: impl Fn(u64) -> Run, happened: &[Count]) {
@@ -42,6 +45,10 @@ pub(crate) fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.network.loss = 0;
     settings.operations = 0;
     settings.lags = 0;
+    for keyspace in &mut settings.keyspaces {
+        let Mode::Available(available) = &mut keyspace.mode;
+        available.strict = false;
+    }
     settings.node = kv_core::config::NodeConfig {
         hint_bytes_max: 1 << 20,
         request_bytes_max: 1 << 20,
@@ -420,6 +427,43 @@ fn refill_by_an_old_layout(world: &mut World) {
     (0..4).for_each(|machine| world.give_layouts(machine));
     world.wait_for_operation(2500 * MS);
     world.finish();
+}
+
+/// Two of three owners are cut off. Where only owners count a write and a read are refused, though neither asks for that
+/// itself: the keyspace says so.
+fn ask_a_strict_keyspace(world: &mut World) {
+    world.begin();
+    let strict = |key: &KeyId| world.owners_only(world.history.key(*key).keyspace, SLOPPY);
+    let Some(key) = world.history.key_ids().find(strict) else { return world.fail("no keyspace is strict".into()) };
+    let name = world.history.key(key).clone();
+    let owners = world.owners(name.partition);
+    world.isolate(owners[1]);
+    world.isolate(owners[2]);
+    world.wait_until_noticed();
+    let epoch = world.entry(name.partition).changed;
+    let value = Some(world.history.next_value(key.0));
+    let write = Operation::Write { request: RequestId::default(), value, context: None, ttl: None };
+    let ask = |operation: Operation| {
+        let (keyspace, key) = (name.keyspace, name.bytes.clone());
+        let request = Request::Key(KeyRequest { keyspace, key, epoch, consistency: SLOPPY, operation });
+        (Ask::Bad { request, kind: Kind::Unavailable }, owners[0])
+    };
+    let asks = vec![ask(write), ask(Operation::Get)];
+    world.audit_asks(asks);
+    world.finish();
+}
+
+#[test]
+fn in_a_strict_keyspace_only_owners_count() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 5, 3);
+        settings.clients = 0;
+        for keyspace in &mut settings.keyspaces {
+            let Mode::Available(available) = &mut keyspace.mode;
+            available.strict = keyspace.name == "latest";
+        }
+    };
+    check(|seed| run_script(seed, false, adjust, ask_a_strict_keyspace), &[]);
 }
 
 /// A hint is on its way to both owners. One confirms it and loses its disk; its new store is refilled from the other, which

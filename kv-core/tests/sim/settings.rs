@@ -158,14 +158,20 @@ impl Settings {
             delay: *dice.pick(&[300, MS, 5 * MS]),
             late: *dice.pick(&[0, 20, 100]),
         };
+        let cluster = cluster_config(dice, tight);
+        let node = node_config(dice, tight, loops);
+        // Most runs are so short that only what is collected early is collected at all.
+        let clock_skew_max = Duration::from_millis(*aside.pick(&[50, 100, 100, 500]));
+        let collect_after = Duration::from_millis(*aside.pick(&[10, 50, 200]));
+        let settle_every = Duration::from_millis(*aside.pick(&[10, 30, 100]));
         Self {
             nodes,
             spares,
             copies,
             partitions: *dice.pick(&[4, 4, 8, 16]),
             zones: *dice.pick(&[1, 1, 3]),
-            cluster: cluster_config(dice, tight),
-            node: node_config(dice, tight, loops),
+            cluster: ClusterConfig { clock_skew_max, ..cluster },
+            node: NodeConfig { collect_after, settle_every, ..node },
             loops,
             lags: *aside.pick(&[0, 2, 20]),
             keyspaces: keyspaces(dice),
@@ -185,6 +191,11 @@ impl Settings {
             lets_anybody_in: false,
             left_to_reads: false,
         }
+    }
+
+    /// The minimum age of what is collected (rule A6).
+    pub(crate) fn age(&self) -> Duration {
+        self.node.collect_after + self.cluster.clock_skew_max * 2
     }
 
     /// The same, with several changes of the topology.
@@ -272,11 +283,12 @@ fn node_config(dice: &mut Dice, tight: bool, loops: Option<u16>) -> NodeConfig {
 }
 
 fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
+    let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
+    let strict = quorums == (2, 3);
     let other = |id: u32, name: &str, (r, w): (u8, u8), conflict: Conflict| Keyspace {
         id: KeyspaceId(id),
         name: name.to_owned(),
-        mode: Mode::Available(Available { r, w, conflict }),
+        mode: Mode::Available(Available { r, w, strict, conflict }),
     };
-    let quorums = *dice.pick(&[(1, 1), (1, 3), (3, 1), (2, 3), (1, 2)]);
     vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]
 }

@@ -1,12 +1,13 @@
 //! The words of directed scripts, so that each reads like its story: who is isolated, what is written where, how long it
 //! takes, and what is expected in the end.
 
-use kv_core::message::Consistency;
+use kv_core::message::{Consistency, Level};
 
 use crate::check;
 use crate::clock::Time;
 use crate::history::KeyId;
 use crate::settings::MS;
+use crate::workload::{Ask, Asker};
 use crate::world::World;
 
 /// Longer than any failure detector waits.
@@ -90,6 +91,27 @@ impl World {
     pub(crate) fn write(&mut self, key: KeyId, is_delete: bool, consistency: Consistency, through: usize) {
         let value = (!is_delete).then(|| self.history.next_value(key.0));
         self.audit_write(key, value, consistency, through);
+    }
+
+    /// Frames from one machine to another take so much longer from now on.
+    pub(crate) fn delay_frames(&mut self, from: usize, to: usize, by: Time) {
+        self.network.slow[from][to] = by;
+    }
+
+    /// A value is written through a machine, which has sent it to others and has not made it durable. Nobody waits for the answer.
+    pub(crate) fn write_unheard(&mut self, key: KeyId, through: usize) {
+        let value = Some(self.history.next_value(key.0));
+        let op = self.plan_write(key, value, Consistency { level: Level::One, strict: false });
+        let layout = self.layouts.len() - 1;
+        self.ask(Asker::Audit, Ask::Write(op), through, layout);
+        self.wait_for(100 * MS, |world| world.machines[through].disk.last_pending().is_some());
+        self.pending.clear();
+    }
+
+    /// A process is killed; its disk loses all that is not durable.
+    pub(crate) fn crash_forgetting(&mut self, machine: usize) {
+        self.machines[machine].disk.forgets = true;
+        self.crash(machine);
     }
 
     /// All owners of each key hold the same.

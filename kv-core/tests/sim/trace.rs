@@ -83,6 +83,10 @@ pub(crate) fn brief(message: &Message) -> String {
             format!("{purpose:?} {} {partition} {epoch}: {}", call.0, question(what))
         }
         Message::ExchangeResult { call, result: Ok(what), .. } => format!("exchange {}: {}", call.0, answer(what)),
+        Message::Settle { round, step, until, partitions } => {
+            format!("{step:?} {} until {until}: {partitions:?}", round.0)
+        }
+        Message::Settled { round, step, answers } => format!("{step:?} {}: {answers:?}", round.0),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
         Message::Shown { commit } => format!("is at {commit}"),
         Message::Ping => "ping".to_owned(),
@@ -117,8 +121,8 @@ fn answer(answer: &Answer) -> String {
     match answer {
         Answer::Equal => "the same root".to_owned(),
         Answer::Leaves(tree) => format!("root {:016x}, {:?}", tree.root, tree.tally),
-        Answer::Records { records, next } => format!("records {}, next {next:?}", keyed(records)),
-        Answer::Digests { entries, next } => {
+        Answer::Records { records, next, .. } => format!("records {}, next {next:?}", keyed(records)),
+        Answer::Digests { entries, next, .. } => {
             let text = |entry: &kv_core::message::DigestEntry| {
                 format!("{}/{} {:016x}", entry.keyspace, entry.key.escape_ascii(), entry.digest)
             };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace, KeyspaceList};
-use kv_core::message::{CallId, Outcome};
+use kv_core::message::{CallId, Consistency, Level, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
 use kv_core::topology::{Receipt, TransferSettings};
@@ -163,6 +163,8 @@ pub(crate) struct World {
 
     pub(crate) audit: Audit,
     pub(crate) history: History,
+    /// What was seen of keys of which something was collected.
+    pub(crate) collected: BTreeMap<KeyId, Context>,
     pub(crate) report: Report,
     /// The latest wall clock reading of any machine.
     pub(crate) wall_max: WallTime,
@@ -194,6 +196,12 @@ impl World {
         found.available().map(|keyspace| keyspace.settings())
     }
 
+    /// Whether only owners count for a request.
+    pub(crate) fn owners_only(&self, keyspace: KeyspaceId, consistency: Consistency) -> bool {
+        let is_strict = self.settings_of(keyspace).is_some_and(|settings| settings.strict);
+        consistency.strict || consistency.level == Level::All || is_strict
+    }
+
     /// The world of a seed, before anything has happened.
     pub(crate) fn new(settings: Settings, mut dice: Dice, traced: bool) -> Self {
         let stores: Vec<StoreId> = (0..settings.nodes).map(|_| StoreId(dice.any())).collect();
@@ -221,6 +229,7 @@ impl World {
             tags: 0,
             audit: Audit::default(),
             history: History::new(settings.overlooks_actors),
+            collected: BTreeMap::new(),
             report: Report::new(),
             wall_max: WallTime(0),
             unsynced: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Clients at work: each writes and reads keys of its own, remembers what was acknowledged, and how long it waited.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,8 +112,8 @@ pub(crate) struct Load {
     pub(crate) seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<Worker>>,
-    /// The clients that talk to one node only, whether they count: not while their node is the victim.
-    pub(crate) counted: Vec<Arc<AtomicBool>>,
+    /// How often the node of each client that talks to one only has become the victim, or has ceased to be: odd while it is.
+    turns: Vec<Arc<AtomicU64>>,
 }
 
 /// Who carries operations out.
@@ -121,7 +121,7 @@ enum Way {
     /// A client that knows the whole cluster.
     Cluster(Client),
     /// A client that asks one node, whatever happens.
-    Node { client: KeyValueClient<Channel>, counted: Arc<AtomicBool> },
+    Node { client: KeyValueClient<Channel>, turns: Arc<AtomicU64> },
 }
 
 /// One client.
@@ -134,11 +134,24 @@ pub(crate) struct Worker {
 }
 
 impl Load {
+    /// The node is the victim from now on: the client that asks it alone does not count.
+    pub(crate) fn becomes_victim(&self, node: usize) {
+        self.turns[node].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is the victim no more, if it was.
+    pub(crate) fn is_no_victim(&self, node: usize) {
+        let turns = &self.turns[node];
+        if !turns.load(Ordering::Relaxed).is_multiple_of(2) {
+            turns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// `smart` clients that know the cluster, at four levels of consistency, and one at each node.
     pub(crate) async fn start(client: &Client, addresses: &[String], smart: usize) -> Result<Self, RequestError> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let mut load = Self { seen, stop, tasks: Vec::new(), counted: Vec::new() };
+        let mut load = Self { seen, stop, tasks: Vec::new(), turns: Vec::new() };
         let levels = [
             ("default", Consistency::default()),
             ("one", Consistency { level: Level::One, strict: false }),
@@ -155,9 +168,9 @@ impl Load {
                 .map_err(|error| RequestError::invalid(error.to_string()))?
                 .tcp_nodelay(true)
                 .connect_timeout(Duration::from_secs(1));
-            let counted = Arc::new(AtomicBool::new(true));
-            load.counted.push(Arc::clone(&counted));
-            let way = Way::Node { client: KeyValueClient::new(endpoint.connect_lazy()), counted };
+            let turns = Arc::new(AtomicU64::new(0));
+            load.turns.push(Arc::clone(&turns));
+            let way = Way::Node { client: KeyValueClient::new(endpoint.connect_lazy()), turns };
             let (level, consistency) = levels[index % levels.len()];
             load.spawn(format!("n{}-{level}", index + 1), way, consistency);
         }
@@ -226,7 +239,7 @@ impl Worker {
     /// Carries an action out, again and again until it succeeds; a write that is tried again is a new write.
     async fn until_success(&mut self, index: usize, action: Action, seen: &Mutex<Seen>, stop: &AtomicBool) {
         let began = Instant::now();
-        let counted = self.counts();
+        let turn = self.turn();
         loop {
             self.number += 1;
             let number = self.number;
@@ -235,8 +248,8 @@ impl Worker {
             }
             let result = tokio::time::timeout(TIMEOUT, self.attempt(index, action, number)).await;
             let result = result.unwrap_or_else(|_| Err(RequestError::new(Kind::Unknown, "no answer in time")));
-            // A client whose node became the victim meanwhile, or was until now, says nothing of the others.
-            let counted = counted && self.counts();
+            // A client whose node was the victim at any time since says nothing of the others.
+            let counted = turn.is_multiple_of(2) && turn == self.turn();
             match result {
                 Ok(did) => {
                     let judged = self.learn(index, number, did);
@@ -264,10 +277,10 @@ impl Worker {
         }
     }
 
-    fn counts(&self) -> bool {
+    fn turn(&self) -> u64 {
         match &self.way {
-            Way::Cluster(_) => true,
-            Way::Node { counted, .. } => counted.load(Ordering::Relaxed),
+            Way::Cluster(_) => 0,
+            Way::Node { turns, .. } => turns.load(Ordering::Relaxed),
         }
     }
 

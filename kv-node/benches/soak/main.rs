@@ -17,7 +17,6 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_proto::client::{Client, Options};
@@ -162,7 +161,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
         let turn_began = Instant::now();
         let told = provoke(fault, victim, &mut hosts, &load).await?;
         let recovered = until(RECOVERY_MAX, || is_healthy(&client)).await;
-        load.counted[victim].store(true, Ordering::Relaxed);
+        load.is_no_victim(victim);
         tokio::time::sleep(REST).await;
         memory.look(&hosts);
         let seen = load.take();
@@ -235,7 +234,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
 async fn provoke(fault: Fault, victim: usize, hosts: &mut Hosts, load: &Load) -> Outcome<Told> {
     let host = &mut hosts.hosts[victim];
     if !matches!(fault, Fault::None | Fault::Greedy) {
-        load.counted[victim].store(false, Ordering::Relaxed);
+        load.becomes_victim(victim);
     }
     match fault {
         Fault::None => tokio::time::sleep(FAULT).await,

@@ -15,11 +15,12 @@ use tonic::{Status, Streaming};
 
 use super::dial::{CONNECT_TIMEOUT, PAUSE_MAX, PAUSE_MIN};
 use super::session::{
-    Ending, Frames, HEARTBEAT_EVERY, Lateness, SessionError, Sink, bytes_of, decode, first_hello, frames, hello_frame,
+    Assembly, Ending, Frames, HEARTBEAT_EVERY, Lateness, SessionError, Sink, bytes_of, decode, first_hello, frames,
+    hello_frame, messages_of,
 };
 use super::{Caller, Links, Open};
 use crate::clock::Clock;
-use crate::outbox::{Outbox, Outgoing};
+use crate::outbox::{Load, Outbox, Outgoing};
 use crate::trust::Purpose;
 
 /// Frames between the queue and the stream: one, as for requests.
@@ -133,12 +134,12 @@ impl Links {
         session: u64,
         incoming: &mut Streaming<v1::Frame>,
     ) -> Result<(), SessionError> {
-        let mut lateness = Lateness::default();
+        let (mut lateness, mut assembly) = (Lateness::default(), Assembly::default());
         while let Some(frame) = incoming.message().await? {
             let sent = lateness.sent(frame.sent_us, self.0.clock.now().mono);
-            if !frame.messages.is_empty() {
-                let (messages, bytes) = (decode(&frame.messages)?, bytes_of(&frame.messages));
-                self.0.engine.bulk(node, session, messages, bytes, sent).await;
+            let messages = messages_of(frame, &mut assembly)?;
+            if !messages.is_empty() {
+                self.0.engine.bulk(node, session, decode(&messages)?, bytes_of(&messages), sent).await;
             }
         }
         Err(SessionError::Closed)
@@ -153,12 +154,12 @@ async fn transmit_bulk(outgoing: &mut Outgoing, frames: &impl Sink, clock: Clock
     let overflown = outgoing.overflown();
     tokio::pin!(overflown);
     loop {
-        let messages = tokio::select! {
+        let load = tokio::select! {
             () = &mut overflown => return Err(SessionError::TooSlow),
-            messages = outgoing.next() => messages.ok_or(SessionError::Closed)?,
-            _ = beat.tick() => Vec::new(),
+            load = outgoing.next() => load.ok_or(SessionError::Closed)?,
+            _ = beat.tick() => Load::Messages(Vec::new()),
         };
-        let frame = v1::Frame { messages, sent_us: clock.now().mono.0.max(1), ..v1::Frame::default() };
+        let frame = v1::Frame { sent_us: clock.now().mono.0.max(1), ..load.into_frame() };
         let taken = tokio::select! {
             taken = frames.push(frame) => taken,
             () = &mut overflown => return Err(SessionError::TooSlow),

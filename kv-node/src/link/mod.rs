@@ -18,6 +18,8 @@ use tokio::sync::watch;
 
 pub use bulk::accept_bulk;
 pub use dial::{Members, keep_links};
+#[cfg(test)]
+pub(crate) use session::Assembly;
 use session::Ending;
 pub use session::{Frames, accept};
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kv_core::handshake::HandshakeError;
 use kv_core::message::{FORWARD_AGE_MAX, Hello, Message};
 use kv_core::types::{Incarnation, Monotonic, NodeId};
+use kv_proto::limits::PEER_MESSAGE_BYTES_MAX;
 use kv_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -318,7 +319,7 @@ impl Links {
         round_trip_us: &AtomicU64,
         heard: &AtomicU64,
     ) -> Result<(), SessionError> {
-        let mut lateness = Lateness::default();
+        let (mut lateness, mut assembly) = (Lateness::default(), Assembly::default());
         while let Some(frame) = incoming.message().await? {
             self.heard(node);
             let read = self.0.clock.now().mono;
@@ -331,12 +332,12 @@ impl Links {
                     round_trip_us.store(now.saturating_sub(heartbeat.echo_us).max(1), Ordering::Relaxed);
                 }
             }
-            if frame.messages.is_empty() {
+            let messages = messages_of(frame, &mut assembly)?;
+            if messages.is_empty() {
                 self.0.engine.send(Command::Heard { node, session }).await;
                 continue;
             }
-            let messages = decode(&frame.messages)?;
-            self.0.engine.messages(node, session, messages, bytes_of(&frame.messages), sent).await;
+            self.0.engine.messages(node, session, decode(&messages)?, bytes_of(&messages), sent).await;
         }
         Err(SessionError::Closed)
     }
@@ -373,8 +374,8 @@ impl Links {
             let mut frame = v1::Frame::default();
             tokio::select! {
                 () = &mut overflown => return Err(SessionError::TooSlow),
-                messages = outgoing.next() => match messages {
-                    Some(messages) => frame.messages = messages,
+                load = outgoing.next() => match load {
+                    Some(load) => frame = load.into_frame(),
                     None => return Err(SessionError::Closed),
                 },
                 _ = heartbeat.tick() => {
@@ -443,6 +444,46 @@ impl PauseDetector {
         self.late = delay >= FORWARD_AGE_MAX && (self.late || paused);
         if self.late { delay } else { Duration::ZERO }
     }
+}
+
+/// A message that comes in pieces, as far as it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    bytes: BytesMut,
+    /// How many bytes of it have still to come; 0: none is coming.
+    left: usize,
+}
+
+impl Assembly {
+    /// Takes the next piece, of whose message so many bytes follow. The message, when it is complete.
+    pub(crate) fn add(&mut self, piece: &[u8], left: u64) -> Result<Option<Bytes>, String> {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let comes = piece.len().saturating_add(left);
+        if piece.is_empty() || (self.left > 0 && self.left != comes) {
+            return Err(format!(
+                "a piece of {} bytes with {left} to follow where {} are awaited",
+                piece.len(),
+                self.left
+            ));
+        }
+        if comes > PEER_MESSAGE_BYTES_MAX {
+            return Err(format!("a message of {comes} bytes in pieces; {PEER_MESSAGE_BYTES_MAX} are allowed"));
+        }
+        self.bytes.extend_from_slice(piece);
+        self.left = left;
+        // What was announced takes no room before it is there.
+        Ok((left == 0).then(|| std::mem::take(&mut self.bytes).freeze()))
+    }
+}
+
+/// The messages that are complete with this frame.
+pub(super) fn messages_of(frame: v1::Frame, assembly: &mut Assembly) -> Result<Vec<Bytes>, SessionError> {
+    let v1::Frame { mut messages, piece, piece_left, .. } = frame;
+    if !piece.is_empty() || piece_left > 0 {
+        let whole = assembly.add(&piece, piece_left).map_err(SessionError::Garbage)?;
+        messages.extend(whole);
+    }
+    Ok(messages)
 }
 
 /// The messages of a frame.

@@ -1,6 +1,7 @@
 //! The data plane of a member, from the layout that it learns to whatever ends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_core::config::NodeConfig;
 use kv_core::event::Event;
@@ -18,6 +19,10 @@ use crate::events::NewEvent;
 use crate::link::{Identity, Links, Members, keep_links};
 use crate::server::{Serving, Shared};
 use crate::settings::Settings;
+
+/// How often a node looks for tombstones to collect: a tenth of their age, within these.
+const SETTLE_EVERY_MIN: Duration = Duration::from_millis(100);
+const SETTLE_EVERY_MAX: Duration = Duration::from_secs(60);
 
 /// Waits until the node belongs to a formed cluster, then runs its data plane until something ends it.
 pub(super) async fn live(
@@ -67,6 +72,8 @@ pub(super) async fn live(
         hot_bytes_max: settings.hot_bytes_max,
         hint_bytes_max: settings.hint_bytes_max,
         loops: settings.loops,
+        collect_after: settings.tombstone_age,
+        settle_every: (settings.tombstone_age / 10).clamp(SETTLE_EVERY_MIN, SETTLE_EVERY_MAX),
         ..NodeConfig::new(node)
     };
     let engine = Engine::start(EngineConfig {

@@ -144,10 +144,25 @@ fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) 
     gauge("comparisons", "Comparisons with other owners that are pending", pending.comparisons);
     gauge("dropped_records", "Records of dropped keyspaces that are still to be removed", pending.dropped);
     gauge("reclaiming", "1 while the space of removed records is given back to the device", pending.reclaiming);
+    let settling = snapshot.settling.clone().unwrap_or_default();
+    gauge("tombstones", "Records without a value in all copies that the node holds", settling.tombstones);
+    gauge(
+        "settling_partitions",
+        "Partitions with tombstones that are old enough to be collected",
+        settling.due_partitions,
+    );
+    let is_hindered = settling.hindered_by > 0;
+    gauge("settling_hindered", "1 while a member holds up the collection of tombstones", is_hindered.into());
     let usage = snapshot.usage.unwrap_or_default();
     gauge("memory_bytes", "Resident memory of the process", usage.memory_bytes);
     gauge("disk_bytes", "Bytes of the data directory", usage.disk_bytes);
     gauge("disk_free_bytes", "Bytes free on the device of the data directory", usage.disk_free_bytes);
+    let age = |since_us: u64| if since_us == 0 { 0 } else { snapshot.taken_us.saturating_sub(since_us) };
+    let oldest = ConstGauge::new(seconds(age(settling.oldest_us)));
+    registry.register("tombstone_age_seconds", "Age of the oldest tombstone that is not collected; 0: none", oldest);
+    let watermark = ConstGauge::new(seconds(age(settling.watermark_us)));
+    let help = "Age of the lowest watermark of partitions with tombstones that are old enough; 0: none is due, or one never settled";
+    registry.register("settled_age_seconds", help, watermark);
     let uptime = ConstGauge::new(seconds(snapshot.uptime_us));
     registry.register("uptime_seconds", "Time since the process started", uptime);
     let cpu = ConstCounter::new(seconds(usage.cpu_us));
@@ -225,6 +240,7 @@ fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {
     counter("handoffs", "Hints and missed-write markers delivered", counters.handoffs);
     counter("commits", "Commits made durable", counters.commits);
     counter("committed_batches", "Batches in these commits", counters.committed_batches);
+    counter("collected", "Tombstones collected", snapshot.settling.as_ref().map_or(0, |it| it.collected));
     let help = "Bytes of keys and records that came in for copies of partitions";
     counter("copied_bytes", help, counters.copied_bytes);
 }

@@ -25,7 +25,7 @@ use kv_core::error::RequestError;
 use kv_core::message::{KeyRequest, Operation, Request};
 use kv_core::types::{Incarnation, NodeId};
 use kv_proto::edge::{Edge, Keyspaces};
-use kv_proto::limits::MESSAGE_BYTES_MAX;
+use kv_proto::limits::{ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX};
 use kv_proto::request_id::RequestIds;
 use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
@@ -264,7 +264,7 @@ pub fn routes(shared: &Arc<Shared>) -> Result<axum::Router, tonic_reflection::se
     };
     let key_value = KeyValueServer::new(key_value::Service(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        .max_encoding_message_size(ANSWER_BYTES_MAX);
     let cluster = ClusterServer::new(cluster::Service(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kv_core::node::left_of_dropped;
+use kv_core::node::{SettleStatus, left_of_dropped};
 use kv_core::ring::Member;
 use kv_core::storage::{Space, Stats};
 use kv_core::topology::{Residue, Transfer, TransferPhase, Wait};
@@ -140,6 +140,7 @@ pub(super) async fn take_with_requests(
                     dropped: status.dropping as u64,
                     reclaiming: status.reclaiming.into(),
                 });
+                snapshot.settling = Some(settling_to_wire(&state, &status.settling));
                 requests = report.requests;
                 let counters = report.counters;
                 snapshot.counters = Some(v1::Counters {
@@ -213,6 +214,20 @@ fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) 
     }
 }
 
+fn settling_to_wire(state: &ClusterState, settling: &SettleStatus) -> v1::Settling {
+    let (by, why) = settling.hindered.clone().map_or((0, String::new()), |(node, why)| (node.0, why));
+    v1::Settling {
+        // Counted from the statistics of the store.
+        tombstones: 0,
+        due_partitions: settling.due as u64,
+        oldest_us: settling.oldest.unwrap_or_default().0,
+        watermark_us: settling.watermark.unwrap_or_default().0,
+        hindered_by: by,
+        hindered_why: state.with_names(&why),
+        collected: settling.collected,
+    }
+}
+
 fn residue_to_wire(state: &ClusterState, residue: &Residue) -> v1::Residue {
     v1::Residue {
         partition: u32::from(residue.partition.0),
@@ -257,6 +272,7 @@ fn add_stats(
 ) {
     let Some(layout) = &state.layout else { return };
     let mut keyspaces: BTreeMap<KeyspaceId, v1::KeyspaceStats> = BTreeMap::new();
+    let mut tombstones = 0;
     for partition in layout.partition_ids() {
         let Some(entry) = layout.entry(partition) else { continue };
         // A copy that is being made is no copy yet.
@@ -275,6 +291,7 @@ fn add_stats(
             let sum = keyspaces
                 .entry(*keyspace)
                 .or_insert_with(|| v1::KeyspaceStats { keyspace: keyspace.0, ..v1::KeyspaceStats::default() });
+            tombstones += tally.records.saturating_sub(tally.keys);
             sum.keys += tally.keys;
             sum.bytes += tally.bytes;
             sum.keys_primary += if primary { tally.keys } else { 0 };
@@ -289,6 +306,9 @@ fn add_stats(
         if with_partitions {
             snapshot.partitions.push(held);
         }
+    }
+    if let Some(settling) = &mut snapshot.settling {
+        settling.tombstones = tombstones;
     }
     for stats in keyspaces.into_values() {
         snapshot.keys += stats.keys;

@@ -231,7 +231,7 @@ fn keyspaces_are_checked() {
                        letter or digit";
         check(create(""), RefusalKind::Invalid, message).await;
         let Command::CreateKeyspace { spec, asked } = create("zero") else { unreachable!("made above") };
-        let mode = Mode::Available(Available { r: 2, w: 0, conflict: Conflict::Siblings });
+        let mode = Mode::Available(Available { r: 2, w: 0, strict: false, conflict: Conflict::Siblings });
         let command = Command::CreateKeyspace { spec: KeyspaceSpec { mode, ..spec }, asked };
         check(command, RefusalKind::Invalid, "w is 0; it must be from 1 to 16").await;
         let long = create(&"x".repeat(4 * 1024 * 1024));

@@ -42,6 +42,7 @@ impl Direct {
             w: 2,
             conflict: v1::Conflict::Siblings.into(),
             by: String::new(),
+            strict: false,
         };
         self.cluster[node].clone().create_keyspace(request).await.unwrap().into_inner()
     }

@@ -5,6 +5,7 @@
 mod audit;
 mod bad_input;
 mod bulk;
+mod collecting;
 mod connections;
 mod copies;
 mod data;
@@ -18,6 +19,7 @@ mod loops;
 mod metrics;
 mod migration;
 mod moving;
+mod oversized;
 mod plan;
 mod rebalance;
 mod repair;

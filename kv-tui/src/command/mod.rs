@@ -99,6 +99,9 @@ pub struct Consistency {
     /// How many copies answer; without it the keyspace's own numbers hold.
     #[arg(short = 'c', long = "consistency", value_enum)]
     pub level: Option<Level>,
+    /// Let only owners count, no fallbacks: refuse where too few of them can be reached.
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// How many copies a command waits for.
@@ -365,6 +368,9 @@ pub struct CreateArgs {
     /// Durable copies that a write waits for.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub w: u8,
+    /// Let only owners count, no fallbacks, for every request.
+    #[arg(long)]
+    pub strict: bool,
     /// What becomes of concurrent writes.
     #[arg(long, value_enum, default_value = "siblings")]
     pub conflict: Conflict,
@@ -616,6 +622,11 @@ mod tests {
         check("get 'a key'", r#"Some(Get(GetArgs { key: Text(b"a key"), within: In { keyspace: "default" }"#);
         check(r"put k\x00\xff v -k users -c all --ttl 1m30s", r#"key: Text(b"k\0\xff")"#);
         check("put k v -c all", "level: Some(All)");
+        for command in
+            ["put k v --strict", "get k --strict", "del k --strict", "scan --strict", "keyspace create l --strict"]
+        {
+            check(command, "strict: true");
+        }
         check("put k v --ttl 1m30s", "ttl: Some(90s)");
         check("put k --value-file -", r#"value: None"#);
         check("op throttle 16MiB/s", "Op(Throttle(ThrottleArgs { rate: 16777216 }))");
@@ -630,7 +641,7 @@ mod tests {
         check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
         check("bench --reads 25% --value-size 1KiB", "reads: 0.25");
         check("bench --reads 25% --value-size 1KiB", "value_size: 1024");
-        check("keyspace create users --r 1 --conflict lww", "r: 1, w: 2, conflict: Lww");
+        check("keyspace create users --r 1 --conflict lww", "r: 1, w: 2, strict: false, conflict: Lww");
         check("  # nothing", "None");
         check("", "None");
     }

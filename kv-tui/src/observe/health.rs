@@ -379,7 +379,7 @@ pub(super) mod tests {
 
     /// The settings of a keyspace that writes to every owner.
     fn three_copies() -> Mode {
-        Mode::Available(Available { r: 2, w: 3, conflict: Conflict::Siblings })
+        Mode::Available(Available { r: 2, w: 3, strict: false, conflict: Conflict::Siblings })
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod health;
 mod needed;
 pub mod progress;
 pub mod safety;
+pub mod settling;
 pub mod snapshot;
 pub(crate) mod uneven;
 

@@ -12,6 +12,7 @@ use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
 use crate::observe::health::Health;
 use crate::observe::safety::{Safety, Verdict};
+use crate::observe::settling::Tombstones;
 use crate::observe::snapshot::{ClusterSnapshot, Share, state_word};
 use crate::observe::uneven;
 use crate::output::time::{short, size};
@@ -56,6 +57,7 @@ pub(super) async fn status(client: &Client, sink: &mut dyn Sink) -> Result<(), C
 pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
     let health = Health::of(cluster);
     let safety = Safety::of(cluster);
+    let tombstones = Tombstones::of(cluster);
     let description = &cluster.description;
     let members = &description.members;
     let up = members.iter().filter(|member| cluster.serves(member.id)).count();
@@ -79,6 +81,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         "forming": description.forming.map(|(present, expected)| json!({"present": present, "expected": expected})),
         "pending": pending_json(&cluster.pending()),
         "safety": safety.json(),
+        "tombstones": tombstones.json(),
         "uneven": uneven::json(cluster),
     });
     let mut lines = vec![match layout {
@@ -94,6 +97,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
     }];
     if layout.is_some() {
         lines.push(format!("  {}", safety.line()));
+        lines.extend(tombstones.line().map(|line| format!("  {line}")));
     }
     for reason in &health.reasons {
         let remedy = if reason.remedy.is_empty() { String::new() } else { format!(": {}", reason.remedy) };
@@ -345,6 +349,7 @@ pub(super) async fn keyspace_create(
             Conflict::Lww => v1::Conflict::Lww.into(),
         },
         by: asker(),
+        strict: args.strict,
     };
     let answer = client.create_keyspace(request).await?;
     let keyspace = answer.keyspace.unwrap_or_default();
@@ -367,6 +372,7 @@ fn keyspace_item(keyspace: &v1::Keyspace, created: Option<bool>) -> Item {
         "mode": mode,
         "r": keyspace.r,
         "w": keyspace.w,
+        "strict": keyspace.strict,
         "conflict": conflict,
     });
     if let Some(created) = created {
@@ -377,12 +383,13 @@ fn keyspace_item(keyspace: &v1::Keyspace, created: Option<bool>) -> Item {
         mode.to_owned(),
         keyspace.r.to_string(),
         keyspace.w.to_string(),
+        if keyspace.strict { "yes" } else { "no" }.to_owned(),
         conflict.to_owned(),
     ];
     Item {
         json,
         raw: format!("{}\n", keyspace.name).into_bytes(),
-        human: Human::Row { header: &["KEYSPACE", "MODE", ">R", ">W", "CONFLICT"], cells },
+        human: Human::Row { header: &["KEYSPACE", "MODE", ">R", ">W", "STRICT", "CONFLICT"], cells },
     }
 }
 

@@ -116,5 +116,6 @@ fn how(within: &command::In, consistency: command::Consistency) -> How {
         Some(command::Level::Quorum) => Level::Quorum,
         Some(command::Level::All) => Level::All,
     };
-    How { keyspace: within.keyspace.clone(), consistency: Consistency { level, strict: false }, timeout: None }
+    let consistency = Consistency { level, strict: consistency.strict };
+    How { keyspace: within.keyspace.clone(), consistency, timeout: None }
 }

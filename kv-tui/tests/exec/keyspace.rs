@@ -18,3 +18,12 @@ fn keyspaces_are_created_and_dropped() {
     assert_eq!(cluster.exec(&["keyspace", "drop", "users", "--yes"]).code, 3);
     assert_eq!(cluster.exec(&["-o", "raw", "keyspace", "ls"]).text(), "default\n");
 }
+
+#[test]
+fn a_strict_keyspace_is_created_and_shown() {
+    let cluster = Cluster::start();
+    let created = cluster.json(&["keyspace", "create", "ledger", "--strict"]).one();
+    assert_eq!((&created["strict"], &created["r"]), (&json!(true), &json!(2)));
+    let listed: Vec<_> = cluster.json(&["keyspace", "ls"]).json().iter().map(|one| one["strict"].clone()).collect();
+    assert_eq!(listed, [json!(false), json!(true)]);
+}

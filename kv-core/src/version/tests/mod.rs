@@ -4,6 +4,7 @@ mod clock;
 mod context;
 pub(crate) mod history;
 mod laws;
+mod settled;
 mod token;
 
 use proptest::prelude::*;

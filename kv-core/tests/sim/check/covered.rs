@@ -10,6 +10,7 @@ use kv_core::topology::Receipt;
 use kv_core::types::{Epoch, PartitionId};
 use kv_core::version::Context;
 
+use super::collected;
 use crate::history::KeyId;
 use crate::settings::machine_of;
 use crate::world::World;
@@ -76,7 +77,8 @@ pub(crate) fn is_true(world: &World, receipt: &Receipt) -> Result<(), String> {
         };
         for (key, context) in fenced.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
             let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
-            if !record.unwrap_or_default().context.dominates(context) {
+            let seen = collected::with_collected(world, *key, &record.unwrap_or_default().context);
+            if !seen.dominates(context) {
                 return Err(format!(
                     "rule M1: {} gives a receipt for {partition}, but lacks what {} held of {key:?} when it was fenced",
                     receipt.node, source.node

@@ -38,6 +38,10 @@ pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<
     let node = node_id(machine);
     let disk = &world.machines[machine].disk;
     let Some(record) = disk.visible_record(key) else { return Ok(()) };
+    // What has settled and was collected since is not taken by whoever it is handed over to (rule A6).
+    let id = world.history.key_named(key.keyspace(), &key.key_bytes());
+    let collected = id.and_then(|id| world.collected.get(&id));
+    let has_settled = collected.is_some_and(|collected| collected.dominates(&record.context));
     let partition = key.partition();
     // The loop may have gone on to a newer layout within this step, and a newer one may be durable already of which it has not
     // been told yet. Whatever that one makes of the node, the loop has confirmed nothing by it.
@@ -50,7 +54,7 @@ pub(crate) fn may_go(world: &World, machine: usize, key: &StorageKey) -> Result<
     let holds = |owner: NodeId| {
         world.machines[machine_of(owner)].disk.ever_held(key, |held| held.context.dominates(&record.context))
     };
-    let lacks = |entry: &Entry| entry.nodes().find(|owner| !holds(*owner));
+    let lacks = |entry: &Entry| entry.nodes().find(|owner| !has_settled && !holds(*owner));
     match left.iter().map(lacks).min() {
         Some(Some(owner)) => Err(format!("rule A4: {node} drops {key}, which {owner} does not hold")),
         _ => Ok(()),

@@ -5,7 +5,6 @@
 //! taken away after it had confirmed counts, since it held the write when the coordinator learnt of it.
 
 use bytes::Bytes;
-use kv_core::message::Level;
 use kv_core::ring::Entry;
 use kv_core::storage::{Space, StorageKey};
 use kv_core::version::{ContextToken, Dot, Record};
@@ -32,7 +31,7 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     }
     entries.extend(world.acted_entries(machine, key.partition));
     let w = world.settings_of(key.keyspace).map_or(1, |settings| settings.w);
-    let owners_only = op.consistency.strict || op.consistency.level == Level::All;
+    let owners_only = world.owners_only(key.keyspace, op.consistency);
     let (owned, hint) = (world.storage_key(Space::Owned, op.key), world.storage_key(Space::Hint, op.key));
     let covers = |dot: Dot| move |record: &Record| record.context.covers(dot);
     let held_now = |disk: &Disk, key: &StorageKey, dot| disk.durable_record(key).is_some_and(|it| covers(dot)(&it));

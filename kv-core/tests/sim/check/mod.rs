@@ -2,6 +2,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod bounds;
+pub(crate) mod collected;
 pub(crate) mod converged;
 pub(crate) mod covered;
 pub(crate) mod deleted;

@@ -6,6 +6,7 @@ use kv_core::storage::Space;
 use kv_core::types::PartitionId;
 use kv_core::version::Context;
 
+use super::collected;
 use crate::history::KeyId;
 use crate::settings::node_id;
 use crate::world::World;
@@ -58,7 +59,8 @@ pub(crate) fn is_restored(
 ) -> Result<(), String> {
     for (key, context) in lost.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
         let record = world.machines[machine].disk.durable_record(&world.storage_key(Space::Owned, *key));
-        if !record.unwrap_or_default().context.dominates(context) {
+        let seen = collected::with_collected(world, *key, &record.unwrap_or_default().context);
+        if !seen.dominates(context) {
             return Err(format!(
                 "rule D2: {} calls {partition} complete, but lacks what other owners held of {key:?} when its store was lost",
                 node_id(machine)

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use kv_core::message::{ScanEntry, ScanRequest};
 
-use super::{deleted, shown, strict};
+use super::{collected, deleted, shown, strict};
 use crate::clock::Time;
 use crate::history::{Answer, KeyId};
 use crate::report::Count;
@@ -65,6 +65,7 @@ pub(crate) fn page(
 
 fn present(world: &World, sent: Time, scan: &ScanRequest, key: KeyId, entry: &ScanEntry) -> Result<(), String> {
     let (context, ops) = shown::values(world, key, &entry.values, &entry.context)?;
+    let context = collected::with_collected(world, key, &context);
     let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_max };
     let acks = strict::promised(world, sent, key, scan.consistency);
     for ack in &acks {

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use kv_core::message::{Consistency, Level, Value};
+use kv_core::message::{Consistency, Value};
 use kv_core::ring::Entry;
 
-use super::{deleted, shown};
+use super::{collected, deleted, shown};
 use crate::clock::Time;
 use crate::history::{Ack, Answer, KeyId, replicas};
 use crate::report::Count;
@@ -31,6 +31,7 @@ pub(crate) fn read(
         return Ok(());
     }
     world.count(Count::StrictReads);
+    let context = collected::with_collected(world, key, &context);
     let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_max };
     for ack in &acks {
         // An answer covers all dots of a repeated write that its coordinator knew; one of them reached W replicas.
@@ -50,10 +51,10 @@ pub(crate) fn read(
 /// Where a migration has touched the partition, both the write and the read must ask majorities: copies are made from a
 /// majority of the old owners, and an old owner beyond that majority may not know yet that the partition has moved.
 pub(crate) fn promised(world: &World, sent: Time, key: KeyId, consistency: Consistency) -> Vec<Ack> {
-    if !consistency.strict && consistency.level != Level::All {
+    let name = world.history.key(key);
+    if !world.owners_only(name.keyspace, consistency) {
         return Vec::new();
     }
-    let name = world.history.key(key);
     let (r, w) = world.settings_of(name.keyspace).map_or((1, 1), |settings| (settings.r, settings.w));
     let entries: Vec<&Entry> = world.layouts.iter().filter_map(|layout| layout.entry(name.partition)).collect();
     let mut sizes: Vec<usize> = entries.iter().flat_map(|entry| entry.sets()).map(<[_]>::len).collect();

@@ -252,9 +252,11 @@ impl ClusterState {
             (About::Create(spec), _) => {
                 let KeyspaceSpec { name, mode } = &spec;
                 let (flags, words) = match *mode {
-                    Mode::Available(Available { r, w, conflict }) => {
+                    Mode::Available(Available { r, w, strict, conflict }) => {
                         let conflict = conflict_word(conflict);
-                        (format!("--r {r} --w {w} --conflict {conflict}"), format!("R={r}, W={w}, {conflict}"))
+                        let (flag, word) = if strict { (" --strict", ", strict") } else { ("", "") };
+                        let flags = format!("--r {r} --w {w}{flag} --conflict {conflict}");
+                        (flags, format!("R={r}, W={w}{word}, {conflict}"))
                     }
                 };
                 let command = format!("keyspace create {name} {flags}");

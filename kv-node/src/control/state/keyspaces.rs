@@ -64,7 +64,7 @@ impl ClusterState {
 /// Whether a keyspace can be of this mode.
 fn check_mode(mode: &Mode) -> Result<(), Refusal> {
     match mode {
-        Mode::Available(Available { r, w, conflict: _ }) => {
+        Mode::Available(Available { r, w, strict: _, conflict: _ }) => {
             for (field, value) in [("r", *r), ("w", *w)] {
                 if !(1..=QUORUM_MAX).contains(&value) {
                     return Err(invalid(format!("{field} is {value}; it must be from 1 to {QUORUM_MAX}")));

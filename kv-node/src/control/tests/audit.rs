@@ -34,7 +34,7 @@ fn check(state: &mut ClusterState, command: Command, expected: &[&str]) {
 fn create(name: &str, asked: Asked) -> Command {
     let spec = KeyspaceSpec {
         name: name.to_owned(),
-        mode: Mode::Available(Available { r: 1, w: 2, conflict: Conflict::Lww }),
+        mode: Mode::Available(Available { r: 1, w: 2, strict: false, conflict: Conflict::Lww }),
     };
     Command::CreateKeyspace { spec, asked }
 }

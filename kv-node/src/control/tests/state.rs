@@ -35,7 +35,7 @@ fn found(expect: u32) -> Command {
 fn create(name: &str) -> Command {
     let spec = KeyspaceSpec {
         name: name.to_owned(),
-        mode: Mode::Available(Available { r: 1, w: 1, conflict: Conflict::Lww }),
+        mode: Mode::Available(Available { r: 1, w: 1, strict: false, conflict: Conflict::Lww }),
     };
     Command::CreateKeyspace { spec, asked: Asked::default() }
 }

@@ -13,6 +13,7 @@ use crate::dashboard::level::Level;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
 use crate::observe::safety::Verdict;
+use crate::observe::settling::Tombstones;
 use crate::observe::snapshot::state_word;
 use crate::output::bytes::printable;
 use crate::output::time::{short, size};
@@ -134,6 +135,9 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ("disk", format!("{} used, {} free", size(usage.disk_bytes), size(usage.disk_free_bytes))),
     ];
     facts.extend(own);
+    if let Some(line) = Tombstones::of_node(&cluster.snapshot, snapshot).line() {
+        facts.push(("tombstones", printable(line.as_bytes())));
+    }
     let left: Vec<&v1::Residue> = snapshot.residue.iter().filter(|left| left.records > 0).collect();
     if !left.is_empty() {
         let records: u64 = left.iter().map(|left| left.records).sum();
