@@ -38,8 +38,12 @@ pub(crate) fn old_copies_are_merged(world: &World) -> Result<(), String> {
         for (key, context) in held.iter().filter(|(key, _)| !world.history.is_dropped(*key)) {
             let stored = world.storage_key(Space::Owned, *key);
             for owner in world.owners(stored.partition()) {
-                let record = world.machines[owner].disk.durable_record(&stored).unwrap_or_default();
-                if !record.context.dominates(context) {
+                let mut seen = world.machines[owner].disk.durable_record(&stored).unwrap_or_default().context;
+                // What was collected goes from old copies as well (rule A6).
+                if let Some(collected) = world.collected.get(key) {
+                    seen.join(collected);
+                }
+                if !seen.dominates(context) {
                     return Err(format!(
                         "D2: {} lacks what the old copy of {} held of {key:?}",
                         node_id(owner),
