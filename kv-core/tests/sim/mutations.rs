@@ -233,7 +233,7 @@ fn counting_a_source_that_was_left_midway_is_caught() {
 
 #[test]
 fn dropping_before_the_layout_is_durable_is_caught() {
-    check_moves(Mutation::Core(Rule::DropAfterAdoption), &["M4"]);
+    check_moves(Mutation::Core(Rule::DropAfterAdoption), &["M4", "A6"]);
 }
 
 #[test]

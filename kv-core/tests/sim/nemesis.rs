@@ -422,7 +422,11 @@ impl World {
             let is_there = world.network.is_connected(machine, peer) && world.thaws(peer).is_none();
             let lags = world.machines[peer].lags_until > world.time;
             let seen = world.machines[peer].core.as_ref().and_then(|core| core.seen(node_id(machine)));
-            is_there && !lags && seen.is_some_and(|seen| seen.incarnation == *incarnation && boots.has(twin, seen))
+            let works = world.machines[peer].core.as_ref().is_some_and(|core| !core.status().poisoned);
+            is_there
+                && works
+                && !lags
+                && seen.is_some_and(|seen| seen.incarnation == *incarnation && boots.has(twin, seen))
         };
         let is_proven = others.len() * 2 > self.layout().members.len();
         // A partition with one owner has nobody to be refilled from.
