@@ -43,9 +43,11 @@ async fn silent_connections_take_nothing_from_the_store() {
     put(&newcomer, "k", "v").await;
     assert_eq!(get(&newcomer, "k").await, ["v"]);
     until("the log says that connections were refused", || node.log().contains("a connection is closed").then_some(()));
-    assert!(
-        node.metric("connections_refused_total").unwrap() + node.metric("connections_gave_way_total").unwrap() > 200
-    );
+    // Who asks for the figures is a newcomer, too, and may be refused.
+    until("most connections were refused or gave way", || {
+        let refused = node.metric("connections_refused_total")? + node.metric("connections_gave_way_total")?;
+        (refused > 200).then_some(())
+    });
     drop(held);
 }
 
