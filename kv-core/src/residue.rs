@@ -18,9 +18,9 @@ use crate::kernel::footprint;
 use crate::message::Purpose;
 use crate::parts::{Ask, Mover};
 use crate::rule::Rule;
-use crate::storage::{PartitionStats, Slice, SliceRequest, Space, Stats, StorageKey, Stored};
+use crate::storage::{PartitionStats, Slice, Space, Stats, StorageKey, Stored};
 use crate::topology::{Residue, Wait};
-use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{AfterDurable, Ctx, ExchangeId, ReadFor, StatsFor, Task, Timer};
 
@@ -205,12 +205,7 @@ impl Residues {
             return;
         }
         left.reading = true;
-        let request = SliceRequest {
-            from: StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0)),
-            until: StorageKey::partition_end(Space::Owned, partition),
-            entries_max: ctx.view.config.slice_entries_max,
-            bytes_max: ctx.view.config.slice_bytes_max,
-        };
+        let request = ctx.view.slice_of(partition, None);
         ctx.kernel.read_slice(request, ReadFor::Drop(partition));
     }
 

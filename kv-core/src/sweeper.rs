@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::event::Event;
-use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
+use crate::storage::{Slice, Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId, WallTime};
 use crate::wiring::{AfterDurable, Ctx, ReadFor, Task, Timer};
 
@@ -69,12 +69,7 @@ impl Sweeper {
     /// Everything is durable that was written before the partition had its turn: looks at it.
     pub(crate) fn read_slice(&mut self, ctx: &mut Ctx<'_>) {
         let Some((partition, from, _)) = self.turn.clone() else { return };
-        let request = SliceRequest {
-            from,
-            until: StorageKey::partition_end(Space::Owned, partition),
-            entries_max: ctx.view.config.slice_entries_max,
-            bytes_max: ctx.view.config.slice_bytes_max,
-        };
+        let request = ctx.view.slice_of(partition, Some(from));
         ctx.kernel.read_slice(request, ReadFor::Sweep(partition));
     }
 

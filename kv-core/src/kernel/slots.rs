@@ -162,18 +162,14 @@ impl<W: Wiring> Kernel<W> {
             _ => None,
         };
         let before = std::mem::replace(&mut slot.footprint, after);
+        let is_owned = key.space() == Space::Owned;
         if let Some(expires) = stored.as_ref().and_then(|stored| stored.cell.expires())
-            && key.space() == Space::Owned
+            && is_owned
         {
             let earliest = self.expiries.entry(key.partition()).or_insert(expires);
             *earliest = expires.min(*earliest);
         }
-        if let Some(written) = stored.as_ref().and_then(|stored| stored.cell.tombstone())
-            && key.space() == Space::Owned
-        {
-            let oldest = self.tombstones.entry(key.partition()).or_insert(written);
-            *oldest = written.min(*oldest);
-        }
+        let tombstone = stored.as_ref().filter(|_| is_owned).and_then(|stored| stored.cell.tombstone());
         slot.state = State::Ready(stored.map(Arc::new));
         slot.seq = seq;
         let writes = &mut self.durability.batch.writes;
@@ -191,8 +187,11 @@ impl<W: Wiring> Kernel<W> {
                 writes.push(Write::Record { key: key.clone(), value, before, after, damaged });
             }
         }
+        if let Some(written) = tombstone {
+            self.note_tombstone(key.partition(), written);
+        }
         self.recount(key, before, after);
-        self.durability.held_changed |= key.space() != Space::Owned;
+        self.durability.held_changed |= !is_owned;
         self.settle_after(seq, key.clone());
         seq
     }

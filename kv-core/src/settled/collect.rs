@@ -9,7 +9,7 @@ use super::{Settling, is_stable};
 use crate::event::Event;
 use crate::message::CallId;
 use crate::rule::Rule;
-use crate::storage::{Slice, SliceRequest, Space, StorageKey, Stored};
+use crate::storage::{Slice, Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId};
 use crate::version::Hlc;
 use crate::view::meta;
@@ -65,8 +65,7 @@ impl Settling {
     pub(super) fn collect_due(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) -> bool {
         let Some(until) = ctx.view.settled_until(partition) else { return false };
         let waits = self.due.get(&partition).is_some_and(|due| due.oldest <= until);
-        let may = ctx.view.owns(partition) && ctx.view.entry(partition).is_some_and(is_stable);
-        if !waits || !may {
+        if !waits || !may_collect(ctx, partition) {
             return false;
         }
         if !self.collecting.has(partition) {
@@ -109,12 +108,7 @@ impl Settling {
             }
             return;
         };
-        let request = SliceRequest {
-            from,
-            until: StorageKey::partition_end(Space::Owned, partition),
-            entries_max: ctx.view.config.slice_entries_max,
-            bytes_max: ctx.view.config.slice_bytes_max,
-        };
+        let request = ctx.view.slice_of(partition, Some(from));
         self.collecting.reading = true;
         ctx.kernel.read_slice(request, ReadFor::Collect(partition));
     }
@@ -164,8 +158,7 @@ impl Settling {
     pub(crate) fn collect_record(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>) {
         let partition = key.partition();
         let (Some(stored), Some(until)) = (stored, ctx.view.settled_until(partition)) else { return };
-        let may = ctx.view.owns(partition) && ctx.view.entry(partition).is_some_and(is_stable);
-        if !may {
+        if !may_collect(ctx, partition) {
             // A layout came meanwhile.
             return self.want(ctx, partition, Hlc::default());
         }
@@ -203,4 +196,9 @@ impl Settling {
         }
         ctx.kernel.after_key(key, AfterDurable::Merged { id, round });
     }
+}
+
+/// Whether this node is an owner of a partition that nobody enters or leaves.
+fn may_collect(ctx: &Ctx<'_>, partition: PartitionId) -> bool {
+    ctx.view.owns(partition) && ctx.view.entry(partition).is_some_and(is_stable)
 }

@@ -13,7 +13,7 @@ use crate::kernel::Place;
 use crate::message::Refusal;
 use crate::ring::{Entry, FIRST_EPOCH, Joint, Layout};
 use crate::rule::{Rule, Rules};
-use crate::storage::{PartitionStats, Reader, Space, StorageKey, Tally};
+use crate::storage::{PartitionStats, Reader, SliceRequest, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
 use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, StoreId};
 use crate::version::Hlc;
@@ -211,10 +211,11 @@ impl View {
     /// Rules that let something of a partition go by age ask this, and let it go when it was written at or before the watermark; what
     /// they wait for they name by `Settling::want`, so that the watermark advances past it.
     pub(crate) fn settled_until(&self, partition: PartitionId) -> Option<Hlc> {
+        // Asked whenever a record is merged, and usually there is none.
+        let &(until, within) = self.settled.get(&partition)?;
         let since = self.since(partition)?;
         // What was left of an earlier ownership may be gone, and what had settled in it with it (rule E3).
-        let counts = |settled: &&meta::Settled| settled.1 == since || !self.keep(Rule::SinceCounts);
-        self.settled.get(&partition).filter(counts).map(|settled| settled.0)
+        (within == since || !self.keep(Rule::SinceCounts)).then_some(until)
     }
 
     /// Since when this node owns a partition.
@@ -361,6 +362,17 @@ impl View {
     pub(crate) fn kept(&self, stats: &PartitionStats) -> Tally {
         let kept = stats.tallies(Space::Owned).filter(|(keyspace, _)| !self.is_dropped(*keyspace));
         kept.fold(Tally::default(), |sum, (_, tally)| sum.sum(&tally))
+    }
+
+    /// A slice of the owned records of a partition, from its first key or from a place in it, within the usual bounds.
+    pub(crate) fn slice_of(&self, partition: PartitionId, from: Option<StorageKey>) -> SliceRequest {
+        let first = || StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0));
+        SliceRequest {
+            from: from.unwrap_or_else(first),
+            until: StorageKey::partition_end(Space::Owned, partition),
+            entries_max: self.config.slice_entries_max,
+            bytes_max: self.config.slice_bytes_max,
+        }
     }
 
     /// The primary at or behind `from` that is in no dropped keyspace: a slice that is to be given away, or compared,

@@ -19,7 +19,12 @@ const SLOPPY: Consistency = Consistency { level: Level::Quorum, strict: false };
 
 /// No seed fails while the rule holds; some seed fails without it, with one of the expected complaints. What happened with
 /// the rule.
-fn check(mutation: Mutation, expected: &[&str], adjust: impl Fn(&mut Settings), story: impl Fn(&mut World)) -> Report {
+pub(crate) fn check(
+    mutation: Mutation,
+    expected: &[&str],
+    adjust: impl Fn(&mut Settings),
+    story: impl Fn(&mut World),
+) -> Report {
     let mut report = Report::new();
     for seed in 0..SEEDS {
         let run = run_script(seed, false, &adjust, &story);
@@ -37,7 +42,8 @@ fn check(mutation: Mutation, expected: &[&str], adjust: impl Fn(&mut Settings), 
     report
 }
 
-fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
+/// Nothing happens but what the story tells.
+pub(crate) fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
     calm(settings, nodes, copies);
     settings.clients = 0;
     settings.keys_per_keyspace = 3;

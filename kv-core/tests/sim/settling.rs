@@ -9,13 +9,9 @@ use kv_core::topology::Change;
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
-use crate::runner::{run_adjusted, run_script};
-use crate::scripts::calm;
 use crate::settings::{MS, Mutation, Settings, node_id};
 use crate::world::World;
-
-/// Seeds that each story is told with.
-const SEEDS: u64 = 80;
+use crate::{mutations, rules};
 
 /// Seeds that a mutation may take for which chance is enough.
 const SEEDS_MAX: u64 = 1000;
@@ -28,41 +24,22 @@ const ALL: Consistency = Consistency { level: Level::All, strict: true };
 const KEY: KeyId = KeyId(0);
 const OTHER: KeyId = KeyId(6);
 
-/// No seed fails while the rule holds; some seed fails without it, with one of the expected complaints. What happened with the rule.
+/// The story holds with the rule and fails without it, and something was collected. What happened with the rule.
 fn check(rule: Rule, expected: &[&str], adjust: impl Fn(&mut Settings), story: impl Fn(&mut World)) -> Report {
-    let mut report = Report::new();
-    for seed in 0..SEEDS {
-        let run = run_script(seed, false, &adjust, &story);
-        assert_eq!(run.failure, None, "the story fails with seed {seed}");
-        report.join(&run.report);
-    }
-    let without = |settings: &mut Settings| {
-        adjust(settings);
-        settings.mutation = Some(Mutation::Core(rule));
-    };
-    let failure = (0..SEEDS).find_map(|seed| Some((seed, run_script(seed, false, without, &story).failure?)));
-    let Some((seed, failure)) = failure else { panic!("{rule:?} is not caught by {SEEDS} seeds") };
-    println!("{rule:?} is caught by seed {seed}: {failure}");
-    assert!(expected.iter().any(|what| failure.contains(what)), "{rule:?} fails, but not as expected: {failure}");
+    let report = rules::check(Mutation::Core(rule), expected, adjust, story);
     assert!(report.get(Count::Collected) > 0, "nothing was collected");
     report
 }
 
 /// Some seed of the usual runs fails without the rule.
 fn check_by_chance(rule: Rule, expected: &[&str]) {
-    let without = |settings: &mut Settings| settings.mutation = Some(Mutation::Core(rule));
-    let failure = (0..SEEDS_MAX).find_map(|seed| Some((seed, run_adjusted(seed, false, without).failure?)));
-    let Some((seed, failure)) = failure else { panic!("{rule:?} is not caught by {SEEDS_MAX} seeds") };
-    println!("{rule:?} is caught by seed {seed}: {failure}");
-    assert!(expected.iter().any(|what| failure.contains(what)), "{rule:?} fails, but not as expected: {failure}");
+    let mutation = Mutation::Core(rule);
+    mutations::check_within(SEEDS_MAX, mutation, expected, |settings| settings.mutation = Some(mutation));
 }
 
 /// The settings of a story: nothing happens but what it tells, and tombstones are collected as soon as they can be.
 fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
-    calm(settings, nodes, copies);
-    settings.clients = 0;
-    settings.keys_per_keyspace = 3;
-    settings.network.duplication = 0;
+    rules::alone(settings, nodes, copies);
     settings.network.late = 0;
     settings.network.delay = 300;
     settings.cluster.clock_skew_max = Duration::from_millis(50);
@@ -117,8 +94,9 @@ fn collecting_by_a_watermark_that_is_not_durable_is_caught() {
     check_by_chance(Rule::WatermarkBeforeCollection, &["A6"]);
 }
 
-/// A node that was cut off holds a write as a hint when it is back, and nobody else has it. The owners have something to collect.
-fn come_back_with_a_hint(world: &mut World) {
+/// A node that is cut off holds a write as a hint, and nobody else has it. The owners have something to collect. One of them, and the
+/// node.
+fn cut_off_with_a_hint(world: &mut World) -> (usize, usize) {
     world.begin();
     let owner = world.owners(world.history.key(KEY).partition)[0];
     let fallback = world.stranger_to(KEY);
@@ -126,6 +104,12 @@ fn come_back_with_a_hint(world: &mut World) {
     world.wait_until_noticed();
     world.write(KEY, false, ONE, fallback);
     world.leave_tombstone(OTHER, owner);
+    (owner, fallback)
+}
+
+/// It comes back.
+fn come_back_with_a_hint(world: &mut World) {
+    let (_, fallback) = cut_off_with_a_hint(world);
     world.rejoin(fallback);
     world.settle();
     world.expect_collected(OTHER);
@@ -144,13 +128,7 @@ fn settling_beside_a_hint_is_caught() {
 
 /// The same, but the node comes back only when the others have waited for it. They say so.
 fn stay_away_with_a_hint(world: &mut World) {
-    world.begin();
-    let owner = world.owners(world.history.key(KEY).partition)[0];
-    let fallback = world.stranger_to(KEY);
-    world.isolate(fallback);
-    world.wait_until_noticed();
-    world.write(KEY, false, ONE, fallback);
-    world.leave_tombstone(OTHER, owner);
+    let (owner, fallback) = cut_off_with_a_hint(world);
     world.wait(300 * MS);
     let status = world.machines[owner].core.as_ref().map(|core| core.status().settling).unwrap_or_default();
     let says = status.hindered.as_ref().is_some_and(|(node, why)| *node == node_id(fallback) && why == "is down");
