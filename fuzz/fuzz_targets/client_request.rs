@@ -4,7 +4,6 @@
 
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_proto::edge::{Edge, Keyspaces};
-use kv_proto::request_id::RequestIds;
 use kv_proto::v1;
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
@@ -13,8 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(batch) = v1::BatchRequest::decode(bytes) else { return };
     assert_eq!(v1::BatchRequest::decode(&batch.encode_to_vec()[..]), Ok(batch.clone()));
     let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
-    let (limits, request_ids) = (ClusterConfig::default(), RequestIds::new(77));
-    let edge = Edge { limits: &limits, keyspaces: &keyspaces, request_ids: &request_ids };
+    let limits = ClusterConfig::default();
+    let edge = Edge { limits: &limits, keyspaces: &keyspaces };
     for operation in &batch.operations {
         if let Err(error) = edge.operation(operation) {
             assert!(!error.message.is_empty());

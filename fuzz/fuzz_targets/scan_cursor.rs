@@ -5,15 +5,14 @@
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_proto::edge::{Edge, Keyspaces, cursor_after};
-use kv_proto::request_id::RequestIds;
 use kv_proto::v1;
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 
 fuzz_target!(|bytes: &[u8]| {
     let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
-    let (limits, request_ids) = (ClusterConfig::default(), RequestIds::new(77));
-    let edge = Edge { limits: &limits, keyspaces: &keyspaces, request_ids: &request_ids };
+    let limits = ClusterConfig::default();
+    let edge = Edge { limits: &limits, keyspaces: &keyspaces };
     let cursor = v1::ScanRequest { cursor: Bytes::copy_from_slice(bytes), ..Default::default() };
     for wire in [Some(cursor), v1::ScanRequest::decode(bytes).ok()].into_iter().flatten() {
         if let Ok(scan) = edge.scan(&wire) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kv_core::storage::{StorageKey, Stored};
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, StoreId};
-use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 use std::hint::black_box;
 
 fn record(value_bytes: usize, siblings: u64) -> Stored {
@@ -14,10 +14,10 @@ fn record(value_bytes: usize, siblings: u64) -> Stored {
     let mut own = None;
     for instance in 1..=siblings {
         let actor = Actor { store: StoreId(u64::MAX / 3), boot: 3, nonce: 0x9abc_def0, instance };
-        let request = RequestId { client: u64::MAX / 5, sequence: instance };
+        let request = RequestId { client: u64::MAX / 5, stamp: Hlc(instance) };
         let value = Some(Bytes::from(vec![7; value_bytes]));
         let write = Write { written: Hlc(1 << 62), request, expires: None, value };
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
         own = Some(actor);
     }
     Stored { own, cell: record.into() }

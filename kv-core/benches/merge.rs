@@ -5,14 +5,14 @@ use std::hint::black_box;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kv_core::types::{RequestId, StoreId};
-use kv_core::version::{Actor, Clock, Conflict, Context, Hlc, Record, Write};
+use kv_core::version::{Actor, Clock, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 
 fn actor(instance: u64) -> Actor {
     Actor { store: StoreId(0x0123_4567_89ab_cdef ^ instance), boot: 1, nonce: 0xdead_beef, instance }
 }
 
 fn write(sequence: u64) -> Write {
-    let request = RequestId { client: 0xfeed, sequence };
+    let request = RequestId { client: 0xfeed, stamp: Hlc(sequence) };
     Write { written: Hlc(sequence), request, expires: None, value: Some(Bytes::from_static(&[b'v'; 100])) }
 }
 
@@ -20,7 +20,7 @@ fn write(sequence: u64) -> Write {
 fn record(siblings: u64) -> Record {
     let mut record = Record::default();
     for instance in 0..siblings {
-        record.write(actor(instance), &Context::new(), Conflict::Siblings, write(instance));
+        record.write(actor(instance), Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write(instance));
     }
     record
 }
@@ -30,10 +30,9 @@ fn merge(c: &mut Criterion) {
     for siblings in [1, 8] {
         let old = record(siblings);
         let mut new = old.clone();
-        let seen = old.context.clone();
-        new.write(actor(0), &seen, Conflict::Siblings, write(100));
+        new.write(actor(0), Replaces::Held, Conflict::Siblings, write(100));
         let mut other = old.clone();
-        other.write(actor(100), &Context::new(), Conflict::Siblings, write(101));
+        other.write(actor(100), Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write(101));
         let pairs = [("newer", &old, &new), ("equal", &new, &new), ("concurrent", &new, &other)];
         for (name, mine, theirs) in pairs {
             group.bench_function(format!("{name}, {siblings} siblings"), |b| {
@@ -52,7 +51,7 @@ fn merge(c: &mut Criterion) {
             let put = |mut record: Record| {
                 let written = clock.tick(Default::default(), record.latest());
                 let write = Write { written, ..write(7) };
-                record.write(actor(0), black_box(&seen), Conflict::Siblings, write);
+                record.write(actor(0), black_box(Replaces::Held), Conflict::Siblings, write);
                 record
             };
             b.iter_batched(|| old.clone(), put, BatchSize::SmallInput);

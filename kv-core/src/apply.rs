@@ -3,14 +3,13 @@
 use bytes::Bytes;
 
 use crate::cell::Cell;
-use crate::config::Mode;
 use crate::error::RequestError;
 use crate::message::{CallId, Message, Refusal, Role};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
-use crate::version::Hlc;
-use crate::wiring::{AfterDurable, Applied, Ctx, Task};
+use crate::version::{Actor, Hlc, Retired};
+use crate::wiring::{self, AfterDurable, Applied, Ctx, Task};
 
 /// A coordinator sends its cell.
 #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
@@ -29,7 +28,7 @@ pub(crate) fn replicate(
             let session = ctx.kernel.peers.session(peer);
             ctx.kernel.with_key(key, Task::Apply { cell, applied: Applied::Peer { peer, call, epoch, session } });
         }
-        Err(refusal) => ctx.kernel.send(peer, Message::Replicated { call, result: Err(refusal) }),
+        Err(refusal) => ctx.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 }),
     }
 }
 
@@ -66,8 +65,7 @@ pub(crate) fn may_take(
     if ctx.view.refuses_dropped(keyspace) {
         return Err(Refusal::Failed(ctx.view.dropped_error(keyspace)));
     }
-    let mode = ctx.view.mode(keyspace);
-    if mode.is_none() && !ctx.view.is_dropped(keyspace) {
+    if ctx.view.mode(keyspace).is_none() && !ctx.view.is_dropped(keyspace) {
         // The keyspace is younger than what this node knows; it is sent again.
         return Err(Refusal::Behind { epoch: ctx.view.newest() });
     }
@@ -75,13 +73,9 @@ pub(crate) fn may_take(
         let message = format!("a peer sent a key of another partition than {partition}");
         return Err(Refusal::Failed(RequestError::invalid(message)));
     }
-    // Rule A8. Where timestamps decide nothing, a wrong clock is no reason to refuse.
-    let skew = ctx.kernel.clock.observe(ctx.kernel.now.wall, cell.latest(), ctx.view.cluster.clock_skew_max);
-    if let Err(skew) = skew
-        && mode.is_some_and(Mode::timestamps_decide)
-    {
-        return Err(Refusal::Failed(RequestError::unavailable(skew.to_string())));
-    }
+    // A timestamp from too far ahead sets no clock (rule A8).
+    let observed = ctx.kernel.clock.observe(ctx.kernel.now.wall, cell.latest(), ctx.view.cluster.clock_skew_max);
+    debug_assert!(observed.is_ok() || cell.latest() > ctx.latest_credible(), "{key:?}");
     Ok(())
 }
 
@@ -152,11 +146,15 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         Applied::Exchange { settled, .. } => settled,
         _ => Hlc::default(),
     };
-    let mut merged = stored.map(|stored| stored.cell.clone());
-    Cell::merge_settled_into(&mut merged, own, &cell, others, ctx.view.mode(key.keyspace()));
+    let merged = merge(ctx, key, stored, &cell, (own, others));
+    let (merged, actor) = keep_above(ctx, key, stored, (&cell, own, others), merged);
     if stored.map(|stored| &stored.cell) != merged.as_ref() {
-        let own = stored.and_then(|stored| stored.own);
-        ctx.kernel.put(key, merged.map(|cell| Stored { own, cell }));
+        let own = actor.or_else(|| stored.and_then(|stored| stored.own));
+        let aged = merged.map(|mut cell| {
+            ctx.age_out(key.partition(), &mut cell);
+            Stored { own, cell }
+        });
+        ctx.kernel.put(key, aged);
     }
     match applied {
         Applied::Peer { peer, call, session, .. } => {
@@ -186,6 +184,59 @@ fn is_held_back(applied: Applied) -> bool {
         Applied::Peer { .. } | Applied::Repair | Applied::OwnHint | Applied::Residue { .. } => true,
         Applied::Exchange { .. } | Applied::Offered { .. } => false,
     }
+}
+
+/// The copy at `key` and what was sent, merged, with the watermarks of both.
+fn merge(
+    ctx: &mut Ctx<'_>,
+    key: &StorageKey,
+    stored: Option<&Stored>,
+    cell: &Cell,
+    (own, others): (Hlc, Hlc),
+) -> Option<Cell> {
+    let mode = ctx.view.mode(key.keyspace());
+    let mut merged = stored.map(|stored| stored.cell.clone());
+    if !ctx.view.keep(Rule::RetiredTravel) {
+        // For the mutation check: what comes from elsewhere brings none.
+        let mut sent = cell.clone();
+        sent.take_retired();
+        Cell::merge_settled_into(&mut merged, own, &sent, others, mode);
+        return merged;
+    }
+    if ctx.view.keep(Rule::DropRetired) {
+        ctx.kernel.retired_forgotten += Cell::merge_settled_into(&mut merged, own, cell, others, mode) as u64;
+        return merged;
+    }
+    // What must not be done (rule A7), for the mutation check: what was retired is known, and kept where it turns up.
+    let (mut sent, mut known) = (cell.clone(), Retired::default());
+    for cell in merged.iter_mut().chain([&mut sent]) {
+        known.join(&cell.take_retired());
+    }
+    Cell::merge_settled_into(&mut merged, own, &sent, others, mode);
+    if let Some(merged) = &mut merged {
+        merged.keep_retired(known);
+    }
+    merged
+}
+
+/// Rule A8: what was merged or, where a timestamp from too far ahead has won unseen, that with the loser written again above it.
+fn keep_above(
+    ctx: &mut Ctx<'_>,
+    key: &StorageKey,
+    stored: Option<&Stored>,
+    (sent, own, others): (&Cell, Hlc, Hlc),
+    merged: Option<Cell>,
+) -> (Option<Cell>, Option<Actor>) {
+    let credible = ctx.latest_credible();
+    let mode = ctx.view.mode(key.keyspace()).filter(|_| ctx.view.keep(Rule::WriteAboveTooFar));
+    let held = (stored.map(|stored| &stored.cell), own);
+    let (kernel, view) = (&mut *ctx.kernel, ctx.view);
+    let above = merged.as_ref().and_then(|merged| {
+        merged.keep_above(held, (sent, others), credible, mode, || wiring::actor_for(kernel, view, key, stored))
+    });
+    let Some((cell, actor)) = above else { return (merged, None) };
+    ctx.kernel.note_uneven(key.partition());
+    (Some(cell), Some(actor))
 }
 
 /// A cell that a slice has shown, unless it is damaged.

@@ -8,19 +8,23 @@
 //! another one.
 
 use std::mem::size_of;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
-use crate::types::WallTime;
-use crate::version::{Actor, Conflict, Hlc, Record, Version};
+use crate::types::{RequestId, WallTime};
+use crate::version::{Actor, Conflict, Hlc, Record, Replaces, Retired, Settled, Version, Write};
 
 /// What a cell, or a version in it, takes in messages beside keys and values.
 pub(crate) const OVERHEAD: usize = 128;
 
 /// What a context takes in messages for each actor.
 const ACTOR_BYTES: usize = 32;
+
+/// What a retired request takes in messages.
+const RETIRED_BYTES: usize = 20;
 
 /// What a replica stores of one key. Merging is commutative, associative and idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,16 +52,16 @@ impl Cell {
     }
 
     /// Adds all that `other` knows. `mode` is that of the keyspace; while it is not known here nothing concurrent is given
-    /// up.
-    pub fn merge(&mut self, other: &Self, mode: Option<&Mode>) {
+    /// up. Says how many retired requests (rule A7) were forgotten because there was no room.
+    pub fn merge(&mut self, other: &Self, mode: Option<&Mode>) -> usize {
         match (self, other) {
             (Self::Available(record), Self::Available(other)) => record.merge(other, conflict_of(mode)),
         }
     }
 
     /// The same where nothing may be held yet.
-    pub fn merge_into(held: &mut Option<Self>, other: &Self, mode: Option<&Mode>) {
-        held.get_or_insert_with(|| other.nothing()).merge(other, mode);
+    pub fn merge_into(held: &mut Option<Self>, other: &Self, mode: Option<&Mode>) -> usize {
+        held.get_or_insert_with(|| other.nothing()).merge(other, mode)
     }
 
     /// The same between copies with watermarks, `own` of what is held and `others` of `other` (rule A6). Where everything that was
@@ -68,13 +72,14 @@ impl Cell {
         other: &Self,
         others: Hlc,
         mode: Option<&Mode>,
-    ) {
+    ) -> usize {
         match (held.get_or_insert_with(|| other.nothing()), other) {
             (Self::Available(record), Self::Available(other)) => {
-                record.merge_settled(own, other, others, conflict_of(mode));
+                let forgotten = record.merge_settled(own, other, others, conflict_of(mode));
                 if record.siblings.is_empty() {
                     *held = None;
                 }
+                forgotten
             }
         }
     }
@@ -91,6 +96,60 @@ impl Cell {
     pub(crate) fn tombstone(&self) -> Option<Hlc> {
         match self {
             Self::Available(record) => record.tombstone(),
+        }
+    }
+
+    /// Takes out which requests were replaced, for the mutation check.
+    pub(crate) fn take_retired(&mut self) -> Retired {
+        match self {
+            Self::Available(record) => std::mem::take(&mut record.retired),
+        }
+    }
+
+    /// Keeps what it holds of requests that were replaced, which must not be (rule A7), for the mutation check.
+    pub(crate) fn keep_retired(&mut self, mut known: Retired) {
+        match self {
+            Self::Available(Record { siblings, retired, .. }) => {
+                known.join(retired);
+                known.retain(|id| !siblings.iter().any(|sibling| sibling.request == id));
+                *retired = known;
+            }
+        }
+    }
+
+    /// Rule A8: what a timestamp above `credible` has won against in a merge without its coordinator having seen that is written again
+    /// above it, as a client would do that knew of both. It is a dot of its own, so the order of timestamps stays the same everywhere. `held`
+    /// and `sent` are what was merged, each with the watermark of the other copy. `None`: nothing is to be written.
+    pub(crate) fn keep_above(
+        &self,
+        (held, own): (Option<&Self>, Hlc),
+        (sent, others): (&Self, Hlc),
+        credible: Hlc,
+        mode: Option<&Mode>,
+        actor: impl FnOnce() -> Actor,
+    ) -> Option<(Self, Actor)> {
+        let decides = mode.is_some_and(Mode::timestamps_decide);
+        if !decides || self.latest() <= credible {
+            return None;
+        }
+        let (Self::Available(merged), Self::Available(sent)) = (self, sent);
+        let nothing = Record::default();
+        let held = held.map_or(&nothing, |Self::Available(record)| record);
+        let lost = [held.outdone_by(sent, others), sent.outdone_by(held, own)].into_iter().flatten();
+        let lost = lost.filter(|lost| lost.written <= credible).max_by_key(|lost| (lost.written, lost.dot))?;
+        let Version { request, expires, value, .. } = lost.clone();
+        let mut record = merged.clone();
+        let (actor, written) = (actor(), record.latest().next());
+        record.write(actor, Replaces::Held, Conflict::Lww, Write { written, request, expires, value });
+        Some((record.into(), actor))
+    }
+
+    /// What of it the watermark of its partition has to pass.
+    pub(crate) fn unsettled(&self) -> Unsettled {
+        match self {
+            Self::Available(record) => {
+                Unsettled { tombstone: record.tombstone(), retired: record.retired.iter().next().map(|id| id.stamp) }
+            }
         }
     }
 
@@ -163,6 +222,13 @@ impl Cell {
         }
     }
 
+    /// Forgets what was remembered for repetitions of requests of which none can come any more (rule A7); says how many.
+    pub(crate) fn age_out(&mut self, settled: Settled, limit: Duration) -> usize {
+        match self {
+            Self::Available(record) => record.age_out(settled, limit),
+        }
+    }
+
     /// Leaves the values out of the answer to a scan of keys only, but keeps what is live.
     pub(crate) fn strip(&mut self) {
         match self {
@@ -187,7 +253,8 @@ impl Cell {
     pub(crate) fn bytes_in_flight(&self) -> usize {
         match self {
             Self::Available(record) => {
-                OVERHEAD + record.value_bytes() + record.context.len() * ACTOR_BYTES + record.siblings.len() * OVERHEAD
+                let lists = record.context.len() * ACTOR_BYTES + record.retired.len() * RETIRED_BYTES;
+                OVERHEAD + record.value_bytes() + lists + record.siblings.len() * OVERHEAD
             }
         }
     }
@@ -199,9 +266,33 @@ impl Cell {
                 let values = record.siblings.iter().filter(|sibling| sibling.value.is_some()).count();
                 let lists =
                     record.context.len() * size_of::<(Actor, u64)>() + record.siblings.len() * size_of::<Version>();
-                Heap { bytes: lists + record.value_bytes(), allocations: 2 + values }
+                let retired = record.retired.len() * size_of::<RequestId>();
+                let allocations = 2 + values + usize::from(retired > 0);
+                Heap { bytes: lists + retired + record.value_bytes(), allocations }
             }
         }
+    }
+}
+
+/// What of a cell, or of the cells of a partition, waits for the watermark (rule A6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unsettled {
+    /// When the oldest tombstone was written.
+    pub(crate) tombstone: Option<Hlc>,
+    /// The lowest stamp of a retired request.
+    pub(crate) retired: Option<Hlc>,
+}
+
+impl Unsettled {
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what waits in another cell.
+    pub(crate) fn add(&mut self, other: Self) {
+        let earlier = |one: Option<Hlc>, other: Option<Hlc>| one.into_iter().chain(other).min();
+        self.tombstone = earlier(self.tombstone, other.tombstone);
+        self.retired = earlier(self.retired, other.retired);
     }
 }
 

@@ -25,6 +25,8 @@ pub struct ClusterConfig {
     pub actors_max: usize,
     /// How far ahead of a node's clock a timestamp may be (rule A8).
     pub clock_skew_max: Duration,
+    /// For how long a request may be repeated: one whose stamp is older is refused (rule A7).
+    pub repeat_within: Duration,
 }
 
 impl ClusterConfig {
@@ -32,6 +34,18 @@ impl ClusterConfig {
     #[must_use]
     pub fn record_bytes_max(&self) -> usize {
         self.value_bytes_max.saturating_mul(2)
+    }
+
+    /// For how long a request is remembered whose value was replaced: as long as it may be repeated, by every clock (rule A7).
+    #[must_use]
+    pub fn requests_kept(&self) -> Duration {
+        self.repeat_within.saturating_add(self.clocks_apart_max())
+    }
+
+    /// The most that the clocks of two nodes may be apart, each of which is as far from the truth as is allowed.
+    #[must_use]
+    pub fn clocks_apart_max(&self) -> Duration {
+        self.clock_skew_max.saturating_mul(2)
     }
 }
 
@@ -43,6 +57,7 @@ impl Default for ClusterConfig {
             siblings_max: 32,
             actors_max: 4096,
             clock_skew_max: Duration::from_millis(500),
+            repeat_within: Duration::from_secs(600),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::Seq;
+use crate::types::{Hlc, Seq};
 
 /// What the caller of a failed request should do. Each kind has one status code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,12 +35,26 @@ pub struct RequestError {
     pub kind: Kind,
     /// For people: the problem, the limit and the remedy.
     pub message: String,
+    /// Of a write that was refused for its stamp: its client draws a new request id with a stamp above this, and tries again
+    /// (rule A7). 0: there is nothing to draw.
+    pub newest: Hlc,
 }
 
 impl RequestError {
     /// An error of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), newest: Hlc::default() }
+    }
+
+    /// A write whose stamp does not do: nothing was done, and another one above `newest` would.
+    pub fn stamp(newest: Hlc, message: impl Into<String>) -> Self {
+        Self { newest, ..Self::new(Kind::Conflict, message) }
+    }
+
+    /// Whether the request wants another stamp, and nothing was done.
+    #[must_use]
+    pub fn wants_stamp(&self) -> bool {
+        self.kind == Kind::Conflict && self.newest > Hlc::default()
     }
 
     /// A wrong request.
@@ -66,7 +80,7 @@ impl RequestError {
     /// Whether nothing was done, so that even a request without an id may be repeated.
     #[must_use]
     pub fn is_safe_to_retry(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch)
+        matches!(self.kind, Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch) || self.wants_stamp()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::message::HinderedBy;
 use crate::types::{Epoch, Incarnation, NodeId, PartitionId};
 
 /// Something worth telling an operator.
@@ -112,8 +113,15 @@ pub enum Event {
         /// The member.
         node: NodeId,
         /// By what.
-        why: String,
+        by: HinderedBy,
     },
+    /// The node's clock is further from those of most members than is allowed.
+    ClockOff {
+        /// By how many microseconds it is ahead of them; negative: behind.
+        ahead_us: i64,
+    },
+    /// The node's clock is near those of most members again, or too few of them say that it is not.
+    ClockRight,
     /// What was stored of dropped keyspaces was removed.
     KeyspacesRemoved {
         /// Records, hints and missed-write markers.
@@ -162,7 +170,17 @@ impl fmt::Display for Event {
             }
             Self::Swept { records } => write!(f, "{records} expired keys swept"),
             Self::Collected { records } => write!(f, "{records} tombstones collected: every owner has settled"),
-            Self::SettlingHindered { node, why } => write!(f, "tombstones are not collected: {node} {why}"),
+            Self::SettlingHindered { node, by } => write!(f, "tombstones are not collected: {node} {by}"),
+            Self::ClockOff { ahead_us } => {
+                let side = if *ahead_us < 0 { "behind" } else { "ahead of" };
+                let by = ahead_us.unsigned_abs() / 1000;
+                write!(
+                    f,
+                    "the clock of this node is {by} ms {side} those of most members: it coordinates no write with a time to live, and \
+                     none where the last writer wins; set the clock (for instance with NTP)"
+                )
+            }
+            Self::ClockRight => f.write_str("the clock of this node is not off any more"),
             Self::KeyspacesRemoved { records, bytes } => {
                 write!(f, "{records} records of dropped keyspaces removed, {bytes} bytes")
             }

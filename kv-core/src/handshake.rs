@@ -1,11 +1,14 @@
 //! What two nodes check before they talk, and what becomes of a claim that one of them runs an older copy of its store
 //! (rules D2, D3 and D4).
+//!
+//! A greeting has the boots of its sender's store. Whoever was shown the store before looks for that boot, and how far it
+//! came: a copy lacks it, however often it has been started since.
 
 use std::collections::BTreeMap;
 
 use crate::message::{Hello, PROTOCOL_VERSION};
 use crate::rule::{Rule, Rules};
-use crate::types::{Incarnation, NodeId, StoreId};
+use crate::types::{Incarnation, NodeId, Point, StoreId};
 
 /// Why two nodes do not talk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,29 +67,43 @@ pub enum HandshakeError {
     },
     /// The peer's store is older than one that it has already shown.
     #[error(
-        "{node} runs an older copy of its store (boot {}, seen {}); it must be refilled under a new store id before it serves",
-        .theirs.boot,
-        .seen.boot
+        "{node} runs an older copy of its store: it lacks boot {} up to commit {}, which it has shown before; it must be refilled \
+         under a new store id before it serves",
+        .seen.incarnation.boot,
+        .seen.commit
     )]
     PeerRolledBack {
         /// The peer.
         node: NodeId,
         /// What it shows.
         theirs: Incarnation,
-        /// The highest seen.
-        seen: Incarnation,
+        /// What it has shown before.
+        seen: Point,
     },
     /// The peer claims that this node's store is older than one that it has already shown. What becomes of the claim,
     /// [`Claims`] decides.
-    #[error("{node} says that this node's store is an older copy (boot {}, it has seen {})", .mine.boot, .seen.boot)]
+    #[error(
+        "{node} says that this node's store is an older copy: it has been shown boot {} up to commit {}, which this store lacks",
+        .seen.incarnation.boot,
+        .seen.commit
+    )]
     RolledBack {
         /// The peer that noticed.
         node: NodeId,
         /// What this node shows.
         mine: Incarnation,
-        /// The highest that the peer has seen.
-        seen: Incarnation,
+        /// What the peer has been shown.
+        seen: Point,
     },
+}
+
+impl HandshakeError {
+    /// Whether one of both takes the other's store for an older copy. Then there is no session, but each may be asked for what it
+    /// holds.
+    #[must_use]
+    pub fn is_doubt(&self) -> bool {
+        matches!(self, Self::PeerRolledBack { .. } | Self::RolledBack { .. })
+    }
 }
 
 /// Checks what peers say at the beginning of a session.
@@ -102,7 +119,17 @@ impl Gate {
         self.rules.break_rule(rule);
     }
 
-    /// Checks the peer's greeting against one's own. `seen` in each is the highest incarnation seen of the other; `agreed`
+    /// Whether who greets so has been where `seen` says.
+    fn has(&self, hello: &Hello, seen: Point) -> bool {
+        let shown = hello.incarnation;
+        if !self.rules.keep(Rule::ListOfBoots) {
+            return shown.store != seen.incarnation.store || shown.boot >= seen.incarnation.boot;
+        }
+        let commit = if self.rules.keep(Rule::EndOfBoot) { seen.commit } else { 0 };
+        hello.boots.has(shown, Point { commit, ..seen })
+    }
+
+    /// Checks the peer's greeting against one's own. `seen` in each is the newest that was seen of the other; `agreed`
     /// is the store under which the peer is a member, as far as this node knows what was agreed on (rule D4).
     ///
     /// # Errors
@@ -132,12 +159,12 @@ impl Gate {
             }
         }
         if let Some(seen) = mine.seen
-            && is_rolled_back(theirs.incarnation, seen)
+            && !self.has(theirs, seen)
         {
             return Err(HandshakeError::PeerRolledBack { node, theirs: theirs.incarnation, seen });
         }
         if let Some(seen) = theirs.seen
-            && is_rolled_back(mine.incarnation, seen)
+            && !self.has(mine, seen)
         {
             return Err(HandshakeError::RolledBack { node, mine: mine.incarnation, seen });
         }
@@ -200,8 +227,9 @@ impl<C: Copy> Claims<C> {
     }
 }
 
-/// Whether `shown` is an older copy of the store that has shown `seen`: a lower boot, or the same boot under another
-/// nonce. Another store id is not an older copy but a new store.
+/// Whether `shown` is certainly an older copy of the store that has shown `seen`: a lower boot, or the same boot under another
+/// nonce. A higher boot may be one as well, which only the list of its boots tells. Another store id is not an older copy but a
+/// new store.
 #[must_use]
 pub fn is_rolled_back(shown: Incarnation, seen: Incarnation) -> bool {
     shown.store == seen.store && (shown.boot < seen.boot || (shown.boot == seen.boot && shown.nonce != seen.nonce))
@@ -210,6 +238,7 @@ pub fn is_rolled_back(shown: Incarnation, seen: Incarnation) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boots::Boots;
     use crate::config::ClusterConfig;
     use crate::types::{ClusterId, HashSeed};
 
@@ -222,7 +251,16 @@ mod tests {
             config: ClusterConfig::default(),
             node: NodeId(node),
             incarnation: Incarnation { store: StoreId(node * 10), boot, nonce: boot },
-            seen: seen.map(|boot| Incarnation { store: StoreId(other * 10), boot, nonce: boot }),
+            seen: seen.map(|boot| Point {
+                incarnation: Incarnation { store: StoreId(other * 10), boot, nonce: boot },
+                commit: 0,
+            }),
+            boots: {
+                let mut boots = Boots::default();
+                (1..=boot).for_each(|boot| boots.begin(boot, boot, 100));
+                boots
+            },
+            commit: 0,
         }
     }
 
@@ -237,6 +275,26 @@ mod tests {
         assert!(matches!(check(&hello(2, 1, Some(9)), None), Err(HandshakeError::NotMember { .. })));
         assert!(matches!(check(&hello(2, 1, Some(9)), Some(20)), Err(HandshakeError::RolledBack { .. })));
         assert_eq!(check(&hello(2, 1, Some(5)), Some(20)), Ok(()));
+    }
+
+    #[test]
+    fn an_older_copy_is_known_by_what_it_lacks() {
+        let gate = Gate::default();
+        let check = |mine: &Hello, theirs: &Hello| gate.check(mine, theirs, Some(theirs.incarnation.store));
+        let seen = |boot, nonce, commit| {
+            let incarnation = Incarnation { store: StoreId(20), boot, nonce };
+            Hello { seen: Some(Point { incarnation, commit }), ..hello(1, 5, None) }
+        };
+        assert_eq!(check(&seen(3, 3, 100), &hello(2, 4, None)), Ok(()));
+        assert_eq!(check(&seen(4, 4, 999), &hello(2, 4, None)), Ok(()), "it runs, and may come further");
+        for lacks in [seen(3, 3, 101), seen(3, 9, 0), seen(5, 5, 0)] {
+            assert!(matches!(check(&lacks, &hello(2, 4, None)), Err(HandshakeError::PeerRolledBack { .. })));
+            let claim = check(&hello(2, 4, None), &lacks);
+            assert!(
+                matches!(claim, Err(HandshakeError::RolledBack { .. })),
+                "the other end notices as well: {claim:?}"
+            );
+        }
     }
 
     #[test]

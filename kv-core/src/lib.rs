@@ -4,6 +4,7 @@
 //! the shell must do (send, reply, read, persist, wake). See ARCHITECTURE.md for the map.
 
 mod apply;
+pub mod boots;
 pub mod cell;
 mod comparisons;
 pub mod config;

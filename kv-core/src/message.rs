@@ -3,6 +3,7 @@
 //! The messages of one stream belong to one session between two incarnations. The shell discards the frames of a closed
 //! session; within one the core copes with loss, repetition and any order.
 
+mod clock;
 mod exchange;
 mod settle;
 pub(crate) mod weight;
@@ -12,19 +13,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use clock::{Echo, Reading};
 pub use exchange::{Answer, DigestEntry, Keyed, LeafSet, Position, Purpose, Question, Tree};
-pub use settle::{Hindrance, SettleStep};
+pub use settle::{HinderedBy, Hindrance, SettleStep};
 
+use crate::boots::Boots;
 use crate::cell::Cell;
 use crate::config::KeyspaceList;
 use crate::error::RequestError;
 use crate::ring::Entry;
 use crate::storage::Space;
-use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId, WallTime};
+use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, Point, RequestId, WallTime};
 use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 9;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -74,8 +77,11 @@ pub enum Operation {
     Get,
     /// Write it, or delete it.
     Write {
-        /// The client operation, recognised when it is repeated.
-        request: RequestId,
+        /// The client operation, recognised when it is repeated; `None`: it is never repeated, and the node that takes it names
+        /// it.
+        request: Option<RequestId>,
+        /// Whether it may have taken effect already.
+        attempt: Attempt,
         /// The value; `None` deletes.
         value: Option<Bytes>,
         /// The context of an earlier read, whose result this write replaces.
@@ -83,6 +89,21 @@ pub enum Operation {
         /// After which time the value reads as absent.
         ttl: Option<Duration>,
     },
+}
+
+/// What is known of the attempts of a write (rule A7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attempt {
+    /// Its client does not say more than that it has not repeated it.
+    #[default]
+    Plain,
+    /// The first, of somebody who draws another stamp if this one is too low for it to replace what stands there: then it is
+    /// refused, and nothing is written.
+    First,
+    /// Perhaps not the first: an earlier one may have taken effect, or may yet.
+    Repeated,
+    /// Beside another one of the same node: it replaces no more than a repetition may, and is refused like a first attempt.
+    Hedge,
 }
 
 /// A page of the keys of one keyspace in byte order.
@@ -168,14 +189,19 @@ pub enum Response {
         values: Vec<Value>,
         /// What a put passes to replace exactly these.
         context: Bytes,
+        /// The newest timestamp that the node knows. Stamps of later requests are above it (rule A7).
+        newest: Hlc,
     },
     /// To a put or a delete.
     Written {
-        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, it is what
-        /// the writer passed: a get shows them all, and its context replaces them.
+        /// What a put passes to replace this write. If values stand beside it, which the writer has not seen, or if the
+        /// write had taken effect before, it is what the writer passed and this write: a get shows them all, and its context
+        /// replaces them.
         context: Bytes,
         /// How many values now stand side by side.
         siblings: usize,
+        /// The newest timestamp that the node knows. Stamps of later requests are above it (rule A7).
+        newest: Hlc,
     },
     /// To a scan.
     Page {
@@ -220,6 +246,9 @@ pub enum Refusal {
     /// The replica does not own the partition.
     #[error("the replica does not own the partition")]
     NotOwner,
+    /// The replica's clock is off, and timestamps decide what the request does (rule A8).
+    #[error("the replica's clock is off, and timestamps decide what the request does")]
+    ClockOff,
     /// The request was under way for so long that its sender may have gone on without this node.
     #[error("the request came too late")]
     Late,
@@ -271,6 +300,8 @@ pub enum Message {
         call: CallId,
         /// Done, or why not.
         result: Result<(), Refusal>,
+        /// How far the replica's store is; filled in when it is sent (rule D2).
+        commit: u64,
     },
     /// Asks a replica for its cell, or a fallback for its hint.
     Read {
@@ -327,12 +358,21 @@ pub enum Message {
         call: CallId,
         /// The answer, or why there is none.
         result: Result<Answer, Refusal>,
+        /// How far the answering node's store is; filled in when it is sent (rule D2).
+        commit: u64,
     },
     /// The sender refused something because it knew only an older layout; now it acts on this one. What it refused may
     /// be asked again.
     CaughtUp {
         /// The epoch of its layout.
         epoch: Epoch,
+    },
+    /// How far the sender's store is (rule D2), and what its clocks show (rule A8), twice a second.
+    Shown {
+        /// The last batch of the present boot that is durable.
+        commit: u64,
+        /// The clocks.
+        clock: Reading,
     },
     /// An owner of some partitions takes a step of the settled barrier (rule A6).
     Settle {
@@ -434,8 +474,12 @@ pub struct Hello {
     pub node: NodeId,
     /// The sender's store and boot.
     pub incarnation: Incarnation,
-    /// The highest incarnation that the sender has seen of the receiver (rule D2).
-    pub seen: Option<Incarnation>,
+    /// The newest that the sender has been shown of the receiver's store (rule D2).
+    pub seen: Option<Point>,
+    /// The boots of the sender's store, the present one last.
+    pub boots: Boots,
+    /// The last batch of the present boot that is durable.
+    pub commit: u64,
 }
 
 /// A message that is not one.
@@ -452,6 +496,17 @@ impl Message {
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         matches!(self, Self::Exchange { .. } | Self::ExchangeResult { .. })
+    }
+
+    /// Whether it asks for what a node holds of a partition that is refilled, or answers that: all that nodes say to each other
+    /// of which one takes the other's store for an older copy (rule D2).
+    #[must_use]
+    pub fn is_pull(&self) -> bool {
+        match self {
+            Self::Exchange { purpose: Purpose::Refill, question, .. } => !matches!(question, Question::Offer { .. }),
+            Self::ExchangeResult { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether it brings a client's write or a record that its receiver is to store.
@@ -475,8 +530,8 @@ impl Message {
                 Some(Self::ReadResult { call: *call, result: Err(refusal) })
             }
             Self::SliceResult { call, result: Ok(_) } => Some(Self::SliceResult { call: *call, result: Err(refusal) }),
-            Self::ExchangeResult { call, result: Ok(_) } => {
-                Some(Self::ExchangeResult { call: *call, result: Err(refusal) })
+            Self::ExchangeResult { call, result: Ok(_), commit } => {
+                Some(Self::ExchangeResult { call: *call, result: Err(refusal), commit: *commit })
             }
             _ => None,
         }
@@ -489,6 +544,24 @@ impl Message {
         if let Self::Forward { request, deadline, .. } = self {
             let is_late = request.is_write() && time >= FORWARD_AGE_MAX;
             *deadline = if is_late { Duration::ZERO } else { deadline.saturating_sub(time) };
+        }
+    }
+
+    /// How far the sender's store is, if the message says so.
+    pub(crate) fn shown(&self) -> Option<u64> {
+        match self {
+            Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit, .. } => {
+                Some(*commit)
+            }
+            _ => None,
+        }
+    }
+
+    /// Says how far the sender's store is, if the message has a place for it.
+    pub(crate) fn show(&mut self, shown: u64) {
+        if let Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit, .. } = self
+        {
+            *commit = shown;
         }
     }
 

@@ -8,11 +8,11 @@ use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::message::{Message, Outcome, Purpose, Refusal, Request, ScanRequest, SliceAnswer, SliceQuery};
 use crate::ring::Layout;
-use crate::shell::{ReadId, Tag};
+use crate::shell::{ClockState, ReadId, Tag};
 use crate::storage::{PartitionStats, Slice};
 use crate::throttle::Booking;
 use crate::topology::TransferSettings;
-use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Seq, StoreId};
+use crate::types::{Epoch, Incarnation, Monotonic, NodeId, PartitionId, Point, Seq, StoreId};
 
 /// What happens to a loop.
 #[derive(Debug)]
@@ -23,6 +23,9 @@ pub(crate) enum LoopInput {
     Message { from: NodeId, message: Message },
     /// A session with a peer was opened. It may not be used yet: what comes in it is kept.
     PeerOpened { node: NodeId, incarnation: Incarnation },
+    /// A stream with an owner was opened of which one of both takes the other's store for an older copy: it may be asked for what
+    /// it holds, and may ask.
+    PeerDoubted { node: NodeId },
     /// Something has come from a peer that is not for this loop.
     Heard { from: NodeId },
     /// Nothing has come from a peer for longer than usual.
@@ -65,6 +68,8 @@ pub(crate) enum Tell {
     PeerUp { node: NodeId, incarnation: Incarnation },
     /// How fast partitions may be copied from now on.
     Transfers(TransferSettings),
+    /// How the node's clock compares with those of the members.
+    Clock(ClockState),
     /// A partition may be filled now.
     Turn { partition: PartitionId, purpose: Purpose },
     /// So many bytes may be moved as were asked for.
@@ -123,7 +128,9 @@ pub(crate) enum HubInput {
     /// How fast partitions may be copied from now on.
     Transfers(TransferSettings),
     /// A session with a peer was opened.
-    PeerOpened { node: NodeId, incarnation: Incarnation },
+    PeerOpened { node: NodeId, shown: Point },
+    /// How far the stores of peers are, as they have said since the last time, and how far this node's is.
+    Shown { peers: Vec<(NodeId, Point)>, shows: u64 },
     /// The session with a peer has ended.
     PeerDown { node: NodeId },
     /// A message of a peer that is for the node as a whole.

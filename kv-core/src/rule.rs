@@ -15,6 +15,18 @@ pub enum Rule {
     RefillLostStore,
     /// D2: it takes the agreed state or a majority of the members to make a node give up its store.
     ProvenClaims,
+    /// D2: a store is known by the boot that it has shown, not by how many it counts.
+    ListOfBoots,
+    /// D2: a boot that ends before what the store has shown of it is an older copy's.
+    EndOfBoot,
+    /// D2: a node tells its peers every second how far its store is.
+    ShowCommits,
+    /// D2: what peers have shown is durable within a second.
+    RememberShown,
+    /// D2: a lost store is refilled from all other owners.
+    RefillFromAll,
+    /// D2: an owner whose store is in doubt may still be asked for what it holds.
+    PullByIdentity,
     /// D4: only members under their agreed stores get a session.
     MembersOnly,
     /// D2: a store is filled only by a layout that lists it.
@@ -25,10 +37,42 @@ pub enum Rule {
     ReadRepair,
     /// A7: a request id that the record already carries gets no new dot.
     RememberRequests,
+    /// A7: a version is written no earlier than at the stamp of its request.
+    WrittenAtStamp,
+    /// A7: a request that is older than repetitions may be is refused.
+    RefuseOldRequests,
+    /// A7: a record remembers every request whose value a write replaced.
+    RetireReplaced,
+    /// A7: a context token names the requests whose values were shown.
+    TokensNameShown,
+    /// A7: a write with a context replaces what was shown under whatever dot it stands.
+    ReplaceById,
+    /// A7: a write without a context replaces only what comes before it in the order of requests.
+    BlindReplacesEarlier,
+    /// A7: a repetition without a context spares what may have been written after its first attempt took effect.
+    RepetitionSparesRecent,
+    /// A7: what turns up of a retired request is dropped.
+    DropRetired,
+    /// A7: retired requests travel with the record.
+    RetiredTravel,
+    /// A7: retired requests are forgotten only when the partition has settled since.
+    ForgetWhenSettled,
+    /// A7: where the last writer wins a repetition counts from its stamp.
+    RepetitionAtStamp,
     /// A5: a hint stays until every current owner has confirmed it.
     KeepHintUntilConfirmed,
     /// A8: a new write has a later timestamp than all that its coordinator sees on the record.
     TimestampAboveSeen,
+    /// A8: a node whose clock is off coordinates nothing that timestamps decide.
+    RightClockWrites,
+    /// A8: a node whose clock is off goes by the time of the other members.
+    TimeOfMajority,
+    /// A8: nothing expires for good before the node's clock is known to be right.
+    SweepWhenSure,
+    /// A8: a clock goes back with a wall clock that was set back.
+    ClockGoesBack,
+    /// A8: a write is not lost to a timestamp from too far ahead that its coordinator had not seen.
+    WriteAboveTooFar,
     /// A9: a fallback gets a write only in place of an owner that is down.
     FallbackOnlyForDown,
     /// A write that some owner has not confirmed leaves a missed-write marker.

@@ -1,5 +1,6 @@
 //! What passes between the core and its shell: what happens, what the shell must do about it, and what the core is busy with.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::event::Event;
-use crate::message::{Message, Outcome, Request};
+use crate::message::{HinderedBy, Message, Outcome, Request};
 use crate::ring::Layout;
 use crate::storage::{Batch, PartitionStats, Slice, SliceRequest, StorageKey};
 use crate::topology::TransferSettings;
@@ -46,6 +47,14 @@ pub enum Input {
         node: NodeId,
         /// Its store and boot.
         incarnation: Incarnation,
+        /// How far it said that its store is.
+        commit: u64,
+    },
+    /// A stream with a member begins of which one of both takes the other's store for an older copy (rule D2). It is no
+    /// session: nothing is confirmed on it, and neither counts the other. What both hold may be asked for and given.
+    PeerDoubted {
+        /// The peer.
+        node: NodeId,
     },
     /// Something has come from a peer that is not for the core, such as a heartbeat.
     Heard {
@@ -57,7 +66,7 @@ pub enum Input {
         /// The peer.
         node: NodeId,
     },
-    /// The failure detector gives a peer up. Its session is closed.
+    /// The failure detector gives a peer up. Its session is closed, or such a stream.
     PeerDown {
         /// The peer.
         node: NodeId,
@@ -169,6 +178,38 @@ pub enum Effect {
 /// The effects of one or more steps, in order.
 pub type Effects = Vec<Effect>;
 
+/// How the wall clock of a node compares with those of the members (rule A8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClockState {
+    /// Too few members have said what their clocks show, or these differ so much that more than half agree with nobody.
+    #[default]
+    Unknown,
+    /// It is within `clock_skew_max` of the clocks of more than half of the members, its own counted.
+    Right,
+    /// It is further than that from the clocks of more than half of the members, all of them on one side.
+    Off {
+        /// By how many microseconds it is ahead of the one in the middle; negative: behind.
+        ahead_us: i64,
+    },
+}
+
+impl ClockState {
+    /// Whether the node's clock must decide nothing.
+    #[must_use]
+    pub fn is_off(self) -> bool {
+        matches!(self, Self::Off { .. })
+    }
+
+    /// The time by the clocks of the members, when the node's shows `wall`.
+    #[must_use]
+    pub fn corrected(self, wall: WallTime) -> WallTime {
+        match self {
+            Self::Off { ahead_us } => WallTime(wall.0.saturating_add_signed(ahead_us.saturating_neg())),
+            Self::Unknown | Self::Right => wall,
+        }
+    }
+}
+
 /// What a node is busy with: zeros mean that nothing waits to be settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -207,6 +248,10 @@ pub struct Status {
     pub settling: SettleStatus,
     /// Whether the storage engine gives back the space of what was removed.
     pub reclaiming: bool,
+    /// How the node's clock compares with those of the members.
+    pub clock: ClockState,
+    /// By how many microseconds the clocks of other members are ahead of the node's, as far as that is known.
+    pub clocks: BTreeMap<NodeId, i64>,
     /// Batches that are not durable.
     pub unsynced_batches: u64,
     /// Keys with work in progress.
@@ -236,6 +281,9 @@ impl Status {
             dropping,
             settling,
             reclaiming,
+            // These belong to the node as a whole.
+            clock: _,
+            clocks: _,
             unsynced_batches,
             keys_busy,
             poisoned,
@@ -295,7 +343,7 @@ pub struct SettleStatus {
     /// The lowest watermark of the partitions with tombstones that are old enough; 0 if one has never settled. `None`: there are none.
     pub watermark: Option<WallTime>,
     /// The member that holds up the watermark, and by what.
-    pub hindered: Option<(NodeId, String)>,
+    pub hindered: Option<(NodeId, HinderedBy)>,
     /// Tombstones, and what kept their context, that were collected since the node started.
     pub collected: u64,
 }

@@ -83,13 +83,49 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// The identity of a client's operation, kept in the version that it writes, so that a retry is recognised (rule A7).
+/// How far a store had come when it was shown to somebody (rule D2): one of its runs, and the last batch of that run that was
+/// durable then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Point {
+    /// The store and its run.
+    pub incarnation: Incarnation,
+    /// The number of the batch; 0: none.
+    pub commit: u64,
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} up to commit {}", self.incarnation, self.commit)
+    }
+}
+
+/// The identity of a client's operation and its place in the order of operations, the same in every repetition (rule A7). The
+/// version that it writes keeps it, and the record remembers it when that version is replaced.
+///
+/// Ordered by stamp: a write without a context replaces what comes before it in this order, so that replicas that took the
+/// same operations in another order end with the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {
+    /// When its client began it: above every timestamp that the client's session has been shown. No two operations of one
+    /// session have the same.
+    pub stamp: Hlc,
     /// Random, drawn by each client session.
+    #[serde(with = "fixed")]
     pub client: u64,
-    /// Counts the session's operations.
-    pub sequence: u64,
+}
+
+/// Numbers that are large anyway take eight bytes in encodings, where a variable length takes ten.
+mod fixed {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    pub(super) fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        number.to_le_bytes().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        <[u8; 8]>::deserialize(deserializer).map(u64::from_le_bytes)
+    }
 }
 
 /// A reading of the monotonic clock, in microseconds since an arbitrary start of this process.
@@ -119,6 +155,45 @@ impl WallTime {
     #[must_use]
     pub fn plus(self, after: Duration) -> Self {
         Self(self.0.saturating_add(micros(after)))
+    }
+}
+
+/// Bits of the logical counter below the microseconds. 52 bits of microseconds reach the year 2112.
+const LOGICAL_BITS: u32 = 12;
+
+/// A timestamp of a hybrid logical clock: microseconds of the wall clock, then a logical counter for what happens within one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hlc(pub u64);
+
+impl Hlc {
+    /// The first timestamp of the moment.
+    #[must_use]
+    pub fn at(wall: WallTime) -> Self {
+        Self(wall.0.min(u64::MAX >> LOGICAL_BITS) << LOGICAL_BITS)
+    }
+
+    /// The wall clock part.
+    #[must_use]
+    pub fn wall(self) -> WallTime {
+        WallTime(self.0 >> LOGICAL_BITS)
+    }
+
+    /// The first timestamp that is later by so much.
+    #[must_use]
+    pub fn plus(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(micros(after).min(u64::MAX >> LOGICAL_BITS) << LOGICAL_BITS))
+    }
+
+    /// The next timestamp.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Hlc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.wall().0, self.0 & ((1 << LOGICAL_BITS) - 1))
     }
 }
 

@@ -1,18 +1,20 @@
 //! What the kernel of a loop continues, and the context in which components are called. Names what there is, and no
 //! component: each owns its state, and `EventLoop` gives these values to whom they belong.
 
+use std::time::Duration;
+
 use crate::cell::Cell;
 use crate::config::AvailableKeyspace;
 use crate::error::RequestError;
 use crate::kernel;
-use crate::message::{CallId, Hindrance, Message, Role, SettleStep};
+use crate::message::{CallId, Hindrance, Message, Purpose, Role, SettleStep};
 use crate::parts::Ask;
 use crate::ring::Owner;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::topology::Receipt;
 use crate::types::{Epoch, NodeId, PartitionId};
-use crate::version::Hlc;
+use crate::version::{Actor, Hlc, Settled};
 use crate::view::quorum::Needs;
 use crate::view::{View, meta};
 
@@ -264,6 +266,11 @@ impl Ctx<'_> {
         self.kernel.peers.is_up(node)
     }
 
+    /// Whether `node` can be asked for what it holds: for a refill also if one of both takes the other's store for an older copy.
+    pub(crate) fn can_be_asked(&self, node: NodeId, purpose: Purpose) -> bool {
+        if purpose == Purpose::Refill { self.kernel.peers.can_be_pulled(node) } else { self.is_up(node) }
+    }
+
     /// Whether `node` has stalled, so that it is asked last.
     pub(crate) fn is_stalled(&self, node: NodeId) -> bool {
         self.kernel.peers.is_stalled(node)
@@ -279,6 +286,39 @@ impl Ctx<'_> {
         if !self.view.refuses_dropped(key.keyspace()) {
             self.kernel.replace_damaged(key, cell.map(|cell| Stored { own: None, cell }));
         }
+    }
+
+    /// The newest timestamp that this node knows, when it shows `shown` to a client.
+    pub(crate) fn newest(&mut self, shown: Hlc) -> Hlc {
+        let wall = self.kernel.now.wall;
+        // One from too far ahead says nothing of the time (rule A8).
+        let accepted = self.kernel.clock.observe(wall, shown, self.view.cluster.clock_skew_max);
+        debug_assert!(accepted.is_err() || self.kernel.clock.reading(wall) >= shown, "{shown}");
+        self.kernel.clock.reading(wall)
+    }
+
+    /// A cell is rewritten: what it remembers for repetitions of requests of which none can come any more is forgotten (rule A7).
+    pub(crate) fn age_out(&mut self, partition: PartitionId, cell: &mut Cell) {
+        let settled = if self.view.keep(Rule::ForgetWhenSettled) {
+            self.view.settled(partition)
+        } else {
+            Some(Settled(self.kernel.now.wall))
+        };
+        if let Some(settled) = settled {
+            cell.age_out(settled, self.view.cluster.requests_kept());
+        }
+    }
+
+    /// The actor of the next dot on this record (rule A1).
+    pub(crate) fn actor_for(&mut self, key: &StorageKey, stored: Option<&Stored>) -> Actor {
+        actor_for(self.kernel, self.view, key, stored)
+    }
+
+    /// The highest timestamp that is not from too far ahead (rule A8).
+    pub(crate) fn latest_credible(&self) -> Hlc {
+        let behind = Hlc::at(self.kernel.now.wall).plus(self.view.cluster.clock_skew_max);
+        // All that begin within its microsecond.
+        Hlc(Hlc::at(behind.wall()).plus(Duration::from_micros(1)).0.saturating_sub(1))
     }
 
     /// What a request needs by the rules that hold.
@@ -359,4 +399,27 @@ impl Ctx<'_> {
             ))
         })
     }
+}
+
+/// The actor of the next dot on this record (rule A1): the one that this incarnation already uses for this record
+/// instance, or a fresh one.
+pub(crate) fn actor_for(kernel: &mut Kernel, view: &View, key: &StorageKey, stored: Option<&Stored>) -> Actor {
+    let own = stored.and_then(|stored| stored.own);
+    if let Some(own) = own
+        && (own.belongs_to(view.incarnation)
+            || (!view.keep(Rule::FreshActorAfterBoot) && own.store == view.incarnation.store))
+    {
+        return own;
+    }
+    let mut actor = Actor {
+        store: view.incarnation.store,
+        boot: view.incarnation.boot,
+        nonce: view.incarnation.nonce,
+        instance: 0,
+    };
+    if key.space() == Space::Hint && !view.keep(Rule::FreshActorPerHint) {
+        return actor;
+    }
+    actor.instance = kernel.next_instance();
+    actor
 }

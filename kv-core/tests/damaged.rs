@@ -16,7 +16,7 @@ use kv_core::storage::{Batch, Committer, Footprint, MemoryStore, Reader, Storage
 use kv_core::types::{
     ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, Monotonic, NodeId, Now, RequestId, Seq, StoreId, WallTime,
 };
-use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
+use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write as VersionWrite};
 
 const PEER: NodeId = NodeId(2);
 
@@ -24,11 +24,16 @@ fn record() -> Cell {
     let mut record = Record::default();
     let write = VersionWrite {
         written: Hlc(1),
-        request: RequestId { client: 1, sequence: 1 },
+        request: RequestId { client: 1, stamp: Hlc(1) },
         expires: None,
         value: Some(Bytes::from_static(b"value")),
     };
-    record.write(Actor { instance: 1, ..Actor::default() }, &Context::new(), Conflict::Siblings, write);
+    record.write(
+        Actor { instance: 1, ..Actor::default() },
+        Replaces::Shown(&ContextToken::default()),
+        Conflict::Siblings,
+        write,
+    );
     record.into()
 }
 
@@ -50,7 +55,7 @@ fn restored(theirs: Option<Cell>) -> Option<Bytes> {
     .unwrap();
     let key = StorageKey::owned(layout.partition_of(b"key"), KeyspaceId(0), b"key");
     let after = Some(Footprint { live: true, bytes: 10, hash: 1 });
-    let value = Some(Bytes::from_static(b"\x01damage"));
+    let value = Some(Bytes::from_static(b"\x02damage"));
     let damage = Write::Record { key: key.clone(), value, before: None, after, damaged: false };
     committer.commit(&[Batch { writes: vec![damage] }], Seq(1)).unwrap();
 
@@ -68,7 +73,7 @@ fn restored(theirs: Option<Cell>) -> Option<Bytes> {
     let incarnation = Incarnation { store: StoreId(2), boot: 1, nonce: 1 };
     for first in [
         Input::Layout(Arc::new(layout)),
-        Input::PeerUp { node: PEER, incarnation },
+        Input::PeerUp { node: PEER, incarnation, commit: 0 },
         Input::Request { tag: Tag(1), request: get, deadline: None },
     ] {
         let mut inputs = vec![first];

@@ -61,7 +61,7 @@ impl Owner {
         let mut owner = Self { node: node.unwrap(), now, asked: Vec::new(), own: None, answer: None };
         owner.give(Input::Layout(Arc::new(layout.unwrap())));
         for node in [SECOND, THIRD] {
-            owner.give(Input::PeerUp { node, incarnation: incarnation(node) });
+            owner.give(Input::PeerUp { node, incarnation: incarnation(node), commit: 0 });
         }
         owner
     }
@@ -179,11 +179,11 @@ fn one_that_falls_silent_behind_its_digest_is_not_waited_for_when_others_tell_en
 
 fn written() -> Record {
     use kv_core::types::RequestId;
-    use kv_core::version::{Actor, Conflict, Context, Hlc, Write};
+    use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Replaces, Write};
     let actor = Actor { store: StoreId(2), boot: 1, nonce: 1, instance: 1 };
-    let request = RequestId { client: 1, sequence: 1 };
+    let request = RequestId { client: 1, stamp: Hlc(1) };
     let write = Write { written: Hlc::default(), request, expires: None, value: Some(Bytes::from_static(b"v")) };
     let mut record = Record::default();
-    record.write(actor, &Context::new(), Conflict::Siblings, write);
+    record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
     record
 }

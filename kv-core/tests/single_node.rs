@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::Kind;
-use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request, Response, ScanRequest};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Operation, Outcome, Request, Response, ScanRequest};
 use kv_core::node::{Effect, Input, Node, Tag};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::storage::{Committer, MemoryCommitter, MemoryReader, MemoryStore, Reader};
-use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, Monotonic, NodeId, Now, RequestId, StoreId, WallTime};
+use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, Monotonic, NodeId, Now, StoreId, WallTime};
 
 struct Shell {
     node: Node,
@@ -97,14 +97,13 @@ impl Shell {
     }
 
     fn write(&mut self, key: &str, value: Option<&str>, context: Option<Bytes>, ttl: Option<Duration>) -> Outcome {
-        let request = RequestId { client: 1, sequence: self.asked };
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-        self.key(key, Operation::Write { request, value, context, ttl })
+        self.key(key, Operation::Write { request: None, attempt: Attempt::Plain, value, context, ttl })
     }
 
     fn get(&mut self, key: &str) -> (Vec<String>, Bytes) {
         match self.key(key, Operation::Get) {
-            Ok(Response::Got { values, context }) => {
+            Ok(Response::Got { values, context, .. }) => {
                 (values.iter().map(|value| String::from_utf8_lossy(&value.value).into_owned()).collect(), context)
             }
             other => panic!("{other:?}"),

@@ -115,6 +115,8 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::Swept { .. } => (Severity::Info, EventKind::Swept),
             Core::Collected { .. } => (Severity::Info, EventKind::Collected),
             Core::SettlingHindered { .. } => (Severity::Info, EventKind::SettlingHindered),
+            Core::ClockOff { .. } => (Severity::Error, EventKind::ClockOff),
+            Core::ClockRight => (Severity::Info, EventKind::ClockRight),
             Core::KeyspacesRemoved { .. } => (Severity::Info, EventKind::KeyspacesRemoved),
             Core::Damaged { .. } => (Severity::Error, EventKind::RecordDamaged),
             Core::Poisoned { .. } => (Severity::Error, EventKind::StoreFailed),

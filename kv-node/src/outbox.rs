@@ -241,7 +241,7 @@ mod tests {
     use crate::link::Assembly;
     use kv_core::message::{CallId, ReadReply, Role};
     use kv_core::types::{Epoch, KeyspaceId, RequestId, StoreId};
-    use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write};
+    use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 
     /// The messages of the next frame.
     async fn next(outgoing: &mut Outgoing) -> Vec<Bytes> {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn message(call: u64) -> Message {
-        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced) }
+        Message::Replicated { call: CallId(call), result: Err(Refusal::NotSynced), commit: 0 }
     }
 
     #[tokio::test]
@@ -312,19 +312,19 @@ mod tests {
         let actor = Actor { store: StoreId(1), boot: 1, nonce: 1, instance: 1 };
         let write = Write {
             written: Hlc::default(),
-            request: RequestId { client: 1, sequence: 1 },
+            request: RequestId::default(),
             expires: None,
             value: Some(Bytes::from(vec![7; bytes])),
         };
         let mut record = Record::default();
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
         record
     }
 
     #[tokio::test]
     async fn bulk_goes_by_its_own_stream_while_there_is_one() {
         let (outbox, mut requests) = outbox();
-        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced) };
+        let bulk = Message::ExchangeResult { call: CallId(1), result: Err(Refusal::NotSynced), commit: 0 };
         assert!(bulk.is_bulk() && !message(1).is_bulk());
         outbox.push(&bulk);
         assert_eq!(next(&mut requests).await.len(), 1, "before there is one");

@@ -73,6 +73,10 @@ pub struct Flags {
     #[arg(long, env = "KV_PARTITIONS", value_name = "Q")]
     pub partitions: Option<u32>,
 
+    /// For how long a client may repeat a request, in seconds; each key remembers what it replaced for longer than that [default: 600].
+    #[arg(long, env = "KV_REPEAT_WITHIN_S", value_name = "S")]
+    pub repeat_within_s: Option<u32>,
+
     /// Joins the cluster that these nodes belong to: a member if it is forming, else a spare.
     #[arg(long, env = "KV_JOIN", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
@@ -111,10 +115,14 @@ pub struct Flags {
     #[arg(long, env = "KV_DISK_RESERVE_MIB", value_name = "MIB")]
     pub disk_reserve_mib: Option<u32>,
 
-    /// How old a tombstone is at least when it is collected, in seconds, and twice the allowed clock skew. A put that a client repeats later
-    /// than that after a delete may write the key again [default: 600].
+    /// How old a tombstone is at least when it is collected, in seconds, and twice the allowed clock skew. It is kept for as long as the
+    /// cluster lets requests be repeated in any case [default: 600].
     #[arg(long, env = "KV_TOMBSTONE_AGE_S", value_name = "S")]
     pub tombstone_age_s: Option<u32>,
+
+    /// Shows a wall clock that is wrong by so many milliseconds: for tests and drills.
+    #[arg(long, env = "KV_CLOCK_AHEAD_MS", value_name = "MS", hide = true, allow_negative_numbers = true)]
+    pub clock_ahead_ms: Option<i64>,
 
     /// Connections from clients; those of peers have places of their own. Fewer if the limit on open files does not allow for
     /// so many [default: 1024].
@@ -190,6 +198,8 @@ pub struct Settings {
     pub disk_reserve_bytes: u64,
     /// How old tombstones are at least when they are collected.
     pub tombstone_age: Duration,
+    /// By how many milliseconds the wall clock is shown wrong.
+    pub clock_ahead_ms: i64,
     /// Connections from clients.
     pub connections_max: usize,
     /// Streams of one connection.
@@ -272,7 +282,8 @@ impl Settings {
         for address in flags.join.iter().flatten() {
             check_address(address).map_err(|error| value("join", strip("address", &error.message)))?;
         }
-        let founding_flags = flags.expect.is_some() || flags.copies.is_some() || flags.partitions.is_some();
+        let founding_flags = [flags.expect, flags.partitions, flags.repeat_within_s].iter().any(Option::is_some)
+            || flags.copies.is_some();
         let bootstrap = flags.bootstrap == Some(true);
         let start_mode = match flags.join {
             Some(_) if bootstrap => {
@@ -284,7 +295,7 @@ impl Settings {
             Some(_) if founding_flags => {
                 return Err(value(
                     "join",
-                    "cannot be combined with expect, copies or partitions: the founding node says how the cluster is cut".into(),
+                    "cannot be combined with expect, copies, partitions or repeat-within-s: the founding node says how the cluster is made".into(),
                 ));
             }
             Some(contacts) if contacts.is_empty() => {
@@ -336,6 +347,7 @@ impl Settings {
         if !(1..=LOOPS_MAX).contains(&loops) {
             return Err(value("loops", format!("is {loops}; a node has 1 to {LOOPS_MAX} loops")));
         }
+        let repeat_within = Duration::from_secs(at_least("repeat-within-s", flags.repeat_within_s, 600, 1)?.into());
         let hot_bytes_max = usize::try_from(mib(flags.hot_mib, 64)).unwrap_or(usize::MAX);
         Ok(Self {
             data_dir,
@@ -348,13 +360,14 @@ impl Settings {
             replaces,
             cluster_secret_file: flags.cluster_secret_file,
             allow_open_peers: flags.allow_open_peers == Some(true),
-            cluster: ClusterConfig::default(),
+            cluster: ClusterConfig { repeat_within, ..ClusterConfig::default() },
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
             hint_bytes_max: mib(flags.hint_mib, 1024),
             loops,
             disk_reserve_bytes: mib(flags.disk_reserve_mib, 256),
             tombstone_age: Duration::from_secs(at_least("tombstone-age-s", flags.tombstone_age_s, 600, 1)?.into()),
+            clock_ahead_ms: flags.clock_ahead_ms.unwrap_or(0),
             connections_max: usize::try_from(at_least("connections-max", flags.connections_max, 1024, 1)?)
                 .unwrap_or(usize::MAX),
             streams_max: at_least("streams-max", flags.streams_max, 256, 8)?,
@@ -389,6 +402,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         expect: first.expect.or(second.expect),
         copies: first.copies.or(second.copies),
         partitions: first.partitions.or(second.partitions),
+        repeat_within_s: first.repeat_within_s.or(second.repeat_within_s),
         join: first.join.or(second.join),
         replaces: first.replaces.or(second.replaces),
         cluster_secret_file: first.cluster_secret_file.or(second.cluster_secret_file),
@@ -399,6 +413,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         loops: first.loops.or(second.loops),
         disk_reserve_mib: first.disk_reserve_mib.or(second.disk_reserve_mib),
         tombstone_age_s: first.tombstone_age_s.or(second.tombstone_age_s),
+        clock_ahead_ms: first.clock_ahead_ms.or(second.clock_ahead_ms),
         connections_max: first.connections_max.or(second.connections_max),
         streams_max: first.streams_max.or(second.streams_max),
         idle_timeout_s: first.idle_timeout_s.or(second.idle_timeout_s),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kv_core::config::{Available, ClusterConfig, Keyspace, Mode};
 use kv_core::error::RequestError;
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, PARTITIONS_MAX, Receiver};
-use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId};
+use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
 
 use crate::limits::QUORUM_MAX;
@@ -55,6 +55,8 @@ pub struct Description {
     pub voters: Vec<NodeId>,
     /// Why the node that answered has no layout, in words; empty: it has one, or the cluster is forming.
     pub waiting: String,
+    /// The clock of the node that answered.
+    pub time: WallTime,
 }
 
 impl Description {
@@ -88,6 +90,7 @@ impl Description {
             leader: (wire.leader > 0).then_some(NodeId(wire.leader)),
             voters: wire.voters.into_iter().map(NodeId).collect(),
             waiting: wire.waiting,
+            time: WallTime(wire.time_us),
         })
     }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Consistency, KeyRequest, Level, Operation, Request, ScanRequest};
-use kv_core::types::{Epoch, KeyspaceId, RequestId};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request, ScanRequest};
+use kv_core::types::{Epoch, KeyspaceId};
+use kv_core::version::RETIRED_MAX;
 
-use crate::limits::{CONTEXT_BYTES_PER_ACTOR, SCAN_PAGE_KEYS_MAX, TIMEOUT_MAX, TTL_MAX, VALUE_BYTES_CEILING};
-use crate::request_id::RequestIds;
+use crate::limits::{
+    CONTEXT_BYTES_PER_ACTOR, SCAN_PAGE_KEYS_MAX, SHOWN_PER_SIBLING, TIMEOUT_MAX, TTL_MAX, VALUE_BYTES_CEILING,
+};
 use crate::v1;
 
 /// The keyspace that an empty name means.
@@ -80,8 +82,6 @@ pub struct Edge<'a> {
     pub limits: &'a ClusterConfig,
     /// The keyspaces.
     pub keyspaces: &'a Keyspaces,
-    /// Identities for writes that came without one.
-    pub request_ids: &'a RequestIds,
 }
 
 impl Edge<'_> {
@@ -107,7 +107,8 @@ impl Edge<'_> {
     pub fn put(&self, wire: &v1::PutRequest) -> Result<Incoming, RequestError> {
         check_value(&wire.value, self.limits)?;
         let operation = Operation::Write {
-            request: self.request_id(wire.request)?,
+            request: wire.request.map(TryInto::try_into).transpose()?,
+            attempt: attempt(wire.attempt, wire.request.is_some())?,
             value: Some(copy(&wire.value)),
             context: self.context(wire.context.as_ref())?,
             ttl: wire.ttl_ms.map(ttl).transpose()?,
@@ -121,7 +122,8 @@ impl Edge<'_> {
     /// `Invalid` or `NotFound`, naming the field and the limit.
     pub fn delete(&self, wire: &v1::DeleteRequest) -> Result<Incoming, RequestError> {
         let operation = Operation::Write {
-            request: self.request_id(wire.request)?,
+            request: wire.request.map(TryInto::try_into).transpose()?,
+            attempt: attempt(wire.attempt, wire.request.is_some())?,
             value: None,
             context: self.context(wire.context.as_ref())?,
             ttl: None,
@@ -206,13 +208,11 @@ impl Edge<'_> {
         if context.is_empty() {
             return Err(RequestError::invalid("context: is empty; pass what a get returned, or leave it out"));
         }
-        let limit = self.limits.actors_max.saturating_add(1).saturating_mul(CONTEXT_BYTES_PER_ACTOR);
+        let requests = RETIRED_MAX.saturating_add(self.limits.siblings_max.saturating_mul(SHOWN_PER_SIBLING));
+        let entries = self.limits.actors_max.saturating_add(requests).saturating_add(1);
+        let limit = entries.saturating_mul(CONTEXT_BYTES_PER_ACTOR);
         check_length("context", context.len(), limit, "pass it as a get returned it")?;
         Ok(Some(copy(context)))
-    }
-
-    fn request_id(&self, id: Option<v1::RequestId>) -> Result<RequestId, RequestError> {
-        id.map_or_else(|| Ok(self.request_ids.next()), TryInto::try_into)
     }
 
     fn cursor(&self, cursor: &Bytes) -> Result<Option<Bytes>, RequestError> {
@@ -293,6 +293,35 @@ pub fn level_to_wire(level: Level) -> v1::Level {
         Level::One => v1::Level::One,
         Level::Quorum => v1::Level::Quorum,
         Level::All => v1::Level::All,
+    }
+}
+
+fn attempt(attempt: i32, has_id: bool) -> Result<Attempt, RequestError> {
+    let attempt = match v1::Attempt::try_from(attempt) {
+        Ok(v1::Attempt::Unspecified) => return Ok(Attempt::Plain),
+        Ok(v1::Attempt::First) => Attempt::First,
+        Ok(v1::Attempt::Repeated) => Attempt::Repeated,
+        Err(_) => {
+            return Err(RequestError::invalid(format!(
+                "attempt: {attempt} is none; use 0 (not sent before), 1 (not sent before, draws another stamp) or 2 (repeated)"
+            )));
+        }
+    };
+    if !has_id {
+        return Err(RequestError::invalid(
+            "attempt: is set without a request id; pass the id under which the write was or may be sent again",
+        ));
+    }
+    Ok(attempt)
+}
+
+/// The attempt as it travels.
+#[must_use]
+pub fn attempt_to_wire(attempt: Attempt) -> v1::Attempt {
+    match attempt {
+        Attempt::Plain => v1::Attempt::Unspecified,
+        Attempt::First => v1::Attempt::First,
+        Attempt::Repeated | Attempt::Hedge => v1::Attempt::Repeated,
     }
 }
 

@@ -42,7 +42,11 @@ pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// The longest time that a client may ask to wait.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// The most bytes of a context for each actor that a record may name, and for the rest of it.
+/// How many siblings a context may name for each that one node lets stand side by side: nodes that are cut off from each other
+/// write their own.
+pub const SHOWN_PER_SIBLING: usize = 16;
+
+/// The most bytes of a context for each actor and each request that it may name, and for the rest of it.
 pub const CONTEXT_BYTES_PER_ACTOR: usize = 48;
 
 /// The longest name of a node, a zone or a keyspace, in bytes.

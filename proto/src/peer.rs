@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use kv_core::boots::{BOOTS_MAX, Boot, Boots};
 use kv_core::config::ClusterConfig;
 use kv_core::error::RequestError;
 use kv_core::message::Hello;
-use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId, StoreId};
+use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId, Point, StoreId};
 
 use crate::address::check_advertised;
 use crate::limits::NAME_BYTES_MAX;
@@ -36,6 +37,8 @@ pub struct Joining {
     pub group: Option<u64>,
     /// Stores that are lost and whose place it takes.
     pub replaces: Vec<StoreId>,
+    /// The boots of its store.
+    pub boots: Boots,
 }
 
 impl TryFrom<v1::JoinRequest> for Joining {
@@ -72,6 +75,7 @@ impl TryFrom<v1::JoinRequest> for Joining {
             request_id: u128::from_be_bytes(request_id),
             group: wire.group,
             replaces: wire.replaces.into_iter().map(StoreId).collect(),
+            boots: boots_from_wire(&wire.boots)?,
         })
     }
 }
@@ -90,6 +94,7 @@ impl From<Joining> for v1::JoinRequest {
             request_id: bytes::Bytes::copy_from_slice(&joining.request_id.to_be_bytes()),
             group: joining.group,
             replaces: joining.replaces.iter().map(|store| store.0).collect(),
+            boots: boots_to_wire(&joining.boots),
         }
     }
 }
@@ -130,6 +135,7 @@ impl From<&ClusterConfig> for v1::Limits {
             siblings_max: wide(config.siblings_max),
             actors_max: wide(config.actors_max),
             clock_skew_max_us: u64::try_from(config.clock_skew_max.as_micros()).unwrap_or(u64::MAX),
+            repeat_within_us: u64::try_from(config.repeat_within.as_micros()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -144,6 +150,7 @@ impl TryFrom<v1::Limits> for ClusterConfig {
             siblings_max: narrow("limits.siblings_max", wire.siblings_max)?,
             actors_max: narrow("limits.actors_max", wire.actors_max)?,
             clock_skew_max: Duration::from_micros(wire.clock_skew_max_us),
+            repeat_within: Duration::from_micros(wire.repeat_within_us),
         })
     }
 }
@@ -157,9 +164,33 @@ impl From<&Hello> for v1::Hello {
             limits: Some((&hello.config).into()),
             node: hello.node.0,
             incarnation: Some(hello.incarnation.into()),
-            seen: hello.seen.map(Into::into),
+            seen: hello.seen.map(|seen| seen.incarnation.into()),
+            seen_commit: hello.seen.map_or(0, |seen| seen.commit),
+            boots: boots_to_wire(&hello.boots),
+            commit: hello.commit,
         }
     }
+}
+
+/// A list of boots as it travels.
+#[must_use]
+pub fn boots_to_wire(boots: &Boots) -> Vec<v1::Boot> {
+    boots.all().iter().map(|boot| v1::Boot { number: boot.number, nonce: boot.nonce, last: boot.last }).collect()
+}
+
+/// Reads a list of boots.
+///
+/// # Errors
+/// `Invalid` if it is too long, or its numbers do not grow.
+pub fn boots_from_wire(boots: &[v1::Boot]) -> Result<Boots, RequestError> {
+    let boot = |boot: &v1::Boot| Boot { number: boot.number, nonce: boot.nonce, last: boot.last };
+    let list = if boots.len() > BOOTS_MAX { None } else { Boots::new(boots.iter().map(boot).collect()) };
+    list.ok_or_else(|| {
+        RequestError::invalid(format!(
+            "boots: is a list of {}; it has at most {BOOTS_MAX}, with numbers that grow",
+            boots.len()
+        ))
+    })
 }
 
 impl TryFrom<v1::Hello> for Hello {
@@ -173,7 +204,9 @@ impl TryFrom<v1::Hello> for Hello {
             config: wire.limits.ok_or_else(|| missing("limits"))?.try_into()?,
             node: NodeId(wire.node),
             incarnation: wire.incarnation.ok_or_else(|| missing("incarnation"))?.into(),
-            seen: wire.seen.map(Into::into),
+            seen: wire.seen.map(|seen| Point { incarnation: seen.into(), commit: wire.seen_commit }),
+            boots: boots_from_wire(&wire.boots)?,
+            commit: wire.commit,
         })
     }
 }

@@ -19,8 +19,8 @@ const LOGICAL_BITS: u32 = 12;
 /// The outcome's own, or `Unknown` if the outcome is not one of a read.
 pub fn get(outcome: Outcome) -> Result<v1::GetResponse, RequestError> {
     match outcome? {
-        Response::Got { values, context } => {
-            Ok(v1::GetResponse { versions: values.into_iter().map(Into::into).collect(), context })
+        Response::Got { values, context, newest } => {
+            Ok(v1::GetResponse { versions: values.into_iter().map(Into::into).collect(), context, newest: newest.0 })
         }
         _ => Err(mismatch()),
     }
@@ -32,7 +32,9 @@ pub fn get(outcome: Outcome) -> Result<v1::GetResponse, RequestError> {
 /// The outcome's own, or `Unknown` if the outcome is not one of a write.
 pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
     match outcome? {
-        Response::Written { context, siblings } => Ok(v1::PutResponse { context, siblings: count(siblings) }),
+        Response::Written { context, siblings, newest } => {
+            Ok(v1::PutResponse { context, siblings: count(siblings), newest: newest.0 })
+        }
         _ => Err(mismatch()),
     }
 }
@@ -43,7 +45,9 @@ pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
 /// The outcome's own, or `Unknown` if the outcome is not one of a deletion.
 pub fn delete(outcome: Outcome) -> Result<v1::DeleteResponse, RequestError> {
     match outcome? {
-        Response::Written { context, siblings } => Ok(v1::DeleteResponse { context, siblings: count(siblings) }),
+        Response::Written { context, siblings, newest } => {
+            Ok(v1::DeleteResponse { context, siblings: count(siblings), newest: newest.0 })
+        }
         _ => Err(mismatch()),
     }
 }
@@ -141,19 +145,20 @@ impl From<v1::Version> for Value {
 
 impl From<v1::GetResponse> for Response {
     fn from(wire: v1::GetResponse) -> Self {
-        Self::Got { values: wire.versions.into_iter().map(Into::into).collect(), context: copy(&wire.context) }
+        let values = wire.versions.into_iter().map(Into::into).collect();
+        Self::Got { values, context: copy(&wire.context), newest: Hlc(wire.newest) }
     }
 }
 
 impl From<v1::PutResponse> for Response {
     fn from(wire: v1::PutResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize }
+        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
     }
 }
 
 impl From<v1::DeleteResponse> for Response {
     fn from(wire: v1::DeleteResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize }
+        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
     }
 }
 
@@ -244,9 +249,10 @@ mod tests {
 
     #[test]
     fn answers_survive_the_wire() {
-        let got = Response::Got { values: vec![value(None), value(Some(5))], context: Bytes::from_static(b"c") };
+        let (values, context) = (vec![value(None), value(Some(5))], Bytes::from_static(b"c"));
+        let got = Response::Got { values, context, newest: Hlc(7) };
         assert_eq!(get(Ok(got.clone())).map(Response::from), Ok(got));
-        let written = Response::Written { context: Bytes::from_static(b"c"), siblings: 3 };
+        let written = Response::Written { context: Bytes::from_static(b"c"), siblings: 3, newest: Hlc(8) };
         assert_eq!(put(Ok(written.clone())).map(Response::from), Ok(written.clone()));
         assert_eq!(delete(Ok(written.clone())).map(Response::from), Ok(written));
         let entry = ScanEntry { key: Bytes::from_static(b"k"), values: vec![value(None)], context: Bytes::new() };
@@ -255,7 +261,7 @@ mod tests {
 
     #[test]
     fn results_of_a_batch_carry_errors_and_content() {
-        let written = Response::Written { context: Bytes::new(), siblings: 1 };
+        let written = Response::Written { context: Bytes::new(), siblings: 1, newest: Hlc(9) };
         assert_eq!(outcome_of(batch_result(9, BatchKind::Put, Ok(written.clone()))), Ok(written.clone()));
         let error = RequestError::exhausted("too many requests");
         assert_eq!(outcome_of(batch_result(9, BatchKind::Get, Err(error.clone()))), Err(error));

@@ -1,6 +1,7 @@
 //! Errors as gRPC statuses and back. The details of a status follow `google.rpc.Status`, so that other tools show them.
 
 use kv_core::error::{Kind, RequestError};
+use kv_core::types::Hlc;
 use prost::{Message, Name};
 use tonic::{Code, Status};
 
@@ -95,7 +96,7 @@ impl From<RequestError> for v1::Error {
             Kind::Poisoned => v1::ErrorKind::Poisoned,
             Kind::Conflict => v1::ErrorKind::Conflict,
         };
-        Self { kind: kind.into(), message: error.message }
+        Self { kind: kind.into(), message: error.message, newest: error.newest.0 }
     }
 }
 
@@ -123,7 +124,7 @@ impl TryFrom<v1::Error> for RequestError {
             Ok(v1::ErrorKind::Conflict) => Kind::Conflict,
             Ok(v1::ErrorKind::Unspecified) | Err(_) => return Err(UnknownKind { kind: error.kind }),
         };
-        Ok(Self::new(kind, error.message))
+        Ok(Self { newest: Hlc(error.newest), ..Self::new(kind, error.message) })
     }
 }
 
@@ -178,7 +179,7 @@ mod tests {
     fn damaged_details_are_ignored() {
         let status = Status::with_details(Code::Unavailable, "broken", vec![0xff, 0x00, 0x13].into());
         assert_eq!(from_status(&status).kind, Kind::Unknown);
-        let unknown = v1::Error { kind: 99, message: "newer".to_owned() };
+        let unknown = v1::Error { kind: 99, message: "newer".to_owned(), newest: 0 };
         assert_eq!(from_error(unknown), RequestError::new(Kind::Unknown, "newer"));
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_core::boots::Boots;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, Receiver};
-use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, NodeId, StoreId};
+use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, NodeId, Point, StoreId};
 use kv_proto::describe::{Description, NewKeyspace, layout_to_wire, member_to_wire};
 use kv_proto::peer::{Joining, check_name, cluster_from_wire, cluster_to_wire};
 use kv_proto::v1;
@@ -161,13 +162,26 @@ fn greetings_survive_the_wire() {
         config: ClusterConfig { clock_skew_max: Duration::from_micros(1500), ..ClusterConfig::default() },
         node: NodeId(3),
         incarnation,
-        seen: Some(Incarnation { boot: 1, ..incarnation }),
+        seen: Some(Point { incarnation: Incarnation { boot: 1, ..incarnation }, commit: 77 }),
+        boots: {
+            let mut boots = Boots::default();
+            boots.begin(1, 3, 0);
+            boots.begin(2, 7, u64::MAX);
+            boots
+        },
+        commit: 5,
     };
     assert_eq!(Hello::try_from(v1::Hello::from(&hello)), Ok(hello.clone()));
     let forming = Hello { cluster: None, seen: None, ..hello };
     assert_eq!(Hello::try_from(v1::Hello::from(&forming)), Ok(forming.clone()));
     let torn = v1::Hello { incarnation: None, ..v1::Hello::from(&forming) };
     assert!(Hello::try_from(torn).is_err());
+    let boot = v1::Boot { number: 2, nonce: 0, last: 0 };
+    for boots in [vec![boot; 2], (0..1025).map(|number| v1::Boot { number, ..boot }).collect()] {
+        let error =
+            Hello::try_from(v1::Hello { boots, ..v1::Hello::from(&forming) }).expect_err("a list that cannot be one");
+        assert!(error.message.contains("at most 1024, with numbers that grow"), "{error:?}");
+    }
     assert_eq!(
         cluster_from_wire(&[0; 15]).map_err(|error| error.message),
         Err("cluster_id: has 15 bytes, 16 are expected".to_owned())
@@ -188,6 +202,7 @@ fn reports_are_checked() {
         request_id: Bytes::from_static(&[7; 16]),
         group: Some(5),
         replaces: vec![4],
+        boots: vec![v1::Boot { number: 1, nonce: 3, last: 0 }],
     };
     let joining = Joining::try_from(wire.clone()).expect("valid");
     assert_eq!(v1::JoinRequest::from(joining.clone()), wire, "nothing is lost on the way");

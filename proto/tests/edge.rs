@@ -5,20 +5,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Hello, KeyRequest, Level, Operation, Request};
-use kv_core::types::{Epoch, RequestId};
+use kv_core::message::{Attempt, Hello, KeyRequest, Level, Operation, Request};
+use kv_core::types::{Epoch, Hlc, RequestId};
 use kv_proto::edge::{Edge, Keyspaces, cursor_after};
 use kv_proto::limits::SCAN_PAGE_KEYS_MAX;
 use kv_proto::peer::Joining;
-use kv_proto::request_id::RequestIds;
 use kv_proto::v1;
 use proptest::prelude::*;
 use prost::Message as _;
 
+/// Some time of the year 2026.
+const STAMP: u64 = 1_780_000_000_000_000 << 12;
+
 fn with_edge<T>(check: impl FnOnce(Edge<'_>) -> T) -> T {
     let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
     let limits = ClusterConfig::default();
-    check(Edge { limits: &limits, keyspaces: &keyspaces, request_ids: &RequestIds::new(77) })
+    check(Edge { limits: &limits, keyspaces: &keyspaces })
 }
 
 fn put(key: &str) -> v1::PutRequest {
@@ -44,7 +46,8 @@ fn a_full_put_arrives_whole() {
         value: Bytes::from_static(b"v"),
         context: Some(Bytes::from_static(b"token")),
         ttl_ms: Some(1500),
-        request: Some(v1::RequestId { client: 3, sequence: 4 }),
+        request: Some(v1::RequestId { client: 3, stamp: STAMP }),
+        attempt: v1::Attempt::Repeated.into(),
         level: v1::Level::All.into(),
         strict: true,
         epoch: 9,
@@ -58,7 +61,8 @@ fn a_full_put_arrives_whole() {
     assert_eq!(
         request.operation,
         Operation::Write {
-            request: RequestId { client: 3, sequence: 4 },
+            request: Some(RequestId { client: 3, stamp: Hlc(STAMP) }),
+            attempt: Attempt::Repeated,
             value: Some(Bytes::from_static(b"v")),
             context: Some(Bytes::from_static(b"token")),
             ttl: Some(Duration::from_millis(1500)),
@@ -67,16 +71,10 @@ fn a_full_put_arrives_whole() {
 }
 
 #[test]
-fn writes_without_an_id_get_one_each() {
-    let ids = with_edge(|edge| {
-        [edge.put(&put("k")), edge.put(&put("k"))].map(|incoming| {
-            match key_request(incoming.expect("valid").request).operation {
-                Operation::Write { request, .. } => request,
-                Operation::Get => panic!("a put became a get"),
-            }
-        })
-    });
-    assert_eq!(ids, [RequestId { client: 77, sequence: 1 }, RequestId { client: 77, sequence: 2 }]);
+fn a_write_without_an_id_is_named_by_its_coordinator() {
+    let incoming = with_edge(|edge| edge.put(&put("k"))).expect("valid");
+    let Operation::Write { request, attempt, .. } = key_request(incoming.request).operation else { panic!("no write") };
+    assert_eq!((request, attempt), (None, Attempt::Plain));
 }
 
 #[test]
@@ -115,16 +113,30 @@ fn bad_puts_are_refused_with_field_and_limit() {
         "Invalid: context: is empty; pass what a get returned, or leave it out",
     );
     check(
-        v1::PutRequest { context: Some(vec![1; 200_000].into()), ..put("k") },
-        "Invalid: context: has 200000 bytes, 196656 are allowed; pass it as a get returned it",
+        v1::PutRequest { context: Some(vec![1; 300_000].into()), ..put("k") },
+        "Invalid: context: has 300000 bytes, 233520 are allowed; pass it as a get returned it",
     );
     check(
         v1::PutRequest { timeout_ms: 3_600_001, ..put("k") },
         "Invalid: timeout_ms: is 3600001, at most 3600000 (one hour) are allowed; leave it out for the node's own limit",
     );
     check(
-        v1::PutRequest { request: Some(v1::RequestId { client: 0, sequence: 1 }), ..put("k") },
-        "Invalid: request: client and sequence are both above 0; leave the request id out to have the node draw one",
+        v1::PutRequest { request: Some(v1::RequestId { client: 0, stamp: STAMP }), ..put("k") },
+        "Invalid: request: client is 0; draw a random number for each session, or leave the request id out to have the node draw \
+         one",
+    );
+    check(
+        v1::PutRequest { request: Some(v1::RequestId { client: 3, stamp: 17 }), ..put("k") },
+        "Invalid: request: stamp is 17, which is no time after 2019; stamps are microseconds since 1970 times 4096, above the \
+         newest timestamp of every answer; leave the request id out to have the node draw one",
+    );
+    check(
+        v1::PutRequest { attempt: v1::Attempt::Repeated.into(), ..put("k") },
+        "Invalid: attempt: is set without a request id; pass the id under which the write was or may be sent again",
+    );
+    check(
+        v1::PutRequest { attempt: 3, ..put("k") },
+        "Invalid: attempt: 3 is none; use 0 (not sent before), 1 (not sent before, draws another stamp) or 2 (repeated)",
     );
     let empty = v1::BatchOperation { id: 1, operation: None };
     let said = with_edge(|edge| refused(edge.operation(&empty)));

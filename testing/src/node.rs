@@ -10,7 +10,6 @@ use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, Request as CoreRequest};
 use kv_core::types::NodeId;
 use kv_proto::edge::{Edge, Incoming, Keyspaces};
-use kv_proto::request_id::RequestIds;
 use kv_proto::status::to_status;
 use parking_lot::{Mutex, MutexGuard};
 use tonic::{Response, Status};
@@ -46,7 +45,6 @@ pub struct Node {
     /// The fault of every operation for which the script has none.
     habit: Mutex<Option<Fault>>,
     world: Arc<Mutex<World>>,
-    ids: RequestIds,
     /// For tasks that outlive a call.
     pub(crate) myself: Weak<Node>,
 }
@@ -61,7 +59,6 @@ impl Node {
             script: Mutex::default(),
             habit: Mutex::default(),
             world: Arc::clone(world),
-            ids: RequestIds::new(id.0),
             myself: Weak::clone(myself),
         })
     }
@@ -94,7 +91,7 @@ impl Node {
 
     pub(crate) fn with_edge<T>(&self, run: impl FnOnce(Edge<'_>) -> T) -> T {
         let keyspaces = Keyspaces::from_iter(self.world().keyspaces.iter().cloned());
-        run(Edge { limits: &ClusterConfig::default(), keyspaces: &keyspaces, request_ids: &self.ids })
+        run(Edge { limits: &ClusterConfig::default(), keyspaces: &keyspaces })
     }
 
     pub(crate) fn refusal(&self, kind: Kind) -> RequestError {

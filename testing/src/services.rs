@@ -172,6 +172,7 @@ impl ClusterService for Node {
                 .collect(),
             forming: (layout.is_none() && world.waiting.is_empty()).then_some(v1::Forming { present: 1, expected: 3 }),
             waiting: world.waiting.clone(),
+            time_us: crate::world::now().0,
             layout: layout.map(|layout| layout_to_wire(layout, Epoch(request.get_ref().known_epoch))),
             keyspaces: world.keyspaces.iter().map(Into::into).collect(),
             limits: Some((&ClusterConfig::default()).into()),

@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use kv_core::config::Keyspace;
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{KeyRequest, Operation, Outcome, Response as CoreResponse, ScanEntry, Value};
+use kv_core::message::{Attempt, KeyRequest, Operation, Outcome, Response as CoreResponse, ScanEntry, Value};
 use kv_core::ring::{Entry, Layout, Member, Owner};
 use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, RequestId, StoreId, WallTime};
-use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Version, Write};
+use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Version, Write};
 use kv_proto::edge::IncomingScan;
 use kv_proto::reply;
 use kv_proto::status::to_status;
@@ -66,6 +66,8 @@ pub struct World {
     pub records: BTreeMap<(KeyspaceId, Bytes), Record>,
     /// Every write that was carried out, by the node that did so.
     pub writes: Vec<(NodeId, RequestId)>,
+    /// What was said of the attempts of each of these.
+    pub attempts: Vec<Attempt>,
     /// What the first node reports as pending.
     pub pending: v1::Pending,
     /// Operations, the newest last.
@@ -114,6 +116,7 @@ impl World {
             keyspaces: vec![Keyspace::initial()],
             records: BTreeMap::new(),
             writes: Vec::new(),
+            attempts: Vec::new(),
             pending: v1::Pending::default(),
             operations: Vec::new(),
             transfers: Vec::new(),
@@ -151,24 +154,32 @@ impl World {
         match request.operation {
             Operation::Get => {
                 let context = ContextToken::of(record).encode(keyspace, &key);
-                Ok(CoreResponse::Got { values: values_of(record), context })
+                Ok(CoreResponse::Got { values: values_of(record), context, newest: record.latest() })
             }
             Operation::Write { .. } if refused => Err(RequestError::new(Kind::Corrupt, "this key is refused")),
-            Operation::Write { request, value, context, ttl } => {
-                let seen = match context {
-                    None => record.context.clone(),
-                    Some(context) => {
+            Operation::Write { request, attempt, value, context, ttl } => {
+                let token = match context {
+                    None => None,
+                    Some(context) => Some(
                         ContextToken::decode(&context, keyspace, &key)
-                            .map_err(|error| RequestError::invalid(error.to_string()))?
-                            .context
-                    }
+                            .map_err(|error| RequestError::invalid(error.to_string()))?,
+                    ),
                 };
+                let drawn = RequestId { stamp: Hlc::at(now()), client: self.clock };
+                let request = request.unwrap_or(drawn);
                 self.writes.push((node, request));
-                let expires = ttl.map(|ttl| now().plus(ttl));
-                let write = Write { written: Hlc::at(now()), request, expires, value };
-                record.write(actor, &seen, Conflict::Siblings, write);
+                self.attempts.push(attempt);
+                if record.latest() >= request.stamp && attempt == Attempt::First {
+                    return Err(RequestError::stamp(record.latest(), "a later value stands already"));
+                }
+                if !record.knows(request) {
+                    let expires = ttl.map(|ttl| request.stamp.wall().plus(ttl));
+                    let write = Write { written: request.stamp, request, expires, value };
+                    let replaces = token.as_ref().map_or(Replaces::Earlier, Replaces::Shown);
+                    record.write(actor, replaces, Conflict::Siblings, write);
+                }
                 let context = ContextToken::of(record).encode(keyspace, &key);
-                Ok(CoreResponse::Written { context, siblings: values_of(record).len() })
+                Ok(CoreResponse::Written { context, siblings: values_of(record).len(), newest: record.latest() })
             }
         }
     }

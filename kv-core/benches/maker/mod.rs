@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use kv_core::storage::{Batch, Committer, Footprint, StorageKey, Stored, Write};
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, Seq, StoreId};
-use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
+use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write as VersionWrite};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -37,11 +37,11 @@ impl Maker {
 
     pub(crate) fn record(&mut self) -> Stored {
         let actor = Actor { store: StoreId(u64::MAX / 3), boot: 3, nonce: 0x9abc_def0, instance: self.random.random() };
-        let request = RequestId { client: self.random.random(), sequence: 5 };
+        let request = RequestId { client: self.random.random(), stamp: Hlc(5) };
         let value: Vec<u8> = (0..VALUE_BYTES).map(|_| self.random.random_range(self.values.clone())).collect();
         let mut record = Record::default();
         let write = VersionWrite { written: Hlc(1 << 62), request, expires: None, value: Some(Bytes::from(value)) };
-        record.write(actor, &Context::new(), Conflict::Siblings, write);
+        record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
         Stored { own: Some(actor), cell: record.into() }
     }
 

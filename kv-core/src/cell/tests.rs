@@ -9,7 +9,7 @@ use crate::config::{Available, Keyspace, Mode};
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{KeyspaceId, PartitionId, RequestId, WallTime};
 use crate::version::tests::history::{History, actions, any_conflict};
-use crate::version::{Actor, Conflict, Context, Hlc, Record, Write};
+use crate::version::{Actor, Conflict, ContextToken, Hlc, Record, Replaces, Write};
 
 /// Cells of one key at various times on various replicas, the mode of its keyspace, and the end of the history.
 #[derive(Debug)]
@@ -144,12 +144,12 @@ fn written(value: &'static str, instance: u64) -> Cell {
     let mut record = Record::default();
     let write = Write {
         written: Hlc(instance),
-        request: RequestId { client: 1, sequence: instance },
+        request: RequestId { client: 1, stamp: Hlc(instance) },
         expires: None,
         value: Some(Bytes::from_static(value.as_bytes())),
     };
     let actor = Actor { instance, ..Actor::default() };
-    record.write(actor, &Context::new(), Conflict::Siblings, write);
+    record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
     record.into()
 }
 

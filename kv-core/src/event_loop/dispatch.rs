@@ -34,6 +34,7 @@ impl EventLoop {
             }
             LoopInput::Message { from, message } => self.message(from, message),
             LoopInput::PeerOpened { node, incarnation } => self.peer_opened(node, incarnation),
+            LoopInput::PeerDoubted { node } => self.peer_doubted(node),
             LoopInput::PeerDown { node } => self.peer_down(node),
             LoopInput::Heard { from } => self.kernel.note_heard(from),
             LoopInput::PeerSilent { node } => self.peer_stalled(node),
@@ -83,7 +84,8 @@ impl EventLoop {
                 self.requests.own_slice(ctx!(self), slice.scan, slice.result);
             } else if let Some(outcome) = self.exchanges.next_outcome() {
                 self.exchange_outcome(outcome);
-            } else if let Some(partition) = self.settling.next_partly_collected() {
+            } else if let Some(partition) = self.settling.next_partly_collected().or_else(|| self.kernel.take_uneven())
+            {
                 self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
             } else if let Some(own) = self.settling.next_own() {
                 let me = self.view.me();
@@ -93,7 +95,7 @@ impl EventLoop {
             }
         }
         self.handoff.note_held(ctx!(self));
-        self.settling.note_tombstones(ctx!(self));
+        self.settling.note_unsettled(ctx!(self));
     }
 
     /// An owner takes a step of the settled barrier. What the view is to know it knows before anything else happens.
@@ -195,7 +197,7 @@ impl EventLoop {
                 self.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) });
             }
             Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
-                self.kernel.send(peer, Message::Replicated { call, result: Err(refusal) });
+                self.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 });
             }
             Task::Apply { applied: Applied::Exchange { id, round, .. }, .. } | Task::Condemn { id, round, .. } => {
                 self.exchanges.record_merged(ctx!(self), id, round, false);
@@ -222,7 +224,7 @@ impl EventLoop {
             AfterDurable::Send { to, message } => self.kernel.send(to, message),
             AfterDurable::Replicated { peer, call, session, partition } => {
                 if self.kernel.peers.session(peer) == session {
-                    self.kernel.send(peer, Message::Replicated { call, result: Ok(()) });
+                    self.kernel.send(peer, Message::Replicated { call, result: Ok(()), commit: 0 });
                 } else {
                     // Whoever sent it may have died since, and nobody else may know of the record; and the comparisons
                     // that are pending for that may have come before it.

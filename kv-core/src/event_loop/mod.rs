@@ -12,6 +12,7 @@ mod sessions;
 mod tests;
 mod topology;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::comparisons::{Comparisons, comparable};
@@ -26,6 +27,7 @@ use crate::replication::Replications;
 use crate::requests::Requests;
 use crate::residue::Residues;
 use crate::ring::Layout;
+use crate::rule::Rule;
 use crate::settled::Settling;
 use crate::shell::{Effects, Status};
 use crate::slices::Slices;
@@ -72,7 +74,13 @@ use ctx;
 impl EventLoop {
     /// Takes one input and adds what the shell must do to `effects`, and what is for the hub to `asked`, in order.
     pub(crate) fn step(&mut self, now: Now, input: LoopInput, effects: &mut Effects, asked: &mut Vec<Ask>) {
-        self.kernel.begin(now, effects);
+        // A clock that is off judges nothing: the node goes by the time of the other members.
+        let is_corrected = self.view.keep(Rule::TimeOfMajority);
+        let wall = if is_corrected { self.view.clock.corrected(now.wall) } else { now.wall };
+        self.kernel.begin(Now { wall, ..now }, effects);
+        if self.view.keep(Rule::ClockGoesBack) {
+            self.kernel.clock.keep_near(wall, self.view.cluster.clock_skew_max);
+        }
         self.handle(input);
         self.settle();
         while let Some(timer) = self.kernel.due() {
@@ -106,6 +114,8 @@ impl EventLoop {
             settling: self.settling.status(&self.view, self.kernel.now.wall),
             // That is the hub's.
             reclaiming: false,
+            clock: self.view.clock,
+            clocks: BTreeMap::new(),
             unsynced_batches: self.kernel.unsynced_batches(),
             keys_busy: self.kernel.keys_busy(),
             poisoned: self.poisoned.is_some(),
@@ -125,6 +135,11 @@ impl EventLoop {
     /// Forwarded requests that were sent to another owner as well since the loop began.
     pub(crate) fn hedged(&self) -> u64 {
         self.requests.hedged()
+    }
+
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the loop began.
+    pub(crate) fn retired_forgotten(&self) -> u64 {
+        self.kernel.retired_forgotten
     }
 
     /// The layout on which the loop acts.

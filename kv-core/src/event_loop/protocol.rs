@@ -9,14 +9,17 @@ use crate::wiring::Waiter;
 
 impl EventLoop {
     pub(super) fn message(&mut self, from: NodeId, message: Message) {
+        if self.kernel.peers.is_doubted(from) {
+            return self.pulled(from, message);
+        }
         if !self.kernel.peers.is_up(from) {
             self.kernel.peers.keep_early(from, message);
             return;
         }
         self.kernel.note_heard(from);
         match message {
-            // These are for the hub.
-            Message::Ping | Message::Pong => {}
+            // These are for the node as a whole.
+            Message::Ping | Message::Pong | Message::Shown { .. } => {}
             Message::Keyspaces { list } => self.keyspaces_given(list),
             Message::Forward { call, request, deadline } => {
                 if self.kernel.peers.is_first_forward(from, call) {
@@ -50,6 +53,19 @@ impl EventLoop {
         }
     }
 
+    /// A message of a peer with which there is no session, since one of both takes the other's store for an older copy: what it
+    /// asks for a refill of its own is answered, and what it gives for one of this node's is taken. Nothing else counts.
+    fn pulled(&mut self, from: NodeId, message: Message) {
+        if !message.is_pull() {
+            return;
+        }
+        if let Message::Exchange { call, partition, epoch, purpose, question } = message {
+            self.serving.serve(ctx!(self), from, call, (partition, epoch, purpose), question);
+        } else {
+            self.answer(from, message);
+        }
+    }
+
     /// A peer answers a call. If nobody waits for it any more, nothing happens.
     fn answer(&mut self, from: NodeId, message: Message) {
         match message {
@@ -61,7 +77,7 @@ impl EventLoop {
                     }
                 }
             }
-            Message::Replicated { call, result } => {
+            Message::Replicated { call, result, .. } => {
                 if let Some(Waiter::Replicate(replication)) = self.kernel.answered(from, call) {
                     self.replications.answered(ctx!(self), replication, from, call, result);
                 }
@@ -81,7 +97,7 @@ impl EventLoop {
                 }
                 _ => {}
             },
-            Message::ExchangeResult { call, result } => {
+            Message::ExchangeResult { call, result, .. } => {
                 if let Some(Waiter::Exchange(exchange)) = self.kernel.answered(from, call) {
                     self.exchanges.answered(ctx!(self), exchange, call, result);
                 }

@@ -2,16 +2,28 @@
 
 use super::{EventLoop, ctx};
 use crate::message::Message;
+use crate::rule::Rule;
 use crate::types::{Epoch, Incarnation, NodeId};
 use crate::wiring::{Timer, Waiter};
 
 impl EventLoop {
     /// A session was opened: what comes in it is kept until it may be used.
     pub(super) fn peer_opened(&mut self, node: NodeId, incarnation: Incarnation) {
-        if self.kernel.peers.is_up(node) {
+        if self.kernel.peers.can_be_pulled(node) {
             self.peer_down(node);
         }
         self.kernel.peers.open_session(node, incarnation);
+    }
+
+    /// A stream was opened of which one of both takes the other's store for an older copy. Either may be asked for what it holds: a
+    /// pull needs to know who somebody is, not how fresh (rule D2). Else two owners that doubt each other would wait for each
+    /// other with their refills.
+    pub(super) fn peer_doubted(&mut self, node: NodeId) {
+        self.peer_down(node);
+        if self.view.keep(Rule::PullByIdentity) {
+            self.kernel.peers.open_doubted(node);
+            self.filling.plan(ctx!(self), &mut self.exchanges);
+        }
     }
 
     /// The peer's incarnation is durably known: the session may be used.

@@ -97,6 +97,7 @@ impl EventLoop {
             Tell::KeyspacesDurable(list) => self.purge.list_durable(ctx!(self), list),
             Tell::PeerUp { node, incarnation } => self.peer_known(node, incarnation),
             Tell::Transfers(settings) => self.transfers_given(settings),
+            Tell::Clock(state) => self.view.clock = state,
             Tell::Turn { partition, purpose } => {
                 self.filling.turn(ctx!(self), &mut self.exchanges, partition, purpose);
             }

@@ -307,7 +307,7 @@ impl Exchanges {
             unbook(ctx, exchange.booked.take());
             ctx.kernel.answered(peer, call);
         }
-        if !ctx.is_up(peer) {
+        if !ctx.can_be_asked(peer, purpose) {
             return self.failed(ctx, id, format!("{peer} is down"));
         }
         let (entries_max, bytes_max) = (ctx.view.config.slice_entries_max, self.question_bytes_max(ctx, id));
@@ -426,7 +426,7 @@ impl Exchanges {
                 self.outcomes.push_back(Outcome::Refused { id });
                 self.failed(ctx, id, why);
             }
-            Refusal::Failed(_) | Refusal::Late => self.failed(ctx, id, why),
+            Refusal::Failed(_) | Refusal::Late | Refusal::ClockOff => self.failed(ctx, id, why),
         }
     }
 

@@ -71,7 +71,7 @@ impl Serving {
         question: Question,
     ) {
         if let Err(refusal) = Self::may_serve(ctx.view, partition, epoch, purpose).and_then(|()| self.has_room(ctx)) {
-            return ctx.kernel.send(peer, Message::ExchangeResult { call, result: Err(refusal) });
+            return ctx.kernel.send(peer, Message::ExchangeResult { call, result: Err(refusal), commit: 0 });
         }
         let id = ServingId(ctx.kernel.next_id());
         let settled = ctx.view.watermark(partition);
@@ -176,7 +176,7 @@ impl Serving {
         let still = self.serves(ctx.view, id);
         let Some(Asked { peer, call, .. }) = self.open.remove(&id) else { return };
         let result = still.and(result);
-        ctx.kernel.send(peer, Message::ExchangeResult { call, result });
+        ctx.kernel.send(peer, Message::ExchangeResult { call, result, commit: 0 });
     }
 
     /// Something that the question needs cannot be had.

@@ -247,14 +247,15 @@ impl Filling {
         let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
         let need = match (copy.purpose, &entry.joint) {
             (Purpose::Copy, Some(joint)) => Self::sources_needed(ctx.view, &entry, joint),
-            _ => sources.len(),
+            _ if ctx.view.keep(Rule::RefillFromAll) => sources.len(),
+            _ => 1,
         };
         if sources.iter().filter(|&node| covered(node)).count() >= need {
             return self.end(ctx, partition);
         }
         let now = ctx.kernel.now.mono;
         let is_due = |node: &NodeId| copy.failed.get(node).is_none_or(|failed| failed.1 <= now);
-        let mut open = sources.iter().copied().filter(|node| !covered(node) && ctx.is_up(*node));
+        let mut open = sources.iter().copied().filter(|node| !covered(node) && ctx.can_be_asked(*node, purpose));
         let Some(source) = open.clone().filter(is_due).min_by_key(|&node| copy.turn_of(node)) else {
             let next = open.by_ref().filter_map(|node| copy.failed.get(&node)).map(|failed| failed.1).min();
             if let Some(at) = next {

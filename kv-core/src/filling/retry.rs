@@ -37,7 +37,7 @@ impl Filling {
         let entry = ctx.view.entry(partition)?;
         let covered = |node: &NodeId| copy.progress.covered.iter().any(|source| source.node == *node);
         let mut open = Self::sources(ctx.view, entry, copy.purpose).into_iter().filter(|node| !covered(node));
-        let nobody = !open.any(|node| ctx.is_up(node));
+        let nobody = !open.any(|node| ctx.can_be_asked(node, copy.purpose));
         if copy.failed.is_empty() && !nobody {
             None
         } else {

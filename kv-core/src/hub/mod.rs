@@ -1,4 +1,4 @@
-//! The hub: what belongs to a node and not to any of its partitions. Sessions with peers and which stores they have shown,
+//! The hub: what belongs to a node and not to any of its partitions. Sessions with peers, which stores and clocks they have shown,
 //! what the cluster agrees on and makes durable once for all loops, how much is filled and moved at once, and answers that
 //! need several loops.
 //!
@@ -6,6 +6,7 @@
 //! them (`parts::Tell`).
 
 mod agreed;
+mod clocks;
 mod join;
 mod pace;
 mod reclaim;
@@ -14,16 +15,19 @@ mod sessions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::NodeConfig;
+use crate::config::{ClusterConfig, NodeConfig};
 use crate::error::StorageError;
 use crate::kernel::{self, Holding, Place, Ready};
 use crate::message::Message;
 use crate::parts::{Ask, HubInput, Tell};
-use crate::shell::Effects;
+use crate::ring::Layout;
+use crate::shell::{ClockState, Effects};
 use crate::storage::Reader;
-use crate::types::{Incarnation, NodeId, Now, StoreId};
+use crate::types::{Incarnation, NodeId, Now, Point, StoreId};
+use crate::view::meta;
 
 use agreed::Agreed;
+use clocks::Clocks;
 use join::Joins;
 use pace::Pace;
 use reclaim::Reclaim;
@@ -36,6 +40,7 @@ pub(crate) struct Hub {
     config: Arc<NodeConfig>,
     agreed: Agreed,
     sessions: Sessions,
+    clocks: Clocks,
     pace: Pace,
     joins: Joins,
     reclaim: Reclaim,
@@ -56,6 +61,8 @@ pub(crate) enum Never {}
 pub(crate) enum HubTimer {
     /// Whoever waits for the limit on bytes may go on.
     Throttle,
+    /// Peers are told how far the store is, and what they have said becomes durable.
+    Show,
     /// Never set: the hub calls nobody.
     Calls,
 }
@@ -107,13 +114,16 @@ impl Hub {
     /// If the node's own entries cannot be read.
     pub(crate) fn recover(
         config: Arc<NodeConfig>,
+        cluster: &ClusterConfig,
         incarnation: Incarnation,
         reader: &impl Reader,
     ) -> Result<Self, StorageError> {
+        let layout: Option<Layout> = meta::read(reader, meta::LAYOUT)?;
         let loops = usize::from(config.loops.max(1));
         Ok(Self {
             agreed: Agreed::recover(incarnation, loops, reader)?,
             sessions: Sessions::recover(reader)?,
+            clocks: Clocks::new(config.node, cluster.clock_skew_max, layout.as_ref()),
             pace: Pace::new(&config),
             joins: Joins::new(&config),
             reclaim: Reclaim::new(loops),
@@ -131,10 +141,14 @@ impl Hub {
         while let Some(timer) = self.kernel.due() {
             match timer {
                 HubTimer::Throttle => self.pace.give_bytes(&mut self.kernel),
+                HubTimer::Show => self.sessions.show(&mut self.kernel, &self.clocks),
                 HubTimer::Calls => {}
             }
         }
-        debug_assert!(self.kernel.timers_set() <= 1, "the hub has one timer");
+        if !self.poisoned {
+            self.clocks.judge(&mut self.kernel);
+        }
+        debug_assert!(self.kernel.timers_set() <= 2, "the hub has two timers");
         self.kernel.end(effects);
         said.append(&mut self.kernel.take_said());
     }
@@ -144,12 +158,23 @@ impl Hub {
             return;
         }
         match input {
-            HubInput::Layout(layout) => self.agreed.layout(&mut self.kernel, self.config.node, layout),
+            HubInput::Layout(layout) => {
+                self.clocks.layout(&layout);
+                self.agreed.layout(&mut self.kernel, self.config.node, layout);
+            }
             HubInput::Keyspaces(list) => self.agreed.keyspaces(&mut self.kernel, &self.sessions, list),
             HubInput::Transfers(settings) => self.pace.settings(&mut self.kernel, settings),
-            HubInput::PeerOpened { node, incarnation } => self.sessions.opened(&mut self.kernel, node, incarnation),
+            HubInput::PeerOpened { node, shown } => {
+                self.clocks.opened(node);
+                self.sessions.opened(&mut self.kernel, node, shown);
+            }
+            HubInput::Shown { peers, shows } => {
+                peers.into_iter().for_each(|(node, shown)| self.sessions.shown(node, shown));
+                self.sessions.shows(shows);
+            }
             HubInput::PeerDown { node } => {
                 self.sessions.closed(&mut self.kernel, node);
+                self.clocks.closed(node);
                 self.joins.peer_down(node);
             }
             HubInput::Message { from, message } => self.message(from, message),
@@ -171,6 +196,9 @@ impl Hub {
         }
         match message {
             Message::Ping => self.kernel.send(from, Message::Pong),
+            Message::Shown { clock, .. } if self.clocks.heard(self.kernel.now, from, clock) => {
+                self.sessions.show_to(&mut self.kernel, &self.clocks, from);
+            }
             Message::Keyspaces { list } => self.agreed.keyspaces(&mut self.kernel, &self.sessions, list),
             Message::Slice { call, slice } => self.joins.slice(&mut self.kernel, from, call, &slice),
             // Loops get every other message.
@@ -199,6 +227,9 @@ impl Hub {
             match then {
                 HubDurable::PeerUp { node, incarnation } => {
                     self.sessions.known(&mut self.kernel, self.agreed.list(), node, incarnation);
+                    if self.sessions.is_up(node) {
+                        self.sessions.show_to(&mut self.kernel, &self.clocks, node);
+                    }
                 }
                 HubDurable::Layout(layout) => self.agreed.layout_durable(&mut self.kernel, layout),
                 HubDurable::Keyspaces(list) => self.kernel.say((To::All, Tell::KeyspacesDurable(*list))),
@@ -206,14 +237,24 @@ impl Hub {
         }
     }
 
-    /// The highest incarnation seen of a peer.
-    pub(crate) fn seen(&self, peer: NodeId) -> Option<Incarnation> {
+    /// The newest that was seen of a peer's store.
+    pub(crate) fn seen(&self, peer: NodeId) -> Option<Point> {
         self.sessions.seen(peer)
     }
 
     /// The same, once the peer has shown its store.
-    pub(crate) fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
+    pub(crate) fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Point> {
         self.sessions.seen_against(peer, store)
+    }
+
+    /// Whether the wall clock was set since the hub has looked at it.
+    pub(crate) fn clock_was_set(&self, now: Now) -> bool {
+        self.clocks.was_set(now)
+    }
+
+    /// How the node's clock compares with those of the members, and by how many microseconds those are ahead of it.
+    pub(crate) fn clock(&self) -> (ClockState, BTreeMap<NodeId, i64>) {
+        (self.clocks.state(), self.clocks.others())
     }
 
     /// Batches that are not durable.

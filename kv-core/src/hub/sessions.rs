@@ -1,24 +1,40 @@
-//! Sessions with peers, and the stores that peers have shown: durable before a session may be used (rule D2).
+//! Sessions with peers, and what peers have shown of their stores (rule D2).
+//!
+//! The run of a peer's store is durable here before its session may be used. How far it has come since is kept in memory at
+//! once, from each acknowledgement and from what peers say every second, and is durable within a second. It is kept whatever
+//! becomes of this node's own store: what was shown once stays true.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HubDurable, Kernel, To};
+use super::clocks::Clocks;
+use super::{HubDurable, HubTimer, Kernel, To};
 use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::event::Event;
+use crate::handshake::is_rolled_back;
 use crate::message::Message;
 use crate::parts::Tell;
+use crate::rule::Rule;
 use crate::storage::Reader;
-use crate::types::{Incarnation, NodeId, StoreId};
+use crate::types::{Incarnation, NodeId, Point, StoreId};
 use crate::view::meta;
+
+/// How often peers are told how far this node's store is, and how often what they have said is made durable: well within the
+/// second that rule D2 allows, so that a sync has time as well.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Sessions {
     seen: BTreeMap<NodeId, Seen>,
+    /// Peers that have shown something that is not on its way to the disk.
+    changed: BTreeSet<NodeId>,
     open: BTreeMap<NodeId, Session>,
+    /// How far this node's own store is.
+    shows: u64,
 }
 
 /// A session that is open.
@@ -32,8 +48,8 @@ struct Session {
 /// The stores that a peer has shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen {
-    /// The highest incarnation of its present store.
-    current: Incarnation,
+    /// The newest that it has shown of its present store.
+    current: Point,
     /// Stores that another one has replaced, oldest first: should one return, it has missed what came after it.
     retired: Vec<StoreId>,
 }
@@ -42,51 +58,64 @@ pub(super) struct Seen {
 const RETIRED_MAX: usize = 256;
 
 impl Seen {
-    /// The highest incarnation to hold against one that shows `store`: for a retired store one that none can reach.
-    fn against(&self, store: StoreId) -> Incarnation {
-        if self.is_retired(store) { Incarnation { store, boot: u32::MAX, nonce: 0 } } else { self.current }
+    /// What to hold against one that shows `store`: for a retired store something that none can reach.
+    fn against(&self, store: StoreId) -> Point {
+        let never = Point { incarnation: Incarnation { store, boot: u32::MAX, nonce: 0 }, commit: u64::MAX };
+        if self.is_retired(store) { never } else { self.current }
     }
 
     fn is_retired(&self, store: StoreId) -> bool {
         self.retired.contains(&store)
     }
 
-    fn after(before: Option<Self>, current: Incarnation) -> Self {
+    fn after(before: Option<Self>, current: Point) -> Self {
         let Some(mut seen) = before else { return Self { current, retired: Vec::new() } };
-        if seen.current.store != current.store && !seen.is_retired(seen.current.store) {
+        let old = seen.current.incarnation.store;
+        if old != current.incarnation.store && !seen.is_retired(old) {
             if seen.retired.len() >= RETIRED_MAX {
                 seen.retired.remove(0);
             }
-            seen.retired.push(seen.current.store);
+            seen.retired.push(old);
         }
-        Self { current, ..seen }
+        let is_older = seen.current.incarnation == current.incarnation && seen.current.commit > current.commit;
+        Self { current: if is_older { seen.current } else { current }, ..seen }
     }
 }
 
 impl Sessions {
     pub(super) fn recover(reader: &impl Reader) -> Result<Self, StorageError> {
         let seen = meta::read_all(reader, meta::PEER, |id| NodeId(u64::from_be_bytes(id)))?;
-        Ok(Self { seen, open: BTreeMap::new() })
+        Ok(Self { seen, changed: BTreeSet::new(), open: BTreeMap::new(), shows: 0 })
     }
 
     /// A session begins in which a peer shows its store. One whose store was replaced by another one is not used: the
     /// handshake refuses such a store, and should it get here, it gets no further.
-    pub(super) fn opened(&mut self, kernel: &mut Kernel, node: NodeId, incarnation: Incarnation) {
+    pub(super) fn opened(&mut self, kernel: &mut Kernel, node: NodeId, shown: Point) {
         self.closed(kernel, node);
+        let incarnation = shown.incarnation;
         let before = self.seen.get(&node).cloned();
-        if before.as_ref().is_some_and(|before| before.is_retired(incarnation.store)) {
+        // So is one of an earlier boot: two processes may have greeted at the same time with copies of one store.
+        let is_older = |before: &Seen| is_rolled_back(incarnation, before.current.incarnation);
+        if before.as_ref().is_some_and(|before| before.is_retired(incarnation.store) || is_older(before)) {
             return;
         }
-        if before.as_ref().is_some_and(|before| before.current.store != incarnation.store) {
+        if before.as_ref().is_some_and(|before| before.current.incarnation.store != incarnation.store) {
             kernel.event(Event::PeerStoreReplaced { node });
         }
-        let seen = Seen::after(before.clone(), incarnation);
-        let durable = if before.as_ref() == Some(&seen) {
+        let seen = Seen::after(before.clone(), shown);
+        // How far the run has come may be durable later.
+        let is_known = before.as_ref().is_some_and(|before| before.current.incarnation == incarnation);
+        let durable = if is_known {
+            if before.as_ref() != Some(&seen) {
+                self.changed.insert(node);
+            }
             kernel.durable()
         } else {
+            self.changed.remove(&node);
             kernel.persist_meta(meta::peer(node), meta::encode(&seen))
         };
         self.seen.insert(node, seen);
+        kernel.arm(kernel.now.mono.plus(SHOW_EVERY), HubTimer::Show);
         self.open.insert(node, Session { incarnation, is_up: false });
         kernel.after(durable, HubDurable::PeerUp { node, incarnation });
     }
@@ -109,6 +138,45 @@ impl Sessions {
         kernel.say((To::All, Tell::PeerUp { node, incarnation }));
     }
 
+    /// A peer has shown how far its store is.
+    pub(super) fn shown(&mut self, node: NodeId, shown: Point) {
+        if let Some(seen) = self.seen.get_mut(&node)
+            && seen.current.incarnation == shown.incarnation
+            && seen.current.commit < shown.commit
+        {
+            seen.current = shown;
+            self.changed.insert(node);
+        }
+    }
+
+    /// How far this node's own store is.
+    pub(super) fn shows(&mut self, commit: u64) {
+        self.shows = commit;
+    }
+
+    /// Every now and then: tells peers how far this node's store is and what its clocks show, and makes durable what they have said.
+    pub(super) fn show(&mut self, kernel: &mut Kernel, clocks: &Clocks) {
+        if kernel.rules.keep(Rule::ShowCommits) {
+            for peer in self.up() {
+                self.show_to(kernel, clocks, peer);
+            }
+        }
+        let changed = std::mem::take(&mut self.changed);
+        if kernel.rules.keep(Rule::RememberShown) {
+            for (node, seen) in changed.iter().filter_map(|node| Some((*node, self.seen.get(node)?))) {
+                kernel.persist_meta(meta::peer(node), meta::encode(seen));
+            }
+        }
+        if !self.open.is_empty() {
+            kernel.arm(kernel.now.mono.plus(SHOW_EVERY), HubTimer::Show);
+        }
+    }
+
+    /// Tells a peer how far this node's store is and what its clocks show.
+    pub(super) fn show_to(&self, kernel: &mut Kernel, clocks: &Clocks, peer: NodeId) {
+        kernel.send(peer, Message::Shown { commit: self.shows, clock: clocks.reading(kernel.now, peer) });
+    }
+
     /// The session has ended.
     pub(super) fn closed(&mut self, kernel: &mut Kernel, node: NodeId) {
         if self.open.remove(&node).is_some_and(|session| session.is_up) {
@@ -121,18 +189,23 @@ impl Sessions {
         self.open.contains_key(&node)
     }
 
+    /// Whether a peer's session is in use.
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        self.open.get(&node).is_some_and(|session| session.is_up)
+    }
+
     /// The peers whose sessions are in use.
     pub(super) fn up(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.open.iter().filter(|(_, session)| session.is_up).map(|(&node, _)| node)
     }
 
-    /// The highest incarnation seen of a peer.
-    pub(super) fn seen(&self, node: NodeId) -> Option<Incarnation> {
+    /// The newest that was seen of a peer's store.
+    pub(super) fn seen(&self, node: NodeId) -> Option<Point> {
         self.seen.get(&node).map(|seen| seen.current)
     }
 
     /// The same, once the peer has shown its store: a store that another one has replaced counts as rolled back.
-    pub(super) fn seen_against(&self, node: NodeId, store: StoreId) -> Option<Incarnation> {
+    pub(super) fn seen_against(&self, node: NodeId, store: StoreId) -> Option<Point> {
         self.seen.get(&node).map(|seen| seen.against(store))
     }
 }

@@ -13,12 +13,13 @@ mod silence;
 mod slots;
 mod timers;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cell::Unsettled;
 use crate::config::NodeConfig;
 use crate::error::StorageError;
 use crate::event::Event;
@@ -28,7 +29,7 @@ use crate::rule::Rules;
 use crate::shell::{Effect, Effects, ReadId};
 use crate::storage::{HotStats, HotTier, SliceRequest, StorageKey, Stored};
 use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, WallTime};
-use crate::version::{Clock, Hlc};
+use crate::version::Clock;
 
 use durability::Durability;
 pub(crate) use peers::Peers;
@@ -91,6 +92,8 @@ pub(crate) struct Kernel<W: Wiring> {
     pub(crate) now: Now,
     /// Timestamps of writes.
     pub(crate) clock: Clock,
+    /// Retired requests that were forgotten because a record had no room for them (rule A7).
+    pub(crate) retired_forgotten: u64,
     timers: Timers<W::Timer>,
     pub(crate) peers: Peers<W::Waiter>,
     durability: Durability<W>,
@@ -102,8 +105,12 @@ pub(crate) struct Kernel<W: Wiring> {
     reads: Map<ReadId, W::ReadFor>,
     /// When the first of what was written of each partition expires, since that was taken last.
     expiries: BTreeMap<PartitionId, WallTime>,
-    /// When the oldest tombstone was written that was stored or found in each partition, since that was taken last.
-    tombstones: BTreeMap<PartitionId, Hlc>,
+    /// What waits for the watermark of each partition and was stored or found since that was taken last.
+    unsettled: BTreeMap<PartitionId, Unsettled>,
+    /// Partitions in which this node alone has written something, so that their owners are to be compared.
+    uneven: BTreeSet<PartitionId>,
+    /// Instances of actors that were drawn (rule A1).
+    actors_drawn: u64,
     queue: VecDeque<Queued<W>>,
     /// The key whose task was given out last.
     running: Option<StorageKey>,
@@ -131,6 +138,7 @@ impl<W: Wiring> Kernel<W> {
             rules: Rules::default(),
             now: Now::default(),
             clock: Clock::default(),
+            retired_forgotten: 0,
             timers: Timers::default(),
             peers: Peers::default(),
             durability: Durability::new(held, hints),
@@ -139,7 +147,9 @@ impl<W: Wiring> Kernel<W> {
             hot: HotTier::new(config.hot_bytes_max, seed),
             reads: map(seed),
             expiries: BTreeMap::new(),
-            tombstones: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            uneven: BTreeSet::new(),
+            actors_drawn: 0,
             queue: VecDeque::new(),
             running: None,
             effects: Effects::new(),
@@ -256,9 +266,10 @@ impl<W: Wiring> Kernel<W> {
         self.place.call(self.nonce, self.calls_made)
     }
 
-    /// A number made of one that this loop counts, such that no other loop of the node makes the same.
-    pub(crate) fn unlike_other_loops(&self, counted: u64) -> u64 {
-        counted * u64::from(self.place.of.max(1)) + u64::from(self.place.index)
+    /// A number that nobody draws twice in this run of the node.
+    pub(crate) fn next_instance(&mut self) -> u64 {
+        self.actors_drawn += 1;
+        self.actors_drawn * u64::from(self.place.of.max(1)) + u64::from(self.place.index)
     }
 
     /// Reads a slice beside the loop.
@@ -289,15 +300,26 @@ impl<W: Wiring> Kernel<W> {
         std::mem::take(&mut self.expiries)
     }
 
-    /// A tombstone was stored, or found, in a partition that may be owned.
-    pub(crate) fn note_tombstone(&mut self, partition: PartitionId, written: Hlc) {
-        let oldest = self.tombstones.entry(partition).or_insert(written);
-        *oldest = written.min(*oldest);
+    /// This was stored, or found, in a partition that may be owned.
+    pub(crate) fn note_unsettled(&mut self, partition: PartitionId, unsettled: Unsettled) {
+        if !unsettled.is_none() {
+            self.unsettled.entry(partition).or_default().add(unsettled);
+        }
     }
 
-    /// When the oldest tombstone was written that was stored or found in each partition, since this was asked last.
-    pub(crate) fn take_tombstones(&mut self) -> BTreeMap<PartitionId, Hlc> {
-        std::mem::take(&mut self.tombstones)
+    /// What waits for the watermark of each partition and was stored or found since this was asked last.
+    pub(crate) fn take_unsettled(&mut self) -> BTreeMap<PartitionId, Unsettled> {
+        std::mem::take(&mut self.unsettled)
+    }
+
+    /// This node alone has written something in a partition.
+    pub(crate) fn note_uneven(&mut self, partition: PartitionId) {
+        self.uneven.insert(partition);
+    }
+
+    /// The next partition whose owners are to be compared.
+    pub(crate) fn take_uneven(&mut self) -> Option<PartitionId> {
+        self.uneven.pop_first()
     }
 
     /// A record of this node's own cannot be read. `reason`: what an operator is told, unless that was said before.

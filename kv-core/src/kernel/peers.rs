@@ -12,6 +12,9 @@ use crate::types::{Epoch, Incarnation, NodeId};
 pub(super) struct Peer<P> {
     /// Whether there is a session.
     up: bool,
+    /// Whether there is no session, since one of both takes the other's store for an older copy, but both can be asked for what
+    /// they hold (rule D2).
+    doubted: bool,
     /// Sessions with it so far.
     sessions: u64,
     /// What it has sent in a session that may not be used yet, since its incarnation is not durably known (rule D2). `None`:
@@ -33,6 +36,7 @@ impl<P> Default for Peer<P> {
     fn default() -> Self {
         Self {
             up: false,
+            doubted: false,
             sessions: 0,
             early: None,
             silence: Silence::default(),
@@ -136,6 +140,21 @@ impl<P: Copy + Eq> Peers<P> {
         self.get(node).is_some_and(|peer| peer.up)
     }
 
+    /// Whether `node` can be asked for what it holds of a partition that is refilled.
+    pub(crate) fn can_be_pulled(&self, node: NodeId) -> bool {
+        self.get(node).is_some_and(|peer| peer.up || peer.doubted)
+    }
+
+    /// Whether nothing else may be asked of `node`, nor by it.
+    pub(crate) fn is_doubted(&self, node: NodeId) -> bool {
+        self.get(node).is_some_and(|peer| peer.doubted)
+    }
+
+    /// There is no session with `node`, but a stream on which it can be asked for what it holds.
+    pub(crate) fn open_doubted(&mut self, node: NodeId) {
+        self.peer(node).doubted = true;
+    }
+
     /// The session with `node` that is in use, by number.
     pub(crate) fn session(&self, node: NodeId) -> Option<u64> {
         self.get(node).filter(|peer| peer.up).map(|peer| peer.sessions)
@@ -194,6 +213,7 @@ impl<P: Copy + Eq> Peers<P> {
     pub(crate) fn end_session(&mut self, node: NodeId) -> Option<(bool, Vec<(CallId, P)>)> {
         let peer = self.get_mut(node)?;
         peer.early = None;
+        peer.doubted = false;
         let was_up = std::mem::take(&mut peer.up);
         peer.silence = Silence::default();
         Some((was_up, peer.calls.take_all()))

@@ -169,7 +169,7 @@ impl<W: Wiring> Kernel<W> {
             let earliest = self.expiries.entry(key.partition()).or_insert(expires);
             *earliest = expires.min(*earliest);
         }
-        let tombstone = stored.as_ref().filter(|_| is_owned).and_then(|stored| stored.cell.tombstone());
+        let unsettled = stored.as_ref().filter(|_| is_owned).map(|stored| stored.cell.unsettled());
         slot.state = State::Ready(stored.map(Arc::new));
         slot.seq = seq;
         let writes = &mut self.durability.batch.writes;
@@ -187,9 +187,7 @@ impl<W: Wiring> Kernel<W> {
                 writes.push(Write::Record { key: key.clone(), value, before, after, damaged });
             }
         }
-        if let Some(written) = tombstone {
-            self.note_tombstone(key.partition(), written);
-        }
+        self.note_unsettled(key.partition(), unsettled.unwrap_or_default());
         self.recount(key, before, after);
         self.durability.held_changed |= !is_owned;
         self.settle_after(seq, key.clone());

@@ -53,3 +53,33 @@ impl fmt::Display for Hindrance {
         }
     }
 }
+
+/// What holds up the watermark of a partition at a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HinderedBy {
+    /// The member is down.
+    Down,
+    /// Its disk is slow: what it is asked for is not durable yet.
+    Disk,
+    /// It does not answer.
+    Silence,
+    /// It does not take a step.
+    Refusal(Hindrance),
+    /// Its copy cannot be compared.
+    Comparison {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl fmt::Display for HinderedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down => f.write_str("is down"),
+            Self::Disk => f.write_str("waits for its disk"),
+            Self::Silence => f.write_str("has not answered in time"),
+            Self::Refusal(hindrance) => hindrance.fmt(f),
+            Self::Comparison { why } => write!(f, "cannot be compared: {why}"),
+        }
+    }
+}

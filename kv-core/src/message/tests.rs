@@ -6,8 +6,8 @@ use super::*;
 use crate::error::Kind;
 use crate::ring::Owner;
 use crate::storage::{LEAVES, Leaf, Tally};
-use crate::types::StoreId;
-use crate::version::{Actor, Conflict, Context, Record, Write};
+use crate::types::{Monotonic, StoreId};
+use crate::version::{Actor, Conflict, ContextToken, Record, Replaces, Write};
 
 fn actor(instance: u64) -> Actor {
     Actor { store: StoreId(0x0123_4567_89ab_cdef), boot: 3, nonce: 0xdead_beef, instance }
@@ -16,12 +16,12 @@ fn actor(instance: u64) -> Actor {
 fn record_of(values: &[usize]) -> Record {
     let mut record = Record::default();
     for (instance, &length) in (1..).zip(values) {
-        let request = RequestId { client: 0x0123_4567_89ab_cdef, sequence: instance };
+        let request = RequestId { client: 0x0123_4567_89ab_cdef, stamp: Hlc(instance) };
         let value = Some(Bytes::from(vec![b'v'; length]));
         let written = Hlc::at(WallTime(1_790_000_000_000_000));
         record.write(
             actor(instance),
-            &Context::new(),
+            Replaces::Shown(&ContextToken::default()),
             Conflict::Siblings,
             Write { written, request, expires: None, value },
         );
@@ -47,6 +47,7 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
         any_entry().prop_map(|newer| Refusal::Stale { newer }),
         any::<u64>().prop_map(|epoch| Refusal::Behind { epoch: Epoch(epoch) }),
         Just(Refusal::NotSynced),
+        Just(Refusal::ClockOff),
         Just(Refusal::Late),
         Just(Refusal::NotOwner),
         Just(Refusal::Busy(RequestError::exhausted("full"))),
@@ -60,7 +61,9 @@ fn any_request() -> impl Strategy<Value = Request> {
         Just(Operation::Get),
         (any::<u64>(), prop::option::of(any_bytes()), prop::option::of(any_bytes()), prop::option::of(any::<u64>()))
             .prop_map(|(sequence, value, context, ttl)| Operation::Write {
-                request: RequestId { client: 1, sequence },
+                request: (sequence > 0).then_some(RequestId { client: 1, stamp: Hlc(sequence) }),
+                attempt: [Attempt::Plain, Attempt::First, Attempt::Repeated, Attempt::Hedge]
+                    [usize::from(sequence.to_le_bytes()[0]) % 4],
                 value,
                 context,
                 ttl: ttl.map(Duration::from_micros),
@@ -91,9 +94,16 @@ fn any_response() -> impl Strategy<Value = Response> {
     let view = prop_oneof![prop::option::of(any_cell()).prop_map(Ok), Just(Err(RequestError::unavailable("down"))),]
         .prop_map(|cell| ReplicaView { node: NodeId(4), owner: true, cell });
     prop_oneof![
-        (prop::collection::vec(value(), 0..3), any_bytes())
-            .prop_map(|(values, context)| Response::Got { values, context }),
-        (any_bytes(), 1usize..9).prop_map(|(context, siblings)| Response::Written { context, siblings }),
+        (prop::collection::vec(value(), 0..3), any_bytes()).prop_map(|(values, context)| Response::Got {
+            values,
+            context,
+            newest: Hlc(77)
+        }),
+        (any_bytes(), 1usize..9).prop_map(|(context, siblings)| Response::Written {
+            context,
+            siblings,
+            newest: Hlc(78)
+        }),
         (prop::collection::vec(entry, 0..3), prop::option::of(any_bytes()))
             .prop_map(|(entries, next)| Response::Page { entries, next }),
         prop::collection::vec(view, 0..3).prop_map(|replicas| Response::Inspected { replicas }),
@@ -102,6 +112,16 @@ fn any_response() -> impl Strategy<Value = Response> {
 
 fn result_of<T: std::fmt::Debug>(done: impl Strategy<Value = T>) -> impl Strategy<Value = Result<T, Refusal>> {
     prop_oneof![2 => done.prop_map(Ok), 1 => any_refusal().prop_map(Err)]
+}
+
+fn any_reading() -> impl Strategy<Value = Reading> {
+    let echo = (any::<u64>(), any::<u32>())
+        .prop_map(|(mono, held)| Echo { mono: Monotonic(mono), held: Duration::from_micros(held.into()) });
+    (any::<u64>(), any::<u64>(), proptest::option::of(echo)).prop_map(|(wall, mono, echo)| Reading {
+        wall: WallTime(wall),
+        mono: Monotonic(mono),
+        echo,
+    })
 }
 
 fn any_position() -> impl Strategy<Value = Position> {
@@ -201,7 +221,12 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u64>(), role(), any_bytes(), any_cell()).prop_map(|(call, epoch, role, key, cell)| {
             Message::Replicate { call, epoch: Epoch(epoch), role, keyspace: KeyspaceId(0), key, cell }
         }),
-        (call(), result_of(Just(()))).prop_map(|(call, result)| Message::Replicated { call, result }),
+        (call(), result_of(Just(())), any::<u64>()).prop_map(|(call, result, commit)| Message::Replicated {
+            call,
+            result,
+            commit
+        }),
+        (any::<u64>(), any_reading()).prop_map(|(commit, clock)| Message::Shown { commit, clock }),
         (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
             Message::Read { call, epoch: Epoch(8), role, keyspace: KeyspaceId(1), key, digest }
         }),
@@ -212,7 +237,11 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), any::<u16>(), purpose, any_question()).prop_map(|(call, partition, purpose, question)| {
             Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), purpose, question }
         }),
-        (call(), result_of(any_answer())).prop_map(|(call, result)| Message::ExchangeResult { call, result }),
+        (call(), result_of(any_answer()), any::<u64>()).prop_map(|(call, result, commit)| Message::ExchangeResult {
+            call,
+            result,
+            commit
+        }),
         (call(), step(), any::<u64>(), prop::collection::vec((any::<u16>(), any::<u64>()), 0..4)).prop_map(
             |(round, step, until, partitions)| Message::Settle {
                 round,
@@ -314,9 +343,10 @@ fn malformed_contents_are_refused() {
     refused(Message::ExchangeResult {
         call,
         result: Ok(Answer::Records { records: records.clone(), next: None, settled: Hlc(0) }),
+        commit: 0,
     });
     let tree = Tree { leaves: vec![Leaf::default(); LEAVES - 1], root: 0, tally: Tally::default(), settled: Hlc(0) };
-    refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)) });
+    refused(Message::ExchangeResult { call, result: Ok(Answer::Leaves(tree)), commit: 0 });
     let (partition, purpose) = (PartitionId(1), Purpose::HandOver);
     refused(Message::Exchange { call, partition, epoch, purpose, question: Question::Offer { records } });
     let replicas = vec![ReplicaView { node: NodeId(1), owner: true, cell: Ok(Some(cell)) }];
@@ -327,11 +357,11 @@ fn malformed_contents_are_refused() {
         [vec![], vec![owner(1, 1), owner(1, 1)], vec![owner(1, 9)], (0..256).map(|node| owner(node, 1)).collect()]
     {
         let refusal = || Refusal::Stale { newer: Entry::settled(Epoch(5), owners.clone()) };
-        refused(Message::Replicated { call, result: Err(refusal()) });
+        refused(Message::Replicated { call, result: Err(refusal()), commit: 0 });
         refused(Message::ReadResult { call, result: Err(refusal()) });
         refused(Message::SliceResult { call, result: Err(refusal()) });
         refused(Message::Forwarded { call, outcome: Err(refusal()) });
-        refused(Message::ExchangeResult { call, result: Err(refusal()) });
+        refused(Message::ExchangeResult { call, result: Err(refusal()), commit: 0 });
     }
 }
 

@@ -6,6 +6,7 @@
 //! committing thread.
 
 mod route;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +22,11 @@ use crate::parts::{HubInput, LoopInput};
 use crate::ring::Layout;
 use crate::storage::{HotStats, Reader, Stats};
 use crate::topology::{Receipt, Residue, Transfer};
-use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Seq, StoreId};
+use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Point, Seq, StoreId};
+use shown::Shown;
 
 pub use crate::purge::left_of_dropped;
-pub use crate::shell::{Effect, Effects, Input, ReadId, RepairStats, SettleStatus, Status, Tag};
+pub use crate::shell::{ClockState, Effect, Effects, Input, ReadId, RepairStats, SettleStatus, Status, Tag};
 
 /// The most loops of a node: the number of a read has room for so many.
 pub const LOOPS_MAX: u16 = 255;
@@ -47,6 +49,7 @@ pub struct Node {
     /// What the shell was told last of that.
     announced: Option<Monotonic>,
     batches: Batches,
+    shown: Shown,
 }
 
 /// What is for one part.
@@ -110,13 +113,23 @@ impl Node {
             wakes: vec![Some(Monotonic(0)); parts],
             announced: None,
             batches: Batches::default(),
-            hub: Hub::recover(config.clone(), incarnation, reader)?,
+            shown: Shown::default(),
+            hub: Hub::recover(config.clone(), &cluster, incarnation, reader)?,
             config,
         })
     }
 
     /// Takes one input and adds what the shell must do to `effects`.
     pub fn step(&mut self, now: Now, input: Input, effects: &mut Effects) {
+        if self.wakes.first().copied().flatten().is_some_and(|at| at <= now.mono) {
+            let (peers, shows) = (self.shown.take(), self.shown.own());
+            self.tell_hub(HubInput::Shown { peers, shows });
+        }
+        if self.hub.clock_was_set(now) {
+            // Before anything is judged by it.
+            self.tell_hub(HubInput::Wake);
+            self.run(now, effects);
+        }
         self.route(now, input);
         self.wake(now);
         self.run(now, effects);
@@ -197,7 +210,11 @@ impl Node {
                 Effect::Read { read, .. } | Effect::Slice { read, .. } | Effect::Leaves { read, .. } => {
                     *read = ReadId((read.0 << 8) | part as u64);
                 }
-                Effect::Persist { seq, .. } => *seq = self.batches.issue(part, *seq),
+                Effect::Persist { seq, batch } => {
+                    *seq = self.batches.issue(part, *seq);
+                    self.shown.issued(*seq, batch);
+                }
+                Effect::Send { message, .. } => message.show(self.shown.own()),
                 Effect::WakeAt(at) => wake = Some(*at),
                 _ => {}
             }
@@ -217,7 +234,8 @@ impl Node {
     /// What the node is busy with.
     #[must_use]
     pub fn status(&self) -> Status {
-        let mut all = Status { reclaiming: self.hub.is_reclaiming(), ..Status::default() };
+        let (clock, clocks) = self.hub.clock();
+        let mut all = Status { reclaiming: self.hub.is_reclaiming(), clock, clocks, ..Status::default() };
         all.unsynced_batches = self.hub.unsynced_batches();
         for (index, status) in self.loops.iter().map(EventLoop::status).enumerate() {
             all.epoch = if index == 0 { status.epoch } else { all.epoch.min(status.epoch) };
@@ -226,16 +244,22 @@ impl Node {
         all
     }
 
-    /// The highest incarnation seen of `peer`, for the handshake.
+    /// The newest that was seen of the store of `peer`, for the handshake.
     #[must_use]
-    pub fn seen(&self, peer: NodeId) -> Option<Incarnation> {
-        self.hub.seen(peer)
+    pub fn seen(&self, peer: NodeId) -> Option<Point> {
+        self.shown.newest(peer, self.hub.seen(peer))
+    }
+
+    /// The last batch of this boot that is durable, as peers are told: how far the store is.
+    #[must_use]
+    pub fn commit(&self) -> u64 {
+        self.shown.own()
     }
 
     /// The same, once the peer has shown its store: a store that another one has replaced counts as rolled back.
     #[must_use]
-    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Incarnation> {
-        self.hub.seen_against(peer, store)
+    pub fn seen_against(&self, peer: NodeId, store: StoreId) -> Option<Point> {
+        self.shown.newest(peer, self.hub.seen_against(peer, store))
     }
 
     /// How well the hot tier serves.
@@ -254,6 +278,13 @@ impl Node {
     #[must_use]
     pub fn hedged(&self) -> u64 {
         self.loops.iter().map(EventLoop::hedged).sum()
+    }
+
+    /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the node began. A late
+    /// repetition of one may bring its value back beside what replaced it.
+    #[must_use]
+    pub fn retired_forgotten(&self) -> u64 {
+        self.loops.iter().map(EventLoop::retired_forgotten).sum()
     }
 
     /// The layout on which the node acts: the oldest on which any of its loops does.

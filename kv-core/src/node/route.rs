@@ -9,7 +9,7 @@ use super::{Input, Node, ReadId};
 use crate::kernel::Place;
 use crate::message::{Message, Request};
 use crate::parts::{HubInput, LoopInput};
-use crate::types::{Epoch, NodeId, Now, PartitionId};
+use crate::types::{Epoch, NodeId, Now, PartitionId, Point};
 
 impl Node {
     pub(super) fn route(&mut self, now: Now, input: Input) {
@@ -29,12 +29,16 @@ impl Node {
                 self.tell_loop(index, LoopInput::Request { tag, request, deadline });
             }
             Input::Message { from, message } => self.route_message(from, message),
-            Input::PeerUp { node, incarnation } => {
+            Input::PeerUp { node, incarnation, commit } => {
+                self.tell_shown(node);
+                self.shown.opened(node, incarnation, commit);
                 // Loops first, so that they keep what comes in the session until the hub says that it may be used.
                 self.tell_loops(|| LoopInput::PeerOpened { node, incarnation });
-                self.tell_hub(HubInput::PeerOpened { node, incarnation });
+                self.tell_hub(HubInput::PeerOpened { node, shown: Point { incarnation, commit } });
             }
+            Input::PeerDoubted { node } => self.tell_loops(|| LoopInput::PeerDoubted { node }),
             Input::PeerDown { node } => {
+                self.tell_shown(node);
                 self.tell_loops(|| LoopInput::PeerDown { node });
                 self.tell_hub(HubInput::PeerDown { node });
             }
@@ -53,6 +57,7 @@ impl Node {
                 self.tell_loop(index, LoopInput::LeavesDone { read, result });
             }
             Input::Persisted { seq } => {
+                self.shown.durable(seq);
                 for (part, seq) in self.batches.durable(seq) {
                     match u16::try_from(part).ok().and_then(|part| part.checked_sub(1)) {
                         Some(index) => self.tell_loop(index, LoopInput::Persisted { seq }),
@@ -95,7 +100,19 @@ impl Node {
         }
     }
 
+    /// What a peer has shown in a session that is over.
+    fn tell_shown(&mut self, node: NodeId) {
+        if let Some(shown) = self.shown.closed(node) {
+            let shows = self.shown.own();
+            self.tell_hub(HubInput::Shown { peers: vec![shown], shows });
+        }
+    }
+
     fn route_message(&mut self, from: NodeId, message: Message) {
+        if let Some(commit) = message.shown() {
+            // Before whoever waits for it counts what it acknowledges.
+            self.shown.note(from, commit);
+        }
         let index = match &message {
             Message::Forward { request: Request::Key(key), .. } => self.loop_of_key(&key.key),
             // Others than keys are not coordinated for peers, which any loop says.
@@ -135,7 +152,7 @@ impl Node {
                 return;
             }
             Message::Settled { round, .. } => Place::of_call(*round, self.loop_count()),
-            Message::Ping => {
+            Message::Ping | Message::Shown { .. } => {
                 self.tell_loops(|| LoopInput::Heard { from });
                 return self.tell_hub(HubInput::Message { from, message });
             }

@@ -302,7 +302,7 @@ impl Replications {
                 }
                 return;
             }
-            Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::Failed(_)) => {
+            Err(Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::ClockOff | Refusal::Failed(_)) => {
                 target.state = Delivery::GivenUp;
                 return self.refused(ctx, id, from);
             }

@@ -1,16 +1,19 @@
 //! Requests for partitions that this node cannot coordinate go, whole, to an owner.
 
-use super::{Op, OpState, Origin, Requests};
+use super::{Op, OpState, Origin, Requests, once};
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
-use crate::message::{KeyRequest, Message, Operation, Outcome, Refusal, Request, Role, weight};
+use crate::message::{Attempt, KeyRequest, Message, Operation, Outcome, Refusal, Request, Response, Role, weight};
 use crate::rule::Rule;
-use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::types::{Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::quorum;
 use crate::wiring::{Ctx, OpId, Timer, Waiter};
 
 /// Forwards for which one hedge of a peer that is slow, but answers, is allowed.
 const FORWARDS_PER_HEDGE: u32 = 10;
+
+/// How often a write that came without a request id gets another stamp, each time because a later value stood there.
+const STAMPS_MAX: u32 = 8;
 
 /// Hedges of slow peers that may come at once after a quiet time.
 const HEDGES_AT_ONCE: u32 = 32;
@@ -59,12 +62,14 @@ pub(super) struct ForwardOp {
     /// Why owners refused, without doing anything.
     refusals: Vec<String>,
     pub(super) hedge: Option<TimerKey>,
+    /// How often its stamp was drawn anew, if this node has drawn it.
+    stamps: u32,
 }
 
 impl ForwardOp {
     fn new(request: KeyRequest) -> Self {
         let (tried, waiting, lost, refusals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { request, tried, waiting, lost, refusals, hedge: None }
+        Self { request, tried, waiting, lost, refusals, hedge: None, stamps: 0 }
     }
 
     pub(super) fn keyspace(&self) -> KeyspaceId {
@@ -116,7 +121,7 @@ impl Requests {
             return;
         }
         request.epoch = entry.changed;
-        if ctx.view.owns(partition) && ctx.view.is_synced(partition) {
+        if ctx.view.owns(partition) && ctx.view.is_synced(partition) && !once::needs_right_clock(ctx, &request) {
             self.coordinate(ctx, origin, request, Role::Owner, deadline);
             return;
         }
@@ -149,7 +154,7 @@ impl Requests {
         let waits = !forward.waiting.is_empty();
         if next.is_none() && !waits && !forward.may_take_effect() {
             let mut untried = ctx.coordinators_up(partition);
-            untried.retain(|node| !forward.tried.contains(node));
+            untried.retain(|node| *node != ctx.me() && !forward.tried.contains(node));
             if !untried.is_empty() {
                 let error = ctx.peers_full(untried.into_iter());
                 self.finish(ctx, op, Err(error));
@@ -158,6 +163,15 @@ impl Requests {
         }
         let mut request = forward.request.clone();
         request.epoch = ctx.view.entry(partition).map_or(request.epoch, |entry| entry.changed);
+        // Whoever has it may have carried it out, or may yet (rule A7).
+        if let Operation::Write { attempt, .. } = &mut request.operation
+            && forward.may_take_effect()
+        {
+            *attempt = match *attempt {
+                Attempt::First | Attempt::Hedge => Attempt::Hedge,
+                Attempt::Plain | Attempt::Repeated => Attempt::Repeated,
+            };
+        }
         let Some(node) = next else {
             if !waits {
                 self.coordinate_as_fallback(ctx, op, request);
@@ -187,7 +201,10 @@ impl Requests {
         let bytes = weight::of_key_request(&forward.request);
         let may = |&node: &NodeId| {
             let has_room = bytes == 0 || ctx.kernel.peer_has_room(node, bytes);
-            !forward.tried.contains(&node) && has_room && (forward.waiting.is_empty() || !ctx.is_stalled(node))
+            node != ctx.me()
+                && !forward.tried.contains(&node)
+                && has_room
+                && (forward.waiting.is_empty() || !ctx.is_stalled(node))
         };
         ctx.coordinators_up(partition).into_iter().find(may)
     }
@@ -241,6 +258,16 @@ impl Requests {
             self.answer(ctx, origin, Err(RequestError::new(Kind::Unknown, message)));
             return;
         }
+        if once::needs_right_clock(ctx, &request) {
+            let others = if forward.refusals.is_empty() {
+                "no other owner can be reached".to_owned()
+            } else {
+                forward.refusals.join("; ")
+            };
+            let error = RequestError::unavailable(format!("{}; {partition}: {others}", once::clock_is_off(ctx)));
+            self.answer(ctx, origin, Err(error));
+            return;
+        }
         if !quorum::owners_only(request.consistency) && !ctx.view.owns(partition) && forward.refusals.is_empty() {
             self.coordinate(ctx, origin, request, Role::Fallback, deadline);
             return;
@@ -258,9 +285,19 @@ impl Requests {
         let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return };
         forward.waiting.retain(|waiting| *waiting != node);
         let error = match outcome {
-            Ok(response) => return self.finish(ctx, op, Ok(response)),
+            Ok(response) => {
+                if let Response::Written { newest, .. } | Response::Got { newest, .. } = response {
+                    ctx.newest(newest);
+                }
+                return self.finish(ctx, op, Ok(response));
+            }
             Err(error) => error,
         };
+        let error = match self.stamp_anew(ctx, op, error) {
+            Some(error) => error,
+            None => return,
+        };
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return };
         let is_decided = forward.waiting.is_empty() && !forward.may_take_effect();
         if is_decided || (forward.waiting.is_empty() && !error.is_safe_to_retry()) {
             return self.finish(ctx, op, Err(error));
@@ -277,6 +314,33 @@ impl Requests {
         if !forward.may_take_effect() && self.nobody_answers(ctx, forward) {
             self.finish(ctx, op, Err(error));
         }
+    }
+
+    /// A write that this node has named was refused for its stamp. If nobody else has it, it gets another one and is sent again.
+    /// Otherwise what its client, who knows of no stamp, is told.
+    fn stamp_anew(&mut self, ctx: &mut Ctx<'_>, op: OpId, error: RequestError) -> Option<RequestError> {
+        let Some(Op { state: OpState::Forward(forward), .. }) = self.ops.get_mut(&op) else { return None };
+        let Operation::Write { request: Some(request), attempt, .. } = &mut forward.request.operation else {
+            return Some(error);
+        };
+        if !error.wants_stamp() || !once::is_own(ctx, *request) {
+            return Some(error);
+        }
+        // If this node's stamp was ahead, or it cannot believe how late it is elsewhere, the clocks of the two nodes are too far
+        // apart for any stamp of this one.
+        let can_stamp = error.newest >= request.stamp && ctx.newest(error.newest) >= error.newest;
+        if !can_stamp || !forward.waiting.is_empty() || !forward.lost.is_empty() || forward.stamps > STAMPS_MAX {
+            return Some(RequestError::unavailable(error.message));
+        }
+        *request = once::own(ctx, Hlc::default());
+        forward.stamps += 1;
+        if forward.stamps == STAMPS_MAX {
+            // Whatever stands there when it comes, it is put beside that.
+            *attempt = Attempt::Plain;
+        }
+        forward.tried.clear();
+        self.forward_next(ctx, op);
+        None
     }
 
     /// Sends a request on if nobody who has it answers at present; says whether that was possible.

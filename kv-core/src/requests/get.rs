@@ -343,6 +343,7 @@ impl Requests {
         let response = Response::Got {
             values: record.live(ctx.kernel.now.wall).into_iter().map(|version| value_of(version, false)).collect(),
             context: ContextToken::of(record).encode(key.keyspace(), key.key()),
+            newest: ctx.newest(record.latest()),
         };
         self.finish(ctx, op, Ok(response));
         if let Some(cell) = merged

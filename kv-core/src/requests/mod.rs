@@ -4,6 +4,7 @@ mod forward;
 mod get;
 mod in_flight;
 mod inspect;
+mod once;
 mod scan;
 mod write;
 
@@ -38,8 +39,6 @@ use write::WriteOp;
 pub(crate) struct Requests {
     ops: InFlight,
     hedges: HedgeBudget,
-    /// Actors that this incarnation has drawn.
-    actors_drawn: u64,
     commands: VecDeque<Command>,
 }
 
@@ -210,7 +209,10 @@ impl Requests {
         }
         as_keyspace_says(ctx, &mut request);
         match request {
-            Request::Key(request) => self.route(ctx, Origin::Client(tag), request, deadline),
+            Request::Key(mut request) => {
+                once::identify(ctx, &mut request);
+                self.route(ctx, Origin::Client(tag), request, deadline);
+            }
             Request::Scan(request) => self.start_scan(ctx, Origin::Client(tag), request, deadline),
             Request::Inspect { keyspace, key } => self.start_inspect(ctx, Origin::Client(tag), keyspace, key, deadline),
         }
@@ -256,7 +258,8 @@ impl Requests {
         };
         let origin = Origin::Peer { node, call };
         match (refusal, request) {
-            (None, Request::Key(request)) => {
+            (None, Request::Key(mut request)) => {
+                once::identify(ctx, &mut request);
                 let deadline = ctx.kernel.now.mono.plus(left.min(ctx.view.config.deadline));
                 self.coordinate(ctx, origin, request, Role::Owner, deadline);
             }
@@ -275,7 +278,10 @@ impl Requests {
         if !ctx.view.owns(partition) {
             return Some(Refusal::NotOwner);
         }
-        (!ctx.view.is_synced(partition)).then_some(Refusal::NotSynced)
+        if !ctx.view.is_synced(partition) {
+            return Some(Refusal::NotSynced);
+        }
+        once::needs_right_clock(ctx, request).then_some(Refusal::ClockOff)
     }
 
     /// Checks a request before anything is spent on it.
@@ -530,7 +536,7 @@ impl Op {
 pub(crate) fn refusal_error(refusal: &Refusal) -> RequestError {
     match refusal {
         Refusal::Stale { .. } => RequestError::new(Kind::StaleEpoch, refusal.to_string()),
-        Refusal::Behind { .. } | Refusal::NotSynced | Refusal::NotOwner | Refusal::Late => {
+        Refusal::Behind { .. } | Refusal::NotSynced | Refusal::NotOwner | Refusal::Late | Refusal::ClockOff => {
             RequestError::unavailable(refusal.to_string())
         }
         Refusal::Busy(error) | Refusal::Failed(error) => error.clone(),

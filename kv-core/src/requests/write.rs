@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::once::{self, Asked, Verdict};
 use super::{Command, Op, OpState, Origin, Requests};
 use crate::cell::Cell;
 use crate::config::AvailableKeyspace;
@@ -12,7 +13,7 @@ use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey, Stored};
 use crate::types::{Epoch, Monotonic, NodeId};
-use crate::version::{Actor, Conflict, Context, ContextToken, Dot, Hlc, Record, Write};
+use crate::version::{Context, ContextToken, Dot, Record, Retired, Write};
 use crate::view::quorum::{self, Needs};
 use crate::wiring::{AfterDurable, Ctx, OpId, Task};
 
@@ -146,55 +147,56 @@ impl Requests {
             return self.withdraw_write(ctx, op);
         }
         let request = write.request.clone();
-        let Operation::Write { request: request_id, value, context, ttl } = &request.operation else { return };
+        let Operation::Write { request: Some(id), attempt, value, context, ttl } = &request.operation else { return };
         let Some(keyspace) = ctx.view.available(request.keyspace) else {
             return self.finish(ctx, op, Err(ctx.view.dropped_error(request.keyspace)));
         };
         let conflict = keyspace.settings().conflict;
         let token = match context {
             Some(context) => match ContextToken::decode(context, request.keyspace, &request.key) {
-                Ok(token) => Some(token),
+                Ok(token) => Some(self.trusted(ctx, token)),
                 Err(error) => return self.finish(ctx, op, Err(RequestError::invalid(error.to_string()))),
             },
             None => None,
         };
         let before = stored.map(|Stored { cell: Cell::Available(record), .. }| record);
-        let repeated =
-            before.is_some_and(|record| record.siblings.iter().any(|sibling| sibling.request == *request_id));
-        let (record, dot) = if repeated && ctx.view.keep(Rule::RememberRequests) {
-            // Rule A7: the write is here already. It is confirmed and replicated again without a new dot.
-            (before.cloned().unwrap_or_default(), None)
-        } else {
-            if let Some(token) = &token
-                && conflict == Conflict::Lww
-                && let Err(skew) =
-                    ctx.kernel.clock.observe(ctx.kernel.now.wall, token.latest, ctx.view.cluster.clock_skew_max)
-            {
-                return self.finish(ctx, op, Err(RequestError::unavailable(skew.to_string())));
+        let asked = Asked { request: *id, attempt: *attempt, token: token.as_ref() };
+        let verdict = match once::judge(ctx, asked, conflict, before) {
+            Ok(verdict) => verdict,
+            Err(error) => return self.finish(ctx, op, Err(error)),
+        };
+        let (record, dot, token) = match verdict {
+            // It is confirmed and replicated again without a new dot. What stands there may be later than what its client
+            // knows of, so the client is told of its own write only (rule A7).
+            Verdict::Done => {
+                let token = token.unwrap_or_default().with(*id, id.stamp);
+                (before.cloned().unwrap_or_default(), None, token)
             }
-            let mut record = before.cloned().unwrap_or_default();
-            let seen = token.as_ref().map_or_else(|| record.context.clone(), |token| token.context.clone());
-            let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(record.latest());
-            let actor = self.actor_for(ctx, key, stored);
-            let latest = if ctx.view.keep(Rule::TimestampAboveSeen) { latest } else { Hlc::default() };
-            let written = ctx.kernel.clock.tick(ctx.kernel.now.wall, latest);
-            let expires = ttl.map(|ttl| ctx.kernel.now.wall.plus(ttl));
-            let dot = record.write(
-                actor,
-                &seen,
-                conflict,
-                Write { written, request: *request_id, expires, value: value.clone().map(|value| copy(&value)) },
-            );
-            if let Err(error) = self.check_growth(ctx, &record) {
-                return self.finish(ctx, op, Err(error));
+            Verdict::Write { request: id, written, replaces } => {
+                let mut record = before.cloned().unwrap_or_default();
+                let actor = ctx.actor_for(key, stored);
+                let expires = ttl.map(|ttl| id.stamp.wall().plus(ttl));
+                let value = value.as_ref().map(copy);
+                let new = Write { written, request: id, expires, value };
+                let (dot, forgotten) = record.write(actor, replaces, conflict, new);
+                self.break_rules(ctx, &mut record, before, dot, token.as_ref());
+                if let Err(error) = self.check_growth(ctx, &record) {
+                    return self.finish(ctx, op, Err(error));
+                }
+                ctx.kernel.retired_forgotten += forgotten as u64;
+                let mut cell = Cell::from(record);
+                ctx.age_out(key.partition(), &mut cell);
+                let Cell::Available(record) = &cell;
+                let token = ContextToken::after_write(record, token.unwrap_or_default(), id, written);
+                let record = record.clone();
+                ctx.kernel.put(key, Some(Stored { own: Some(actor), cell }));
+                (record, Some(dot), token)
             }
-            ctx.kernel.put(key, Some(Stored { own: Some(actor), cell: record.clone().into() }));
-            (record, Some(dot))
         };
         let response = Response::Written {
-            context: ContextToken::after_write(&record, &token.unwrap_or_default())
-                .encode(request.keyspace, &request.key),
+            context: token.encode(request.keyspace, &request.key),
             siblings: record.live(ctx.kernel.now.wall).len(),
+            newest: ctx.newest(record.latest()),
         };
         if let Some(Op { state: OpState::Write(write), .. }) = self.ops.get_mut(&op) {
             write.response = Some(response);
@@ -202,6 +204,41 @@ impl Requests {
         let epoch = ctx.view.entry_epoch(key.partition());
         ctx.kernel.after_key(key, AfterDurable::Acked { op, epoch });
         self.replicate_write(ctx, (op, keyspace), key, record, dot, &request);
+    }
+
+    /// What a client passed, without what nobody can have made.
+    #[allow(clippy::unused_self, reason = "it belongs to the steps of a write")]
+    fn trusted(&self, ctx: &Ctx<'_>, mut token: ContextToken) -> ContextToken {
+        token.forget_above(ctx.latest_credible());
+        if !ctx.view.keep(Rule::TokensNameShown) {
+            token.shown.clear();
+        }
+        token
+    }
+
+    /// What a write must not do to a record (rule A7), for the mutation check.
+    #[allow(clippy::unused_self, reason = "it belongs to the steps of a write")]
+    fn break_rules(
+        &self,
+        ctx: &Ctx<'_>,
+        record: &mut Record,
+        before: Option<&Record>,
+        dot: Dot,
+        token: Option<&ContextToken>,
+    ) {
+        if !ctx.view.keep(Rule::RetireReplaced) {
+            record.retired = before.map(|before| before.retired.clone()).unwrap_or_default();
+        }
+        if let (Some(token), Some(before)) = (token, before)
+            && !ctx.view.keep(Rule::ReplaceById)
+        {
+            let mut siblings: Vec<_> =
+                before.siblings.iter().filter(|it| !token.context.covers(it.dot)).cloned().collect();
+            siblings.extend(record.siblings.iter().filter(|it| it.dot == dot).cloned());
+            siblings.sort_by_key(|it| it.dot);
+            record.retired.retain(|id| !siblings.iter().any(|it| it.request == id));
+            record.siblings = siblings;
+        }
     }
 
     /// Sends the record to the other owners, and to a fallback for each owner that is down.
@@ -326,30 +363,6 @@ impl Requests {
         }
     }
 
-    /// The actor of the next dot on this record (rule A1): the one that this incarnation already uses for this record
-    /// instance, or a fresh one.
-    fn actor_for(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>) -> Actor {
-        let own = stored.and_then(|stored| stored.own);
-        if let Some(own) = own
-            && (own.belongs_to(ctx.view.incarnation)
-                || (!ctx.view.keep(Rule::FreshActorAfterBoot) && own.store == ctx.view.incarnation.store))
-        {
-            return own;
-        }
-        let mut actor = Actor {
-            store: ctx.view.incarnation.store,
-            boot: ctx.view.incarnation.boot,
-            nonce: ctx.view.incarnation.nonce,
-            instance: 0,
-        };
-        if key.space() == Space::Hint && !ctx.view.keep(Rule::FreshActorPerHint) {
-            return actor;
-        }
-        self.actors_drawn += 1;
-        actor.instance = ctx.kernel.unlike_other_loops(self.actors_drawn);
-        actor
-    }
-
     fn check_growth(&self, ctx: &Ctx<'_>, record: &Record) -> Result<(), RequestError> {
         // A write that was repeated at another coordinator has two dots and is one value.
         let values = record.operations();
@@ -391,7 +404,7 @@ fn delta(record: &Record, dot: Dot) -> Record {
     let mut context = Context::new();
     context.see(dot);
     let siblings = record.siblings.iter().filter(|sibling| sibling.dot == dot).cloned().collect();
-    Record { context, siblings }
+    Record { context, siblings, retired: Retired::default() }
 }
 
 /// A value of its own: a slice of a request's frame would keep the whole frame in memory.

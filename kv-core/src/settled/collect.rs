@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Settling, is_stable};
+use crate::cell::Unsettled;
 use crate::event::Event;
 use crate::message::CallId;
 use crate::rule::Rule;
@@ -64,8 +65,15 @@ impl Settling {
     /// Looks through a partition of which something has settled that waited for that. Whether there is something.
     pub(super) fn collect_due(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) -> bool {
         let Some(until) = ctx.view.settled_until(partition) else { return false };
-        let waits = self.due.get(&partition).is_some_and(|due| due.oldest <= until);
-        if !waits || !may_collect(ctx, partition) {
+        let Some(due) = self.due.get_mut(&partition) else { return false };
+        due.retired = due.retired.filter(|retired| *retired > until);
+        let Some(tombstone) = due.tombstone else {
+            if due.retired.is_none() {
+                self.due.remove(&partition);
+            }
+            return false;
+        };
+        if tombstone > until || !may_collect(ctx, partition) {
             return false;
         }
         if !self.collecting.has(partition) {
@@ -84,7 +92,12 @@ impl Settling {
             && let Some(partition) = self.collecting.waiting.pop_front()
         {
             // What is written from now on is noted again.
-            self.due.remove(&partition);
+            if let Some(due) = self.due.get_mut(&partition) {
+                due.tombstone = None;
+                if due.retired.is_none() {
+                    self.due.remove(&partition);
+                }
+            }
             let start = StorageKey::keyspace_start(Space::Owned, partition, KeyspaceId(0));
             self.collecting.turn = Some((partition, start, None));
             // What was noted before may be in a batch that a reader does not see yet.
@@ -119,7 +132,7 @@ impl Settling {
         let Some((_, _, mut oldest)) = self.collecting.turn.take() else { return };
         let Some(slice) = slice else {
             // It is looked at again at the next pass.
-            self.want(ctx, partition, Hlc::default());
+            self.look_again(ctx, partition);
             return ctx.kernel.arm(ctx.kernel.now.mono.plus(ctx.view.config.handoff_every), Timer::Collect);
         };
         let until = ctx.view.settled_until(partition).unwrap_or_default();
@@ -147,7 +160,7 @@ impl Settling {
             }
             _ => {
                 if let Some(oldest) = oldest {
-                    self.want(ctx, partition, oldest);
+                    self.want(ctx, partition, Unsettled { tombstone: Some(oldest), retired: None });
                 }
                 ctx.kernel.arm(ctx.kernel.now.mono, Timer::Collect);
             }
@@ -160,7 +173,7 @@ impl Settling {
         let (Some(stored), Some(until)) = (stored, ctx.view.settled_until(partition)) else { return };
         if !may_collect(ctx, partition) {
             // A layout came meanwhile.
-            return self.want(ctx, partition, Hlc::default());
+            return self.look_again(ctx, partition);
         }
         if let Some(rest) = stored.cell.collected(until) {
             self.collecting.records += 1;
@@ -179,7 +192,7 @@ impl Settling {
 
     /// The record could not be had: it is looked for at the next pass.
     pub(crate) fn collect_refused(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey) {
-        self.want(ctx, key.partition(), Hlc::default());
+        self.look_again(ctx, key.partition());
     }
 
     /// A copy from which this one is filled does not hold the record, and has settled up to `settled`: if nothing in the record is

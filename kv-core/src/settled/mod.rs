@@ -32,9 +32,10 @@ mod round;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::cell::Unsettled;
 use crate::error::StorageError;
 use crate::event::Event;
-use crate::message::{CallId, SettleStep};
+use crate::message::{CallId, HinderedBy, SettleStep};
 use crate::ring::Entry;
 use crate::rule::Rule;
 use crate::shell::SettleStatus;
@@ -69,12 +70,21 @@ pub(crate) struct Settling {
 /// What waits for the watermark of a partition.
 #[derive(Clone, Copy, Debug)]
 struct Due {
-    /// When the oldest of it was written.
-    oldest: Hlc,
+    /// When the oldest tombstone was written.
+    tombstone: Option<Hlc>,
+    /// From what watermark on a retired request may be forgotten (rule A7). Its record is not looked for: it forgets when it is written.
+    retired: Option<Hlc>,
     /// Since when it is old enough.
     since: Option<Monotonic>,
     /// When the next round may be tried.
     again: Monotonic,
+}
+
+impl Due {
+    /// The lowest watermark of which there is use.
+    fn lowest(&self) -> Hlc {
+        self.tombstone.into_iter().chain(self.retired).min().unwrap_or_default()
+    }
 }
 
 /// A step that this node itself is asked.
@@ -90,7 +100,7 @@ pub(crate) struct OwnStep {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hindered {
     node: NodeId,
-    why: String,
+    by: HinderedBy,
 }
 
 impl Settling {
@@ -114,23 +124,31 @@ impl Settling {
         }
     }
 
-    /// Something in an owned partition was written then and waits for the watermark to pass it.
-    pub(crate) fn want(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, written: Hlc) {
+    /// Something in an owned partition waits for the watermark.
+    pub(crate) fn want(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, unsettled: Unsettled) {
         let every = ctx.view.config.settle_every;
         if every.is_zero() || !ctx.view.owns(partition) {
             return;
         }
-        let due = self.due.entry(partition).or_insert(Due { oldest: written, since: None, again: Monotonic(0) });
-        due.oldest = due.oldest.min(written);
+        let none = Due { tombstone: None, retired: None, since: None, again: Monotonic(0) };
+        let due = self.due.entry(partition).or_insert(none);
+        let retired = unsettled.retired.map(|stamp| stamp.plus(ctx.view.cluster.requests_kept()));
+        due.tombstone = due.tombstone.into_iter().chain(unsettled.tombstone).min();
+        due.retired = due.retired.into_iter().chain(retired).min();
         if self.round.is_none() {
             ctx.kernel.arm(ctx.kernel.now.mono.plus(every), Timer::Settle);
         }
     }
 
-    /// Takes note of the tombstones that were stored or found.
-    pub(crate) fn note_tombstones(&mut self, ctx: &mut Ctx<'_>) {
-        for (partition, written) in ctx.kernel.take_tombstones() {
-            self.want(ctx, partition, written);
+    /// A partition is to be looked through again.
+    fn look_again(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId) {
+        self.want(ctx, partition, Unsettled { tombstone: Some(Hlc::default()), retired: None });
+    }
+
+    /// Takes note of what was stored or found.
+    pub(crate) fn note_unsettled(&mut self, ctx: &mut Ctx<'_>) {
+        for (partition, unsettled) in ctx.kernel.take_unsettled() {
+            self.want(ctx, partition, unsettled);
         }
     }
 
@@ -153,11 +171,14 @@ impl Settling {
         self.own.pop_front()
     }
 
-    /// Somebody holds up a watermark.
-    fn hinder(&mut self, ctx: &mut Ctx<'_>, node: NodeId, why: String) {
-        let hindered = Hindered { node, why };
+    /// Somebody holds up a watermark. That is told where tombstones wait for it.
+    fn hinder(&mut self, ctx: &mut Ctx<'_>, node: NodeId, by: HinderedBy) {
+        if self.due.values().all(|due| due.tombstone.is_none()) {
+            return;
+        }
+        let hindered = Hindered { node, by };
         if self.hindered.as_ref() != Some(&hindered) {
-            ctx.kernel.event(Event::SettlingHindered { node, why: hindered.why.clone() });
+            ctx.kernel.event(Event::SettlingHindered { node, by: hindered.by.clone() });
             self.hindered = Some(hindered);
         }
     }
@@ -172,16 +193,20 @@ impl Settling {
     /// What waits to settle.
     pub(crate) fn status(&self, view: &View, now: WallTime) -> SettleStatus {
         let limit = limit_at(view, now);
-        let in_round = self.round.as_ref().map_or(0, Round::len);
-        let old: Vec<PartitionId> =
-            self.due.iter().filter(|(_, due)| due.oldest <= limit).map(|(&partition, _)| partition).collect();
-        let oldest = self.due.values().map(|due| due.oldest.wall()).filter(|oldest| oldest.0 > 0).min();
+        let old: Vec<PartitionId> = self
+            .due
+            .iter()
+            .filter(|(_, due)| due.tombstone.is_some_and(|oldest| oldest <= limit))
+            .map(|(&partition, _)| partition)
+            .collect();
+        let oldest =
+            self.due.values().filter_map(|due| due.tombstone).map(Hlc::wall).filter(|oldest| oldest.0 > 0).min();
         let watermark = |&partition: &PartitionId| view.settled_until(partition).unwrap_or_default().wall();
         SettleStatus {
-            due: old.len().max(in_round) + self.collecting.len(),
+            due: old.len() + self.collecting.len(),
             oldest,
             watermark: old.iter().map(watermark).min(),
-            hindered: self.hindered.as_ref().filter(|_| !old.is_empty()).map(|it| (it.node, it.why.clone())),
+            hindered: self.hindered.as_ref().filter(|_| !old.is_empty()).map(|it| (it.node, it.by.clone())),
             collected: self.collecting.collected(),
         }
     }
@@ -189,7 +214,8 @@ impl Settling {
 
 /// The minimum age of what settles.
 fn minimum_age(view: &View) -> Duration {
-    view.config.collect_after + view.cluster.clock_skew_max * 2
+    // As long as a request may be repeated, what it has left must be known.
+    view.config.collect_after.max(view.cluster.repeat_within).saturating_add(view.cluster.clocks_apart_max())
 }
 
 /// What is old enough by a clock: everything at or before this.

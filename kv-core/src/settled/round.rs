@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Due, OwnStep, Settling, earlier, is_stable, limit_at};
 use crate::exchange::{Ended, Exchanges};
-use crate::message::{CallId, Hindrance, Message, Purpose, SettleStep};
+use crate::message::{CallId, HinderedBy, Hindrance, Message, Purpose, SettleStep};
 use crate::ring::Entry;
 use crate::rule::Rule;
 use crate::types::{Epoch, Monotonic, NodeId, PartitionId};
@@ -66,10 +66,6 @@ struct Part {
 }
 
 impl Round {
-    pub(super) fn len(&self) -> usize {
-        self.parts.len()
-    }
-
     /// Who is asked for the present step, and about which partitions.
     fn questions(&self) -> BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> {
         let mut questions: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
@@ -113,7 +109,7 @@ impl Settling {
         let down = members.iter().copied().find(|&node| !ctx.is_up(node));
         let asked: BTreeSet<NodeId> = if ctx.view.keep(Rule::EveryMemberConfirms) {
             if let Some(node) = down {
-                return self.hinder(ctx, node, "is down".to_owned());
+                return self.hinder(ctx, node, HinderedBy::Down);
             }
             members.into_iter().chain([me]).collect()
         } else {
@@ -138,13 +134,13 @@ impl Settling {
     ) -> Option<Part> {
         let due: &mut Due = self.due.get_mut(&partition)?;
         let settles = is_stable(entry) && ctx.view.is_synced(partition);
-        if !settles || due.oldest > mine {
+        if !settles || due.lowest() > mine {
             return None;
         }
         let since = *due.since.get_or_insert(now);
         let place = entry.owners.iter().position(|owner| owner.node == ctx.me())?;
         let patience = ctx.view.config.settle_every * LOOKS_BEFORE_NEXT * u32::try_from(place).unwrap_or(u32::MAX);
-        if now < since.plus(patience) || now < due.again || due.oldest > until {
+        if now < since.plus(patience) || now < due.again || due.lowest() > until {
             return None;
         }
         let owners = entry.owners.iter().map(|owner| owner.node).collect();
@@ -185,8 +181,8 @@ impl Settling {
         }
         let me = ctx.me();
         for (partition, node) in waiting {
-            let why = if node == me { "waits for its disk" } else { "has not answered in time" };
-            self.give_up(ctx, exchanges, partition, Some((node, why.to_owned())));
+            let by = if node == me { HinderedBy::Disk } else { HinderedBy::Silence };
+            self.give_up(ctx, exchanges, partition, Some((node, by)));
         }
         self.go_on(ctx, exchanges);
     }
@@ -215,7 +211,7 @@ impl Settling {
                         let lag = self.lags.entry(from).or_default();
                         *lag += behind;
                     }
-                    self.give_up(ctx, exchanges, partition, Some((from, hindrance.to_string())));
+                    self.give_up(ctx, exchanges, partition, Some((from, HinderedBy::Refusal(hindrance))));
                 }
             }
         }
@@ -293,7 +289,7 @@ impl Settling {
     pub(crate) fn not_compared(&mut self, ctx: &mut Ctx<'_>, exchanges: &mut Exchanges, ended: &Ended, why: String) {
         let part = self.round.as_ref().and_then(|round| round.parts.get(&ended.partition));
         if part.is_some_and(|part| part.comparison == Some(ended.id)) {
-            self.give_up(ctx, exchanges, ended.partition, Some((ended.peer, format!("cannot be compared: {why}"))));
+            self.give_up(ctx, exchanges, ended.partition, Some((ended.peer, HinderedBy::Comparison { why })));
             self.go_on(ctx, exchanges);
         }
     }
@@ -304,7 +300,7 @@ impl Settling {
         ctx: &mut Ctx<'_>,
         exchanges: &mut Exchanges,
         partition: PartitionId,
-        by: Option<(NodeId, String)>,
+        by: Option<(NodeId, HinderedBy)>,
     ) {
         let Some(round) = &mut self.round else { return };
         let Some(part) = round.parts.remove(&partition) else { return };
@@ -325,8 +321,8 @@ impl Settling {
         if let Some(due) = self.due.get_mut(&partition) {
             due.again = ctx.kernel.now.mono.plus(ctx.view.config.settle_every);
         }
-        if let Some((node, why)) = by {
-            self.hinder(ctx, node, why);
+        if let Some((node, by)) = by {
+            self.hinder(ctx, node, by);
         }
     }
 
@@ -364,7 +360,7 @@ impl Settling {
             });
         } else {
             for partition in round.parts.keys().copied().collect::<Vec<_>>() {
-                self.give_up(ctx, exchanges, partition, Some((node, "is down".to_owned())));
+                self.give_up(ctx, exchanges, partition, Some((node, HinderedBy::Down)));
             }
         }
         self.go_on(ctx, exchanges);

@@ -4,8 +4,9 @@
 //! | --- | --- |
 //! | 1 | the kind of the cell and the format of that kind: `FORMAT_AVAILABLE` |
 //! | 4 | the low half of XXH3 (64 bits, seeded with the format) over all bytes behind it, little-endian |
-//! | rest | of an available record: context, own actor, number of siblings, siblings, each in postcard |
+//! | rest | of an available record: context, own actor, retired requests, number of siblings, siblings, each in postcard |
 //!
+//! A version is written at the stamp of its request or soon after it, so what is stored of the timestamp is the difference.
 //! An actor takes up to thirty bytes and stands in the context anyway, so siblings and the own actor name it by its
 //! place there.
 //!
@@ -21,10 +22,10 @@ use super::{Footprint, StorageKey};
 use crate::cell::Cell;
 use crate::error::StorageError;
 use crate::types::{RequestId, WallTime};
-use crate::version::{Actor, Context, Dot, Hlc, Record, Version};
+use crate::version::{Actor, Context, Dot, Hlc, Record, Retired, Version};
 
 /// The format of available records: the one that this build writes, and the only one that it reads.
-pub const FORMAT_AVAILABLE: u8 = 1;
+pub const FORMAT_AVAILABLE: u8 = 2;
 
 /// Format byte and checksum.
 const HEADER: usize = 1 + 4;
@@ -32,6 +33,10 @@ const HEADER: usize = 1 + 4;
 /// The most bytes of an actor with its counter, and of a sibling without its value (varints at full length).
 const ACTOR_BYTES_MAX: usize = 40;
 const SIBLING_BYTES_MAX: usize = 72;
+
+/// What retired requests take: their length and a few clients, and an id of one of these. If they take more, the vector grows.
+const RETIRED_BYTES_MIN: usize = 3;
+const RETIRED_BYTES: usize = 20;
 
 /// A cell as a node stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +103,9 @@ enum OwnForm {
 struct VersionForm<V> {
     actor: u32,
     counter: u64,
-    written: Hlc,
     request: RequestId,
+    /// How far `written` is behind the request's stamp.
+    later: u64,
     expires: Option<WallTime>,
     value: Option<V>,
 }
@@ -162,6 +168,8 @@ fn encode_record(own: Option<Actor>, record: &Record) -> Bytes {
         + 2 * ACTOR_BYTES_MAX
         + record.context.len() * ACTOR_BYTES_MAX
         + record.siblings.len() * SIBLING_BYTES_MAX
+        + RETIRED_BYTES_MIN
+        + record.retired.len() * RETIRED_BYTES
         + record.value_bytes();
     let mut bytes = Vec::with_capacity(size_max);
     bytes.extend_from_slice(&[FORMAT_AVAILABLE, 0, 0, 0, 0]);
@@ -177,6 +185,7 @@ fn decode_record(payload: &[u8]) -> Result<Stored, StoredError> {
     let mut rest = payload;
     let context: Context = take(&mut rest)?;
     let own: OwnForm = take(&mut rest)?;
+    let retired: Retired = take(&mut rest)?;
     let count: usize = take(&mut rest)?;
     // A sibling takes more than a byte, so a length that lies cannot make this allocate more than it was given.
     let mut siblings = Vec::with_capacity(count.min(rest.len()));
@@ -192,19 +201,21 @@ fn decode_record(payload: &[u8]) -> Result<Stored, StoredError> {
         OwnForm::Seen(place) => Some(actor(place, &context)?),
         OwnForm::Unseen(actor) => Some(actor),
     };
-    let record = Record { context, siblings };
+    let record = Record { context, siblings, retired };
     if !record.is_valid() {
-        return Err(StoredError::Payload { reason: "its siblings are out of order, or its context misses one" });
+        let reason = "its siblings are out of order, its context misses one, or one was replaced";
+        return Err(StoredError::Payload { reason });
     }
     Ok(Stored { own, cell: Cell::Available(record) })
 }
 
 fn write<F: Flavor>(out: &mut postcard::Serializer<F>, own: Option<Actor>, record: &Record) {
-    let Record { context, siblings } = record;
+    let Record { context, siblings, retired } = record;
     // Neither output can fail, and the types hold nothing that postcard refuses.
     let written = (|| {
         context.serialize(&mut *out)?;
         own_form(own, context).serialize(&mut *out)?;
+        retired.serialize(&mut *out)?;
         siblings.len().serialize(&mut *out)?;
         siblings.iter().try_for_each(|sibling| version_form(sibling, context).serialize(&mut *out))
     })();
@@ -252,15 +263,16 @@ fn version_form<'a>(version: &'a Version, context: &Context) -> VersionForm<&'a 
     VersionForm {
         actor: place(dot.actor, context).unwrap_or(u32::MAX),
         counter: dot.counter,
-        written: *written,
         request: *request,
+        later: written.0.wrapping_sub(request.stamp.0),
         expires: *expires,
         value: value.as_ref(),
     }
 }
 
 fn version(form: VersionForm<Bytes>, context: &Context) -> Result<Version, StoredError> {
-    let VersionForm { actor: place, counter, written, request, expires, value } = form;
+    let VersionForm { actor: place, counter, request, later, expires, value } = form;
+    let written = Hlc(request.stamp.0.wrapping_add(later));
     Ok(Version { dot: Dot { actor: actor(place, context)?, counter }, written, request, expires, value })
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::{Batch, Committer, Opened, Reader, Slice, SliceRequest, Stats, StorageKey, Write};
+use crate::boots::Boots;
 use crate::error::StorageError;
 use crate::types::{ClusterId, HashSeed, Incarnation, Seq, StoreId};
 
@@ -102,7 +103,9 @@ impl MemoryStore {
     #[must_use]
     pub fn open(store: StoreId, nonce: u32) -> (Opened, MemoryReader, MemoryCommitter) {
         let image = Arc::new(RwLock::new(MemoryImage::new()));
-        let opened = Opened { incarnation: Incarnation { store, boot: 1, nonce }, cluster: None };
+        let mut boots = Boots::default();
+        boots.begin(1, nonce, 0);
+        let opened = Opened { incarnation: Incarnation { store, boot: 1, nonce }, boots, cluster: None };
         let reader = MemoryReader { image: Arc::clone(&image) };
         (opened, reader, MemoryCommitter { image, stats: Stats::new(), cluster: None })
     }

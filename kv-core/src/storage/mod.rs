@@ -37,8 +37,16 @@ pub use key::{Space, StorageKey};
 pub use memory::{MemoryCommitter, MemoryImage, MemoryReader, MemoryStore};
 pub use stats::{Footprint, LEAVES, Leaf, PartitionStats, Recount, Stats, Tally, leaf_of, recount};
 
+use crate::boots::Boots;
 use crate::error::StorageError;
 use crate::types::{ClusterId, HashSeed, Incarnation, Seq};
+
+/// The name of the entry of the meta space that an engine writes when it renews a store: the ids that the store had before, the
+/// last one last. What it holds from then is an old copy (rule D2).
+pub const FORMER: &[u8] = b"former";
+
+/// The most such ids that are kept.
+pub const FORMER_MAX: usize = 16;
 
 /// One change of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +163,15 @@ pub trait Reader: Clone + Send + 'static {
 
 /// The writing half of an engine.
 pub trait Committer: Send + 'static {
+    /// Makes this boot durable: the store is about to serve. Until then nothing of it is changed. The first commit does it
+    /// as well; a second call does nothing.
+    ///
+    /// # Errors
+    /// If the medium fails. The store must not be used then.
+    fn begin(&mut self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     /// Commits the batches in order and makes them durable. `through` is the sequence number of the last one.
     ///
     /// # Errors
@@ -172,10 +189,12 @@ pub trait Committer: Send + 'static {
 }
 
 /// What an engine learns when it opens a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// This run of the store; its boot counter is already durable.
+    /// This run of the store. It counts once [`Committer::begin`] has made it durable.
     pub incarnation: Incarnation,
+    /// The boots of the store, this one last.
+    pub boots: Boots,
     /// The cluster that the store belongs to, once it has joined one, with the hash seed of the cluster's ring.
     pub cluster: Option<(ClusterId, HashSeed)>,
 }

@@ -1,44 +1,10 @@
 //! Hybrid logical clocks (Kulkarni et al., "Logical Physical Clocks and Consistent Snapshots", 2014).
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::WallTime;
-
-/// Bits of the logical counter below the microseconds. 52 bits of microseconds reach the year 2112.
-const LOGICAL_BITS: u32 = 12;
-
-/// A timestamp: microseconds of the wall clock, then a logical counter for what happens within one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Hlc(pub u64);
-
-impl Hlc {
-    /// The first timestamp of the moment.
-    #[must_use]
-    pub fn at(wall: WallTime) -> Self {
-        Self(wall.0.min(u64::MAX >> LOGICAL_BITS) << LOGICAL_BITS)
-    }
-
-    /// The wall clock part.
-    #[must_use]
-    pub fn wall(self) -> WallTime {
-        WallTime(self.0 >> LOGICAL_BITS)
-    }
-
-    /// The next timestamp.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
-
-impl fmt::Display for Hlc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.wall().0, self.0 & ((1 << LOGICAL_BITS) - 1))
-    }
-}
+use crate::types::{Hlc, WallTime};
 
 /// A timestamp lies further in the future than the cluster allows (rule A8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -53,10 +19,14 @@ pub struct ClockSkew {
     pub limit_ms: u64,
 }
 
-/// The clock of one loop: it never goes back, and only the wall clock and accepted timestamps advance it.
+/// The clock of one loop: only the wall clock and accepted timestamps advance it, and it goes back only with a wall clock that was
+/// set back.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
     last: Hlc,
+    /// Nothing is written at or before it.
+    floor: Hlc,
+    set_back: u32,
 }
 
 impl Clock {
@@ -73,6 +43,35 @@ impl Clock {
     /// Nothing is written at or before `floor` any more.
     pub fn raise(&mut self, floor: Hlc) {
         self.last = self.last.max(floor);
+        self.floor = self.floor.max(floor);
+    }
+
+    /// Goes back to a wall clock that was set back: timestamps from further ahead than is allowed would be refused everywhere.
+    pub fn keep_near(&mut self, wall: WallTime, limit: Duration) {
+        let latest = Hlc::at(wall.plus(limit));
+        if self.last > latest && self.floor < latest {
+            self.last = self.floor.max(Hlc::at(wall));
+            self.set_back += 1;
+        }
+    }
+
+    /// How often it went back. What it has given out before it may give out again.
+    #[must_use]
+    pub fn set_back(&self) -> u32 {
+        self.set_back
+    }
+
+    /// At or before what nothing is written any more.
+    #[must_use]
+    pub fn floor(&self) -> Hlc {
+        self.floor
+    }
+
+    /// What this clock shows: the wall clock, or the latest timestamp that was accepted or given out, if that is later. It is
+    /// no timestamp of a write: several may be shown the same.
+    #[must_use]
+    pub fn reading(&self, wall: WallTime) -> Hlc {
+        self.last.max(Hlc::at(wall))
     }
 
     /// Accepts a timestamp from elsewhere.

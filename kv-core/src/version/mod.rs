@@ -7,11 +7,14 @@
 mod context;
 mod hlc;
 mod record;
+mod retired;
 #[cfg(test)]
 pub(crate) mod tests;
 mod token;
 
+pub use crate::types::Hlc;
 pub use context::{Actor, Context, Dot};
-pub use hlc::{Clock, ClockSkew, Hlc};
-pub use record::{Conflict, Record, Version, Write};
+pub use hlc::{Clock, ClockSkew};
+pub use record::{Conflict, Record, Replaces, Version, Write};
+pub use retired::{RETIRED_MAX, Retired, Settled};
 pub use token::{ContextToken, ContextTokenError};

@@ -1,10 +1,12 @@
 //! Records: the siblings of one key and the context that says what they replace.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Actor, Context, Dot, Hlc};
+use super::{Actor, Context, ContextToken, Dot, Hlc, Retired, Settled};
 use crate::types::{RequestId, WallTime};
 
 /// How a keyspace treats concurrent writes.
@@ -22,7 +24,7 @@ pub enum Conflict {
 pub struct Version {
     /// The write that made it.
     pub dot: Dot,
-    /// When it was written.
+    /// When it was written: at the stamp of its request, or later.
     pub written: Hlc,
     /// The client operation that wrote it (rule A7).
     pub request: RequestId,
@@ -59,6 +61,37 @@ pub struct Write {
     pub value: Option<Bytes>,
 }
 
+/// Which siblings a write replaces (rule A7).
+#[derive(Clone, Copy, Debug)]
+pub enum Replaces<'a> {
+    /// What its client was shown: all that the token covers, by dot or by id.
+    Shown(&'a ContextToken),
+    /// Of a write without a context: what comes before it in the order of requests. So two writes never replace each other,
+    /// one here and the other there, which would leave neither when the two places are merged.
+    Earlier,
+    /// Of one that may have taken effect already: what was stamped earlier by more than any two clocks can be apart, and
+    /// what its own session did before. Anything else may have been written after it had taken effect.
+    LongEarlier(Duration),
+    /// All that the record holds, in whatever order.
+    Held,
+}
+
+impl Replaces<'_> {
+    /// Whether the write of `request` replaces a sibling.
+    #[must_use]
+    pub fn replaces(&self, request: RequestId, sibling: &Version) -> bool {
+        let other = sibling.request;
+        match self {
+            Self::Shown(token) => token.context.covers(sibling.dot) || token.knows(other),
+            Self::Earlier => other < request,
+            Self::LongEarlier(apart) => {
+                other.stamp.plus(*apart) < request.stamp || (other.client == request.client && other < request)
+            }
+            Self::Held => true,
+        }
+    }
+}
+
 /// All that is known of one key. Merging is commutative, associative and idempotent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -66,6 +99,8 @@ pub struct Record {
     pub context: Context,
     /// The versions that nothing seen replaces, ascending by dot, each covered by `context`.
     pub siblings: Vec<Version>,
+    /// Requests whose values were replaced (rule A7), none of them a sibling's. Empty where the last writer wins.
+    pub retired: Retired,
 }
 
 impl Record {
@@ -74,48 +109,94 @@ impl Record {
     pub fn is_valid(&self) -> bool {
         self.siblings.iter().all(|version| version.dot.counter > 0 && self.context.covers(version.dot))
             && self.siblings.windows(2).all(|pair| pair[0].dot < pair[1].dot)
+            && !self.siblings.iter().any(|version| self.retired.contains(version.request))
     }
 
-    /// Writes a version whose dot is the next of `actor`. It replaces every sibling that `seen` covers; a write that
-    /// replaces all of the record passes the record's own context.
-    pub fn write(&mut self, actor: Actor, seen: &Context, conflict: Conflict, write: Write) -> Dot {
-        self.context.join(seen);
+    /// Whether the request has taken effect here: its value is held, or was replaced.
+    #[must_use]
+    pub fn knows(&self, request: RequestId) -> bool {
+        self.siblings.iter().any(|sibling| sibling.request == request) || self.retired.contains(request)
+    }
+
+    /// Writes a version whose dot is the next of `actor`, in the place of those siblings that it replaces. Its request must not
+    /// be known here. Besides the dot, how many retired requests were forgotten because there was no room.
+    pub fn write(&mut self, actor: Actor, replaces: Replaces<'_>, conflict: Conflict, write: Write) -> (Dot, usize) {
+        let Write { written, request, expires, value } = write;
+        if let Replaces::Shown(token) = replaces {
+            self.context.join(&token.context);
+        }
         let dot = Dot { actor, counter: self.context.counter(actor) + 1 };
         self.context.see(dot);
-        self.siblings.retain(|sibling| !seen.covers(sibling.dot));
-        let Write { written, request, expires, value } = write;
-        let at = self.siblings.partition_point(|sibling| sibling.dot < dot);
-        self.siblings.insert(at, Version { dot, written, request, expires, value });
+        let mut forgotten = 0;
+        let Self { siblings, retired, .. } = self;
+        siblings.retain(|sibling| {
+            let replaced = replaces.replaces(request, sibling);
+            if replaced && conflict == Conflict::Siblings {
+                forgotten += retired.add(sibling.request);
+            }
+            !replaced
+        });
+        if let Replaces::Shown(token) = replaces
+            && conflict == Conflict::Siblings
+        {
+            forgotten += retired.join(&token.retired);
+            forgotten += token.shown.iter().map(|&shown| retired.add(shown)).sum::<usize>();
+        }
+        let at = siblings.partition_point(|sibling| sibling.dot < dot);
+        siblings.insert(at, Version { dot, written, request, expires, value });
         self.settle(conflict);
-        dot
+        (dot, forgotten)
     }
 
-    /// Adds all that `other` knows. A sibling survives if the other side has it too or has not seen it.
-    pub fn merge(&mut self, other: &Self, conflict: Conflict) {
+    /// Adds all that `other` knows. A sibling survives if the other side has it too or has not seen it, and its request was
+    /// replaced nowhere. Says how many retired requests were forgotten because there was no room.
+    pub fn merge(&mut self, other: &Self, conflict: Conflict) -> usize {
         let mut merged = Vec::with_capacity(self.siblings.len().max(other.siblings.len()));
+        // What drops out was replaced where it is missing. Usually who has replaced it says so.
+        let mut gone: Vec<RequestId> = Vec::new();
         let mut theirs = other.siblings.iter().peekable();
+        let take_theirs = |merged: &mut Vec<Version>, gone: &mut Vec<RequestId>, their: &Version| {
+            if !self.context.covers(their.dot) {
+                merged.push(their.clone());
+            } else if !self.retired.contains(their.request) {
+                gone.push(their.request);
+            }
+        };
         for mine in self.siblings.drain(..) {
             while let Some(their) = theirs.next_if(|their| their.dot < mine.dot) {
-                if !self.context.covers(their.dot) {
-                    merged.push(their.clone());
-                }
+                take_theirs(&mut merged, &mut gone, their);
             }
             if let Some(their) = theirs.next_if(|their| their.dot == mine.dot) {
                 merged.push(same_dot(mine, their));
             } else if !other.context.covers(mine.dot) {
                 merged.push(mine);
+            } else if !other.retired.contains(mine.request) {
+                gone.push(mine.request);
             }
         }
-        merged.extend(theirs.filter(|their| !self.context.covers(their.dot)).cloned());
+        theirs.for_each(|their| take_theirs(&mut merged, &mut gone, their));
         self.siblings = merged;
         self.context.join(&other.context);
+        let mut forgotten = 0;
+        if conflict == Conflict::Siblings {
+            forgotten += self.retired.join(&other.retired);
+            forgotten += gone.into_iter().map(|id| self.retired.add(id)).sum::<usize>();
+        }
         self.settle(conflict);
+        forgotten
+    }
+
+    /// Forgets the retired requests of which no repetition can come any more, and no other value turn up: that were `limit` old
+    /// when a barrier began that has found the partition settled (rule A7). Says how many.
+    pub fn age_out(&mut self, settled: Settled, limit: Duration) -> usize {
+        let limit = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+        self.retired.age_out(Hlc::at(WallTime(settled.0.0.saturating_sub(limit))))
     }
 
     /// The same where both records are copies of partitions in which everything up to a watermark has settled (rule A6): `own` is
     /// that of this copy, `others` that of the other one. A version at or below the watermark of a copy that does not hold it was
     /// replaced or collected there, whether its context still says so or not.
-    pub fn merge_settled(&mut self, own: Hlc, other: &Self, others: Hlc, conflict: Conflict) {
+    pub fn merge_settled(&mut self, own: Hlc, other: &Self, others: Hlc, conflict: Conflict) -> usize {
         let holds = |record: &Self, dot: Dot| record.siblings.iter().any(|sibling| sibling.dot == dot);
         let gone_here = |their: &Version| their.written <= own && !holds(self, their.dot);
         if other.siblings.iter().any(gone_here) {
@@ -123,14 +204,36 @@ impl Record {
             rest.siblings.retain(|their| !gone_here(their));
             self.drop_settled(other, others);
             if rest.siblings.is_empty() {
-                // All of it has settled, and this copy knows what came of it: its context is not to come back, either.
-                self.siblings.retain(|mine| !other.context.covers(mine.dot));
-                return;
+                // All of it has settled, and this copy knows what came of it: its context is not to come back, either. What it has
+                // replaced goes here, too.
+                let mut forgotten = 0;
+                let Self { siblings, retired, .. } = self;
+                siblings.retain(|mine| {
+                    let replaced = other.context.covers(mine.dot);
+                    if replaced && conflict == Conflict::Siblings {
+                        forgotten += retired.add(mine.request);
+                    }
+                    !replaced
+                });
+                if conflict == Conflict::Siblings {
+                    forgotten += retired.join(&other.retired);
+                }
+                self.settle(conflict);
+                return forgotten;
             }
             return self.merge(&rest, conflict);
         }
         self.drop_settled(other, others);
-        self.merge(other, conflict);
+        self.merge(other, conflict)
+    }
+
+    /// The latest version here that another record neither holds nor has seen, while it holds one that is later: where the last writer
+    /// wins, merging drops it. One at or below `settled`, the watermark of the other copy, has settled there.
+    #[must_use]
+    pub fn outdone_by(&self, other: &Self, settled: Hlc) -> Option<&Version> {
+        let mine = self.siblings.iter().max_by_key(|mine| (mine.written, mine.dot))?;
+        let is_unseen = mine.written > settled && !other.context.covers(mine.dot);
+        (is_unseen && other.latest() > mine.written).then_some(mine)
     }
 
     /// Drops what is at or below the watermark of another copy that does not hold it.
@@ -249,13 +352,23 @@ impl Record {
         self.siblings.iter().filter_map(|sibling| sibling.value.as_ref()).map(Bytes::len).sum()
     }
 
-    /// Leaves the latest of concurrent versions. Merging stays associative because of rule A8: a write exceeds every
-    /// timestamp that it replaces, so the latest sibling is the latest of all writes that the context has seen, and which
-    /// of two records still held the others does not matter.
+    /// Gives up what must not stand any more: what was replaced under another dot, or all but the latest of concurrent
+    /// versions.
+    ///
+    /// The dots of what was replaced stay covered: the request took effect at the dot that somebody replaced. Where the latest
+    /// wins, merging stays associative because of rule A8: a write exceeds every timestamp that it replaces, so the latest
+    /// sibling is the latest of all writes that the context has seen, and which of two records still held the others does not
+    /// matter.
     fn settle(&mut self, conflict: Conflict) {
-        if conflict == Conflict::Lww && self.siblings.len() > 1 {
-            let last = self.siblings.iter().map(|sibling| (sibling.written, sibling.dot)).max();
-            self.siblings.retain(|sibling| Some((sibling.written, sibling.dot)) == last);
+        let Self { siblings, retired, .. } = self;
+        match conflict {
+            Conflict::Siblings if retired.is_empty() => {}
+            Conflict::Siblings => siblings.retain(|sibling| !retired.contains(sibling.request)),
+            Conflict::Lww if siblings.len() > 1 => {
+                let last = siblings.iter().map(|sibling| (sibling.written, sibling.dot)).max();
+                siblings.retain(|sibling| Some((sibling.written, sibling.dot)) == last);
+            }
+            Conflict::Lww => {}
         }
     }
 }

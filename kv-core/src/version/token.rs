@@ -4,15 +4,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{Context, Hlc, Record};
-use crate::types::KeyspaceId;
+use super::{Context, Hlc, Record, Retired};
+use crate::types::{KeyspaceId, RequestId};
 
 /// The highest counter that a client may claim to have seen: far above any real one, and far enough below what peers
 /// accept that a forged token cannot make a record that they refuse.
 const COUNTER_MAX: u64 = 1 << 61;
 
 /// The first byte of a token.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// What a client has seen of one key: opaque bytes outside, checked when they come back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,10 @@ pub struct ContextToken {
     pub context: Context,
     /// The latest timestamp seen, so that the write that replaces it is later (rule A8).
     pub latest: Hlc,
+    /// The requests whose values were shown. A write with the token replaces them under whatever dot they stand (rule A7).
+    pub shown: Vec<RequestId>,
+    /// The requests that the record knew to be replaced.
+    pub retired: Retired,
 }
 
 /// A token that this key's reads did not give.
@@ -29,6 +33,14 @@ pub enum ContextTokenError {
     /// Not a token at all, or damaged.
     #[error("the context is damaged or not a context; pass it on as a get returned it")]
     Damaged,
+    /// Another build gave it.
+    #[error(
+        "the context has format {found}, this build reads format {FORMAT}; read the key again and pass what that returns"
+    )]
+    Format {
+        /// The format byte found.
+        found: u8,
+    },
     /// A token of another key: accepting it would hide writes that its reader never saw.
     #[error("the context belongs to another key; pass the context that a get of this key returned")]
     OtherKey,
@@ -38,16 +50,43 @@ impl ContextToken {
     /// The token of a read that returned `record`.
     #[must_use]
     pub fn of(record: &Record) -> Self {
-        Self { context: record.context.clone(), latest: record.latest() }
+        let mut shown: Vec<RequestId> = record.siblings.iter().map(|sibling| sibling.request).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        Self { context: record.context.clone(), latest: record.latest(), shown, retired: record.retired.clone() }
     }
 
     /// The token for the client whose write left `record` and whose own token was `seen` (empty if it had none).
     ///
     /// If siblings stand beside the write, the client has not seen them, and the record's context would silently replace
-    /// them with its next put. It then keeps what it had: its next put adds a sibling, and a get shows them all.
+    /// them with its next put. It then keeps what it had, and its own write: its next put replaces that and stands beside the
+    /// others, and a get shows them all.
     #[must_use]
-    pub fn after_write(record: &Record, seen: &Self) -> Self {
-        if record.siblings.len() > 1 { seen.clone() } else { Self::of(record) }
+    pub fn after_write(record: &Record, seen: Self, request: RequestId, written: Hlc) -> Self {
+        if record.siblings.len() > 1 { seen.with(request, written) } else { Self::of(record) }
+    }
+
+    /// The same after a write of its client, of whose record no more is told.
+    #[must_use]
+    pub fn with(mut self, request: RequestId, written: Hlc) -> Self {
+        self.latest = self.latest.max(written);
+        if let Err(at) = self.shown.binary_search(&request) {
+            self.shown.insert(at, request);
+        }
+        self
+    }
+
+    /// Whether the request's value was shown, or was replaced before.
+    #[must_use]
+    pub fn knows(&self, request: RequestId) -> bool {
+        self.shown.binary_search(&request).is_ok() || self.retired.contains(request)
+    }
+
+    /// Leaves out requests with stamps above `latest`, which nobody can have made: what a client passes may be made up, and
+    /// those would stay in the record for longer than all others.
+    pub(crate) fn forget_above(&mut self, latest: Hlc) {
+        self.shown.retain(|id| id.stamp <= latest);
+        self.retired.retain(|id| id.stamp <= latest);
     }
 
     /// The bytes for the client.
@@ -69,16 +108,23 @@ impl ContextToken {
     pub fn decode(bytes: &[u8], keyspace: KeyspaceId, key: &[u8]) -> Result<Self, ContextTokenError> {
         let (body, check) = bytes.split_last_chunk::<4>().ok_or(ContextTokenError::Damaged)?;
         let (head, rest) = body.split_first_chunk::<5>().ok_or(ContextTokenError::Damaged)?;
-        if head[0] != FORMAT || *check != short(xxh3_64(body)) {
+        if *check != short(xxh3_64(body)) {
             return Err(ContextTokenError::Damaged);
+        }
+        if head[0] != FORMAT {
+            return Err(ContextTokenError::Format { found: head[0] });
         }
         if head[1..] != key_check(keyspace, key) {
             return Err(ContextTokenError::OtherKey);
         }
         match postcard::take_from_bytes::<Self>(rest) {
-            Ok((token, [])) if token.context.counter_max() <= COUNTER_MAX => Ok(token),
+            Ok((token, [])) if token.is_valid() => Ok(token),
             _ => Err(ContextTokenError::Damaged),
         }
+    }
+
+    fn is_valid(&self) -> bool {
+        self.context.counter_max() <= COUNTER_MAX && self.shown.windows(2).all(|pair| pair[0] < pair[1])
     }
 }
 

@@ -13,10 +13,11 @@ use crate::kernel::Place;
 use crate::message::Refusal;
 use crate::ring::{Entry, FIRST_EPOCH, Joint, Layout};
 use crate::rule::{Rule, Rules};
+use crate::shell::ClockState;
 use crate::storage::{PartitionStats, Reader, SliceRequest, Space, StorageKey, Tally};
 use crate::topology::TransferSettings;
 use crate::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, StoreId};
-use crate::version::Hlc;
+use crate::version::{Hlc, Settled};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub(crate) struct View {
     holds: BTreeMap<PartitionId, (Hlc, Monotonic)>,
     /// How fast partitions may be copied.
     pub(crate) transfers: TransferSettings,
+    /// How the node's clock compares with those of the members.
+    pub(crate) clock: ClockState,
 }
 
 impl View {
@@ -72,7 +75,13 @@ impl View {
             settled: meta::read_partitions(reader, meta::SETTLED, place)?,
             holds: BTreeMap::new(),
             transfers: TransferSettings::default(),
+            clock: ClockState::default(),
         })
+    }
+
+    /// When a partition had last settled; `None`: nobody has found out.
+    pub(crate) fn settled(&self, partition: PartitionId) -> Option<Settled> {
+        self.settled_until(partition).map(|until| Settled(until.wall()))
     }
 
     /// This node.

@@ -5,20 +5,25 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kv_core::config::NodeConfig;
 use kv_core::error::Kind;
-use kv_core::message::{Consistency, Level, Outcome, Response, ScanRequest};
+use kv_core::message::{Attempt, Consistency, Level, Outcome, Response, ScanRequest};
 use kv_core::node::Node;
-use kv_core::types::RequestId;
+use kv_core::types::Hlc;
 
-use crate::check::{answers, collected, converged, kept, kept::Final};
+use crate::check::{answers, collected, converged, kept, kept::Final, remembered, renewed};
+use crate::clock::MachineClock;
 use crate::history::{End, KeyId, OpId, WriteOp};
 use crate::report::Count;
 use crate::settings::{MS, node_id};
 use crate::trace::note;
-use crate::workload::{Ask, Asker};
+use crate::workload::{Ask, Asker, Stamps};
 use crate::world::World;
 
 /// A cluster that is not quiet this long after all faults have ended has lost track of something.
 const SETTLE_MAX: u64 = 60_000 * MS;
+
+/// How soon every member durably knows how far a store is: half a second until it is said, half a second until that is
+/// written, and the time of the way and of a sync.
+const REMEMBERED_WITHIN: u64 = 1200 * MS;
 
 /// How consistent the audit reads and writes: every owner takes part.
 const ALL: Consistency = Consistency { level: Level::All, strict: true };
@@ -33,6 +38,8 @@ pub(crate) struct Audit {
     next: Option<Bytes>,
     /// Whether the last request was refused because there was no room, or by a node that knew another layout.
     is_refused: bool,
+    /// Names its writes.
+    stamps: Option<Stamps>,
 }
 
 impl World {
@@ -49,6 +56,20 @@ impl World {
         let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(0);
         self.stop_clients();
         self.heal();
+        self.settle();
+        // Failure detectors may yet give up somebody whom they heard nothing of before.
+        self.run_until(self.time + 400 * MS);
+        self.settle();
+        if self.settings.repetitions > 0 {
+            // What was written last is repeated for as long as that is allowed, and longer.
+            let within = self.settings.repeat_within();
+            self.run_until(self.time + within + within / 8 + 10 * MS);
+            self.settle();
+        }
+        let points = remembered::points(self);
+        self.run_until(self.time + REMEMBERED_WITHIN);
+        self.judge(|world| remembered::by_all(world, &points));
+        self.is_audited = true;
         self.settle();
         if self.report.get(Count::ClockSkews) == 0 && !self.settings.left_to_reads {
             // Replicas become equal without anybody asking, once each has found what expires.
@@ -84,6 +105,7 @@ impl World {
         self.write_everything();
         self.settle();
         self.judge(converged::replicas_are_equal);
+        self.judge(renewed::old_copies_are_merged);
     }
 
     fn judge(&mut self, check: impl Fn(&Self) -> Result<(), String>) {
@@ -266,23 +288,15 @@ impl World {
     /// Writes a key without a context, which must succeed; `None` deletes.
     pub(crate) fn audit_write(&mut self, key: KeyId, value: Option<Bytes>, consistency: Consistency, machine: usize) {
         let op = self.plan_write(key, value, consistency);
-        self.audit_asks(vec![(Ask::Write(op), machine)]);
+        self.audit_asks(vec![(Ask::Write(op, Attempt::Plain), machine)]);
     }
 
     /// A write of the audit that nobody has asked for yet.
     pub(crate) fn plan_write(&mut self, key: KeyId, value: Option<Bytes>, consistency: Consistency) -> OpId {
-        let sequence = self.history.ops.len() as u64;
-        let op = WriteOp {
-            key,
-            consistency,
-            request: RequestId { client: u64::MAX, sequence },
-            value,
-            seen: None,
-            ttl: false,
-            end: None,
-            dots: Vec::new(),
-            dots_before: 0,
-        };
+        let (wall, now) = (MachineClock::new().wall(self.time), self.time);
+        // By a clock that is right, and above all that was shown.
+        let request = self.audit.stamps.get_or_insert_with(|| Stamps::new(u64::MAX, wall, now)).next(now);
+        let op = WriteOp::new(key, consistency, request, value, now);
         self.history.add_op(op)
     }
 
@@ -290,11 +304,21 @@ impl World {
     pub(crate) fn audit_learns(&mut self, ask: &Ask, outcome: Outcome) {
         match (ask, outcome) {
             (Ask::Bad { kind, .. }, Err(error)) if error.kind == *kind => {}
+            (Ask::Write(op, _), Err(error)) if error.wants_stamp() => {
+                let now = self.time;
+                if let Some(stamps) = &mut self.audit.stamps {
+                    stamps.shown(error.newest);
+                    let request = stamps.next(now);
+                    self.history.stamp_anew(*op, request, now);
+                }
+                self.audit.is_refused = true;
+            }
             (_, Err(error)) if matches!(error.kind, Kind::Exhausted | Kind::StaleEpoch) => self.audit.is_refused = true,
             (_, Err(error)) => {
                 self.fail(format!("liveness: after everything has healed {ask:?} fails: {:?}: {error}", error.kind));
             }
-            (Ask::Read { key, .. }, Ok(Response::Got { values, context })) => {
+            (Ask::Read { key, .. }, Ok(Response::Got { values, context, newest })) => {
+                self.audit_is_shown(newest);
                 match crate::check::shown::values(self, *key, &values, &context) {
                     Ok((context, mut values)) => {
                         values.sort();
@@ -307,7 +331,19 @@ impl World {
                 self.audit.scanned.extend(entries.into_iter().map(|entry| entry.key));
                 self.audit.next = next;
             }
+            (ask, Ok(Response::Written { newest, .. })) => {
+                self.audit_is_shown(newest);
+                self.set_end(ask, End::Done);
+            }
             (ask, _) => self.set_end(ask, End::Done),
+        }
+    }
+
+    /// The audit learns a timestamp, unless a clock is so wrong that other nodes would refuse it.
+    fn audit_is_shown(&mut self, newest: Hlc) {
+        let limit = Hlc::at(MachineClock::new().wall(self.time)).plus(self.settings.cluster.clock_skew_max / 2);
+        if let Some(stamps) = self.audit.stamps.as_mut().filter(|_| newest <= limit) {
+            stamps.shown(newest);
         }
     }
 

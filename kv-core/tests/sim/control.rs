@@ -98,12 +98,13 @@ impl World {
     }
 
     fn can_operate(&self, changes: &[Change]) -> bool {
-        self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
+        !self.a_node_runs_twice()
+            && self.target_of(changes).is_some_and(|target| operation::begin(&self.layout(), &target, 1).is_ok())
     }
 
     /// Plans and begins an operation; one that is refused does nothing. Whether it has begun.
     pub(crate) fn operate(&mut self, changes: &[Change]) -> bool {
-        if self.operation.is_some() {
+        if self.operation.is_some() || self.a_node_runs_twice() {
             return false;
         }
         let Some(target) = self.target_of(changes) else { return false };

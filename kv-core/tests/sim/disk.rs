@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_core::boots::Boots;
 use kv_core::cell::Cell;
 use kv_core::config::KeyspaceList;
 use kv_core::error::StorageError;
 use kv_core::ring::Layout;
-use kv_core::storage::{Batch, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount};
-use kv_core::types::{Epoch, Incarnation, PartitionId, Seq, StoreId};
+use kv_core::storage::{
+    Batch, FORMER, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount,
+};
+use kv_core::types::{Epoch, Incarnation, NodeId, PartitionId, Point, Seq, StoreId};
 use kv_core::version::{Hlc, Record};
 
 use crate::dice::Dice;
@@ -26,8 +29,8 @@ pub(crate) const KEYSPACE_LIST: &[u8] = b"keyspace-list";
 pub(crate) struct DiskCopy {
     /// The store that was copied.
     pub(crate) store: StoreId,
-    /// How often the store had been opened when the copy was taken.
-    pub(crate) boot: u32,
+    /// Its boots, up to where the copy was taken.
+    pub(crate) boots: Boots,
     image: MemoryImage,
 }
 
@@ -45,8 +48,10 @@ pub(crate) struct Crash {
 pub(crate) struct Disk {
     /// The id of the data directory.
     pub(crate) store: StoreId,
-    /// How often it has been opened.
-    pub(crate) boot: u32,
+    /// Its boots.
+    pub(crate) boots: Boots,
+    /// The last batch of the last boot that was confirmed.
+    commit: u64,
     durable: MemoryImage,
     /// Shared with nobody but a reader that is at work.
     visible: Arc<MemoryImage>,
@@ -70,7 +75,8 @@ impl Disk {
     pub(crate) fn new(store: StoreId) -> Self {
         Self {
             store,
-            boot: 0,
+            boots: Boots::default(),
+            commit: 0,
             durable: MemoryImage::new(),
             visible: Arc::new(MemoryImage::new()),
             stats: Stats::new(),
@@ -118,10 +124,18 @@ impl Disk {
         self.visible.meta(KEYSPACE_LIST).and_then(|value| postcard::from_bytes(&value).ok())
     }
 
-    /// Opens the store: the boot counter is durable before anything else happens.
+    /// Opens the store: the boot is durable before anything else happens.
     pub(crate) fn open(&mut self, nonce: u32) -> Incarnation {
-        self.boot += 1;
-        Incarnation { store: self.store, boot: self.boot, nonce }
+        let boot = self.boots.newest() + 1;
+        self.boots.begin(boot, nonce, self.commit);
+        self.commit = 0;
+        Incarnation { store: self.store, boot, nonce }
+    }
+
+    /// What the node durably remembers of a peer: how far it was, and the stores that it has replaced.
+    pub(crate) fn durable_seen(&self, peer: NodeId) -> Option<(Point, Vec<StoreId>)> {
+        let name = [&b"peer/"[..], &peer.0.to_be_bytes()].concat();
+        self.durable.meta(&name).and_then(|value| postcard::from_bytes(&value).ok())
     }
 
     /// A reader of what is visible, and the statistics of it, for a recovery.
@@ -146,6 +160,7 @@ impl Disk {
 
     /// A sync is complete: everything up to `through` is durable.
     pub(crate) fn confirm(&mut self, through: Seq) {
+        self.commit = self.commit.max(through.0);
         while self.pending.front().is_some_and(|(seq, _)| *seq <= through) {
             if let Some((_, batch)) = self.pending.pop_front() {
                 self.settle(&batch);
@@ -178,35 +193,47 @@ impl Disk {
     }
 
     /// Replaces the disk of a stopped machine by an empty one.
-    pub(crate) fn wipe(&mut self, store: StoreId, boot: u32) {
+    pub(crate) fn wipe(&mut self, store: StoreId, boots: Boots) {
         self.bury();
-        self.replace(store, boot, MemoryImage::new());
+        self.replace(store, boots, MemoryImage::new());
     }
 
     /// A copy of what is durable.
     pub(crate) fn copy(&self) -> DiskCopy {
-        DiskCopy { store: self.store, boot: self.boot, image: self.durable.clone() }
+        let mut boots = self.boots.clone();
+        boots.end(self.commit);
+        DiskCopy { store: self.store, boots, image: self.durable.clone() }
     }
 
     /// Replaces the disk of a stopped machine by an older copy of it.
     pub(crate) fn restore(&mut self, copy: DiskCopy) {
         self.bury();
-        self.replace(copy.store, copy.boot, copy.image);
+        self.replace(copy.store, copy.boots, copy.image);
     }
 
-    /// Gives the store another identity: same data, no history.
+    /// Gives the store another identity: same data, as an old copy, and no history.
     pub(crate) fn renew(&mut self, store: StoreId) {
+        let mut former: Vec<StoreId> =
+            self.durable.meta(FORMER).and_then(|value| postcard::from_bytes(&value).ok()).unwrap_or_default();
+        former.push(self.store);
+        let value = postcard::to_allocvec(&former).ok().map(Bytes::from);
+        let write = Write::Meta { name: Bytes::from_static(FORMER), value };
+        let batch = Batch { writes: vec![write] };
+        self.durable.apply(&batch);
+        Arc::make_mut(&mut self.visible).apply(&batch);
         self.store = store;
-        self.boot = 0;
+        self.boots = Boots::default();
+        self.commit = 0;
     }
 
     fn bury(&mut self) {
         self.lost.push(std::mem::take(&mut self.durable));
     }
 
-    fn replace(&mut self, store: StoreId, boot: u32, image: MemoryImage) {
+    fn replace(&mut self, store: StoreId, boots: Boots, image: MemoryImage) {
         self.store = store;
-        self.boot = boot;
+        self.commit = boots.all().last().map_or(0, |boot| boot.last);
+        self.boots = boots;
         self.durable = image.clone();
         self.visible = Arc::new(image);
         self.stats = count_anew(&self.visible);

@@ -39,6 +39,8 @@ pub(crate) struct Seen {
     pub(crate) token: Bytes,
     /// What the token covers.
     pub(crate) context: Context,
+    /// The requests that it names.
+    pub(crate) shown: Vec<RequestId>,
     /// The operations whose values were returned with it; `None` after a write, whose answer lists no values.
     pub(crate) values: Option<Vec<OpId>>,
 }
@@ -60,6 +62,12 @@ pub(crate) struct WriteOp {
     pub(crate) key: KeyId,
     pub(crate) consistency: Consistency,
     pub(crate) request: RequestId,
+    /// Whether it is sent without that: a node names it, once.
+    pub(crate) unnamed: bool,
+    /// Whether a node's name for it is known. A dot may have been claimed for it before.
+    pub(crate) is_named: bool,
+    /// Whether one of its dots was replaced in the batch that made it: what that dot has replaced is not known.
+    pub(crate) unseen: bool,
     /// `None` deletes.
     pub(crate) value: Option<Bytes>,
     /// What it replaces; `None`: what its coordinator holds.
@@ -70,6 +78,38 @@ pub(crate) struct WriteOp {
     pub(crate) dots: Vec<Dot>,
     /// How many dots the key had before the operation began: none of these is its own.
     pub(crate) dots_before: usize,
+    /// When its client drew its stamp.
+    pub(crate) begun: Time,
+    /// When it first took effect.
+    pub(crate) took_effect: Option<Time>,
+}
+
+impl WriteOp {
+    /// A write that has seen nothing and stays.
+    pub(crate) fn new(
+        key: KeyId,
+        consistency: Consistency,
+        request: RequestId,
+        value: Option<Bytes>,
+        begun: Time,
+    ) -> Self {
+        Self {
+            key,
+            consistency,
+            request,
+            unnamed: false,
+            is_named: false,
+            unseen: false,
+            value,
+            seen: None,
+            ttl: false,
+            end: None,
+            dots: Vec::new(),
+            dots_before: 0,
+            begun,
+            took_effect: None,
+        }
+    }
 }
 
 /// What is known of a dot on one key.
@@ -82,6 +122,8 @@ struct DotInfo {
     expires: Option<WallTime>,
     tombstone: bool,
     replaced_by: Vec<Dot>,
+    /// Writes whose clients were shown its operation under another dot (rule A7).
+    named_by: Vec<Dot>,
 }
 
 /// A write that was acknowledged.
@@ -120,6 +162,8 @@ pub(crate) struct History {
     actors: BTreeMap<Actor, KeyId>,
     /// Whether a broken rule A1 is left for the other checkers to notice by what comes of it.
     overlooks_actors: bool,
+    /// Whether some clock was further from the truth than is allowed: rule A7 promises nothing then.
+    pub(crate) clocks_are_wrong: bool,
     dots_of_key: Vec<Vec<Dot>>,
     pub(crate) acks: Vec<Vec<Ack>>,
 }
@@ -132,6 +176,13 @@ pub(crate) fn replicas(level: Level, keyspace: u8, owners: usize) -> usize {
         Level::Quorum => owners / 2 + 1,
         Level::All => owners,
     }
+}
+
+/// Whether a batch made one new dot in a record and brought nothing else to it, so that what is gone was replaced by that.
+fn is_alone(fresh: &BTreeSet<Dot>, before: &Record, after: &Record) -> bool {
+    let known =
+        |(actor, counter)| before.context.covers(Dot { actor, counter }) || fresh.contains(&Dot { actor, counter });
+    fresh.len() == 1 && after.context.iter().all(known)
 }
 
 impl History {
@@ -175,6 +226,15 @@ impl History {
         id
     }
 
+    /// An operation that was refused for its stamp gets another identity. The one before was never written.
+    pub(crate) fn stamp_anew(&mut self, id: OpId, request: RequestId, now: Time) {
+        let op = &mut self.ops[id.0];
+        self.by_request.remove(&op.request);
+        op.request = request;
+        op.begun = now;
+        self.by_request.insert(request, id);
+    }
+
     pub(crate) fn op(&self, id: OpId) -> &WriteOp {
         &self.ops[id.0]
     }
@@ -201,17 +261,21 @@ impl History {
         key: KeyId,
         before: Option<&Record>,
         after: &Record,
+        now: Time,
     ) -> Result<(), String> {
         let empty = Record::default();
         let before = before.unwrap_or(&empty);
         let mut fresh: BTreeSet<Dot> = BTreeSet::new();
+        for version in &after.siblings {
+            self.learn_name(key, version)?;
+        }
         for version in &after.siblings {
             match self.dots.get(&(key, version.dot)) {
                 None => {
                     fresh.insert(version.dot);
                 }
                 Some(info) if info.ops.iter().any(|op| self.ops[op.0].request == version.request) => {}
-                Some(info) if info.ops.is_empty() || self.overlooks_actors => self.name_dot(key, version)?,
+                Some(info) if info.ops.is_empty() || self.overlooks_actors => self.name_dot(key, version, now)?,
                 Some(_) => return Err(format!("A1: dot {} stands for two writes of {key:?}", version.dot)),
             }
         }
@@ -232,24 +296,39 @@ impl History {
                 return Err(format!("A1: actor {} writes {drawn_for:?} and {key:?}", dot.actor));
             }
         }
+        let alone = is_alone(&fresh, before, after);
         // Ascending by actor and counter: the order in which the writer made them.
         for dot in fresh {
-            self.add_dot(key, dot, before, after)?;
+            self.add_dot(key, dot, before, after, (now, alone))?;
         }
         Ok(())
     }
 
-    /// Rule A7: a coordinator whose record holds the request acknowledges without a new dot. What else happened to the
+    /// A node has named a write that came without a request id.
+    fn learn_name(&mut self, key: KeyId, version: &Version) -> Result<(), String> {
+        if self.by_request.contains_key(&version.request) {
+            return Ok(());
+        }
+        let named = version.value.as_ref().and_then(|value| self.op_of_value(key, value));
+        let Some(id) = named.filter(|id| self.op(*id).unnamed) else { return Ok(()) };
+        let op = &mut self.ops[id.0];
+        if std::mem::replace(&mut op.is_named, true) {
+            return Err(format!("A7: {id:?} of {key:?} was named twice: {:?} and {:?}", op.request, version.request));
+        }
+        self.by_request.remove(&op.request);
+        op.request = version.request;
+        self.by_request.insert(version.request, id);
+        Ok(())
+    }
+
+    /// Rule A7: a coordinator whose record knows the request acknowledges without a new dot. What else happened to the
     /// record in the same batch may have replaced what was held.
     fn is_no_repetition(&self, fresh: &BTreeSet<Dot>, before: &Record, after: &Record) -> Result<(), String> {
         let mut new = after.siblings.iter().filter(|version| fresh.contains(&version.dot));
-        let repeats = |request: RequestId| before.siblings.iter().any(|held| held.request == request);
-        let known =
-            |(actor, counter)| before.context.covers(Dot { actor, counter }) || fresh.contains(&Dot { actor, counter });
-        let alone = fresh.len() == 1 && after.context.iter().all(known);
-        match new.find(|version| alone && repeats(version.request)) {
+        let repeats = |request: RequestId| before.knows(request);
+        match new.find(|version| is_alone(fresh, before, after) && repeats(version.request)) {
             Some(version) => {
-                Err(format!("A7: {:?} got dot {} although it was held already", version.request, version.dot))
+                Err(format!("A7: {:?} got dot {} although it was known already", version.request, version.dot))
             }
             None => Ok(()),
         }
@@ -269,7 +348,7 @@ impl History {
     }
 
     /// A dot that was replaced in the batch that made it turns up at a replica.
-    fn name_dot(&mut self, key: KeyId, version: &Version) -> Result<(), String> {
+    fn name_dot(&mut self, key: KeyId, version: &Version, now: Time) -> Result<(), String> {
         let op = self.op_of_version(key, version)?;
         if let Some(info) = self.dots.get_mut(&(key, version.dot)) {
             info.ops.push(op);
@@ -277,11 +356,19 @@ impl History {
             info.expires = version.expires;
             info.tombstone = version.value.is_none();
             self.ops[op.0].dots.push(version.dot);
+            self.ops[op.0].took_effect.get_or_insert(now);
         }
         Ok(())
     }
 
-    fn add_dot(&mut self, key: KeyId, dot: Dot, before: &Record, after: &Record) -> Result<(), String> {
+    fn add_dot(
+        &mut self,
+        key: KeyId,
+        dot: Dot,
+        before: &Record,
+        after: &Record,
+        (now, alone): (Time, bool),
+    ) -> Result<(), String> {
         let version = after.siblings.iter().find(|version| version.dot == dot);
         let op = version.map(|version| self.op_of_version(key, version)).transpose()?;
         let replaced: Vec<Dot> = match op.and_then(|op| self.ops[op.0].seen.as_ref()) {
@@ -289,21 +376,38 @@ impl History {
             Some(seen) => {
                 let shown = |other: &Dot| {
                     let ops = self.dots.get(&(key, *other)).map_or(&[][..], |info| &info.ops);
-                    seen.values.as_ref().is_none_or(|values| ops.iter().any(|op| values.contains(op)))
+                    seen.context.covers(*other)
+                        && seen.values.as_ref().is_none_or(|values| ops.iter().any(|op| values.contains(op)))
                 };
-                self.dots_of_key[key.0].iter().filter(|d| seen.context.covers(**d) && shown(d)).copied().collect()
+                self.dots_of_key[key.0].iter().filter(|d| shown(d)).copied().collect()
             }
-            // What the coordinator held, and what it took in and replaced in the same batch.
+            // Of what the coordinator held, and what it took in in the same batch, what is not there any more.
             None => {
                 let held = |other: &Dot| before.siblings.iter().any(|version| version.dot == *other);
                 let passing = |other: &Dot| after.context.covers(*other) && !before.context.covers(*other);
                 let gone = |other: &Dot| !after.siblings.iter().any(|version| version.dot == *other);
-                self.dots_of_key[key.0].iter().filter(|d| held(d) || (passing(d) && gone(d))).copied().collect()
+                self.dots_of_key[key.0].iter().filter(|d| (held(d) || passing(d)) && gone(d)).copied().collect()
             }
+        };
+        if let (Some(op), Some(version), true) = (op, version, alone) {
+            self.is_first_effect(key, op, version, &replaced)?;
+        }
+        let named: Vec<Dot> = match op.and_then(|op| self.ops[op.0].seen.as_ref()) {
+            Some(seen) => {
+                let is_shown = |op: &OpId| seen.shown.binary_search(&self.ops[op.0].request).is_ok();
+                let named = |other: &&Dot| self.dots.get(&(key, **other)).is_some_and(|it| it.ops.iter().any(is_shown));
+                self.dots_of_key[key.0].iter().filter(named).copied().collect()
+            }
+            None => Vec::new(),
         };
         for other in replaced {
             if let Some(info) = self.dots.get_mut(&(key, other)) {
                 info.replaced_by.push(dot);
+            }
+        }
+        for other in named {
+            if let Some(info) = self.dots.get_mut(&(key, other)) {
+                info.named_by.push(dot);
             }
         }
         let info = DotInfo {
@@ -313,13 +417,44 @@ impl History {
             expires: version.and_then(|version| version.expires),
             tombstone: version.is_some_and(|version| version.value.is_none()),
             replaced_by: Vec::new(),
+            named_by: Vec::new(),
         };
         self.dots.insert((key, dot), info);
         self.dots_of_key[key.0].push(dot);
         if let Some(op) = op {
             self.ops[op.0].dots.push(dot);
+            self.ops[op.0].took_effect.get_or_insert(now);
         }
         Ok(())
+    }
+
+    /// Rule A7: a request that took effect before does not replace what somebody began to write after that, wherever it is
+    /// carried out again.
+    fn is_first_effect(&self, key: KeyId, id: OpId, version: &Version, replaced: &[Dot]) -> Result<(), String> {
+        let op = self.op(id);
+        let Some(took_effect) = op.took_effect.filter(|_| !self.clocks_are_wrong) else { return Ok(()) };
+        let written = |dot: &Dot| self.dots.get(&(key, *dot)).map(|info| info.written);
+        let first = op.dots.iter().filter_map(written).max().unwrap_or_default();
+        let is_later = |other: &OpId| *other != id && self.op(*other).begun > took_effect;
+        let outdone = match self.key(key).conflict {
+            Conflict::Siblings => replaced.to_vec(),
+            // What was later than it the first time, and is not any more.
+            Conflict::Lww => {
+                let between = |dot: &&Dot| written(dot).is_some_and(|at| first < at && at < version.written);
+                self.dots_of_key[key.0].iter().filter(between).copied().collect()
+            }
+        };
+        let lost = outdone
+            .iter()
+            .flat_map(|dot| self.dots.get(&(key, *dot)).map_or(&[][..], |info| &info.ops))
+            .find(|it| is_later(it));
+        match lost {
+            None => Ok(()),
+            Some(lost) => Err(format!(
+                "A7: {id:?} takes effect again, by dot {} of {key:?}: {lost:?} was begun after it had taken effect, and is replaced",
+                version.dot
+            )),
+        }
     }
 
     /// The known dots that an acknowledgement with this context may be about: those of the operation that the context
@@ -332,12 +467,16 @@ impl History {
 
     /// The dots that may stand for an operation: its own, or before any is known, those that nobody has claimed.
     pub(crate) fn possible_dots(&self, op: OpId) -> Vec<Dot> {
-        let key = self.ops[op.0].key;
-        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
         match &self.ops[op.0].dots[..] {
-            [] => self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().filter(is_free).copied().collect(),
+            [] => self.free_dots(op),
             known => known.to_vec(),
         }
+    }
+
+    fn free_dots(&self, op: OpId) -> Vec<Dot> {
+        let key = self.ops[op.0].key;
+        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
+        self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().filter(is_free).copied().collect()
     }
 
     /// A dot that was replaced within the batch that made it carries no operation that anybody could see. An
@@ -352,6 +491,7 @@ impl History {
         info.ops.push(op);
         info.tombstone = self.ops[op.0].value.is_none();
         self.ops[op.0].dots.push(dot);
+        self.ops[op.0].unseen = true;
         Some(dot)
     }
 
@@ -362,7 +502,7 @@ impl History {
         let write = self.op(op);
         write.value.is_none()
             || answer.values.contains(&op)
-            || answer.values.iter().any(|shown| self.op(*shown).dots.is_empty())
+            || answer.values.iter().any(|shown| self.op(*shown).dots.is_empty() || self.op(*shown).unseen)
             || self.is_replaced(write.key, dot, answer, &mut BTreeSet::new())
     }
 
@@ -384,16 +524,28 @@ impl History {
         by.iter().any(|other| ended(*other)) || by.iter().any(|other| self.is_replaced(key, *other, answer, visited))
     }
 
-    /// The writes that replace `dot`: those that were meant to, and where the last writer wins, all later ones.
+    /// The writes that replace `dot`, or another dot of the same operation (rule A7).
     pub(crate) fn replaced_by(&self, key: KeyId, dot: Dot) -> impl Iterator<Item = Dot> + '_ {
         let info = self.dots.get(&(key, dot));
-        let direct = info.map_or(&[][..], |info| &info.replaced_by);
+        let same = info.into_iter().flat_map(|info| &info.ops).flat_map(|op| &self.ops[op.0].dots);
+        let all = std::iter::once(dot).chain(same.copied().filter(move |other| *other != dot));
+        let named =
+            move |dot: Dot| self.dots.get(&(key, dot)).into_iter().flat_map(|info| info.named_by.iter().copied());
+        all.flat_map(move |dot| self.replaced_itself(key, dot).chain(named(dot)))
+    }
+
+    /// The writes that were meant to replace this very dot, and where the last writer wins, all later ones. Where a clock is wrong,
+    /// nobody may rely on names: those that seem to be from the future are forgotten.
+    pub(crate) fn replaced_itself(&self, key: KeyId, dot: Dot) -> impl Iterator<Item = Dot> + '_ {
+        let info = self.dots.get(&(key, dot));
+        let named = info.into_iter().filter(|_| !self.clocks_are_wrong).flat_map(|info| info.named_by.iter().copied());
+        let direct = info.into_iter().flat_map(|info| info.replaced_by.iter().copied()).chain(named);
         let stamp = info.map(|info| (info.written, dot));
         let last_wins = self.key(key).conflict == Conflict::Lww;
         let others = if last_wins { &self.dots_of_key[key.0][..] } else { &[] };
         let later = others.iter().copied().filter(move |other| {
             stamp.is_some_and(|stamp| self.dots.get(&(key, *other)).is_some_and(|info| (info.written, *other) > stamp))
         });
-        direct.iter().copied().chain(later)
+        direct.chain(later)
     }
 }

@@ -1,7 +1,9 @@
 //! A machine: one process around `Node::step`, doing for it what the shell of a real node does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use kv_core::boots::Boots;
 use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
@@ -12,7 +14,7 @@ use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
 use kv_core::rule::Rule;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
-use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Seq, StoreId};
+use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Point, Seq, StoreId};
 use kv_core::version::{ContextToken, Record};
 
 use crate::check;
@@ -41,8 +43,12 @@ pub(crate) struct Machine {
     pub(crate) quarantined: bool,
     /// Whether its disk is an older copy that was not renewed.
     pub(crate) is_older_copy: bool,
+    /// Whether a second process has run on a copy of its disk since it started, and peers have met that.
+    pub(crate) has_twin: bool,
+    /// Machines that durably knew when the older copy was restored that it is one.
+    pub(crate) known_to: BTreeSet<usize>,
     /// What peers have claimed in this run of its process.
-    pub(crate) claims: Claims<Incarnation>,
+    pub(crate) claims: Claims<Point>,
     /// The newest layout on which the node of this store has acted.
     pub(crate) acted_on: Epoch,
     /// What the next run claims to be, for the mutation that gives a wiped store the identity of its predecessor.
@@ -78,6 +84,8 @@ impl Machine {
             copy: None,
             quarantined: false,
             is_older_copy: false,
+            has_twin: false,
+            known_to: BTreeSet::new(),
             claims: Claims::default(),
             acted_on: Epoch(0),
             false_identity: None,
@@ -175,7 +183,7 @@ impl World {
     fn complete_refilled(&mut self, index: usize) {
         let machine = &self.machines[index];
         // At the first boot nothing is refilled yet, and an older copy does not know that it is one.
-        let knows = machine.disk.boot > 1 && !machine.quarantined;
+        let knows = machine.disk.boots.newest() > 1 && !machine.quarantined;
         let Some(core) = machine.core.as_ref().filter(|core| knows && core.layout().is_some()) else { return };
         let open = core.status().unsynced;
         // Only what the node knows itself to own can have been refilled.
@@ -220,9 +228,21 @@ impl World {
         self.crash(index);
         self.expect(check::renewed::is_older_copy(index, &self.machines[index]));
         self.machines[index].is_older_copy = false;
+        self.machines[index].known_to.clear();
+        self.machines[index].has_twin = false;
+        // It is refilled with what the others hold by now.
+        self.mark_unsynced(index);
+        self.forget_fences(index);
+        self.machines[index].acted_on = Epoch(0);
         let store = StoreId(self.dice.any());
         note!(self, "{} is an older copy, renewed as store {store}", node_id(index));
+        let held = check::renewed::held(self, index);
         self.machines[index].disk.renew(store);
+        if self.settings.mutation == Some(Mutation::RenewalWipes) {
+            self.machines[index].disk.wipe(store, Boots::default());
+        }
+        self.expect(check::renewed::is_kept(self, index, &held));
+        self.old_copies.push((index, held));
         self.machines[index].quarantined = false;
         let delay = self.dice.between(1, 10) * MS;
         self.at(self.time + delay, Event::Start { machine: index });
@@ -264,7 +284,9 @@ impl World {
             self.at(goes_on, Event::GoesOn { machine: index, life, part });
         }
         self.fence(index, &acted_now);
-        self.wall_max = self.wall_max.max(now.wall);
+        // A node whose clock is off goes by those of the others.
+        let latest = self.machines.iter().map(|machine| machine.clock.wall(self.time)).max();
+        self.wall_max = self.wall_max.max(latest.unwrap_or_default());
         // The history learns what is written before it judges what is sent or answered.
         for effect in &mut effects {
             if let Effect::Persist { seq, batch } = effect {
@@ -316,7 +338,7 @@ impl World {
                 // It was removed and written again within one batch.
                 self.removed(index, key)?;
             }
-            self.history.record_written(incarnation, id, before.as_ref(), &record)?;
+            self.history.record_written(incarnation, id, before.as_ref(), &record, self.time)?;
         }
         Ok(())
     }
@@ -393,7 +415,12 @@ impl World {
         let of_copy = names.into_iter().any(is_of_copy);
         self.machines[index].disk.persist(seq, batch);
         let (life, quarantined) = (self.machines[index].life, self.machines[index].quarantined);
-        if of_copy && !quarantined && !self.healed && self.dice.chance(self.settings.faults.crashes_of_copies) {
+        if of_copy
+            && !quarantined
+            && !self.machines[index].has_twin
+            && !self.healed
+            && self.dice.chance(self.settings.faults.crashes_of_copies)
+        {
             let stops = self.time + self.dice.below(2 * MS);
             self.at(stops, Event::Crash { machine: index, life });
             let restarts = stops + self.dice.between(1, 100) * MS;
@@ -489,10 +516,10 @@ impl World {
             return;
         }
         let answered = match message {
-            Message::Replicated { call, result: Ok(()) }
+            Message::Replicated { call, result: Ok(()), .. }
             | Message::ReadResult { call, result: Ok(_) }
             | Message::SliceResult { call, result: Ok(_) }
-            | Message::ExchangeResult { call, result: Ok(_) } => *call,
+            | Message::ExchangeResult { call, result: Ok(_), .. } => *call,
             Message::Forward { .. } => return self.count(Count::Forwards),
             _ => return,
         };

@@ -13,6 +13,7 @@
 mod audit;
 mod check;
 mod clock;
+mod clocks;
 mod control;
 mod dice;
 mod disk;
@@ -21,6 +22,7 @@ mod machine;
 mod mutations;
 mod nemesis;
 mod network;
+mod repeats;
 mod report;
 mod rules;
 mod runner;

@@ -51,7 +51,7 @@ fn acknowledging_before_the_sync_is_caught() {
 #[test]
 fn an_actor_used_again_after_a_crash_is_caught() {
     check(Mutation::Core(Rule::FreshActorAfterBoot), &["A1"]);
-    check_consequences(Mutation::Core(Rule::FreshActorAfterBoot), &["invariant", "strict"]);
+    check_consequences(Mutation::Core(Rule::FreshActorAfterBoot), &["invariant", "strict", "A6"]);
 }
 
 #[test]
@@ -61,8 +61,9 @@ fn an_actor_used_again_for_another_hint_is_caught() {
 
 #[test]
 fn a_wiped_store_that_keeps_its_identity_is_caught() {
-    check(Mutation::WipeKeepsIdentity, &["A1", "invariant", "strict"]);
-    check_consequences(Mutation::WipeKeepsIdentity, &["invariant", "strict"]);
+    // Or the others notice that its boot ends before what they were shown, and it is renewed although it is no copy.
+    check(Mutation::WipeKeepsIdentity, &["A1", "invariant", "strict", "D2", "do not talk"]);
+    check_consequences(Mutation::WipeKeepsIdentity, &["invariant", "strict", "D2", "do not talk"]);
 }
 
 #[test]
@@ -73,12 +74,45 @@ fn a_wiped_store_that_answers_with_emptiness_is_caught() {
 #[test]
 fn talking_to_somebody_who_is_no_member_is_caught() {
     // A member in whose name a stranger came with another store is not let in again.
-    check(Mutation::Core(Rule::MembersOnly), &["nobody wrote", "invariant", "A1", "strict", "do not talk"]);
+    check(
+        Mutation::Core(Rule::MembersOnly),
+        &["nobody wrote", "nobody made", "invariant", "A1", "strict", "do not talk"],
+    );
 }
 
 #[test]
 fn believing_a_single_member_is_caught() {
     check(Mutation::Core(Rule::ProvenClaims), &["D2"]);
+}
+
+#[test]
+fn telling_stores_by_the_number_of_their_boots_is_caught() {
+    check(Mutation::Core(Rule::ListOfBoots), &["D2", "invariant", "strict", "A1"]);
+}
+
+#[test]
+fn ignoring_how_far_a_boot_had_come_is_caught() {
+    check(Mutation::Core(Rule::EndOfBoot), &["D2", "invariant", "strict", "A1"]);
+}
+
+#[test]
+fn showing_nothing_but_acknowledgements_is_caught() {
+    check(Mutation::Core(Rule::ShowCommits), &["D2"]);
+}
+
+#[test]
+fn forgetting_what_peers_have_shown_is_caught() {
+    check(Mutation::Core(Rule::RememberShown), &["D2"]);
+}
+
+#[test]
+fn refilling_from_one_owner_is_caught() {
+    check(Mutation::Core(Rule::RefillFromAll), &["D2"]);
+}
+
+#[test]
+fn a_renewal_that_wipes_the_store_is_caught() {
+    check(Mutation::RenewalWipes, &["D2"]);
 }
 
 #[test]
@@ -91,6 +125,7 @@ fn skipping_read_repair_is_caught() {
     let left_to_reads = |settings: &mut Settings| {
         settings.left_to_reads = true;
         settings.node.repair_every = Duration::ZERO;
+        settings.node.settle_every = Duration::ZERO;
     };
     for seed in 0..300 {
         assert_eq!(
@@ -134,6 +169,36 @@ fn forgetting_request_ids_is_caught() {
     check(Mutation::Core(Rule::RememberRequests), &["A7"]);
 }
 
+/// Runs in which clients repeat most of what they do. The other parts of rule A7 are told as stories in `repeats`.
+fn check_repetitions(rule: Rule, expected: &[&str]) {
+    check_adjusted(Mutation::Core(rule), expected, |settings| {
+        settings.mutation = Some(Mutation::Core(rule));
+        settings.repetitions = 600;
+        settings.keys_per_keyspace = 1;
+        settings.faults.partitions += 4;
+    });
+}
+
+#[test]
+fn forgetting_which_requests_were_replaced_is_caught() {
+    check_repetitions(Rule::RetireReplaced, &["A7", "invariant", "strict"]);
+}
+
+#[test]
+fn keeping_what_was_replaced_elsewhere_is_caught() {
+    check_repetitions(Rule::DropRetired, &["A7", "invariant", "strict"]);
+}
+
+#[test]
+fn repeating_what_is_too_old_is_caught() {
+    check_repetitions(Rule::RefuseOldRequests, &["A7"]);
+}
+
+#[test]
+fn replacing_in_the_order_of_arrival_is_caught() {
+    check_repetitions(Rule::BlindReplacesEarlier, &["A7", "invariant", "strict"]);
+}
+
 #[test]
 fn dropping_a_hint_too_early_is_caught() {
     check(Mutation::Core(Rule::KeepHintUntilConfirmed), &["invariant", "strict"]);
@@ -141,7 +206,8 @@ fn dropping_a_hint_too_early_is_caught() {
 
 #[test]
 fn acting_on_a_layout_that_is_not_durable_is_caught() {
-    check(Mutation::Core(Rule::DurableLayout), &["invariant 7"]);
+    // What it has left by such a layout it also drops.
+    check(Mutation::Core(Rule::DurableLayout), &["invariant 7", "M4"]);
 }
 
 /// Only runs that change their topology can notice these.
@@ -180,15 +246,29 @@ fn copying_from_a_source_that_is_not_fenced_is_caught() {
 
 #[test]
 fn progress_that_is_durable_before_its_data_is_caught() {
-    check_adjusted(Mutation::Core(Rule::CursorBehindData), &["M1", "D2", "invariant", "strict"], |settings| {
-        settings.mutation = Some(Mutation::Core(Rule::CursorBehindData));
+    let single_copies = |settings: &mut Settings| {
         settings.move_often();
         // No other source brings what was lost, and many crashes meet a copy.
         settings.copies = 1;
         settings.faults.operations = 8;
         settings.faults.crashes_of_copies = 300;
         settings.sync = 10 * MS;
-    });
+    };
+    for seed in 0..60 {
+        assert_eq!(
+            run_adjusted(seed, false, single_copies).failure,
+            None,
+            "seed {seed}: with the rule nothing is lost"
+        );
+    }
+    check_adjusted(
+        Mutation::Core(Rule::CursorBehindData),
+        &["M1", "D2", "invariant", "strict", "liveness"],
+        |settings| {
+            settings.mutation = Some(Mutation::Core(Rule::CursorBehindData));
+            single_copies(settings);
+        },
+    );
 }
 
 #[test]

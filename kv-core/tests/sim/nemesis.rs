@@ -6,17 +6,22 @@
 //! as it was ever promised, and a loss afterwards is the protocol's fault. The replicas of a strictly acknowledged write
 //! are its owners alone: what survives only in a hint is not lost, but a strict read may miss it until it is delivered.
 //!
-//! A roll-back is the return of a copy that was taken before the store's present boot, or of a store that this one has
-//! replaced, and every peer has durably seen this boot, and the peers are more than half of the members or the control plane
-//! knows the boot, too. The restored store does not boot a second time before it meets a peer. Rule D2 promises to notice no other
-//! roll-back: boot numbers that have caught up with those seen look like those of a store that was never rolled back.
+//! A roll-back is the return of a copy that was taken at any time before, while the store ran or not, once or several times.
+//! Every peer durably remembers something that the copy lacks, and the peers are more than half of the members or the control
+//! plane knows of a boot that the copy lacks. Rule D2 promises to notice no other roll-back: what no peer that is alive was
+//! shown, nobody can miss. The restored store may start several times before it meets a peer.
+//!
+//! A twin is a second process on a copy of a running node's disk. Peers take it for a later boot, which it is; from then on the
+//! first process runs an older copy.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::message::{CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
+use kv_core::boots::Boots;
+use kv_core::message::{Attempt, CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
 use kv_core::ring::Layout;
-use kv_core::types::{Epoch, Incarnation, RequestId, StoreId};
+use kv_core::types::{Epoch, Hlc, Incarnation, Point, RequestId, StoreId};
 use kv_core::version::Record;
 
 use kv_core::node::Input;
@@ -25,11 +30,13 @@ use kv_core::topology::TransferSettings;
 
 use crate::check;
 use crate::clock::Time;
+use crate::disk::DiskCopy;
 use crate::history::{Answer, KeyId, OpId};
+use crate::machine::Machine;
 use crate::report::Count;
 use crate::settings::{MS, Mutation, node_id};
 use crate::trace::note;
-use crate::world::{Event, UnderWay, World};
+use crate::world::{AgreedStore, Event, UnderWay, World};
 
 /// How often a fault that the rules forbid at its moment is tried again.
 const TRIES: u8 = 6;
@@ -59,6 +66,8 @@ pub(crate) enum Fault {
     Copy { machine: usize },
     /// A disk is replaced by the copy.
     RollBack { machine: usize, tries: u8 },
+    /// A second process runs on a copy of a machine's disk, as its node, and meets the others.
+    Twin { machine: usize, tries: u8 },
     /// The next sync of a disk fails.
     FailSync { machine: usize },
     /// A disk becomes slow for a while.
@@ -121,8 +130,17 @@ impl World {
             let crashed = copied + self.dice.between(1, 200) * MS;
             let restored = crashed + self.dice.between(400, 1000) * MS;
             self.at(copied, Event::Fault(Fault::Copy { machine }));
-            self.at(crashed, Event::Fault(Fault::Crash { machine }));
+            // Or the copy is of the boot that runs when it returns.
+            let mut aside = self.dice.aside();
+            if aside.chance(600) {
+                self.at(crashed, Event::Fault(Fault::Crash { machine }));
+            }
             self.at(restored, Event::Fault(Fault::RollBack { machine, tries: TRIES }));
+            if aside.chance(300) {
+                // The same copy once more.
+                let again = restored + aside.between(300, 1000) * MS;
+                self.at(again, Event::Fault(Fault::RollBack { machine, tries: TRIES }));
+            }
         }
         for _ in 0..faults.failed_syncs {
             let machine = self.dice.index(machines);
@@ -158,6 +176,10 @@ impl World {
         }
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = self.dice.aside();
+        for _ in 0..faults.twins {
+            let at = 20 * MS + aside.below(self.settings.trouble_ends);
+            self.at(at, Event::Fault(Fault::Twin { machine: aside.index(machines), tries: TRIES }));
+        }
         let kinds = [(Fault::CreateKeyspace, faults.creations), (Fault::DropKeyspace, faults.drops)];
         for (fault, count) in kinds {
             for _ in 0..count {
@@ -239,8 +261,10 @@ impl World {
             Fault::Wipe { machine, tries } => self.wipe(machine, tries),
             Fault::Copy { machine } => self.machines[machine].copy = Some(self.machines[machine].disk.copy()),
             Fault::RollBack { machine, tries } => self.roll_back(machine, tries),
+            Fault::Twin { machine, tries } => self.twin(machine, tries),
             Fault::FailSync { machine } => {
-                if self.is_running(machine) && !self.machines[machine].quarantined {
+                let Machine { quarantined, has_twin, .. } = self.machines[machine];
+                if self.is_running(machine) && !quarantined && !has_twin {
                     self.machines[machine].disk.failing = true;
                 }
             }
@@ -249,6 +273,7 @@ impl World {
                 let limit = self.settings.cluster.clock_skew_max.as_micros();
                 let beyond = u128::from(skew.unsigned_abs()) > limit / 2;
                 self.count(if beyond { Count::ClockSkews } else { Count::ClockJumps });
+                self.history.clocks_are_wrong |= beyond;
                 self.remember_clocks();
                 self.machines[machine].clock.skew = skew;
             }
@@ -279,7 +304,7 @@ impl World {
 
     /// Kills a process and starts it again after a while.
     pub(crate) fn crash_for_a_while(&mut self, machine: usize) {
-        if self.is_running(machine) && !self.machines[machine].quarantined {
+        if self.is_running(machine) && !self.machines[machine].has_twin {
             self.crash(machine);
             let most = *self.dice.pick(&[5, 100, 800]);
             let down = self.dice.between(1, most) * MS;
@@ -318,17 +343,19 @@ impl World {
         let target = &mut self.machines[machine];
         if self.settings.mutation == Some(Mutation::WipeKeepsIdentity) {
             target.false_identity = Some(target.incarnation);
-            target.disk.wipe(target.incarnation.store, target.incarnation.boot);
+            target.disk.wipe(target.incarnation.store, target.disk.boots.clone());
         } else {
-            target.disk.wipe(store, 0);
+            target.disk.wipe(store, Boots::default());
             self.mark_unsynced(machine);
         }
         let target = &mut self.machines[machine];
         target.acted_on = Epoch(0);
         target.copy = None;
         target.is_older_copy = false;
+        target.known_to.clear();
         target.quarantined = false;
         self.forget_fences(machine);
+        self.forget_memory(machine);
         let down = self.dice.between(1, 100) * MS;
         self.at(self.time + down, Event::Start { machine });
         if self.dice.chance(300) {
@@ -342,36 +369,111 @@ impl World {
     pub(crate) fn roll_back(&mut self, machine: usize, tries: u8) {
         let target = &self.machines[machine];
         let Some(copy) = target.copy.clone().filter(|_| !target.dead) else { return };
-        let is_older = copy.store != target.disk.store || copy.boot < target.disk.boot;
-        let noticed = self.is_seen_by_all(machine) && self.is_noticed(machine, copy.store, copy.boot);
-        if !is_older || !noticed || !self.may_lose_disk(machine) {
+        let is_of_boot = copy.store == target.disk.store && copy.boots.newest() == target.disk.boots.newest();
+        if !self.is_noticed(machine, &copy) || !self.may_lose_disk(machine) {
             if tries > 1 {
                 self.try_later(Fault::RollBack { machine, tries: tries - 1 });
             }
             return;
         }
-        self.count(Count::RollBacks);
+        self.count(if is_of_boot { Count::RollBacksOfBoot } else { Count::RollBacks });
         self.crash(machine);
+        self.forget_memory(machine);
         self.mark_unsynced(machine);
+        let others: BTreeSet<usize> = self.living().into_iter().filter(|peer| *peer != machine).collect();
         let target = &mut self.machines[machine];
         target.acted_on = Epoch(0);
-        target.copy = None;
         target.disk.restore(copy);
         target.quarantined = true;
         target.is_older_copy = true;
+        target.known_to = others;
         target.disk.failing = false;
         self.forget_fences(machine);
         let down = self.dice.between(1, 50) * MS;
         self.at(self.time + down, Event::Start { machine });
+        let mut aside = self.dice.aside();
+        if aside.chance(300) {
+            // It starts several times, perhaps before it meets anybody.
+            let mut at = self.time + down;
+            for _ in 0..aside.between(1, 3) {
+                at += aside.between(1, 10) * MS;
+                self.at(at, Event::Fault(Fault::Crash { machine }));
+            }
+        }
+    }
+
+    /// What a machine knew of others, and what its old copies were to bring, is gone with its disk.
+    fn forget_memory(&mut self, machine: usize) {
+        self.machines.iter_mut().for_each(|other| {
+            other.known_to.remove(&machine);
+        });
+        self.old_copies.retain(|(of, _)| *of != machine);
+    }
+
+    /// A second process runs on a copy of a machine's disk: it meets all others as a later boot of the same node, and ends.
+    pub(crate) fn twin(&mut self, machine: usize, tries: u8) {
+        let Some(nonce) = u32::try_from(self.dice.aside().below(u64::from(u32::MAX))).ok() else { return };
+        let others: Vec<usize> = self.living().into_iter().filter(|peer| *peer != machine).collect();
+        let Machine { disk, incarnation, .. } = &self.machines[machine];
+        let mut boots = disk.copy().boots;
+        let last = boots.all().last().map_or(0, |boot| boot.last);
+        let twin = Incarnation { store: incarnation.store, boot: boots.newest() + 1, nonce };
+        boots.begin(twin.boot, nonce, last);
+        let meets = |world: &Self, peer: usize| {
+            let is_there = world.network.is_connected(machine, peer) && world.thaws(peer).is_none();
+            let lags = world.machines[peer].lags_until > world.time;
+            let seen = world.machines[peer].core.as_ref().and_then(|core| core.seen(node_id(machine)));
+            let works = world.machines[peer].core.as_ref().is_some_and(|core| !core.status().poisoned);
+            is_there
+                && works
+                && !lags
+                && seen.is_some_and(|seen| seen.incarnation == *incarnation && boots.has(twin, seen))
+        };
+        let is_proven = others.len() * 2 > self.layout().members.len();
+        // A partition with one owner has nobody to be refilled from.
+        let is_copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
+        let is_calm = is_copied && self.operation.is_none() && self.unsynced.is_empty();
+        let is_sound =
+            self.is_running(machine) && !self.machines[machine].is_older_copy && self.thaws(machine).is_none();
+        if !is_proven || !is_sound || !is_calm || !others.iter().all(|peer| meets(self, *peer)) {
+            if tries > 1 {
+                self.try_later(Fault::Twin { machine, tries: tries - 1 });
+            }
+            return;
+        }
+        self.count(Count::Twins);
+        // No part begins to lag at this moment: it is to be true at once that the others have met it.
+        let lags = std::mem::take(&mut self.settings.lags);
+        for &peer in &others {
+            self.suspect(peer, machine);
+            self.suspect(machine, peer);
+            let node = node_id(machine);
+            self.step(peer, Input::PeerUp { node, incarnation: twin, commit: 0 });
+            self.step(peer, Input::PeerDown { node });
+            // It stays until they durably remember it.
+            if let Some(through) = self.machines[peer].disk.last_pending() {
+                self.machines[peer].disk.failing = false;
+                self.synced(peer, self.machines[peer].life, through);
+            }
+        }
+        self.settings.lags = lags;
+        let known_to = others.into_iter().collect();
+        let target = &mut self.machines[machine];
+        (target.is_older_copy, target.has_twin, target.known_to) = (true, true, known_to);
+    }
+
+    /// Whether two processes run as one node, or have, and the first one does not know yet.
+    pub(crate) fn a_node_runs_twice(&self) -> bool {
+        self.machines.iter().any(|machine| machine.has_twin)
     }
 
     /// What a store that is gone held when it was fenced says nothing of the one that takes its place.
-    fn forget_fences(&mut self, machine: usize) {
+    pub(crate) fn forget_fences(&mut self, machine: usize) {
         self.machines[machine].ever_lost = true;
         self.fenced.retain(|(fenced, _, _), _| *fenced != machine);
     }
 
-    fn mark_unsynced(&mut self, machine: usize) {
+    pub(crate) fn mark_unsynced(&mut self, machine: usize) {
         let layout = self.layout();
         for partition in layout.partition_ids() {
             if self.old_owners(partition).contains(&machine) {
@@ -381,30 +483,24 @@ impl World {
         }
     }
 
-    /// Whether every other machine durably knows the present boot of this one.
-    fn is_seen_by_all(&self, machine: usize) -> bool {
-        let incarnation = self.machines[machine].incarnation;
-        let knows = |peer: usize| {
-            let settled = self.machines[peer].disk.last_pending().is_none();
-            let core = self.machines[peer].core.as_ref();
-            settled && core.is_some_and(|core| core.seen(node_id(machine)) == Some(incarnation))
-        };
-        self.is_running(machine)
-            && self.machines.len() > 1
-            && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
-    }
-
-    /// Whether every other machine knows that a copy of this one's disk is an older one, and together they are enough to
-    /// prove it, unless the agreed state does. A peer whose own store was lost since may have forgotten which stores this
+    /// Whether every other machine durably remembers something that a copy of this one's disk lacks, and together they are enough
+    /// to prove it, unless the agreed state does. A peer whose own store was lost since may have forgotten which stores this
     /// machine had before.
-    fn is_noticed(&self, machine: usize, store: StoreId, boot: u32) -> bool {
-        let next = Incarnation { store, boot: boot + 1, nonce: u32::MAX };
-        let proven = (self.living().len() - 1) * 2 > self.layout().members.len() || self.agreed_proves(machine, next);
-        let knows = |peer: usize| {
-            let seen = self.machines[peer].core.as_ref().and_then(|core| core.seen_against(node_id(machine), store));
-            seen.is_some_and(|seen| seen.store == store && seen.boot > boot)
+    fn is_noticed(&self, machine: usize, copy: &DiskCopy) -> bool {
+        let next = Incarnation { store: copy.store, boot: copy.boots.newest() + 1, nonce: u32::MAX };
+        let AgreedStore { newest, retired } = &self.agreed[machine];
+        let agreed = Point { incarnation: *newest, commit: 0 };
+        let by_agreed = retired.contains(&copy.store) || !copy.boots.has(next, agreed);
+        let others: Vec<usize> = self.living().into_iter().filter(|peer| *peer != machine).collect();
+        let knows = |peer: &usize| {
+            let seen = self.machines[*peer].disk.durable_seen(node_id(machine));
+            seen.is_some_and(|(seen, retired)| {
+                let is_it = seen.incarnation.store == copy.store;
+                retired.contains(&copy.store) || is_it && !copy.boots.has(next, seen)
+            })
         };
-        proven && self.living().into_iter().filter(|peer| *peer != machine).all(knows)
+        let proven = others.len() * 2 > self.layout().members.len() || by_agreed;
+        proven && !others.is_empty() && others.iter().all(knows)
     }
 
     /// Somebody who is no member says hello to a machine, under a number of its own or that of a member, and claims to have
@@ -416,7 +512,8 @@ impl World {
         // The network has no way back to it; what the node sends goes nowhere.
         let node = if as_member && peer != machine { node_id(peer) } else { node_id(self.machines.len()) };
         let incarnation = Incarnation { store: StoreId(aside.any()), boot: 1, nonce: 1 };
-        let seen = Incarnation { boot: mine.incarnation.boot + 1, ..mine.incarnation };
+        let later = Incarnation { boot: mine.incarnation.boot + 1, ..mine.incarnation };
+        let seen = Point { incarnation: later, commit: 0 };
         let theirs = Hello { node, incarnation, seen: claims.then_some(seen), ..mine.clone() };
         self.count(Count::Strangers);
         let mine = Hello { seen: None, ..mine };
@@ -430,7 +527,11 @@ impl World {
             epoch: self.layout().epoch,
             consistency: Consistency { level: Level::One, strict: false },
             operation: Operation::Write {
-                request: RequestId { client: aside.any(), sequence: 1 },
+                request: Some(RequestId {
+                    client: aside.any(),
+                    stamp: Hlc::at(self.machines[machine].clock.wall(self.time)),
+                }),
+                attempt: Attempt::Plain,
                 value: Some(Bytes::from_static(b"made up")),
                 context: None,
                 ttl: None,
@@ -438,7 +539,7 @@ impl World {
         };
         let (call, deadline) = (CallId(aside.any()), Duration::from_millis(500));
         let message = Message::Forward { call, request: Request::Key(key), deadline };
-        self.step(machine, Input::PeerUp { node, incarnation });
+        self.step(machine, Input::PeerUp { node, incarnation, commit: 0 });
         let life = self.machines[machine].life;
         let input = Input::Message { from: node, message };
         self.at(self.time + 100 * MS, Event::Input { machine, life, input });
@@ -453,6 +554,7 @@ impl World {
         self.count(Count::Lies);
         let later = Incarnation { boot: mine.incarnation.boot + 1, ..mine.incarnation };
         // What it says ends no session: it says it on a new connection.
+        let later = Point { incarnation: later, commit: 0 };
         drop(self.greeted(machine, &mine, &Hello { seen: Some(later), ..theirs }));
     }
 
@@ -460,6 +562,8 @@ impl World {
     pub(crate) fn may_lose_disk(&self, machine: usize) -> bool {
         // A partition with one owner has nobody to be refilled from.
         let copied = self.layout().partitions.iter().all(|entry| entry.sets().all(|set| set.len() > 1));
+        // Whoever knows that a store is an older copy must not forget it before that is proven.
+        let copied = copied && !self.machines.iter().any(|machine| machine.is_older_copy);
         // A client may yet learn of a write that only this disk holds.
         let late = |ack: &UnderWay| ack.coordinator == Some(machine) && self.time < ack.at + 1000 * MS;
         // Some part that lags may hold what this disk alone has confirmed, and acknowledge by it later.

@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use kv_core::handshake::{Gate, HandshakeError, is_rolled_back};
+use kv_core::handshake::{Gate, HandshakeError};
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
 use kv_core::rule::Rule;
-use kv_core::types::{HashSeed, Incarnation, NodeId, StoreId};
+use kv_core::types::{HashSeed, Incarnation, NodeId, Point, StoreId};
 
+use crate::check;
 use crate::clock::Time;
 use crate::report::Count;
 use crate::settings::{MS, Mutation, machine_of, node_id, other_seed};
@@ -37,6 +38,10 @@ pub(crate) enum End {
 pub(crate) struct Session {
     machines: [usize; 2],
     incarnations: [Incarnation; 2],
+    /// How far each store was, as the greeting said.
+    commits: [u64; 2],
+    /// It is no session: one of both takes the other's store for an older copy.
+    doubted: bool,
     ends: [End; 2],
     /// When each end learns that the session has begun.
     open_at: [Time; 2],
@@ -86,7 +91,8 @@ impl Network {
 
     /// Whether both ends use a session.
     pub(crate) fn is_connected(&self, one: usize, other: usize) -> bool {
-        self.session_between(one, other).is_some_and(|id| self.sessions[id].ends == [End::Open; 2])
+        self.session_between(one, other)
+            .is_some_and(|id| self.sessions[id].ends == [End::Open; 2] && !self.sessions[id].doubted)
     }
 }
 
@@ -171,17 +177,24 @@ impl World {
         let (Some(hello_one), Some(hello_other)) = (self.hello(one, other), self.hello(other, one)) else { return };
         let verdict_one = self.greeted(one, &hello_one, &hello_other);
         let verdict_other = self.greeted(other, &hello_other, &hello_one);
-        if verdict_one.is_err() || verdict_other.is_err() {
+        let errors = || [&verdict_one, &verdict_other].into_iter().filter_map(|verdict| verdict.as_ref().err());
+        let doubted = errors().next().is_some() && errors().all(HandshakeError::is_doubt);
+        if errors().next().is_some() && !std::mem::replace(&mut self.network.refused[one][other], true) {
             // One of them has not learnt of the other yet, or is to be convinced of something by more than one peer.
-            if !std::mem::replace(&mut self.network.refused[one][other], true) {
-                let delay = self.dice.between(1, 40) * MS;
-                self.at(self.time + delay, Event::ConnectAgain { one, other });
-            }
+            let delay = self.dice.between(1, 40) * MS;
+            self.at(self.time + delay, Event::ConnectAgain { one, other });
+        }
+        if errors().next().is_some() && !doubted || !self.is_running(one) || !self.is_running(other) {
             return;
         }
-        for machine in [one, other] {
-            // It has met a peer that knows it: its store is not an older copy.
-            self.machines[machine].quarantined = false;
+        if doubted {
+            self.count(Count::Doubts);
+        } else {
+            for (machine, peer) in [(one, other), (other, one)] {
+                self.expect(check::renewed::may_count(self, machine, peer));
+                // It has met a peer that knows it: its store is not an older copy.
+                self.machines[machine].quarantined = false;
+            }
         }
         let id = self.network.sessions.len();
         let open_at = [self.time + self.dice.below(3 * MS), self.time + self.dice.below(3 * MS)];
@@ -189,6 +202,8 @@ impl World {
         self.network.sessions.push(Session {
             machines,
             incarnations: [hello_one.incarnation, hello_other.incarnation],
+            commits: [hello_one.commit, hello_other.commit],
+            doubted,
             ends: [End::Opening; 2],
             open_at,
             sent: [0; 2],
@@ -209,6 +224,15 @@ impl World {
     /// Two machines that have refused each other try again.
     pub(crate) fn connect_again(&mut self, one: usize, other: usize) {
         self.network.refused[one][other] = false;
+        if let Some(id) = self.network.session_between(one, other).filter(|id| self.network.sessions[*id].doubted) {
+            // Somebody may have been convinced since. Sometimes they go on asking each other on the stream that there is.
+            if !self.healed && self.dice.aside().chance(700) && !self.network.sessions[id].ends.contains(&End::Closed) {
+                self.network.refused[one][other] = true;
+                return self.at(self.time + 40 * MS, Event::ConnectAgain { one, other });
+            }
+            self.close_end(id, 0);
+            self.close_end(id, 1);
+        }
         self.connect(one, other);
     }
 
@@ -255,7 +279,8 @@ impl World {
     /// Whether the agreed state shows that `shown` is an older copy of the store of a machine.
     pub(crate) fn agreed_proves(&self, machine: usize, shown: Incarnation) -> bool {
         let agreed = &self.agreed[machine];
-        is_rolled_back(shown, agreed.newest) || agreed.retired.contains(&shown.store)
+        let newest = Point { incarnation: agreed.newest, commit: 0 };
+        !self.machines[machine].disk.boots.has(shown, newest) || agreed.retired.contains(&shown.store)
     }
 
     pub(crate) fn hello(&self, from: usize, to: usize) -> Option<Hello> {
@@ -270,6 +295,8 @@ impl World {
             node: node_id(from),
             incarnation: machine.incarnation,
             seen: core.seen_against(node_id(to), self.machines[to].incarnation.store),
+            boots: machine.disk.boots.clone(),
+            commit: core.commit(),
         })
     }
 
@@ -282,8 +309,13 @@ impl World {
         session.ends[side] = End::Open;
         let (machine, peer) = (session.machines[side], session.machines[1 - side]);
         let incarnation = session.incarnations[1 - side];
+        let commit = session.commits[1 - side];
+        if session.doubted {
+            note!(self, "{}: pulls with {}", node_id(machine), node_id(peer));
+            return self.step(machine, Input::PeerDoubted { node: node_id(peer) });
+        }
         note!(self, "{}: session with {}", node_id(machine), node_id(peer));
-        self.step(machine, Input::PeerUp { node: node_id(peer), incarnation });
+        self.step(machine, Input::PeerUp { node: node_id(peer), incarnation, commit });
     }
 
     /// An end closes: its node is told, and the other end learns it now or after a silence.

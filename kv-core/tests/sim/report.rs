@@ -54,6 +54,12 @@ counts! {
     Wipes => "wipes",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
+    /// Roll-backs to a copy that was taken in the boot that ran then.
+    RollBacksOfBoot => "roll-backs within a boot",
+    /// Second processes on copies of disks, which peers have met.
+    Twins => "twin stores",
+    /// Streams with owners whose stores are in doubt.
+    Doubts => "streams with stores in doubt",
     /// Roll-backs that were noticed and proven.
     RollBacksNoticed => "roll-backs noticed",
     /// Greetings of somebody who was no member.
@@ -120,6 +126,12 @@ counts! {
     Invalid => "invalid requests refused",
     /// Retries with the same request id.
     Retries => "retries with the same request id",
+    /// Writes that were sent again after they had ended.
+    Repetitions => "repetitions of what had ended",
+    /// Writes that were refused for their stamps.
+    StampedAnew => "writes with another stamp",
+    /// Writes without a request id.
+    Unnamed => "writes without a request id",
     /// Reads that returned siblings.
     Siblings => "reads of siblings",
     /// Strict reads that were checked against earlier acknowledged writes.

@@ -1,6 +1,8 @@
 //! Rules that chance alone does not put to the test, or not so that anybody notices: a story for each, first with the rule
 //! and then without it.
 
+use std::time::Duration;
+
 use kv_core::message::{Consistency, Level};
 use kv_core::rule::Rule;
 use kv_core::storage::{Space, StorageKey};
@@ -42,7 +44,7 @@ pub(crate) fn check(
     report
 }
 
-/// Nothing happens but what the story tells.
+/// The settings of a story that tells all that happens.
 pub(crate) fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
     calm(settings, nodes, copies);
     settings.clients = 0;
@@ -50,6 +52,9 @@ pub(crate) fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.faults.drops = 0;
     settings.faults.creations = 0;
     settings.network.duplication = 0;
+    settings.repetitions = 0;
+    settings.cluster.repeat_within = Duration::from_secs(3);
+    settings.cluster.clock_skew_max = Duration::from_millis(500);
 }
 
 /// The node whose hash seed differs.

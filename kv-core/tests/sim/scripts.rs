@@ -2,11 +2,11 @@
 
 use kv_core::config::Mode;
 use kv_core::error::Kind;
-use kv_core::message::{Consistency, KeyRequest, Level, Operation, Request};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request};
 use kv_core::rule::Rule;
 use kv_core::storage::Space;
 use kv_core::topology::Change;
-use kv_core::types::RequestId;
+use kv_core::types::Epoch;
 
 use crate::history::KeyId;
 use crate::report::{Count, Report};
@@ -442,7 +442,7 @@ fn ask_a_strict_keyspace(world: &mut World) {
     world.wait_until_noticed();
     let epoch = world.entry(name.partition).changed;
     let value = Some(world.history.next_value(key.0));
-    let write = Operation::Write { request: RequestId::default(), value, context: None, ttl: None };
+    let write = Operation::Write { request: None, attempt: Attempt::First, value, context: None, ttl: None };
     let ask = |operation: Operation| {
         let (keyspace, key) = (name.keyspace, name.bytes.clone());
         let request = Request::Key(KeyRequest { keyspace, key, epoch, consistency: SLOPPY, operation });
@@ -549,7 +549,7 @@ fn ask_while_others_lag(world: &mut World) {
     let Some(key) = moving else { return world.finish() };
     let ask = if world.dice.chance(500) {
         let value = world.history.next_value(0);
-        Ask::Write(world.plan_write(key, Some(value), QUORUM))
+        Ask::Write(world.plan_write(key, Some(value), QUORUM), Attempt::Plain)
     } else {
         Ask::Read { key, consistency: QUORUM }
     };
@@ -601,4 +601,98 @@ fn filling_a_store_by_a_layout_that_does_not_list_it_is_caught() {
     let failures = (0..SEEDS).filter_map(|seed| run_script(seed, false, adjust, refill_by_an_old_layout).failure);
     let first = failures.into_iter().next();
     assert!(first.as_ref().is_some_and(|what| what.contains("D2")), "found {first:?}");
+}
+
+/// Two owners come back as older copies, and only one of them knows that of the other: it has renewed its store, and needs what
+/// the one holds of which it knows that it is older.
+fn pull_from_an_owner_in_doubt(world: &mut World) {
+    world.begin();
+    let (doubted, asker, third) = (0, 1, 2);
+    let key = KeyId(0);
+    world.write(key, false, QUORUM, doubted);
+    world.wait(1500 * MS);
+    let copy = world.machines[doubted].disk.copy();
+    // What it shows from now on the third does not see.
+    for (from, to) in [(doubted, third), (third, doubted)] {
+        world.cut(from, to);
+    }
+    world.wait_until_noticed();
+    world.write(key, false, QUORUM, doubted);
+    world.wait(1500 * MS);
+    let asker_copy = world.machines[asker].disk.copy();
+    world.crash(asker);
+    world.start(asker);
+    world.wait(1000 * MS);
+    world.crash(doubted);
+    world.machines[doubted].disk.restore(copy);
+    world.machines[doubted].acted_on = Epoch(0);
+    for (from, to) in [(doubted, third), (third, doubted)] {
+        world.heal_path(from, to);
+    }
+    world.start(doubted);
+    world.wait(500 * MS);
+    assert!(
+        !world.network.is_connected(doubted, asker) && world.network.is_connected(doubted, third),
+        "it is in doubt"
+    );
+    world.crash(asker);
+    world.machines[asker].disk.restore(asker_copy);
+    world.machines[asker].acted_on = Epoch(0);
+    world.machines[asker].is_older_copy = true;
+    world.machines[asker].quarantined = true;
+    world.mark_unsynced(asker);
+    world.start(asker);
+    if !world.wait_for(20_000 * MS, |world| world.unsynced.is_empty()) {
+        world.fail("D2: a store is never refilled, since another owner's is in doubt".to_owned());
+    }
+}
+
+fn three_idle(settings: &mut Settings) {
+    calm(settings, 3, 3);
+    settings.operations = 0;
+    settings.node.deadline = std::time::Duration::from_millis(500);
+}
+
+#[test]
+fn an_owner_whose_store_is_in_doubt_still_gives_what_it_holds() {
+    let run = |seed| run_script(seed, false, three_idle, pull_from_an_owner_in_doubt);
+    check(run, &[Count::RollBacksNoticed, Count::Refills, Count::Doubts]);
+}
+
+#[test]
+fn asking_only_those_who_are_fresh_is_caught() {
+    let adjust = |settings: &mut Settings| {
+        three_idle(settings);
+        settings.mutation = Some(Mutation::Core(Rule::PullByIdentity));
+    };
+    let failures = (0..SEEDS).filter_map(|seed| run_script(seed, false, adjust, pull_from_an_owner_in_doubt).failure);
+    let first = failures.into_iter().next();
+    assert!(first.as_ref().is_some_and(|what| what.contains("D2")), "found {first:?}");
+}
+
+/// All owners renew their stores at the same moment, while clients work. Each keeps what it holds and is refilled from the others,
+/// which are being refilled themselves.
+fn renew_all_at_once(world: &mut World) {
+    world.begin();
+    world.wait_a_while(1000);
+    for machine in world.living() {
+        world.machines[machine].is_older_copy = true;
+    }
+    for machine in world.living() {
+        world.renew(machine);
+    }
+    world.wait(1500 * MS);
+    world.finish();
+}
+
+#[test]
+fn owners_that_renew_all_at_once_lose_nothing() {
+    let adjust = |settings: &mut Settings| {
+        calm(settings, 3, 3);
+        settings.clients = 3;
+        settings.operations = 60;
+        settings.think = 20 * MS;
+        settings.node.deadline = std::time::Duration::from_millis(500);
+    };
+    check(|seed| run_script(seed, false, adjust, renew_all_at_once), &[Count::Refills, Count::StrictReads]);
 }

@@ -22,6 +22,8 @@ pub(crate) enum Mutation {
     Core(Rule),
     /// A wiped store comes back with the identity of the one that it replaces (rules A1 and D2, the shell's part).
     WipeKeepsIdentity,
+    /// A store that is renewed loses what it holds (rule D2, the shell's part).
+    RenewalWipes,
     /// The control plane cuts over without receipts (rule M3).
     CutOverWithoutReceipts,
     /// Another store takes the place of a member's without that its partitions change (rule E3).
@@ -51,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) suspicions: u64,
     pub(crate) wipes: u64,
     pub(crate) roll_backs: u64,
+    /// Second processes that run on a copy of a disk.
+    pub(crate) twins: u64,
     pub(crate) failed_syncs: u64,
     pub(crate) clock_jumps: u64,
     pub(crate) epochs: u64,
@@ -87,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) clients: usize,
     /// Operations of each client.
     pub(crate) operations: usize,
+    /// Writes, of 1,000, that are sent again later.
+    pub(crate) repetitions: u64,
     /// The longest pause between two operations of a client.
     pub(crate) think: Time,
     /// The faults strike, and the clients work, until then.
@@ -144,6 +150,8 @@ impl Settings {
         // Drawn aside, so that they change nothing else of a run.
         let mut aside = dice.aside();
         let loops = *aside.pick(&[Some(1), Some(2), Some(4), None]);
+        let twins = if calm { 0 } else { *aside.pick(&[0, 0, 0, 1, 2]) };
+        let faults = Faults { twins, ..faults };
         let faults = Faults { creations: aside.below(3), drops: *aside.pick(&[0, 1, 1, 2]), ..faults };
         let spares = if moves { dice.index(nodes.min(4)) } else { 0 };
         let network = NetworkSettings {
@@ -158,13 +166,14 @@ impl Settings {
         let clock_skew_max = Duration::from_millis(*aside.pick(&[50, 100, 100, 500]));
         let collect_after = Duration::from_millis(*aside.pick(&[10, 50, 200]));
         let settle_every = Duration::from_millis(*aside.pick(&[10, 30, 100]));
+        let repeat_within = Duration::from_millis(*aside.pick(&[200, 600, 3000]));
         Self {
             nodes,
             spares,
             copies,
             partitions: *dice.pick(&[4, 4, 8, 16]),
             zones: *dice.pick(&[1, 1, 3]),
-            cluster: ClusterConfig { clock_skew_max, ..cluster },
+            cluster: ClusterConfig { clock_skew_max, repeat_within, ..cluster },
             node: NodeConfig { collect_after, settle_every, ..node },
             loops,
             lags: *aside.pick(&[0, 2, 20]),
@@ -172,6 +181,7 @@ impl Settings {
             keys_per_keyspace: dice.index(3) + 1,
             clients: dice.index(5) + 1,
             operations: 20 + dice.index(80),
+            repetitions: *aside.pick(&[0, 100, 300, 600]),
             think: *dice.pick(&[0, 5 * MS, 30 * MS, 60 * MS]),
             trouble_ends: dice.between(800, 2500) * MS,
             network,
@@ -189,7 +199,17 @@ impl Settings {
 
     /// The minimum age of what is collected (rule A6).
     pub(crate) fn age(&self) -> Duration {
-        self.node.collect_after + self.cluster.clock_skew_max * 2
+        self.node.collect_after.max(self.cluster.repeat_within) + self.cluster.clocks_apart_max()
+    }
+
+    /// For how long a request may be repeated.
+    pub(crate) fn repeat_within(&self) -> Time {
+        u64::try_from(self.cluster.repeat_within.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// For how long a request is remembered whose value was replaced.
+    pub(crate) fn requests_kept(&self) -> Time {
+        u64::try_from(self.cluster.requests_kept().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// The same, with several changes of the topology.
@@ -245,6 +265,8 @@ fn cluster_config(dice: &mut Dice, tight: bool) -> ClusterConfig {
         siblings_max: if tight { dice.index(3) + 2 } else { 32 },
         actors_max: 4096,
         clock_skew_max: Duration::from_millis(500),
+        // Ten minutes, at the pace of a run.
+        repeat_within: Duration::from_secs(3),
     }
 }
 

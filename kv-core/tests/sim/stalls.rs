@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::config::Available;
-use kv_core::message::{Consistency, Level, ScanRequest};
+use kv_core::message::{Attempt, Consistency, Level, ScanRequest};
 use kv_core::node::Tag;
 use kv_core::rule::Rule;
 
@@ -65,7 +65,7 @@ fn is_served_without(world: &World, victim: usize, ask: &Ask) -> bool {
         owners.iter().filter(|owner| **owner != victim).count() >= needed
     };
     match ask {
-        Ask::Write(op) => {
+        Ask::Write(op, _) => {
             let op = world.history.op(*op);
             enough(op.key, op.consistency, |settings| settings.w)
         }
@@ -82,7 +82,7 @@ fn draw_ask(world: &mut World) -> Ask {
     match world.dice.below(10) {
         0..4 => {
             let value = world.history.next_value(0);
-            Ask::Write(world.plan_write(key, Some(value), consistency))
+            Ask::Write(world.plan_write(key, Some(value), consistency), Attempt::Plain)
         }
         4..8 => Ask::Read { key, consistency },
         8 => Ask::Inspect { key },
@@ -122,7 +122,7 @@ fn ask_past_a_stalled_node(world: &mut World, stall: Stall) {
                 let layout = world.layouts.len() - 1;
                 world.ask(Asker::Audit, ask, machine, layout);
                 waiting.insert(Tag(world.tags), (world.time, text));
-            } else if let Ask::Write(_) = ask {
+            } else if let Ask::Write(..) = ask {
                 world.set_end(&ask, crate::history::End::Nothing);
             }
         }

@@ -1,17 +1,22 @@
 //! The words of directed scripts, so that each reads like its story: who is isolated, what is written where, how long it
 //! takes, and what is expected in the end.
 
-use kv_core::message::{Consistency, Level};
+use kv_core::message::{Attempt, Consistency, Level};
+use kv_core::types::{Hlc, RequestId};
 
 use crate::check;
 use crate::clock::Time;
-use crate::history::KeyId;
+use crate::history::{KeyId, OpId, WriteOp};
+use crate::report::Count;
 use crate::settings::MS;
 use crate::workload::{Ask, Asker};
 use crate::world::World;
 
 /// Longer than any failure detector waits.
 const NOTICED_AFTER: Time = 500 * MS;
+
+/// Where a request of a client that names nothing is kept until its coordinator's name is known.
+const UNNAMED: u64 = 99;
 
 impl World {
     /// The keys and clients are there, and every machine runs.
@@ -93,6 +98,28 @@ impl World {
         self.audit_write(key, value, consistency, through);
     }
 
+    /// A client that has no clock, and names nothing, puts a value, for a while perhaps, and is answered.
+    pub(crate) fn put_unnamed(&mut self, key: KeyId, ttl: bool, consistency: Consistency, through: usize) -> OpId {
+        let value = Some(self.history.next_value(key.0));
+        let counted = u64::try_from(self.history.ops.len()).unwrap_or(0);
+        let request = RequestId { stamp: Hlc(counted), client: UNNAMED };
+        let op = WriteOp { unnamed: true, ttl, ..WriteOp::new(key, consistency, request, value, self.time) };
+        let op = self.history.add_op(op);
+        let layout = self.layouts.len() - 1;
+        self.ask(Asker::Past, Ask::Write(op, Attempt::Plain), through, layout);
+        self.wait_for(1000 * MS, |world| world.pending.is_empty());
+        self.wait(30 * MS);
+        op
+    }
+
+    /// All clocks are set: no node sees that by the others.
+    pub(crate) fn set_clocks(&mut self, ahead: i64) {
+        self.count(Count::ClockSkews);
+        self.history.clocks_are_wrong = true;
+        self.remember_clocks();
+        self.machines.iter_mut().for_each(|machine| machine.clock.skew = ahead);
+    }
+
     /// Frames from one machine to another take so much longer from now on.
     pub(crate) fn delay_frames(&mut self, from: usize, to: usize, by: Time) {
         self.network.slow[from][to] = by;
@@ -103,7 +130,7 @@ impl World {
         let value = Some(self.history.next_value(key.0));
         let op = self.plan_write(key, value, Consistency { level: Level::One, strict: false });
         let layout = self.layouts.len() - 1;
-        self.ask(Asker::Audit, Ask::Write(op), through, layout);
+        self.ask(Asker::Audit, Ask::Write(op, Attempt::First), through, layout);
         self.wait_for(100 * MS, |world| world.machines[through].disk.last_pending().is_some());
         self.pending.clear();
     }

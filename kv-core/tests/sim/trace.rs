@@ -61,8 +61,8 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Replicate { call, epoch, role, keyspace, key, cell: what } => {
             format!("replicate {} {epoch} {role:?} {keyspace}/{}: {}", call.0, key.escape_ascii(), cell(what))
         }
-        Message::Replicated { call, result: Ok(()) } => format!("replicated {}", call.0),
-        Message::Replicated { call, result: Err(refusal) } => format!("replicated {}: refused: {refusal}", call.0),
+        Message::Replicated { call, result: Ok(()), .. } => format!("replicated {}", call.0),
+        Message::Replicated { call, result: Err(refusal), .. } => format!("replicated {}: refused: {refusal}", call.0),
         Message::Read { call, epoch, role, keyspace, key, digest } => {
             let what = if *digest { "digest" } else { "record" };
             format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
@@ -82,18 +82,21 @@ pub(crate) fn brief(message: &Message) -> String {
         Message::Exchange { call, partition, epoch, purpose, question: what } => {
             format!("{purpose:?} {} {partition} {epoch}: {}", call.0, question(what))
         }
-        Message::ExchangeResult { call, result: Ok(what) } => format!("exchange {}: {}", call.0, answer(what)),
+        Message::ExchangeResult { call, result: Ok(what), .. } => format!("exchange {}: {}", call.0, answer(what)),
         Message::Settle { round, step, until, partitions } => {
             format!("{step:?} {} until {until}: {partitions:?}", round.0)
         }
         Message::Settled { round, step, answers } => format!("{step:?} {}: {answers:?}", round.0),
         Message::CaughtUp { epoch } => format!("acts on {epoch}"),
+        Message::Shown { commit, .. } => format!("is at {commit}"),
         Message::Ping => "ping".to_owned(),
         Message::Pong => "pong".to_owned(),
         Message::Keyspaces { list } => {
             format!("keyspaces {:?}", list.iter().map(|keyspace| keyspace.id.0).collect::<Vec<_>>())
         }
-        Message::ExchangeResult { call, result: Err(refusal) } => format!("exchange {}: refused: {refusal}", call.0),
+        Message::ExchangeResult { call, result: Err(refusal), .. } => {
+            format!("exchange {}: refused: {refusal}", call.0)
+        }
     }
 }
 
@@ -138,13 +141,10 @@ pub(crate) fn request(request: &Request) -> String {
             let level = format!("{:?}{}", what.consistency.level, if what.consistency.strict { " strict" } else { "" });
             match &what.operation {
                 Operation::Get => format!("get {name} ({level}, {})", what.epoch),
-                Operation::Write { value, context, request, .. } => {
+                Operation::Write { value, context, request, attempt, .. } => {
                     let value = value.as_deref().map_or_else(|| "deleted".to_owned(), shorten);
                     let context = if context.is_some() { " with context" } else { "" };
-                    format!(
-                        "put {name}={value}{context} ({level}, {}, {}#{})",
-                        what.epoch, request.client, request.sequence
-                    )
+                    format!("put {name}={value}{context} ({level}, {}, {attempt:?} {request:?})", what.epoch)
                 }
             }
         }

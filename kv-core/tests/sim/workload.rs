@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace as KeyspaceSettings, Mode};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
 use kv_core::node::{Input, Tag};
-use kv_core::types::{KeyspaceId, RequestId};
-use kv_core::version::ContextToken;
+use kv_core::types::{Hlc, KeyspaceId, RequestId, WallTime};
+use kv_core::version::{Context, ContextToken};
 
 use crate::check;
 use crate::clock::Time;
@@ -31,8 +31,8 @@ const ANSWER_BOUND: Time = 20 * MS;
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// A write.
-    Write(OpId),
+    /// A write, and what its client says of its attempts.
+    Write(OpId, Attempt),
     /// A read of one key.
     Read { key: KeyId, consistency: Consistency },
     /// A page of a scan.
@@ -50,6 +50,8 @@ pub(crate) enum Asker {
     Client(usize),
     /// The audit at the end of the run.
     Audit,
+    /// A client that does not wait for the answer: it repeats what it has done, or has gone on without it.
+    Past,
 }
 
 /// An operation that a client has under way.
@@ -61,11 +63,47 @@ struct Running {
     uncertain: bool,
 }
 
+/// What gives the operations of one client their identities (rule A7).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamps {
+    client: u64,
+    /// The time of some node, and when it was that.
+    base: (WallTime, Time),
+    /// The newest timestamp that an answer has shown, or that was given out.
+    newest: Hlc,
+}
+
+impl Stamps {
+    /// Those of a client which has learnt the time of a node just now.
+    pub(crate) fn new(client: u64, base: WallTime, now: Time) -> Self {
+        Self { client, base: (base, now), newest: Hlc::default() }
+    }
+
+    /// The identity of an operation that begins now.
+    pub(crate) fn next(&mut self, now: Time) -> RequestId {
+        let elapsed = Duration::from_micros(now.saturating_sub(self.base.1));
+        self.newest = self.newest.next().max(Hlc::at(self.base.0.plus(elapsed)));
+        RequestId { stamp: self.newest, client: self.client }
+    }
+
+    /// An answer has shown a timestamp.
+    pub(crate) fn shown(&mut self, newest: Hlc) {
+        self.newest = self.newest.max(newest);
+    }
+
+    /// A node has refused a stamp. If its time is earlier, this client's was wrong: it begins again as another one.
+    fn refused(&mut self, refused: Hlc, newest: Hlc, now: Time) {
+        if newest >= refused {
+            return self.shown(newest);
+        }
+        *self = Self { client: self.client + 1000, base: (newest.wall(), now), newest };
+    }
+}
+
 /// A client.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// Counts its operations.
-    sequence: u64,
+    stamps: Stamps,
     /// Operations that it has not begun.
     left: usize,
     running: Option<Running>,
@@ -97,7 +135,9 @@ impl World {
         }
         for client in 0..self.settings.clients {
             let left = self.settings.operations;
-            self.clients.push(Client { sequence: 0, left, running: None, seen: BTreeMap::new(), layout: 0 });
+            let base = self.machines[client % self.machines.len()].clock.wall(0);
+            let stamps = Stamps::new(client as u64 + 1, base, 0);
+            self.clients.push(Client { stamps, left, running: None, seen: BTreeMap::new(), layout: 0 });
             let at = 10 * MS + self.dice.below(30 * MS);
             self.at(at, Event::ClientWorks { client });
         }
@@ -137,8 +177,13 @@ impl World {
         }
         let Some(running) = &mut self.clients[index].running else { return };
         running.attempts += 1;
-        if running.attempts > 1 && matches!(running.ask, Ask::Write(_)) {
+        if running.attempts > 1 && matches!(running.ask, Ask::Write(..)) {
             self.report.add(Count::Retries, 1);
+        }
+        if let Ask::Write(_, attempt) = &mut running.ask
+            && running.uncertain
+        {
+            *attempt = Attempt::Repeated;
         }
         let ask = running.ask.clone();
         let layout = self.clients[index].layout;
@@ -159,7 +204,7 @@ impl World {
 
     fn draw_machine(&mut self, ask: &Ask) -> usize {
         let key = match ask {
-            Ask::Write(op) => Some(self.history.op(*op).key),
+            Ask::Write(op, _) => Some(self.history.op(*op).key),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(*key),
             Ask::Scan(_) | Ask::Bad { .. } => None,
         };
@@ -206,11 +251,40 @@ impl World {
         let ttl = perishable && !delete && self.dice.chance(150);
         let padding = if self.dice.chance(50) { 300 } else { self.dice.index(20) };
         let seen = if self.dice.chance(500) { self.clients[client].seen.get(&key).cloned() } else { None };
-        self.clients[client].sequence += 1;
-        let request = RequestId { client: client as u64 + 1, sequence: self.clients[client].sequence };
+        let request = self.clients[client].stamps.next(self.time);
         let value = (!delete).then(|| self.history.next_value(padding));
-        let op = WriteOp { key, consistency, request, value, seen, ttl, end: None, dots: Vec::new(), dots_before: 0 };
-        Ask::Write(self.history.add_op(op))
+        // Drawn aside, so that it changes nothing else of a run.
+        let mut aside = self.dice.aside();
+        let unnamed = !delete && aside.chance(150);
+        let op = WriteOp { seen, ttl, unnamed, ..WriteOp::new(key, consistency, request, value, self.time) };
+        let op = self.history.add_op(op);
+        if unnamed {
+            self.count(Count::Unnamed);
+            return Ask::Write(op, Attempt::Plain);
+        }
+        let attempt = if aside.chance(700) { Attempt::First } else { Attempt::Plain };
+        if aside.chance(self.settings.repetitions) {
+            for _ in 0..aside.between(1, 3) {
+                let most = *aside.pick(&[100 * MS, 1000 * MS, self.settings.repeat_within()]);
+                let at = self.time + aside.below(most + most / 8);
+                self.at(at, Event::Repeat { op });
+            }
+        }
+        Ask::Write(op, attempt)
+    }
+
+    /// Somebody sends a write again that has ended: a client that does not know its outcome, a proxy, a queue.
+    pub(crate) fn repeat(&mut self, op: OpId) {
+        let write = self.history.op(op);
+        // A client that was told that nothing was done would do it for the first time.
+        if self.healed && self.is_audited || !matches!(write.end, Some(End::Done | End::Unknown)) {
+            return;
+        }
+        self.count(Count::Repetitions);
+        let ask = Ask::Write(op, Attempt::Repeated);
+        let layout = self.layouts.len() - 1;
+        let machine = self.draw_machine(&ask);
+        self.ask(Asker::Past, ask, machine, layout);
     }
 
     fn draw_bad_request(&mut self, key: KeyId, consistency: Consistency) -> Ask {
@@ -220,7 +294,8 @@ impl World {
         let name = self.history.key(key).clone();
         let epoch = self.layouts[0].epoch;
         let write = |value: Bytes, context: Option<Bytes>| Operation::Write {
-            request: RequestId { client: 0, sequence: 0 },
+            request: None,
+            attempt: Attempt::Plain,
             value: Some(value),
             context,
             ttl: None,
@@ -249,10 +324,11 @@ impl World {
             Request::Key(KeyRequest { keyspace: key.keyspace, key: key.bytes.clone(), epoch, consistency, operation })
         };
         match ask {
-            Ask::Write(op) => {
+            Ask::Write(op, attempt) => {
                 let op = self.history.op(*op);
                 let operation = Operation::Write {
-                    request: op.request,
+                    request: (!op.unnamed).then_some(op.request),
+                    attempt: *attempt,
                     value: op.value.clone(),
                     context: op.seen.as_ref().map(|seen| seen.token.clone()),
                     ttl: op.ttl.then(|| Duration::from_millis(200)),
@@ -288,7 +364,7 @@ impl World {
         pending.life = Some(machine.life);
         let mut patience = u64::try_from(self.settings.node.deadline.as_micros()).unwrap_or(u64::MAX);
         let mut deadline = None;
-        if pending.asker != Asker::Audit && self.dice.chance(200) {
+        if matches!(pending.asker, Asker::Client(_)) && self.dice.chance(200) {
             patience = self.dice.between(1, 300) * MS;
             deadline = Some(machine.clock.now(self.time).mono.plus(Duration::from_micros(patience)));
         }
@@ -342,12 +418,14 @@ impl World {
                 _ => Ok(()),
             };
         }
-        check::answers::error_is_allowed(&pending.ask, outcome, &self.settings)?;
+        check::answers::error_is_allowed(&pending.ask, outcome, &self.settings, self.history.clocks_are_wrong)?;
         match (&pending.ask, outcome) {
-            (Ask::Write(op), Ok(Response::Written { context, .. })) => {
+            (Ask::Write(op, _), Ok(Response::Written { context, .. })) => {
+                check::once::is_not_too_old(self, *op, pending.sent)?;
                 check::durable::acknowledged(self, pending.machine, *op, context)
             }
-            (Ask::Read { key, consistency }, Ok(Response::Got { values, context })) => {
+            (Ask::Read { key, consistency }, Ok(Response::Got { values, context, .. })) => {
+                check::shown::claim_unseen(self, *key, values, context);
                 check::strict::read(self, pending.sent, *key, *consistency, values, context)
             }
             (Ask::Scan(scan), Ok(Response::Page { entries, next })) => {
@@ -364,7 +442,7 @@ impl World {
     /// The keyspace that is asked about.
     fn keyspace_of(&self, ask: &Ask) -> Option<KeyspaceId> {
         match ask {
-            Ask::Write(op) => Some(self.history.key(self.history.op(*op).key).keyspace),
+            Ask::Write(op, _) => Some(self.history.key(self.history.op(*op).key).keyspace),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(self.history.key(*key).keyspace),
             Ask::Scan(scan) => Some(scan.keyspace),
             Ask::Bad { request: Request::Key(request), .. } => Some(request.keyspace),
@@ -395,6 +473,12 @@ impl World {
         match pending.asker {
             Asker::Client(client) => self.client_learns(client, &outcome),
             Asker::Audit => self.audit_learns(&pending.ask, outcome),
+            Asker::Past => {
+                self.wanted_stamp = outcome.err().filter(RequestError::wants_stamp).map(|error| error.newest);
+                if self.wanted_stamp.is_some() {
+                    self.count(Count::StampedAnew);
+                }
+            }
         }
     }
 
@@ -404,12 +488,26 @@ impl World {
             Ok(response) => self.client_succeeds(index, running, response),
             Err(error) => {
                 self.count_error(error.kind);
+                if let Ask::Write(op, _) = running.ask
+                    && error.wants_stamp()
+                {
+                    // Nothing of it was written yet, anywhere.
+                    let refused = self.history.op(op).request.stamp;
+                    let stamps = &mut self.clients[index].stamps;
+                    stamps.refused(refused, error.newest, self.time);
+                    let request = stamps.next(self.time);
+                    self.history.stamp_anew(op, request, self.time);
+                    self.count(Count::StampedAnew);
+                }
                 if error.kind == Kind::StaleEpoch {
                     // The client learns the layout in force, as it would from the node that refused.
                     self.clients[index].layout = self.layouts.len() - 1;
                 }
                 running.uncertain |= matches!(error.kind, Kind::Unknown | Kind::Poisoned);
-                let tries_again = !matches!(running.ask, Ask::Bad { .. })
+                // Nobody would recognise a write without a name.
+                let unnamed = matches!(running.ask, Ask::Write(op, _) if self.history.op(op).unnamed);
+                let gives_up = matches!(running.ask, Ask::Bad { .. }) || (unnamed && running.uncertain);
+                let tries_again = !gives_up
                     && error.kind != Kind::Invalid
                     && running.attempts < ATTEMPTS_MAX
                     && self.dice.chance(700);
@@ -426,16 +524,18 @@ impl World {
 
     fn client_succeeds(&mut self, index: usize, running: Running, response: &Response) {
         match (&running.ask, response) {
-            (Ask::Write(op), Response::Written { context, .. }) => {
+            (Ask::Write(op, _), Response::Written { context, newest, .. }) => {
+                self.clients[index].stamps.shown(*newest);
                 let op = self.history.op(*op);
                 // With siblings beside the write the client has seen no more than before.
-                let before = op.seen.as_ref().filter(|seen| seen.token == *context);
-                let (key, values) = (op.key, before.and_then(|seen| seen.values.clone()));
-                self.remember(index, key, context, values);
+                let before = op.seen.as_ref().map(|seen| seen.context.clone()).unwrap_or_default();
+                let (key, values) = (op.key, op.seen.as_ref().and_then(|seen| seen.values.clone()));
+                self.remember(index, key, context, values, Some(before));
             }
-            (Ask::Read { key, .. }, Response::Got { values, context }) => {
+            (Ask::Read { key, .. }, Response::Got { values, context, newest }) => {
+                self.clients[index].stamps.shown(*newest);
                 let values = values.iter().filter_map(|value| self.history.op_of_value(*key, &value.value)).collect();
-                self.remember(index, *key, context, Some(values));
+                self.remember(index, *key, context, Some(values), None);
             }
             (Ask::Scan(scan), Response::Page { next: Some(next), .. }) => {
                 // The next page is a new request of the same scan.
@@ -449,10 +549,21 @@ impl World {
         self.client_rests(index);
     }
 
-    fn remember(&mut self, client: usize, key: KeyId, token: &Bytes, values: Option<Vec<OpId>>) {
+    /// A client keeps what it has seen of a key. `before`: what it had seen before its own write, of which alone the answer to
+    /// that may tell.
+    fn remember(
+        &mut self,
+        client: usize,
+        key: KeyId,
+        token: &Bytes,
+        values: Option<Vec<OpId>>,
+        before: Option<Context>,
+    ) {
         let name = self.history.key(key);
-        if let Ok(decoded) = ContextToken::decode(token, name.keyspace, &name.bytes) {
-            let seen = Seen { token: token.clone(), context: decoded.context, values };
+        if let Ok(ContextToken { context, shown, .. }) = ContextToken::decode(token, name.keyspace, &name.bytes) {
+            // After a write that tells of the whole record, all that it covers was seen.
+            let values = if before.is_some_and(|before| before != context) { None } else { values };
+            let seen = Seen { token: token.clone(), context, shown, values };
             self.clients[client].seen.insert(key, seen);
         }
     }
@@ -463,7 +574,7 @@ impl World {
     }
 
     pub(crate) fn set_end(&mut self, ask: &Ask, end: End) {
-        if let Ask::Write(op) = ask {
+        if let Ask::Write(op, _) = ask {
             self.history.ops[op.0].end = Some(end);
         }
     }

@@ -17,10 +17,10 @@ use kv_core::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, Partitio
 use kv_core::version::Context;
 
 use crate::audit::Audit;
-use crate::clock::Time;
+use crate::clock::{MachineClock, Time};
 use crate::control::Running;
 use crate::dice::Dice;
-use crate::history::{History, KeyId};
+use crate::history::{History, KeyId, OpId};
 use crate::machine::Machine;
 use crate::nemesis::Fault;
 use crate::network::{Network, SessionId};
@@ -59,6 +59,8 @@ pub(crate) enum Event {
     Request { tag: Tag },
     /// A request must have been answered by now.
     Overdue { tag: Tag },
+    /// A write is sent again.
+    Repeat { op: OpId },
     /// An answer reaches its client.
     Answer { tag: Tag, outcome: Outcome },
     /// A machine that was frozen goes on.
@@ -141,8 +143,14 @@ pub(crate) struct World {
     pub(crate) network: Network,
     /// Whether all faults are over.
     pub(crate) healed: bool,
+    /// What the last write without a client that waits was refused for, if it wants another stamp.
+    pub(crate) wanted_stamp: Option<kv_core::types::Hlc>,
+    /// Whether the audit has begun: nothing else is asked any more.
+    pub(crate) is_audited: bool,
     /// When clocks were set last, and the earliest that any showed before.
     pub(crate) clocks_before: Option<(Time, WallTime)>,
+    /// By how many microseconds a clock was behind the truth before it was set, at the most.
+    pub(crate) behind_most: u64,
     /// What the control plane knows of the store of each machine.
     pub(crate) agreed: Vec<AgreedStore>,
     /// Every layout that the control plane has committed; the last is in force.
@@ -170,6 +178,8 @@ pub(crate) struct World {
     pub(crate) wall_max: WallTime,
     /// Partitions that a machine's store has lost and that were not refilled yet, with what it has lost of them.
     pub(crate) unsynced: BTreeMap<(usize, PartitionId), Vec<(KeyId, Context)>>,
+    /// What stores held that were renewed since, by machine.
+    pub(crate) old_copies: Vec<(usize, Vec<(KeyId, Context)>)>,
     /// What old owners of migrating partitions durably held when they came to act on the joint epoch.
     pub(crate) fenced: BTreeMap<(usize, PartitionId, Epoch), Vec<(KeyId, Context)>>,
     /// Receipts that were judged.
@@ -211,7 +221,10 @@ impl World {
             machines: stores.into_iter().map(Machine::new).collect(),
             network: Network::new(settings.nodes),
             healed: false,
+            wanted_stamp: None,
+            is_audited: false,
             clocks_before: None,
+            behind_most: 0,
             agreed: vec![AgreedStore::default(); settings.nodes],
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
@@ -233,6 +246,7 @@ impl World {
             unsynced: BTreeMap::new(),
             asked: BTreeMap::new(),
             fenced: BTreeMap::new(),
+            old_copies: Vec::new(),
             receipts_seen: BTreeSet::new(),
             under_way: BTreeMap::new(),
             acted_before: Vec::new(),
@@ -326,6 +340,7 @@ impl World {
             Event::ClientWorks { client } => self.client_works(client),
             Event::Request { tag } => self.request_arrives(tag),
             Event::Overdue { tag } => self.expect_answered(tag),
+            Event::Repeat { op } => self.repeat(op),
             Event::Answer { tag, outcome } => self.answer_arrives(tag, outcome),
             Event::Thaw { machine } => self.thaw(machine),
             Event::GoesOn { machine, life, part } => self.part_goes_on(machine, life, part),
@@ -346,6 +361,18 @@ impl World {
     /// Clocks are about to be set.
     pub(crate) fn remember_clocks(&mut self) {
         self.clocks_before = Some((self.time, self.wall_low()));
+        self.behind_most = self.behind_most.max(self.behind());
+    }
+
+    /// By how many microseconds a clock is behind the truth, at the most.
+    fn behind(&self) -> u64 {
+        MachineClock::new().wall(self.time).0.saturating_sub(self.wall_min().0)
+    }
+
+    /// A time that no clock had reached at `time`, as far as clocks have been wrong until now.
+    pub(crate) fn wall_at_least(&self, time: Time) -> WallTime {
+        let behind = self.behind_most.max(self.behind());
+        WallTime(MachineClock::new().wall(time).0.saturating_sub(behind))
     }
 
     /// The earliest time by which an answer may have been given that is under way: clocks may have been set since.

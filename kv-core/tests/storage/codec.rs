@@ -2,6 +2,7 @@ use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::StorageError;
 use kv_core::storage::{FORMAT_AVAILABLE, Space, Stored, StoredError};
+use kv_core::version::Version;
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -68,9 +69,14 @@ proptest! {
         there.merge(&one.cell, None);
         prop_assert_eq!(&here, &there);
         prop_assert!(here.is_valid() && here.dominates(&one.cell) && here.dominates(&other.cell));
-        let digest = here.digest();
-        here.merge(&one.cell, None);
-        prop_assert_eq!(here.digest(), digest);
+        // Two requests under one dot are a broken node's doing, and one of them may be known under another dot.
+        let [Cell::Available(first), Cell::Available(second)] = [&one.cell, &other.cell];
+        let agree = |mine: &Version| second.siblings.iter().all(|their| their.dot != mine.dot || their.request == mine.request);
+        if first.siblings.iter().all(agree) {
+            let digest = here.digest();
+            here.merge(&one.cell, None);
+            prop_assert_eq!(here.digest(), digest);
+        }
     }
 
     #[test]
@@ -107,8 +113,8 @@ fn the_format_on_the_medium_does_not_change_unnoticed() {
     assert_eq!(hex, EXPECTED);
 }
 
-const EXPECTED: &str = "0172c76b1f01ef9bafcdf8acd1910103effdb6f50d09010100010001808080808080808040ffddf7e6bcd7eacc\
-    88010700010576616c7565";
+const EXPECTED: &str = "026678640301ef9bafcdf8acd1910103effdb6f50d090101000001000107ffeeddccbbaa9988f9ffffffffffffff\
+    3f00010576616c7565";
 
 #[test]
 fn each_cause_has_its_error() {
@@ -127,14 +133,14 @@ fn each_cause_has_its_error() {
     assert_eq!(error.to_string(), "its content is not a record: bytes follow the record");
     assert_eq!(
         StoredError::Format { found: 9 }.to_string(),
-        "it has record format 9, this build reads format 1 (of available keyspaces); read it with the build that wrote it"
+        "it has record format 9, this build reads format 2 (of available keyspaces); read it with the build that wrote it"
     );
 }
 
 #[test]
 fn a_record_that_breaks_its_own_rules_is_refused() {
-    // No context, no own actor, one sibling of the first actor of the context: nobody.
-    let payload = [0, 0, 1, 0, 1, 0, 0, 0, 0, 0];
+    // No context, no own actor, nothing retired, one sibling of the first actor of the context: nobody.
+    let payload = [&[0, 0, 0, 1, 0, 1, 0][..], &[0; 8], &[0, 0, 0]].concat();
     let error = Stored::decode(&sealed(&payload)).unwrap_err();
     assert_eq!(error.to_string(), "its content is not a record: it names an actor that its context has not seen");
 }

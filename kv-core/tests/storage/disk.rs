@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::error::StorageError;
 use kv_core::storage::{
-    Batch, Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, OpenIds, Opened, Reader, Space, StorageKey,
-    Stored, Write, recount,
+    Batch, Committer, DiskCommitter, DiskConfig, DiskReader, DiskStore, FORMER, OpenIds, Opened, Reader, Space,
+    StorageKey, Stored, Write, recount,
 };
-use kv_core::types::{ClusterId, HashSeed, Seq, StoreId};
+use kv_core::types::{ClusterId, HashSeed, Point, Seq, StoreId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -148,6 +148,58 @@ fn each_boot_counts_and_the_store_id_stays() {
     }
     let (opened, _, _) = DiskStore::open(&path, &small(), ids(99)).unwrap();
     assert_eq!(opened.incarnation.store, StoreId(1), "only a new store takes the id offered");
+}
+
+/// The boots of a store, and how far each came.
+fn boots(opened: &Opened) -> Vec<(u32, u64)> {
+    opened.boots.all().iter().map(|boot| (boot.number, boot.last)).collect()
+}
+
+#[test]
+fn a_start_that_comes_to_nothing_is_no_boot() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let (opened, reader, mut committer) = open(path);
+    assert_eq!(boots(&opened), [(1, 0)]);
+    committer.commit(&[numbered(0)], Seq(3)).unwrap();
+    committer.commit(&[numbered(1), numbered(2)], Seq(5)).unwrap();
+    drop((reader, committer));
+    let identity = fs::read(path.join("identity")).unwrap();
+    for _ in 0..3 {
+        let (opened, _, _) = DiskStore::prepare(path, &small(), ids(2)).unwrap();
+        assert_eq!(boots(&opened), [(1, 5), (2, 0)], "it would be the second");
+        assert_eq!(fs::read(path.join("identity")).unwrap(), identity);
+    }
+    let (opened, _, mut committer) = DiskStore::prepare(path, &small(), ids(2)).unwrap();
+    committer.begin().unwrap();
+    committer.begin().unwrap();
+    drop(committer);
+    assert_eq!(boots(&opened), [(1, 5), (2, 0)]);
+    // Whoever commits without a word has begun.
+    let (_, _, mut committer) = DiskStore::prepare(path, &small(), ids(2)).unwrap();
+    committer.commit(&[numbered(3)], Seq(9)).unwrap();
+    drop(committer);
+    let (opened, _, _committer) = open(path);
+    assert_eq!(boots(&opened), [(1, 5), (2, 0), (3, 9), (4, 0)]);
+}
+
+/// What others have seen of a store tells it from each of its copies, whenever that was taken and however often it was opened.
+#[test]
+fn a_copy_lacks_what_the_store_has_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let (opened, _, mut committer) =
+        DiskStore::open(directory.path(), &small(), OpenIds { nonce: 11, ..ids(1) }).unwrap();
+    committer.commit(&[numbered(0)], Seq(1)).unwrap();
+    let copied = crash_image(directory.path());
+    committer.commit(&[numbered(1)], Seq(2)).unwrap();
+    let seen = |commit| Point { incarnation: opened.incarnation, commit };
+    for nonce in 50..54 {
+        let (opened, _, _) = DiskStore::open(copied.path(), &small(), OpenIds { nonce, ..ids(1) }).unwrap();
+        assert!(opened.boots.has(opened.incarnation, seen(1)) && !opened.boots.has(opened.incarnation, seen(2)));
+    }
+    drop(committer);
+    let (opened, _, _) = DiskStore::open(directory.path(), &small(), OpenIds { nonce: 12, ..ids(1) }).unwrap();
+    assert!(opened.boots.has(opened.incarnation, seen(2)) && !opened.boots.has(opened.incarnation, seen(3)));
 }
 
 #[test]
@@ -390,6 +442,9 @@ fn a_rolled_back_store_is_noticed_and_can_be_renewed() {
     let (opened, reader, mut committer) = DiskStore::open(directory.path(), &renew, ids(77)).unwrap();
     assert_eq!(opened.incarnation.store, StoreId(77));
     assert_eq!(opened.cluster, Some((ClusterId(5), HashSeed(6))));
+    assert_eq!(boots(&opened), [(opened.incarnation.boot, 0)], "another store has other boots");
+    let former = reader.meta(FORMER).unwrap().unwrap();
+    assert_eq!(postcard::from_bytes::<Vec<StoreId>>(&former).unwrap(), [StoreId(1)]);
     assert_eq!(commits_held(&reader, &committer), 1, "the data is kept");
     committer.commit(&[numbered(1)], Seq(2)).unwrap();
     drop((reader, committer));

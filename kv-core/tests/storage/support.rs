@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kv_core::storage::{Batch, Footprint, Space, StorageKey, Stored, Write};
 use kv_core::types::{KeyspaceId, PartitionId, RequestId, StoreId, WallTime};
-use kv_core::version::{Actor, Conflict, Context, Hlc, Record, Write as VersionWrite};
+use kv_core::version::{Actor, Conflict, Context, ContextToken, Hlc, Record, Replaces, Write as VersionWrite};
 use proptest::prelude::*;
 
 pub fn actor(instance: u64) -> Actor {
@@ -11,7 +11,7 @@ pub fn actor(instance: u64) -> Actor {
 }
 
 pub fn write_of(value: Option<Bytes>) -> VersionWrite {
-    let request = RequestId { client: 0x8899_aabb_ccdd_eeff, sequence: 7 };
+    let request = RequestId { client: 0x8899_aabb_ccdd_eeff, stamp: Hlc(7) };
     VersionWrite { written: Hlc(1 << 62), request, expires: None, value }
 }
 
@@ -19,7 +19,12 @@ pub fn write_of(value: Option<Bytes>) -> VersionWrite {
 pub fn stored(instance: u64, value: Option<&[u8]>) -> Stored {
     let own = actor(instance);
     let mut record = Record::default();
-    record.write(own, &Context::new(), Conflict::Siblings, write_of(value.map(Bytes::copy_from_slice)));
+    record.write(
+        own,
+        Replaces::Shown(&ContextToken::default()),
+        Conflict::Siblings,
+        write_of(value.map(Bytes::copy_from_slice)),
+    );
     Stored { own: Some(own), cell: record.into() }
 }
 
@@ -74,8 +79,11 @@ pub fn any_stored() -> impl Strategy<Value = Stored> {
 }
 
 fn apply(record: &mut Record, (instance, seen, value, expires): Step) {
-    let seen = if seen { record.context.clone() } else { Context::new() };
+    let context = if seen { record.context.clone() } else { Context::new() };
+    let token = ContextToken { context, ..ContextToken::default() };
     let mut write = write_of(value.map(Bytes::from));
     write.expires = expires.map(WallTime);
-    record.write(actor(instance), &seen, Conflict::Siblings, write);
+    // Each is a request of its own.
+    write.request.stamp = Hlc(record.context.iter().map(|entry| entry.1).sum::<u64>() + 1);
+    record.write(actor(instance), Replaces::Shown(&token), Conflict::Siblings, write);
 }

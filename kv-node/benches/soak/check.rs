@@ -1,8 +1,8 @@
 //! What a client knows of one of its keys, and what an answer may say if the store keeps its promises.
 //!
 //! Two kinds of evidence are used. *Values*: an acknowledged put stays until a write may have replaced it whose context covered
-//! it. A context covers what a read has shown, and a write of one's own only if its answer gave a new context: a write beside
-//! which a sibling stands gives the writer's own context back, and the next write stands beside it as well. *Contexts*: a record
+//! it. A context covers what a read has shown, and one's own write: a write beside which a sibling stands gives the writer's own
+//! context back with the name of the write, and the next write replaces that and stands beside the sibling. *Contexts*: a record
 //! only ever learns more, so a read that promises to see all acknowledged writes returns a context that covers theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,11 +88,12 @@ impl Key {
         self.covered.retain(|covered| !self.replaced.contains(covered));
         if let Ok(token) = ContextToken::decode(&context, KEYSPACE, key) {
             self.acknowledged.join(&token.context);
-            // The same context as before, or an empty one: siblings stand beside it.
-            let stands_beside = asked.context.as_ref().map_or(token.context.is_empty(), |before| *before == context);
-            if stands_beside {
+            // The same dots as before, or none: siblings stand beside it.
+            let before = asked.context.and_then(|before| ContextToken::decode(&before, KEYSPACE, key).ok());
+            if before.unwrap_or_default().context == token.context {
                 self.unproven.insert(number);
-            } else if !asked.is_delete {
+            }
+            if !asked.is_delete {
                 self.covered.insert(number);
             }
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, StoreId};
 
@@ -29,8 +30,12 @@ pub struct ControlConfig {
     pub weight: f64,
     /// The release that it runs, for people.
     pub version: String,
-    /// Its store and boot; the boot counter is durable already (rule D2).
+    /// Its store and boot, which is durable already (rule D2).
     pub incarnation: Incarnation,
+    /// The boots of its store, this one last.
+    pub boots: Boots,
+    /// Whether a data plane runs beside it: then `ControlPlane::remembers` says what that has seen of the others.
+    pub has_data: bool,
     /// A lost store of a member of this name whose place the node takes. Only for an empty directory.
     pub replaces: Option<StoreId>,
     /// The settings on which all nodes agree. The founder's become the cluster's; those of the others are checked.

@@ -57,7 +57,7 @@ pub use peers::transport::{
     Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX,
     NodeAddress, RaftKind, Transport, TransportError,
 };
-pub use peers::{Clock, SharedLiveness};
+pub use peers::{Clock, Memory, SharedLiveness};
 pub use plane::ControlPlane;
 pub use service::{sender_of, serve_identify, serve_join, serve_raft};
 pub use state::{

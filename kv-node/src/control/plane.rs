@@ -16,8 +16,10 @@ use super::config::{ControlConfig, StartError};
 use super::files::{Disk, OsDisk};
 use super::leader::{self, Leader, TransferReport, command_id};
 use super::member::{
-    ControlStatus, Member, MembershipStatus, ProposeError, Reported, claims, discover, identity, introduce, status,
+    ControlStatus, Member, MembershipStatus, ProposeError, Reported, claims, discover, identity, introduce, recall,
+    status,
 };
+use super::peers::Memory;
 use super::peers::transport::{IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport};
 use super::raft::{Group, GroupStart};
 use super::state::{ClusterState, Command, CommandId, Done, NodeDescriptor, Proposal, check_descriptor, check_place};
@@ -53,6 +55,32 @@ impl ControlPlane {
         Self::start_on(OsDisk::open(&config.dir)?, config, transport).await
     }
 
+    /// Whether the flags fit the directory and what the node says of itself is sound. Changes nothing that was there.
+    ///
+    /// # Errors
+    /// As for `start`, if it would fail for that.
+    pub fn check(config: &ControlConfig) -> Result<(), StartError> {
+        let replaces: Vec<StoreId> = config.replaces.iter().copied().collect();
+        let mut disk = OsDisk::open(&config.dir)?;
+        identity::check(&mut disk, &config.start_mode, config.incarnation.store, &replaces)?;
+        Self::describe(config, replaces).map(drop)
+    }
+
+    /// What the node says of itself, checked.
+    fn describe(config: &ControlConfig, replaces: Vec<StoreId>) -> Result<NodeDescriptor, StartError> {
+        let me = NodeDescriptor {
+            name: config.name.clone(),
+            address: config.address.clone(),
+            zone: config.zone.clone(),
+            weight: config.weight,
+            incarnation: config.incarnation,
+            version: config.version.clone(),
+            replaces,
+        };
+        check_descriptor(&me).and_then(|()| check_place(&me)).map_err(|refusal| StartError::Flags(refusal.message))?;
+        Ok(me)
+    }
+
     /// Starts on any disk.
     pub(super) async fn start_on<D: Disk>(
         mut disk: D,
@@ -62,16 +90,7 @@ impl ControlPlane {
         let ControlConfig { start_mode, incarnation, replaces, .. } = &config;
         let replaces: Vec<StoreId> = replaces.iter().copied().collect();
         let identity = identity::settle(&mut disk, start_mode, incarnation.store, &replaces)?;
-        let me = NodeDescriptor {
-            name: config.name.clone(),
-            address: config.address.clone(),
-            zone: config.zone.clone(),
-            weight: config.weight,
-            incarnation: *incarnation,
-            version: config.version.clone(),
-            replaces: identity.replaces.clone(),
-        };
-        check_descriptor(&me).and_then(|()| check_place(&me)).map_err(|refusal| StartError::Flags(refusal.message))?;
+        let me = Self::describe(&config, identity.replaces.clone())?;
         let start = GroupStart { me, group: identity.group, founding: identity.founding };
         let group = Arc::new(Group::start(disk, &config, start, transport).await?);
         let leader = Arc::new(Leader::new(Arc::clone(&group)));
@@ -81,6 +100,9 @@ impl ControlPlane {
         tasks.spawn(status::follow(Arc::clone(&member)));
         tasks.spawn(introduce::run(Arc::clone(&member)));
         tasks.spawn(claims::run(Arc::clone(&member)));
+        if !member.group.takes_part() {
+            tasks.spawn(recall::run(Arc::clone(&member)));
+        }
         tasks.spawn(leader::run(Arc::clone(&leader)));
         tasks.spawn(discover::run(Arc::clone(&member)));
         let (tasks, stopping) = (Mutex::new(tasks), AtomicBool::new(false));
@@ -181,6 +203,11 @@ impl ControlPlane {
     /// If the two must not talk.
     pub fn check_hello(&self, mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
         self.inner.member.group.link.check_hello(mine, theirs)
+    }
+
+    /// Says what the data plane has seen of the stores of others, once it runs.
+    pub fn remembers(&self, memory: Memory) {
+        self.inner.member.group.link.memory.get_or_init(|| memory);
     }
 
     /// What members claim of this node's store and nothing proves, for people.

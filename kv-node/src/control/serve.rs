@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::leader::TransferReport;
-use super::peers::transport::{Answer, RaftKind, SnapshotReply};
+use super::peers::transport::{Answer, CatchUpRequest, RaftKind, SnapshotReply};
 use super::peers::{RaftId, raft_id};
 use super::plane::Inner;
 use super::raft::TypeConfig;
@@ -23,6 +23,15 @@ impl Inner {
         // Who replicates the log or stands for election may have become a member by an entry that this node has not seen yet.
         // Everything else only members ask, of a node that knows that they are some.
         let is_of_group = matches!(kind, RaftKind::Append | RaftKind::Vote | RaftKind::Snapshot);
+        let takes = match kind {
+            RaftKind::Append | RaftKind::Snapshot => self.member.group.takes_entries_from(raft_id(envelope.from.store)),
+            RaftKind::Vote => self.member.group.takes_part(),
+            RaftKind::Propose | RaftKind::Report | RaftKind::CatchUp => true,
+        };
+        if !takes {
+            // Whoever asks tries again.
+            return Answer::Failed("this node has not been told yet what the voters remember of it".to_owned());
+        }
         if !is_of_group && self.member.group.link.peers.node_of(raft_id(envelope.from.store)).is_none() {
             return Answer::NotMine(format!("store {} belongs to no member that this node knows", envelope.from.store));
         }
@@ -48,6 +57,10 @@ impl Inner {
                 Err(answer) => answer,
             },
             RaftKind::CatchUp => match read(body) {
+                Ok(CatchUpRequest::Recall { boots }) if boots.is_valid() => {
+                    self.member.recall(envelope.from, &boots).await
+                }
+                Ok(CatchUpRequest::Recall { .. }) => Answer::Failed("this cannot be a list of boots".to_owned()),
                 Ok(request) => self.member.group.link.answer(&self.member.answer_catch_up(request).await),
                 Err(answer) => answer,
             },

@@ -33,6 +33,8 @@ pub struct Counters {
     pub forwards: u64,
     /// Of these, requests that another owner had already and did not answer.
     pub hedges: u64,
+    /// Retired requests that were forgotten because a record had no room for them.
+    pub retired_forgotten: u64,
     /// Replicas repaired by reads.
     pub read_repairs: u64,
     /// Hints and missed-write markers delivered.

@@ -20,7 +20,7 @@ use kv_core::node::{RepairStats, Status};
 use kv_core::ring::Layout;
 use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
-use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, StoreId};
+use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, Point, StoreId};
 use kv_proto::reply::BatchKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -121,7 +121,7 @@ impl ReplyTo {
 /// Bytes of what an outcome brings to the client.
 pub(crate) fn bytes_of(outcome: &Outcome) -> usize {
     match outcome {
-        Ok(Response::Got { values, context }) => bytes_of_values(values) + context.len(),
+        Ok(Response::Got { values, context, .. }) => bytes_of_values(values) + context.len(),
         Ok(Response::Page { entries, .. }) => {
             let bytes = |entry: &ScanEntry| entry.key.len() + bytes_of_values(&entry.values) + entry.context.len();
             entries.iter().map(bytes).sum()
@@ -177,6 +177,14 @@ pub(crate) enum Command {
         node: NodeId,
         session: u64,
         incarnation: Incarnation,
+        /// How far the peer said that its store is.
+        commit: u64,
+        outbox: Outbox,
+    },
+    /// There is a stream with a peer, and no session: one of both takes the other's store for an older copy.
+    PeerDoubted {
+        node: NodeId,
+        session: u64,
         outbox: Outbox,
     },
     PeerDown {
@@ -197,11 +205,20 @@ pub(crate) enum Command {
     Seen {
         node: NodeId,
         store: Option<StoreId>,
-        reply: oneshot::Sender<Option<Incarnation>>,
+        reply: oneshot::Sender<Shown>,
     },
     Report(oneshot::Sender<Report>),
     Ping(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
+}
+
+/// What two nodes show each other of their stores.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown {
+    /// The newest that was seen of the peer's store.
+    pub seen: Option<Point>,
+    /// The last batch of this node's boot that is durable.
+    pub commit: u64,
 }
 
 /// A command on its way to the loop, with the room that it takes until the loop has it.
@@ -385,11 +402,12 @@ impl Engine {
         drop(self.enqueue(Queued { command, _room: None, _promise: None, since: Instant::now() }).await);
     }
 
-    /// The highest incarnation seen of a peer, for the handshake; `store` is the one that it shows, if it has.
-    pub async fn seen(&self, node: NodeId, store: Option<StoreId>) -> Option<Incarnation> {
+    /// What was seen of a peer, and how far this node's store is, for the handshake; `store` is the one that the peer shows, if it
+    /// has.
+    pub async fn seen(&self, node: NodeId, store: Option<StoreId>) -> Shown {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Seen { node, store, reply }).await;
-        answer.await.ok().flatten()
+        answer.await.unwrap_or_default()
     }
 
     /// Compares partitions with their other owners. `None` if the engine does not answer in time.

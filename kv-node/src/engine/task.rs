@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::counters::{Counters, Durations, Latencies, RequestKind, Requests};
 use super::room::StoreRoom;
 use super::storage::{Done, Handle, Storage};
-use super::{Answer, Command, EngineConfig, Queued, Repair, ReplyTo, Report, bytes_of, stopped};
+use super::{Answer, Command, EngineConfig, Queued, Repair, ReplyTo, Report, Shown, bytes_of, stopped};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::outbox::Outbox;
@@ -300,7 +300,7 @@ impl Loop {
                 }
             }
             Command::PeerSilent { node } => self.step(Input::PeerSilent { node }),
-            Command::PeerUp { node, session, incarnation, outbox } => {
+            Command::PeerUp { node, session, incarnation, commit, outbox } => {
                 let current = self.sessions.get(&node);
                 if current.is_some_and(|current| current.number >= session) {
                     return;
@@ -308,7 +308,17 @@ impl Loop {
                 if self.sessions.insert(node, Session { number: session, outbox }).is_some() {
                     self.step(Input::PeerDown { node });
                 }
-                self.step(Input::PeerUp { node, incarnation });
+                self.step(Input::PeerUp { node, incarnation, commit });
+            }
+            Command::PeerDoubted { node, session, outbox } => {
+                let current = self.sessions.get(&node);
+                if current.is_some_and(|current| current.number >= session) {
+                    return;
+                }
+                if self.sessions.insert(node, Session { number: session, outbox }).is_some() {
+                    self.step(Input::PeerDown { node });
+                }
+                self.step(Input::PeerDoubted { node });
             }
             Command::PeerDown { node, session } => {
                 if self.sessions.get(&node).is_some_and(|current| current.number == session) {
@@ -326,7 +336,7 @@ impl Loop {
             Command::Retry { partitions, reply } => ignore_closed(reply.send(self.retry(partitions))),
             Command::Seen { node, store, reply } => {
                 let seen = store.map_or_else(|| self.node.seen(node), |store| self.node.seen_against(node, store));
-                ignore_closed(reply.send(seen));
+                ignore_closed(reply.send(Shown { seen, commit: self.node.commit() }));
             }
             Command::Ping(reply) => ignore_closed(reply.send(())),
             Command::Report(reply) => drop(reply.send(self.report())),
@@ -456,8 +466,15 @@ impl Loop {
     fn report(&mut self) -> Report {
         let hot = self.node.hot_stats();
         let copied_bytes = self.node.copied_bytes();
-        let hedges = self.node.hedged();
-        let counters = Counters { hot_hits: hot.hits, hot_misses: hot.misses, copied_bytes, hedges, ..self.counters };
+        let (hedges, retired_forgotten) = (self.node.hedged(), self.node.retired_forgotten());
+        let counters = Counters {
+            hot_hits: hot.hits,
+            hot_misses: hot.misses,
+            copied_bytes,
+            hedges,
+            retired_forgotten,
+            ..self.counters
+        };
         Report {
             status: self.node.status(),
             counters,

@@ -85,7 +85,7 @@ impl Links {
         }
         let mut incoming = client.bulk(outgoing).await?.into_inner();
         let theirs = first_hello(&mut incoming).await?;
-        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await;
+        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await.seen;
         if theirs.node != node {
             return Err(SessionError::OtherNode { found: theirs.node, expected: node });
         }

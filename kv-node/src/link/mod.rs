@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
@@ -24,7 +25,7 @@ pub use session::{Frames, accept};
 
 use crate::clock::Clock;
 use crate::control::{ControlPlane, SharedLiveness};
-use crate::engine::{Command, Engine};
+use crate::engine::{Command, Engine, Shown};
 use crate::outbox::Outbox;
 use crate::trust::Trust;
 
@@ -43,6 +44,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Its store and boot.
     pub incarnation: Incarnation,
+    /// The boots of its store, this one last.
+    pub boots: Boots,
     /// The cluster.
     pub cluster: ClusterId,
     /// The seed of the ring hash.
@@ -164,9 +167,20 @@ impl Links {
         self.0.engine.send(Command::PeerSilent { node }).await;
     }
 
-    fn hello(&self, seen: Option<Incarnation>) -> Hello {
-        let Identity { node, incarnation, cluster, seed, config } = self.0.identity.clone();
-        Hello { protocol: PROTOCOL_VERSION, cluster: Some(cluster), seed, config, node, incarnation, seen }
+    fn hello(&self, shown: Shown) -> Hello {
+        let Identity { node, incarnation, boots, cluster, seed, config } = self.0.identity.clone();
+        let Shown { seen, commit } = shown;
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: Some(cluster),
+            seed,
+            config,
+            node,
+            incarnation,
+            seen,
+            boots,
+            commit,
+        }
     }
 
     fn heard(&self, node: NodeId) {

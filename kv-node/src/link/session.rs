@@ -33,6 +33,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
 const ANSWER_ROUND_TRIPS: u32 = 4;
 const GRACE: Duration = Duration::from_millis(50);
 
+/// How long a stream with a store in doubt stays open while nobody asks for anything on it. It is opened again soon.
+const PULL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Frames between the queue and the stream. One more and they would gather behind a busy stream half empty.
 const FRAMES_AHEAD: usize = 1;
 
@@ -121,7 +124,13 @@ pub fn accept(links: Links, mut incoming: Streaming<v1::Frame>, caller: Caller) 
             // The answer says who this node is even if the two do not talk, so that the other end learns why.
             let mine = links.hello(links.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await);
             drop(frames.send(Ok(hello_frame(&mine))).await);
-            links.agree(&mine, &theirs, caller.incarnation)?;
+            let agreed = links.agree(&mine, &theirs, caller.incarnation);
+            if let Err(SessionError::Handshake(doubt)) = &agreed
+                && doubt.is_doubt()
+            {
+                links.pull(theirs.node, &mut incoming, &frames).await;
+            }
+            agreed?;
             (caller.is_peers)();
             links.run(theirs, None, &mut incoming, &frames).await
         };
@@ -179,12 +188,57 @@ impl Links {
         frames: &mpsc::Sender<v1::Frame>,
     ) -> Result<(), SessionError> {
         let theirs = first_hello(incoming).await?;
-        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await;
+        mine.seen = self.0.engine.seen(theirs.node, Some(theirs.incarnation.store)).await.seen;
         if theirs.node != expected {
             return Err(SessionError::OtherNode { found: theirs.node, expected });
         }
-        self.agree(&mine, &theirs, None)?;
+        let agreed = self.agree(&mine, &theirs, None);
+        if let Err(SessionError::Handshake(doubt)) = &agreed
+            && doubt.is_doubt()
+        {
+            self.pull(theirs.node, incoming, frames).await;
+        }
+        agreed?;
         self.run(theirs, Some(address), incoming, frames).await
+    }
+
+    /// There is no session, since one of both takes the other's store for an older copy. While either asks for what the other
+    /// holds, to refill partitions, that is carried (rule D2); nothing else is, and neither counts as up.
+    async fn pull(&self, node: NodeId, incoming: &mut Streaming<v1::Frame>, frames: &impl Sink) {
+        let session = self.0.sessions.fetch_add(1, Ordering::Relaxed);
+        let (outbox, outgoing) = outbox();
+        self.0.engine.send(Command::PeerDoubted { node, session, outbox }).await;
+        let echo = Echo::default();
+        let outcome = tokio::select! {
+            outcome = self.receive_pulls(node, session, incoming) => outcome,
+            outcome = self.transmit(outgoing, frames, &echo) => outcome,
+        };
+        self.0.engine.send(Command::PeerDown { node, session }).await;
+        tracing::debug!(peer = %node, ?outcome, "a stream with a store in doubt ended");
+    }
+
+    /// Takes what is asked for refills and given to them, until nothing has come for a while.
+    async fn receive_pulls(
+        &self,
+        node: NodeId,
+        session: u64,
+        incoming: &mut Streaming<v1::Frame>,
+    ) -> Result<(), SessionError> {
+        let mut lateness = Lateness::default();
+        let mut idle_since = self.0.clock.now().mono;
+        loop {
+            self.check_running()?;
+            let left = PULL_PATIENCE.saturating_sub(self.0.clock.now().mono.since(idle_since));
+            let Ok(frame) = tokio::time::timeout(left, incoming.message()).await else { return Ok(()) };
+            let frame = frame?.ok_or(SessionError::Closed)?;
+            let sent = lateness.sent(frame.sent_us, self.0.clock.now().mono);
+            let mut messages = decode(&frame.messages)?;
+            messages.retain(Message::is_pull);
+            if !messages.is_empty() {
+                idle_since = self.0.clock.now().mono;
+                self.0.engine.messages(node, session, messages, bytes_of(&frame.messages), sent).await;
+            }
+        }
     }
 
     /// Whether the two talk. `proven`: the store and boot that the other end has proven to be, if it has opened the stream
@@ -224,7 +278,7 @@ impl Links {
         let (outbox, outgoing) = outbox();
         let (ending, closed) = watch::channel(None);
         let round_trip_us = Arc::new(AtomicU64::new(0));
-        let incarnation = theirs.incarnation;
+        let (incarnation, commit) = (theirs.incarnation, theirs.commit);
         let open =
             Open { number, incarnation, outbox: outbox.clone(), round_trip_us: Arc::clone(&round_trip_us), ending };
         {
@@ -236,7 +290,7 @@ impl Links {
             }
         }
         self.heard(node);
-        self.0.engine.send(Command::PeerUp { node, session: number, incarnation, outbox }).await;
+        self.0.engine.send(Command::PeerUp { node, session: number, incarnation, commit, outbox }).await;
         let echo = Echo::default();
         let heard = AtomicU64::new(self.0.clock.now().mono.0);
         let outcome = tokio::select! {

@@ -86,8 +86,20 @@ pub(super) async fn live(
         events,
         answers: Arc::clone(&shared.connections.answers),
     })?;
-    let identity = Identity { node, incarnation: shared.incarnation, cluster, seed, config: agreed.config.clone() };
+    let identity = Identity {
+        node,
+        incarnation: shared.incarnation,
+        boots: shared.boots.clone(),
+        cluster,
+        seed,
+        config: agreed.config.clone(),
+    };
     shared.trust.belongs_to(node, cluster);
+    let remembers = engine.clone();
+    shared.control.remembers(Arc::new(move |node, store| {
+        let engine = remembers.clone();
+        Box::pin(async move { engine.seen(node, Some(store)).await.seen })
+    }));
     let (liveness, control) = (Arc::clone(&shared.liveness), shared.control.clone());
     let links = Links::new(identity, engine.clone(), liveness, control, shared.trust.clone(), shared.clock);
     let (members, followed) = watch::channel(Members::new());

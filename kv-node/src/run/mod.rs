@@ -118,14 +118,17 @@ fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
     log::start(&settings.log)?;
     check_not_removed(&settings.data_dir)?;
     let secrets = secrets(&settings)?;
-    let why = match run_once(&settings, &secrets, false) {
+    let why = match run_once(&settings, &secrets, None) {
         Ok(End::RolledBack(why)) => why,
         Err(RunError::Storage(StorageError::RolledBack { what, .. })) => what,
         Ok(end) => return ended(&settings, end),
         Err(error) => return Err(error),
     };
-    tracing::warn!(%why, "the store starts again under a new id");
-    ended(&settings, run_once(&settings, &secrets, true)?)
+    tracing::warn!(
+        %why,
+        "the store starts again under a new id; what it holds is kept as an old copy, and is merged with what the other owners hold"
+    );
+    ended(&settings, run_once(&settings, &secrets, Some(&why))?)
 }
 
 fn ended(settings: &Settings, end: End) -> Result<(), RunError> {
@@ -139,14 +142,14 @@ fn ended(settings: &Settings, end: End) -> Result<(), RunError> {
     }
 }
 
-/// One run of the store, from its opening until nothing of it is left.
-fn run_once(settings: &Settings, secrets: &[Secret], renew: bool) -> Result<End, RunError> {
+/// One run of the store, from its opening until nothing of it is left. `renewed`: why it gets a new id, if it does.
+fn run_once(settings: &Settings, secrets: &[Secret], renewed: Option<&str>) -> Result<End, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| RunError::System(format!("no runtime can be started: {error}")))?;
     let division = divide_descriptors(settings)?;
-    let (opened, reader, committer) = open_store(settings, &division, renew)?;
+    let (opened, reader, committer) = open_store(settings, &division, renewed.is_some())?;
     let lock = reader.lock();
-    let end = runtime.block_on(serve(settings, secrets, division, opened, reader, committer));
+    let end = runtime.block_on(serve(settings, secrets, division, opened, reader, committer, renewed));
     drop(runtime);
     // The threads that read end when they learn that the engine has gone, and the last one closes the store. Until then
     // it cannot be opened again.

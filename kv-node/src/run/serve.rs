@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::storage::{DiskCommitter, DiskReader, Opened};
-use kv_proto::request_id::RequestIds;
+use kv_core::storage::{Committer, DiskCommitter, DiskReader, Opened};
+use kv_proto::v1::{EventKind, Severity};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::live::live;
 use super::start::{announce, control_config, listen, no_address};
-use super::{End, RunError, random};
+use super::{End, RunError};
 use crate::clock::Clock;
 use crate::control::{ControlPlane, Founding, GrpcTransport, SharedLiveness, StartError, StartMode, remembered};
 use crate::descriptors::Division;
-use crate::events::Events;
+use crate::events::{Events, NewEvent};
 use crate::liveness::{Heartbeats, Timeouts};
 use crate::own_files::mark_secured;
 use crate::server::connections::{self, ConnectionSettings, Connections};
@@ -32,10 +32,11 @@ pub(super) async fn serve(
     division: Division,
     opened: Opened,
     reader: DiskReader,
-    committer: DiskCommitter,
+    mut committer: DiskCommitter,
+    renewed: Option<&str>,
 ) -> Result<End, RunError> {
     let signal = signals::stop().map_err(RunError::System)?;
-    let clock = Clock::start();
+    let clock = Clock::start().ahead_by(settings.clock_ahead_ms);
     let data = &settings.data_dir;
     let known = remembered(&data.join("control")).map_err(StartError::from)?;
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
@@ -47,10 +48,13 @@ pub(super) async fn serve(
         (None, None) => StartMode::Bootstrap(Founding::default()),
     };
     let liveness: SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Timeouts::default())));
-    let config = control_config(settings, member, start_mode, local, opened, &liveness, clock)?;
+    let config = control_config(settings, member, start_mode, local, &opened, &liveness, clock)?;
     let (name, address, zone, weight) =
         (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
     let trust = Trust::new(&name, opened.incarnation, secrets.to_vec(), settings.allow_open_peers);
+    // Whatever may be wrong with this start has been looked at: from here on it serves, and counts as a boot (rule D2).
+    ControlPlane::check(&config)?;
+    committer.begin()?;
     if !secrets.is_empty() {
         mark_secured(data)?;
     } else if !local.ip().to_canonical().is_loopback() {
@@ -63,13 +67,13 @@ pub(super) async fn serve(
         zone,
         weight,
         incarnation: opened.incarnation,
+        boots: opened.boots,
         cluster: settings.cluster.clone(),
         clock,
         control,
         trust: trust.clone(),
         liveness,
         events: Events::new(),
-        request_ids: RequestIds::new(u64::from_le_bytes(random()?)),
         usage: Usage::new(data.clone()),
         disk_reserve_bytes: settings.disk_reserve_bytes,
         watchdog: Watchdog::default(),
@@ -89,6 +93,17 @@ pub(super) async fn serve(
     let server = tokio::spawn(connections::serve(listener, routes, Arc::clone(&shared.connections), trust, stopping));
     let logged = tokio::spawn(audit::log(Arc::clone(&shared)));
     announce(&name, local);
+    if let Some(why) = renewed {
+        shared.event(NewEvent {
+            severity: Severity::Warning,
+            kind: EventKind::StoreReplaced,
+            message: format!(
+                "the store of {name} has a new id, since it was an older copy: {why}. What it holds is kept as an old copy; its \
+                 partitions answer again when they are refilled from all of their other owners"
+            ),
+            undo: String::new(),
+        });
+    }
 
     let end = tokio::select! {
         end = live(Arc::clone(&shared), settings, reader, committer) => end,

@@ -43,7 +43,7 @@ pub(super) fn open_store(
     let ids = OpenIds { store: StoreId(u64::from_le_bytes(random()?)), nonce: u32::from_le_bytes(random()?) };
     let config =
         DiskConfig { cache_bytes: settings.cache_bytes, renew, files: division.tables, ..DiskConfig::default() };
-    Ok(DiskStore::open(&settings.data_dir.join("store"), &config, ids)?)
+    Ok(DiskStore::prepare(&settings.data_dir.join("store"), &config, ids)?)
 }
 
 /// The secrets of the node's cluster, if it has any; a founding node makes the first one. Nothing else is changed, so that a
@@ -122,7 +122,7 @@ pub(super) fn control_config(
     member: Option<MemberRecord>,
     start_mode: StartMode,
     local: SocketAddr,
-    opened: Opened,
+    opened: &Opened,
     liveness: &SharedLiveness,
     clock: Clock,
 ) -> Result<ControlConfig, RunError> {
@@ -166,6 +166,8 @@ pub(super) fn control_config(
         weight: member.as_ref().map(|member| member.weight).or(settings.weight).unwrap_or(1.0),
         version: crate::BUILD.to_owned(),
         incarnation: opened.incarnation,
+        boots: opened.boots.clone(),
+        has_data: true,
         replaces: settings.replaces,
         cluster: settings.cluster.clone(),
         liveness: Arc::clone(liveness),

@@ -62,6 +62,7 @@ impl Cluster for Service {
             build: crate::BUILD.to_owned(),
             leader: status.leader.map_or(0, |leader| leader.0),
             voters: status.voters.iter().map(|voter| voter.0).collect(),
+            time_us: shared.time().await.0,
             waiting: match state.layout {
                 Some(_) => String::new(),
                 None => shared.control.membership().borrow().to_string(),

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use kv_proto::v1::{MemberState, NodeSnapshot, PeerOpinion};
+use kv_proto::v1::{ClockState, MemberState, NodeSnapshot, PeerOpinion};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -153,11 +153,17 @@ fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) 
     );
     let is_hindered = settling.hindered_by > 0;
     gauge("settling_hindered", "1 while a member holds up the collection of tombstones", is_hindered.into());
+    let clock = snapshot.clock.clone().unwrap_or_default();
+    let is_off = clock.state() == ClockState::Off;
+    gauge("clock_off", "1 while the clock is further from those of most members than is allowed", is_off.into());
     let usage = snapshot.usage.unwrap_or_default();
     gauge("memory_bytes", "Resident memory of the process", usage.memory_bytes);
     gauge("disk_bytes", "Bytes of the data directory", usage.disk_bytes);
     gauge("disk_free_bytes", "Bytes free on the device of the data directory", usage.disk_free_bytes);
     let age = |since_us: u64| if since_us == 0 { 0 } else { snapshot.taken_us.saturating_sub(since_us) };
+    let ahead = ConstGauge::new(seconds(clock.ahead_us.unsigned_abs()));
+    let help = "How far the clock is from those of most members, either way, while it is off; 0 otherwise";
+    registry.register("clock_distance_seconds", help, ahead);
     let oldest = ConstGauge::new(seconds(age(settling.oldest_us)));
     registry.register("tombstone_age_seconds", "Age of the oldest tombstone that is not collected; 0: none", oldest);
     let watermark = ConstGauge::new(seconds(age(settling.watermark_us)));
@@ -236,6 +242,11 @@ fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {
     let mut counter = |name, help, value| counter(registry, name, help, value);
     counter("forwards", "Requests handed to an owner of the key", counters.forwards);
     counter("hedges", "Requests handed to another owner as well, because the first did not answer", counters.hedges);
+    counter(
+        "retired_forgotten",
+        "Requests whose repetitions are not recognised any more, because a record had no room for them",
+        counters.retired_forgotten,
+    );
     counter("read_repairs", "Replicas that reads found outdated and repaired", counters.read_repairs);
     counter("handoffs", "Hints and missed-write markers delivered", counters.handoffs);
     counter("commits", "Commits made durable", counters.commits);

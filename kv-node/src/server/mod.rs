@@ -19,13 +19,13 @@ mod unknown;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::boots::Boots;
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::RequestError;
 use kv_core::message::{KeyRequest, Operation, Request};
-use kv_core::types::{Incarnation, NodeId};
+use kv_core::types::{Incarnation, NodeId, WallTime};
 use kv_proto::edge::{Edge, Keyspaces};
 use kv_proto::limits::{ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX};
-use kv_proto::request_id::RequestIds;
 use kv_proto::v1::cluster_server::ClusterServer;
 use kv_proto::v1::key_value_server::KeyValueServer;
 use kv_proto::v1::peer_server::PeerServer;
@@ -62,6 +62,8 @@ pub struct Shared {
     pub weight: f64,
     /// Its store and boot.
     pub incarnation: Incarnation,
+    /// The boots of its store, this one last.
+    pub boots: Boots,
     /// The settings on which all nodes agree.
     pub cluster: ClusterConfig,
     /// Both clocks.
@@ -74,8 +76,6 @@ pub struct Shared {
     pub liveness: SharedLiveness,
     /// What happened.
     pub events: Events,
-    /// Identities for writes that came without one.
-    pub request_ids: RequestIds,
     /// What the process uses.
     pub usage: Usage,
     /// Bytes that copying leaves free on the device of the data directory.
@@ -185,7 +185,7 @@ impl Shared {
     /// Validates requests against what the cluster has agreed on, with these keyspaces.
     #[must_use]
     pub fn edge<'a>(&'a self, keyspaces: &'a Keyspaces) -> Edge<'a> {
-        Edge { limits: &self.cluster, keyspaces, request_ids: &self.request_ids }
+        Edge { limits: &self.cluster, keyspaces }
     }
 
     /// The turn of reads alone, if they need not wait.
@@ -235,11 +235,24 @@ impl Shared {
         }
     }
 
+    /// The time for sessions of clients: by the clocks of the other members while this node's is off.
+    async fn time(&self) -> WallTime {
+        let serving = self.serving.borrow().clone();
+        let report = async { serving?.engine.report().await };
+        // A loop that stands still is no reason to keep a client waiting.
+        let report = tokio::time::timeout(TIME_PATIENCE, report).await.ok().flatten();
+        let wall = self.clock.now().wall;
+        report.map_or(wall, |report| report.status.clock.corrected(wall))
+    }
+
     /// Remembers that something happened.
     pub fn event(&self, event: NewEvent) {
         self.events.add(self.node().0, self.clock.now().wall, event);
     }
 }
+
+/// How long the loop may take to say how the node's clock is.
+const TIME_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long a request may take that does not say so.
 fn usual_timeout() -> Duration {

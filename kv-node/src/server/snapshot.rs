@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use kv_core::node::{SettleStatus, left_of_dropped};
+use kv_core::message::{HinderedBy, Hindrance};
+use kv_core::node::{ClockState, SettleStatus, Status, left_of_dropped};
 use kv_core::ring::Member;
 use kv_core::storage::{Space, Stats};
 use kv_core::topology::{Residue, Transfer, TransferPhase, Wait};
@@ -141,6 +143,7 @@ pub(super) async fn take_with_requests(
                     reclaiming: status.reclaiming.into(),
                 });
                 snapshot.settling = Some(settling_to_wire(&state, &status.settling));
+                snapshot.clock = Some(clock_to_wire(status, state.config.clock_skew_max));
                 requests = report.requests;
                 let counters = report.counters;
                 snapshot.counters = Some(v1::Counters {
@@ -158,6 +161,7 @@ pub(super) async fn take_with_requests(
                     commits: counters.commits,
                     committed_batches: counters.committed_batches,
                     copied_bytes: counters.copied_bytes,
+                    retired_forgotten: counters.retired_forgotten,
                 });
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;
@@ -215,7 +219,8 @@ fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) 
 }
 
 fn settling_to_wire(state: &ClusterState, settling: &SettleStatus) -> v1::Settling {
-    let (by, why) = settling.hindered.clone().map_or((0, String::new()), |(node, why)| (node.0, why));
+    let (by, why) = settling.hindered.as_ref().map_or((0, String::new()), |(node, by)| (node.0, by.to_string()));
+    let reason = settling.hindered.as_ref().map(|(_, by)| hindrance_to_wire(by)).unwrap_or_default();
     v1::Settling {
         // Counted from the statistics of the store.
         tombstones: 0,
@@ -225,7 +230,34 @@ fn settling_to_wire(state: &ClusterState, settling: &SettleStatus) -> v1::Settli
         hindered_by: by,
         hindered_why: state.with_names(&why),
         collected: settling.collected,
+        hindered_reason: reason.into(),
     }
+}
+
+fn hindrance_to_wire(by: &HinderedBy) -> v1::SettlingHindrance {
+    match by {
+        HinderedBy::Down => v1::SettlingHindrance::Down,
+        HinderedBy::Disk => v1::SettlingHindrance::Disk,
+        HinderedBy::Silence => v1::SettlingHindrance::Silence,
+        HinderedBy::Refusal(Hindrance::Epoch) => v1::SettlingHindrance::Layout,
+        HinderedBy::Refusal(Hindrance::Hints) => v1::SettlingHindrance::Hints,
+        HinderedBy::Refusal(Hindrance::Residue) => v1::SettlingHindrance::Residue,
+        HinderedBy::Refusal(Hindrance::Incomplete) => v1::SettlingHindrance::Refill,
+        HinderedBy::Refusal(Hindrance::Clock { .. }) => v1::SettlingHindrance::Clock,
+        HinderedBy::Refusal(Hindrance::NotOwner) => v1::SettlingHindrance::NotOwner,
+        HinderedBy::Comparison { .. } => v1::SettlingHindrance::Comparison,
+    }
+}
+
+fn clock_to_wire(status: &Status, limit: Duration) -> v1::Clock {
+    let (state, ahead_us) = match status.clock {
+        ClockState::Unknown => (v1::ClockState::Unknown, 0),
+        ClockState::Right => (v1::ClockState::Right, 0),
+        ClockState::Off { ahead_us } => (v1::ClockState::Off, ahead_us),
+    };
+    let peers = status.clocks.iter().map(|(node, &ahead_us)| v1::PeerClock { node: node.0, ahead_us }).collect();
+    let limit_us = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+    v1::Clock { state: state.into(), ahead_us, peers, limit_us }
 }
 
 fn residue_to_wire(state: &ClusterState, residue: &Residue) -> v1::Residue {

@@ -187,6 +187,7 @@ fn bad_input_gets_a_status_that_says_what_is_wrong() {
                 version: "1".to_owned(),
                 replaces: Vec::new(),
             },
+            boots: kv_core::boots::Boots::default(),
         };
         let check = async |request: JoinRequest, kind: RefusalKind, ending: &str| {
             let reply = transport.join(address, request, Duration::from_secs(20)).await.unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kv_core::boots::Boots;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use kv_node::control::{
@@ -71,6 +72,15 @@ impl Spec {
             replaces: None,
             dir: format!("n{number}"),
         }
+    }
+
+    /// The boots of its store: all that it counts, as they were.
+    fn boots(&self) -> Boots {
+        let mut boots = Boots::default();
+        let Incarnation { boot, nonce, .. } = self.incarnation;
+        (1..boot).for_each(|earlier| boots.begin(earlier, 7, 0));
+        boots.begin(boot, nonce, 0);
+        boots
     }
 
     /// The next run of the same store.
@@ -164,6 +174,8 @@ impl World {
             weight: 1.0,
             version: "test".to_owned(),
             incarnation: spec.incarnation,
+            boots: spec.boots(),
+            has_data: false,
             replaces: spec.replaces,
             cluster: ClusterConfig::default(),
             liveness: Arc::new(Mutex::new(Heartbeats::new(timeouts))),

@@ -12,7 +12,8 @@ const KEYS: usize = 200;
 async fn cluster() -> (World, Client) {
     let mut world = World::new();
     let age = ["--tombstone-age-s", "1"];
-    world.add("n1", &[&["--bootstrap", "--expect", "3", "--partitions", "8"][..], &age].concat());
+    let founds = ["--bootstrap", "--expect", "3", "--partitions", "8", "--repeat-within-s", "1"];
+    world.add("n1", &[&founds[..], &age].concat());
     for name in ["n2", "n3"] {
         let first = world.nodes[0].address.clone();
         world.add(name, &[&["--join", first.as_str()][..], &age].concat());

@@ -5,8 +5,10 @@
 mod audit;
 mod bad_input;
 mod bulk;
+mod clocks;
 mod collecting;
 mod connections;
+mod copies;
 mod data;
 mod deadlines;
 mod dropping;
@@ -22,6 +24,7 @@ mod oversized;
 mod plan;
 mod rebalance;
 mod repair;
+mod repeats;
 mod retry;
 mod secret;
 mod soak_check;

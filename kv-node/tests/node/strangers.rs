@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::message::{
-    CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
+    Attempt, CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
 };
-use kv_core::types::{Epoch, KeyspaceId, RequestId};
+use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::Record;
 use kv_proto::client::Client;
 use kv_proto::describe::Description;
@@ -50,6 +50,7 @@ impl Stranger {
             node: self.node,
             incarnation: Some(self.incarnation),
             seen: self.seen,
+            ..v1::Hello::default()
         }
     }
 
@@ -88,7 +89,9 @@ impl Stranger {
                 drop(frames.send(v1::Frame { messages, sent_us: 1, ..v1::Frame::default() }).await);
             }
             let told = frame.messages.iter().map(|bytes| Message::decode(bytes).unwrap());
-            answers.extend(told.filter(|message| !matches!(message, Message::Keyspaces { .. } | Message::Ping)));
+            answers.extend(told.filter(|message| {
+                !matches!(message, Message::Keyspaces { .. } | Message::Ping | Message::Shown { .. })
+            }));
         }
         // Whether the other end keeps the session shows with its next frame.
         match tokio::time::timeout(PATIENCE, incoming.message()).await.expect("a frame or a refusal")? {
@@ -112,7 +115,8 @@ fn forward(call: u64, operation: Operation, key: &'static str) -> Message {
 /// What a stranger wants of a node: a value that it should not see, one that it makes up, and a record that it made up.
 pub(crate) fn theft() -> Vec<Message> {
     let write = Operation::Write {
-        request: RequestId { client: 1, sequence: 1 },
+        request: None,
+        attempt: Attempt::Plain,
         value: Some(Bytes::from_static(b"made up")),
         context: None,
         ttl: None,
@@ -279,6 +283,7 @@ pub(crate) fn report(
         request_id: Bytes::copy_from_slice(&[id; 16]),
         group: None,
         replaces: Vec::new(),
+        boots: Vec::new(),
     }
 }
 
@@ -382,7 +387,8 @@ async fn what_one_member_claims_ends_nobody_and_is_shown() {
     let seen = v1::Incarnation { store_id: store_of(&before, "n1"), boot: 7, nonce: 0 };
     let liar = Stranger { node: 2, incarnation: member, seen: Some(seen), ..Stranger::of(&client) };
     let address = world.nodes[0].address.clone();
-    let error = liar.talk(&address, &[], 0).await.unwrap_err();
+    // It may be asked for what it holds, for a while, and is told nothing else.
+    let error = liar.talk(&address, &[], 1).await.unwrap_err();
     assert!(error.message().contains("says that this node's store is an older copy"), "{error:?}");
     let claim = until_async("the claim is shown", || async {
         let opinion = report_of(&address).await?.peers.into_iter().find(|peer| peer.node == 2)?;

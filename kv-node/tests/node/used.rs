@@ -7,7 +7,7 @@ use kv_proto::client::Client;
 
 use crate::world::{Node, World, free_port, get, options, put, reports, run_to_end, strings, until_async};
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

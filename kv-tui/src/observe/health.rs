@@ -6,6 +6,7 @@ use kv_core::ring::{Layout, Owner};
 use kv_core::types::NodeId;
 use kv_proto::v1;
 
+use super::clocks;
 use super::needed::Needed;
 use super::snapshot::{ClusterSnapshot, state_word};
 use super::uneven;
@@ -122,6 +123,9 @@ impl Health {
                 }
                 Some(_) => {}
             }
+        }
+        for fault in clocks::faults(cluster) {
+            self.because(Word::Degraded, fault.what, fault.remedy);
         }
         self.look_at_opinions(cluster);
     }

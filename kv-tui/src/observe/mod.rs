@@ -1,6 +1,7 @@
 //! What is observed of a cluster: a snapshot of it, and pure functions of snapshots and reports. Commands, the local
 //! cluster and the dashboard build on the same ones, so they say the same.
 
+pub mod clocks;
 pub mod health;
 mod needed;
 pub mod progress;

@@ -66,7 +66,7 @@ impl Tombstones {
         self.watermark = self.watermark.max(age(settling.watermark_us));
         if settling.hindered_by > 0 {
             let member = cluster.description.name_of(NodeId(settling.hindered_by));
-            let (why, remedy) = (settling.hindered_why.clone(), remedy(&member, &settling.hindered_why));
+            let (why, remedy) = (settling.hindered_why.clone(), remedy(&member, settling.hindered_reason()));
             let hindrance = Hindrance { member, why, remedy };
             if !self.hindered.contains(&hindrance) {
                 self.hindered.push(hindrance);
@@ -110,16 +110,20 @@ impl Tombstones {
 }
 
 /// What helps against a hindrance.
-fn remedy(member: &str, why: &str) -> String {
-    if why.contains("is down") {
-        format!("start {member}, or remove it if it is lost for good")
-    } else if why.contains("clock") {
-        format!("set the clock of {member}, for instance with NTP")
-    } else if why.contains("hints") {
-        "start the nodes that are down, or remove those that are lost".to_owned()
-    } else {
+fn remedy(member: &str, reason: v1::SettlingHindrance) -> String {
+    match reason {
+        v1::SettlingHindrance::Down => format!("start {member}, or remove it if it is lost for good"),
+        v1::SettlingHindrance::Clock => format!("set the clock of {member}, for instance with NTP"),
+        v1::SettlingHindrance::Hints => "start the nodes that are down, or remove those that are lost".to_owned(),
+        v1::SettlingHindrance::Disk | v1::SettlingHindrance::Silence | v1::SettlingHindrance::Comparison => {
+            format!("look at the disk and the network of {member}, if it lasts")
+        }
         // It passes by itself.
-        String::new()
+        v1::SettlingHindrance::Unspecified
+        | v1::SettlingHindrance::Layout
+        | v1::SettlingHindrance::Residue
+        | v1::SettlingHindrance::Refill
+        | v1::SettlingHindrance::NotOwner => String::new(),
     }
 }
 
@@ -141,6 +145,7 @@ mod tests {
                     oldest_us: 40_000_000,
                     hindered_by: 3,
                     hindered_why: "is down".to_owned(),
+                    hindered_reason: v1::SettlingHindrance::Down.into(),
                     ..v1::Settling::default()
                 });
             }

@@ -256,6 +256,7 @@ fn counters_json(counters: &v1::Counters) -> Value {
         "commits": counters.commits,
         "committed_batches": counters.committed_batches,
         "copied_bytes": counters.copied_bytes,
+        "retired_forgotten": counters.retired_forgotten,
     })
 }
 

@@ -117,12 +117,13 @@ impl Client {
                 "no node in reach ({refusals}); check the addresses, and that the nodes run"
             )));
         };
+        let time = description.time;
         let view = View::new(description, &pool, seeds);
         let client_id = getrandom::u64()
             .map_err(|error| RequestError::unavailable(format!("the system gives no random numbers: {error}")))?;
         Ok(Self {
             inner: Arc::new(Inner {
-                ids: RequestIds::new(client_id.max(1)),
+                ids: RequestIds::new(client_id, time),
                 pool,
                 view: RwLock::new(Arc::new(view)),
                 refreshing: tokio::sync::Mutex::new(()),
@@ -156,7 +157,7 @@ impl Client {
     pub async fn get(&self, how: &How, key: &Bytes) -> Result<Got, RequestError> {
         self.check(key, None)?;
         match self.on_key(how, key, &KeyOperation::Get).await? {
-            Response::Got { values, context } => Ok(Got { values, context }),
+            Response::Got { values, context, .. } => Ok(Got { values, context }),
             _ => Err(mismatch()),
         }
     }
@@ -167,7 +168,7 @@ impl Client {
     /// As the node says, `Unavailable` if nothing was done before the deadline, or `Unknown` if perhaps it was.
     pub async fn put(&self, how: &How, key: &Bytes, value: &Bytes, write: &Write) -> Result<Written, RequestError> {
         self.check(key, Some(value))?;
-        let operation = KeyOperation::Put { value, write, request: self.inner.ids.next() };
+        let operation = KeyOperation::Put { value, write };
         written(self.on_key(how, key, &operation).await?)
     }
 
@@ -177,7 +178,7 @@ impl Client {
     /// As for a put.
     pub async fn delete(&self, how: &How, key: &Bytes, context: Option<&Bytes>) -> Result<Written, RequestError> {
         self.check(key, None)?;
-        let operation = KeyOperation::Delete { context, request: self.inner.ids.next() };
+        let operation = KeyOperation::Delete { context };
         written(self.on_key(how, key, &operation).await?)
     }
 
@@ -314,7 +315,7 @@ async fn first_description(seeds: &[Arc<Node>], options: &Options) -> (Option<De
 
 fn written(response: Response) -> Result<Written, RequestError> {
     match response {
-        Response::Written { context, siblings } => Ok(Written { context, siblings }),
+        Response::Written { context, siblings, .. } => Ok(Written { context, siblings }),
         _ => Err(mismatch()),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Outcome, Response};
+use kv_core::message::{Attempt as WriteAttempt, Outcome, Response};
 use kv_core::types::{Epoch, RequestId};
 use tokio::time::{Instant, sleep_until};
 
@@ -17,6 +17,7 @@ use super::pool::Node;
 use super::session::{Late, Reply};
 use super::view::Route;
 use super::{Client, calls, level_of, mismatch, timeout_to_wire};
+use crate::edge::attempt_to_wire;
 use crate::v1;
 use crate::v1::batch_operation::Operation;
 
@@ -24,12 +25,23 @@ use crate::v1::batch_operation::Operation;
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_LONGEST: Duration = Duration::from_millis(500);
 
-/// What to do with a key. A write keeps its identity over all attempts.
+/// How often a write draws another stamp because a later value stood there each time, before it is put beside that.
+const STAMPS_MAX: u32 = 16;
+
+/// What to do with a key.
 #[derive(Debug)]
 pub(super) enum KeyOperation<'a> {
     Get,
-    Put { value: &'a Bytes, write: &'a Write, request: RequestId },
-    Delete { context: Option<&'a Bytes>, request: RequestId },
+    Put { value: &'a Bytes, write: &'a Write },
+    Delete { context: Option<&'a Bytes> },
+}
+
+/// Under which identity a write is sent, and whether it may have been carried out. It keeps its identity over all attempts that
+/// may take effect.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    request: RequestId,
+    attempt: WriteAttempt,
 }
 
 impl KeyOperation<'_> {
@@ -37,32 +49,35 @@ impl KeyOperation<'_> {
         matches!(self, Self::Get)
     }
 
-    fn to_wire(&self, how: &How, key: &Bytes, epoch: Epoch, timeout: Duration) -> Operation {
+    fn to_wire(&self, how: &How, key: &Bytes, sent: Sent, epoch: Epoch, timeout: Duration) -> Operation {
         let (keyspace, key, strict) = (how.keyspace.clone(), key.clone(), how.consistency.strict);
         let (level, epoch, timeout_ms) = (level_of(how), epoch.0, timeout_to_wire(timeout));
+        let (request, attempt) = (Some(sent.request.into()), attempt_to_wire(sent.attempt).into());
         match self {
             Self::Get => Operation::Get(v1::GetRequest { keyspace, key, level, strict, epoch, timeout_ms }),
-            Self::Put { value, write, request } => Operation::Put(v1::PutRequest {
+            Self::Put { value, write } => Operation::Put(v1::PutRequest {
                 keyspace,
                 key,
                 value: Bytes::clone(value),
                 context: write.context.clone(),
                 ttl_ms: write.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-                request: Some((*request).into()),
+                request,
                 level,
                 strict,
                 epoch,
                 timeout_ms,
+                attempt,
             }),
-            Self::Delete { context, request } => Operation::Delete(v1::DeleteRequest {
+            Self::Delete { context } => Operation::Delete(v1::DeleteRequest {
                 keyspace,
                 key,
                 context: context.cloned(),
-                request: Some((*request).into()),
+                request,
                 level,
                 strict,
                 epoch,
                 timeout_ms,
+                attempt,
             }),
         }
     }
@@ -75,6 +90,8 @@ struct Progress {
     tried: Vec<Arc<Node>>,
     rounds: u32,
     attempts: u32,
+    /// How often another stamp was drawn.
+    stamps: u32,
     /// A write whose outcome is unknown stays unknown, whatever later attempts say.
     unknown: Option<RequestError>,
     /// The last error, but what a node said rather than that it then said nothing.
@@ -160,6 +177,7 @@ impl Client {
         let timeout = how.timeout.unwrap_or(self.options().timeout);
         let deadline = Instant::now() + timeout;
         let mut progress = Progress::default();
+        let mut request = self.inner.ids.next();
         let mut late: Vec<LateAttempt> = Vec::new();
         loop {
             let view = self.view();
@@ -187,8 +205,18 @@ impl Client {
                 continue;
             };
             self.count_attempt(&mut progress, &route);
+            // What was sent before may have been carried out, or may yet: who carries it out now must know.
+            let is_repeated = progress.unknown.is_some() || !late.is_empty();
+            let attempt = if is_repeated {
+                WriteAttempt::Repeated
+            } else if self.options().retry == Retry::Never || progress.stamps == STAMPS_MAX {
+                WriteAttempt::Plain
+            } else {
+                WriteAttempt::First
+            };
+            let sent = Sent { request, attempt };
             let attempted = {
-                let attempt = self.attempt(how, key, operation, &route, deadline);
+                let attempt = self.attempt(how, key, operation, sent, &route, deadline);
                 tokio::pin!(attempt);
                 loop {
                     tokio::select! {
@@ -217,7 +245,16 @@ impl Client {
             if !operation.is_read() && matches!(error.kind, Kind::Unknown | Kind::Poisoned) {
                 progress.unknown.get_or_insert_with(|| error.clone());
             }
-            if !self.may_repeat(operation, error.kind) {
+            if error.wants_stamp() {
+                self.inner.ids.refused(request, error.newest);
+                if !is_repeated && late.is_empty() && Instant::now() < deadline {
+                    // Nothing of it was done anywhere: it is another request from now on.
+                    request = self.inner.ids.next();
+                    progress.stamps += 1;
+                    progress.failed(error, true);
+                    continue;
+                }
+            } else if !self.may_repeat(operation, request, error.kind) {
                 return Err(progress.end(error));
             }
             let stale = error.kind == Kind::StaleEpoch;
@@ -254,18 +291,19 @@ impl Client {
         how: &How,
         key: &Bytes,
         operation: &KeyOperation<'_>,
+        sent: Sent,
         route: &Route,
         deadline: Instant,
     ) -> Result<Attempted, Failure> {
         let now = Instant::now();
         let until = deadline.min(now + self.options().attempt_timeout);
-        let wire = operation.to_wire(how, key, route.epoch, until - now);
-        let repeatable = self.may_repeat(operation, Kind::Unknown);
+        let wire = operation.to_wire(how, key, sent, route.epoch, until - now);
+        let repeatable = self.may_repeat(operation, sent.request, Kind::Unknown);
         let ended = match self.options().transport {
             Transport::Batch => match route.node.session().call(wire, until).await {
                 Ok(Reply::Ended(outcome)) => Ok(outcome),
                 Ok(Reply::Stalled(mut late)) => {
-                    if self.may_repeat(operation, Kind::Unavailable)
+                    if self.may_repeat(operation, sent.request, Kind::Unavailable)
                         && let Some(failure) = late.withdraw_unsent()
                     {
                         return Err(failure);
@@ -286,7 +324,6 @@ impl Client {
     }
 
     /// What the end of an attempt means, for the operation and for its node.
-    #[allow(clippy::unused_self, reason = "it belongs to the steps of an operation")]
     fn judge(
         &self,
         operation: &KeyOperation<'_>,
@@ -296,6 +333,9 @@ impl Client {
         match ended {
             Ok(outcome) => {
                 node.trust();
+                if let Ok(Response::Got { newest, .. } | Response::Written { newest, .. }) = &outcome {
+                    self.inner.ids.shown(*newest);
+                }
                 let outcome = outcome.and_then(|response| {
                     if operation.is_read() == matches!(response, Response::Got { .. }) {
                         Ok(response)
@@ -314,13 +354,17 @@ impl Client {
         }
     }
 
-    fn may_repeat(&self, operation: &KeyOperation<'_>, kind: Kind) -> bool {
+    fn may_repeat(&self, operation: &KeyOperation<'_>, request: RequestId, kind: Kind) -> bool {
         let retry = self.options().retry;
         match kind {
             Kind::Invalid | Kind::NotFound | Kind::Corrupt | Kind::Conflict => false,
             Kind::Unavailable | Kind::Exhausted | Kind::StaleEpoch => retry != Retry::Never,
             Kind::Unknown | Kind::Poisoned if operation.is_read() => retry != Retry::Never,
-            Kind::Unknown | Kind::Poisoned => retry == Retry::SameId,
+            // Nodes take no request that is older (rule A7).
+            Kind::Unknown | Kind::Poisoned => {
+                let within = self.view().description.limits.repeat_within;
+                retry == Retry::SameId && self.inner.ids.age(request) < within
+            }
         }
     }
 }

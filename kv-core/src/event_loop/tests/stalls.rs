@@ -153,7 +153,8 @@ fn a_forwarded_write_that_stood_still_is_not_carried_out() {
         if let Message::Forward { deadline, .. } = message { deadline } else { Duration::MAX }
     };
     let write = || Operation::Write {
-        request: crate::types::RequestId { client: 1, sequence: 1 },
+        request: None,
+        attempt: crate::message::Attempt::Plain,
         value: None,
         context: None,
         ttl: None,

@@ -25,7 +25,7 @@ fn give(node: &mut Node, input: Input) -> Vec<Effect> {
 
 fn greet(node: &mut Node) -> Seq {
     let incarnation = Incarnation { store: StoreId(8), boot: 1, nonce: 1 };
-    let effects = give(node, Input::PeerUp { node: PEER, incarnation });
+    let effects = give(node, Input::PeerUp { node: PEER, incarnation, commit: 0 });
     let persisted = |effect: &Effect| if let Effect::Persist { seq, .. } = effect { Some(*seq) } else { None };
     effects.iter().find_map(persisted).unwrap()
 }
@@ -38,8 +38,8 @@ fn read() -> Input {
 
 fn answers(effects: &[Effect]) -> usize {
     let is_answer = |effect: &&Effect| match effect {
-        // The list of keyspaces is sent at the beginning of every session.
-        Effect::Send { to: PEER, message } => !matches!(message, Message::Keyspaces { .. }),
+        // The list of keyspaces and what the clocks show are sent at the beginning of every session.
+        Effect::Send { to: PEER, message } => !matches!(message, Message::Keyspaces { .. } | Message::Shown { .. }),
         _ => false,
     };
     effects.iter().filter(is_answer).count()

@@ -14,6 +14,7 @@ use super::background::{compact_all, compact_if_nobody_does, lower_priority};
 use super::descriptors::{Descriptors, patiently};
 use super::identity::{Confirmed, Directory, Identity, StoreLock, is_full};
 use super::ledger::{Ledger, Written};
+use super::open::{Beginning, end_entry};
 use super::{CHECKPOINT, ENTRY, META};
 use crate::error::StorageError;
 use crate::map;
@@ -291,10 +292,22 @@ pub struct DiskCommitter {
     pub(super) stall_ms_max: u64,
     /// The last batch of the commit that failed.
     pub(super) poisoned: Option<Seq>,
+    /// What makes the boot durable, until it is.
+    pub(super) beginning: Option<Beginning>,
 }
 
 impl DiskCommitter {
-    fn try_commit(&mut self, batches: &[Batch]) -> Result<(), StorageError> {
+    fn try_begin(&mut self) -> Result<(), StorageError> {
+        match self.beginning.take() {
+            Some(beginning) => {
+                beginning.make_durable(&self.shared, &self.identity, &mut self.confirmed, self.ledger.last())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn try_commit(&mut self, batches: &[Batch], through: Seq) -> Result<(), StorageError> {
+        self.try_begin()?;
         self.wait_for_room()?;
         let recounted = damaged(batches).into_iter();
         let recounted = recounted
@@ -316,6 +329,8 @@ impl DiskCommitter {
         let changes = batches.iter().flat_map(|batch| &batch.writes).filter_map(Change::of).collect();
         let written = self.ledger.commit(changes, recounted);
         put_ledger(&mut out, tree, written);
+        let (key, bytes) = end_entry(self.identity.boot, through);
+        out.insert(tree, key, bytes);
         self.shared.commit(out)?;
         self.confirmed.write(self.ledger.last())
     }
@@ -355,6 +370,13 @@ impl DiskCommitter {
 }
 
 impl Committer for DiskCommitter {
+    fn begin(&mut self) -> Result<(), StorageError> {
+        if let Some(at) = self.poisoned {
+            return Err(StorageError::Poisoned { at });
+        }
+        self.try_begin().inspect_err(|_| self.poisoned = Some(Seq(0)))
+    }
+
     fn commit(&mut self, batches: &[Batch], through: Seq) -> Result<(), StorageError> {
         if let Some(at) = self.poisoned {
             return Err(StorageError::Poisoned { at });
@@ -362,7 +384,7 @@ impl Committer for DiskCommitter {
         if batches.iter().all(|batch| batch.writes.is_empty()) {
             return Ok(());
         }
-        self.try_commit(batches).inspect_err(|_| self.poisoned = Some(through))
+        self.try_commit(batches, through).inspect_err(|_| self.poisoned = Some(through))
     }
 
     fn bind(&mut self, cluster: ClusterId, seed: HashSeed) -> Result<(), StorageError> {
@@ -373,6 +395,8 @@ impl Committer for DiskCommitter {
                 Err(StorageError::OtherCluster { path, found, expected: cluster })
             }
             None => {
+                // The identity file tells the boot as well.
+                self.begin()?;
                 let identity = Identity { cluster: Some((cluster, seed)), ..self.identity };
                 self.shared.directory.write_identity(&identity)?;
                 self.identity = identity;

@@ -20,6 +20,8 @@
 //! | 0x90 | ledger entries: slot, big-endian |
 //! | 0x91 | ledger checkpoints: partition, big-endian |
 //! | 0x92 | the engine's own name and boot |
+//! | 0x92, 1 | the number of the last batch, and its boot: changed by each commit |
+//! | 0x92, 2 | the boots of the store |
 
 mod background;
 mod descriptors;
@@ -38,6 +40,8 @@ const META: u8 = 0x80;
 const ENTRY: u8 = 0x90;
 const CHECKPOINT: u8 = 0x91;
 const ENGINE: u8 = 0x92;
+const END: [u8; 2] = [ENGINE, 1];
+const BOOTS: [u8; 2] = [ENGINE, 2];
 
 /// How a store on disk is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +63,8 @@ pub struct DiskConfig {
     pub files: usize,
     /// How long a commit waits for flushes and compactions that have fallen behind, before it fails, in milliseconds.
     pub stall_ms_max: u64,
-    /// Draw a new store id and keep the data: for a store that was rolled back to an earlier state. Its peers then refill
-    /// it before it answers (rule D2).
+    /// Draw a new store id and keep the data, as an old copy: for a store that was rolled back to an earlier state. Its peers
+    /// then refill it before it answers, and what it holds is merged (rule D2).
     pub renew: bool,
     /// Count the statistics again at start, which reads everything.
     pub recount: bool,

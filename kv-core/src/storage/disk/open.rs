@@ -14,14 +14,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::background::LowPriority;
 use super::descriptors::Descriptors;
-use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key};
-use super::identity::{Directory, Identity, io_error, not_a_store};
+use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key, meta_key};
+use super::identity::{Confirmed, Directory, Identity, io_error, not_a_store};
 use super::ledger::{Ledger, Recovery};
-use super::{CHECKPOINT, DiskConfig, ENGINE, ENTRY, journal, tables};
+use super::{BOOTS, CHECKPOINT, DiskConfig, END, ENGINE, ENTRY, journal, tables};
+use crate::boots::Boots;
 use crate::error::StorageError;
-use crate::storage::recount;
 use crate::storage::seal::{seal, unseal};
-use crate::types::{Incarnation, PartitionId, StoreId};
+use crate::storage::{Committer, FORMER, FORMER_MAX, recount};
+use crate::types::{Incarnation, PartitionId, Seq, StoreId};
 
 /// The name of fjall's one tree.
 const TREE: &str = "store";
@@ -58,19 +59,50 @@ struct Mark {
     boot: u32,
 }
 
+/// How far a boot has come: the last batch that was committed in it.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+struct End {
+    boot: u32,
+    through: u64,
+}
+
+/// What makes the present boot durable, until it is.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    boots: Boots,
+    /// The ledger as it was counted anew, if it was.
+    ledger: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// The ids that the store had before, if it is renewed.
+    former: Option<Vec<StoreId>>,
+}
+
 /// The engine on disk.
 #[derive(Debug)]
 pub struct DiskStore;
 
 impl DiskStore {
-    /// Opens the store in `directory`, or makes one in an empty or missing directory. The boot counter is durable when
-    /// this returns.
+    /// Opens the store in `directory`, or makes one in an empty or missing directory, and begins a boot of it.
+    ///
+    /// # Errors
+    /// As for [`DiskStore::prepare`] and [`Committer::begin`].
+    pub fn open(
+        directory: &Path,
+        config: &DiskConfig,
+        ids: OpenIds,
+    ) -> Result<(crate::storage::Opened, DiskReader, DiskCommitter), StorageError> {
+        let (opened, reader, mut committer) = Self::prepare(directory, config, ids)?;
+        committer.begin()?;
+        Ok((opened, reader, committer))
+    }
+
+    /// Opens the store in `directory`, or makes one in an empty or missing directory. Its boot begins with
+    /// [`Committer::begin`]: a start that fails before that leaves an existing store as it was.
     ///
     /// # Errors
     /// If another process has it open, if the directory holds something else or a store of another format, if its files
     /// are damaged or older than they should be, or if the medium fails. Nothing is changed then, but for a torn batch at
     /// the end of the journal, which was never confirmed.
-    pub fn open(
+    pub fn prepare(
         directory: &Path,
         config: &DiskConfig,
         ids: OpenIds,
@@ -87,7 +119,7 @@ impl DiskStore {
         let is_new = identity.boot == 0;
         let shared = open_engine(directory, config, identity.data, is_new)?;
         let mark = read_mark(&shared, &identity, is_new)?;
-        let (mut confirmed, confirmed_before) = shared.directory.open_confirmed()?;
+        let (confirmed, confirmed_before) = shared.directory.open_confirmed()?;
         let (recovery, trouble) = read_ledger(&shared)?;
         let rolled_back = |what: String| StorageError::RolledBack { path: shared.path().display().to_string(), what };
         if !config.renew {
@@ -110,23 +142,33 @@ impl DiskStore {
             path: shared.path().display().to_string(),
             reason: "its boot counter is used up".to_owned(),
         })?;
-        let mut out = shared.database.batch();
-        out.insert(&shared.tree, [ENGINE], seal(SEAL, &Mark { data: identity.data, boot }));
-        let (ledger, recounted) = match finished {
-            Ok(ledger) if !config.recount => (ledger, false),
-            _ => (renew_ledger(&shared, &mut out, last)?, true),
+        let (ledger, written, recounted) = match finished {
+            Ok(ledger) if !config.recount => (ledger, Vec::new(), false),
+            _ => {
+                let (ledger, written) = renew_ledger(&shared, last)?;
+                (ledger, written, true)
+            }
         };
-        shared.commit(out)?;
-        // A file that was missing or behind is right from here on; one that was ahead was accepted by a renewal.
-        confirmed.write(ledger.last())?;
-        identity.boot = boot;
+        let (mut boots, end) = read_boots(&shared)?;
+        let ended = if end.boot == boots.newest() { end.through } else { 0 };
+        let mut former = None;
         if config.renew {
+            let mut ids_before = read_former(&shared)?;
+            // It is there already if an earlier renewal was cut short.
+            ids_before.retain(|before| *before != identity.store);
+            ids_before.push(identity.store);
+            let surplus = ids_before.len().saturating_sub(FORMER_MAX);
+            ids_before.drain(..surplus);
+            former = Some(ids_before);
             identity.store = ids.store;
+            // Another store has other boots.
+            boots = Boots::default();
         }
-        shared.directory.write_identity(&identity)?;
+        boots.begin(boot, ids.nonce, ended);
+        identity.boot = boot;
 
         let incarnation = Incarnation { store: identity.store, boot, nonce: ids.nonce };
-        let opened = crate::storage::Opened { incarnation, cluster: identity.cluster };
+        let opened = crate::storage::Opened { incarnation, boots: boots.clone(), cluster: identity.cluster };
         let reader = DiskReader::new(shared.clone(), recounted);
         let committer = DiskCommitter {
             shared,
@@ -136,9 +178,65 @@ impl DiskStore {
             confirmed,
             stall_ms_max: config.stall_ms_max,
             poisoned: None,
+            beginning: Some(Beginning { boots, ledger: written, former }),
         };
         Ok((opened, reader, committer))
     }
+}
+
+impl Beginning {
+    /// Makes the boot durable.
+    pub(super) fn make_durable(
+        self,
+        shared: &Shared,
+        identity: &Identity,
+        confirmed: &mut Confirmed,
+        last: u64,
+    ) -> Result<(), StorageError> {
+        let mut out = shared.database.batch();
+        out.insert(&shared.tree, [ENGINE], seal(SEAL, &Mark { data: identity.data, boot: identity.boot }));
+        out.insert(&shared.tree, BOOTS, seal(SEAL, &self.boots));
+        if let Some(former) = &self.former {
+            out.insert(&shared.tree, meta_key(FORMER), postcard::to_allocvec(former).unwrap_or_default());
+        }
+        for (key, bytes) in self.ledger {
+            match bytes {
+                Some(bytes) => out.insert(&shared.tree, key, bytes),
+                None => out.remove(&shared.tree, key),
+            }
+        }
+        shared.commit(out)?;
+        // A file that was missing or behind is right from here on; one that was ahead was accepted by a renewal.
+        confirmed.write(last)?;
+        shared.directory.write_identity(identity)
+    }
+}
+
+/// The entry that says how far a boot has come with a commit.
+pub(super) fn end_entry(boot: u32, through: Seq) -> ([u8; 2], Vec<u8>) {
+    (END, seal(SEAL, &End { boot, through: through.0 }))
+}
+
+fn read_boots(shared: &Shared) -> Result<(Boots, End), StorageError> {
+    let damaged = |what: &str, reason: &str| StorageError::Damaged {
+        path: shared.directory.data().display().to_string(),
+        reason: format!("{what}: {reason}"),
+    };
+    let read = |key: [u8; 2]| guarded(shared.path(), || shared.tree.get(key));
+    let boots = read(BOOTS)?.map(|bytes| unseal::<Boots>(SEAL, &bytes)).transpose();
+    let boots = boots.map_err(|reason| damaged("the list of boots", reason))?.unwrap_or_default();
+    if !boots.is_valid() {
+        return Err(damaged("the list of boots", "its numbers do not grow"));
+    }
+    let end = read(END)?.map(|bytes| unseal::<End>(SEAL, &bytes)).transpose();
+    Ok((boots, end.map_err(|reason| damaged("the end of the last boot", reason))?.unwrap_or_default()))
+}
+
+/// The ids that the store had before.
+fn read_former(shared: &Shared) -> Result<Vec<StoreId>, StorageError> {
+    let bytes = guarded(shared.path(), || shared.tree.get(meta_key(FORMER)))?;
+    // One that does not decode says nothing; the store itself is what is kept.
+    Ok(bytes.and_then(|bytes| postcard::from_bytes(&bytes).ok()).unwrap_or_default())
 }
 
 fn open_engine(
@@ -250,24 +348,22 @@ fn read_ledger(shared: &Shared) -> Result<(Recovery, Option<String>), StorageErr
     Ok((recovery, trouble))
 }
 
-/// Counts the statistics again and puts the ledger that says so in place of the old one.
-fn renew_ledger(shared: &Shared, out: &mut fjall::OwnedWriteBatch, last: u64) -> Result<Ledger, StorageError> {
+/// A ledger with the statistics counted again, and what puts it in place of the old one.
+type Renewed = (Ledger, Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+fn renew_ledger(shared: &Shared, last: u64) -> Result<Renewed, StorageError> {
     let counted = recount(&DiskReader::new(shared.clone(), false))?;
     let (ledger, written) = Ledger::renew(counted.stats, last);
-    let mut kept = BTreeSet::new();
-    for written in written {
-        let (key, bytes) = ledger_key(written);
-        out.insert(&shared.tree, key.clone(), bytes);
-        kept.insert(key);
-    }
+    let mut out: Vec<_> = written.into_iter().map(ledger_key).map(|(key, bytes)| (key, Some(bytes))).collect();
+    let kept: BTreeSet<Vec<u8>> = out.iter().map(|(key, _)| key.clone()).collect();
     for prefix in [CHECKPOINT, ENTRY] {
         for (key, _) in guarded(shared.path(), || shared.all_with_prefix(&[prefix]))? {
             if !kept.contains(&key[..]) {
-                out.remove(&shared.tree, key);
+                out.push((key.to_vec(), None));
             }
         }
     }
-    Ok(ledger)
+    Ok((ledger, out))
 }
 
 #[cfg(test)]

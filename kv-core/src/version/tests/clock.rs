@@ -75,3 +75,21 @@ fn a_timestamp_shows_its_parts() {
     assert_eq!(Hlc::at(WallTime(u64::MAX)).wall(), WallTime(u64::MAX >> 12), "the highest wall time saturates");
     assert_eq!(Hlc(u64::MAX).next(), Hlc(u64::MAX));
 }
+
+#[test]
+fn a_clock_goes_back_with_a_wall_clock_that_was_set_back() {
+    let (mut clock, ahead, right) = (Clock::default(), WallTime(9_000_000), WallTime(1_000_000));
+    let before = clock.tick(ahead, Hlc::default());
+    clock.keep_near(WallTime(8_600_000), LIMIT);
+    assert_eq!(clock.reading(right), before, "it may be so far ahead");
+    clock.keep_near(right, LIMIT);
+    assert_eq!((clock.reading(right), clock.set_back()), (Hlc::at(right), 1));
+    // Never below what was promised.
+    clock.raise(Hlc::at(WallTime(1_200_000)));
+    clock.tick(ahead, Hlc::default());
+    clock.keep_near(right, LIMIT);
+    assert_eq!((clock.reading(right), clock.set_back()), (Hlc::at(WallTime(1_200_000)), 2));
+    clock.raise(Hlc::at(ahead));
+    clock.keep_near(right, LIMIT);
+    assert_eq!((clock.reading(right), clock.set_back()), (Hlc::at(ahead), 2), "there is nowhere to go back to");
+}

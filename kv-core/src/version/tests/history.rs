@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{Actor, Clock, Conflict, Context, ContextToken, Dot, Hlc, Record, Write};
+use super::super::{Actor, Clock, Conflict, ContextToken, Dot, Hlc, Record, Replaces, Retired, Write};
 use crate::types::{Incarnation, RequestId, StoreId, WallTime};
 
 /// Copies of the key: three owners, then two fallbacks.
@@ -21,6 +21,8 @@ const SKEW_MAX: Duration = Duration::from_millis(500);
 pub(crate) enum Action {
     /// A put or a delete at a node, with the context of an earlier read if there was one, or without.
     Write { node: usize, with: Option<prop::sample::Index>, delete: bool, ttl: Option<u64> },
+    /// An earlier one is sent again, to any node; `late`: its first attempt has been under way until now.
+    Repeat { which: prop::sample::Index, node: usize, late: bool },
     /// A read that merges the copies of some nodes; its token may be used at any later time.
     Read { nodes: u8 },
     /// A record as some node had it at some time arrives at a node: late, repeated, in any order.
@@ -40,6 +42,8 @@ pub(crate) fn actions() -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
         5 => (node(), prop::option::of(any::<prop::sample::Index>()), prop::bool::weighted(0.2), prop::option::weighted(0.3, 1u64..400_000))
             .prop_map(|(node, with, delete, ttl)| Action::Write { node, with, delete, ttl }),
+        3 => (any::<prop::sample::Index>(), node(), any::<bool>())
+            .prop_map(|(which, node, late)| Action::Repeat { which, node, late }),
         2 => (1u8..1 << NODES).prop_map(|nodes| Action::Read { nodes }),
         5 => (any::<prop::sample::Index>(), node()).prop_map(|(sent, node)| Action::Arrive { sent, node }),
         1 => (OWNERS..NODES).prop_map(|node| Action::HandOff { node }),
@@ -67,10 +71,21 @@ struct Copy {
 
 /// A write as the oracle knows it.
 pub(crate) struct Written {
-    pub(crate) seen: Context,
+    pub(crate) request: RequestId,
+    /// The requests that it replaced: those whose values it found, and those that its client was shown.
+    pub(crate) retires: Vec<RequestId>,
     pub(crate) at: Hlc,
     pub(crate) deletes: bool,
     pub(crate) expires: Option<WallTime>,
+}
+
+/// What a client has asked.
+#[derive(Clone)]
+struct Asked {
+    request: RequestId,
+    token: Option<ContextToken>,
+    delete: bool,
+    ttl: Option<u64>,
 }
 
 pub(crate) struct History {
@@ -78,6 +93,7 @@ pub(crate) struct History {
     copies: Vec<Copy>,
     pub(crate) wall: WallTime,
     tokens: Vec<ContextToken>,
+    asked: Vec<Asked>,
     pub(crate) writes: BTreeMap<Dot, Written>,
     /// Every state that any node was in: each may still be on its way somewhere.
     pub(crate) records: Vec<Record>,
@@ -87,8 +103,9 @@ impl History {
     /// Plays the actions; every state on the way agrees with the oracle.
     pub(crate) fn play(conflict: Conflict, actions: &[Action]) -> Self {
         let copies = vec![Copy { boot: 1, ..Copy::default() }; NODES];
-        let (tokens, writes, records) = (Vec::new(), BTreeMap::new(), vec![Record::default()]);
-        let mut history = Self { conflict, copies, wall: WallTime(1_000_000_000), tokens, writes, records };
+        let (tokens, asked) = (Vec::new(), Vec::new());
+        let (writes, records) = (BTreeMap::new(), vec![Record::default()]);
+        let mut history = Self { conflict, copies, wall: WallTime(1_000_000_000), tokens, asked, writes, records };
         for action in actions {
             history.act(action);
         }
@@ -104,7 +121,24 @@ impl History {
         match *action {
             Action::Write { node, ref with, delete, ttl } => {
                 let token = with.filter(|_| !self.tokens.is_empty()).map(|with| with.get(&self.tokens).clone());
-                self.write(node, token, delete, ttl);
+                let wall = self.wall_of(node);
+                let copy = &mut self.copies[node];
+                let held = token.as_ref().map_or_else(|| copy.record.latest(), |token| token.latest);
+                let held = if self.conflict == Conflict::Lww { held.max(copy.record.latest()) } else { held };
+                let request = RequestId { stamp: copy.clock.tick(wall, held), client: self.asked.len() as u64 + 1 };
+                let asked = Asked { request, token, delete, ttl };
+                self.asked.push(asked.clone());
+                self.write(node, &asked, Replaces::Earlier);
+            }
+            Action::Repeat { ref which, node, late } => {
+                if !self.asked.is_empty() {
+                    let asked = which.get(&self.asked).clone();
+                    self.write(
+                        node,
+                        &asked,
+                        if late { Replaces::Earlier } else { Replaces::LongEarlier(2 * SKEW_MAX) },
+                    );
+                }
             }
             Action::Read { nodes } => {
                 let mut merged = Record::default();
@@ -137,9 +171,18 @@ impl History {
         }
     }
 
-    fn write(&mut self, node: usize, token: Option<ContextToken>, delete: bool, ttl: Option<u64>) {
-        let wall = self.wall_of(node);
+    /// A write comes to a node, which does with it what a coordinator does.
+    fn write(&mut self, node: usize, asked: &Asked, blind: Replaces<'_>) {
+        let Asked { request, token, delete, ttl } = asked;
+        let (request, wall) = (*request, self.wall_of(node));
         let copy = &mut self.copies[node];
+        if copy.record.knows(request) || token.as_ref().is_some_and(|token| token.knows(request)) {
+            return;
+        }
+        let latest = token.as_ref().map_or(Hlc::default(), |token| token.latest).max(copy.record.latest());
+        if self.conflict == Conflict::Lww && request.stamp <= latest {
+            return;
+        }
         let incarnation = Incarnation { store: StoreId(node as u64), boot: copy.boot, nonce: 9 };
         let actor = copy.own.unwrap_or_else(|| {
             copy.drawn += 1;
@@ -147,28 +190,27 @@ impl History {
         });
         assert!(actor.belongs_to(incarnation));
         copy.own = Some(actor);
-        let seen = token.as_ref().map_or_else(|| copy.record.context.clone(), |token| token.context.clone());
-        let latest = token.map_or(Hlc::default(), |token| token.latest);
-        copy.clock.observe(wall, latest, SKEW_MAX).expect("the clocks are close enough");
-        let at = copy.clock.tick(wall, latest.max(copy.record.latest()));
-        let expires = ttl.map(|ttl| wall.plus(Duration::from_micros(ttl)));
-        let request = RequestId { client: 1, sequence: self.writes.len() as u64 };
-        let value = (!delete).then(|| Bytes::from(format!("value {}", request.sequence)));
+        copy.clock.observe(wall, latest.max(request.stamp), SKEW_MAX).expect("the clocks are close enough");
+        let at = if self.conflict == Conflict::Lww { request.stamp } else { request.stamp.max(latest.next()) };
+        let expires = ttl.map(|ttl| request.stamp.wall().plus(Duration::from_micros(ttl)));
+        let value = (!delete).then(|| Bytes::from(format!("value {}", request.client)));
         let before = copy.record.clone();
-        let dot = copy.record.write(actor, &seen, self.conflict, Write { written: at, request, expires, value });
+        let replaces = token.as_ref().map_or(blind, Replaces::Shown);
+        let write = Write { written: at, request, expires, value };
+        let (dot, forgotten) = copy.record.write(actor, replaces, self.conflict, write);
+        assert_eq!(forgotten, 0);
         let after = copy.record.clone();
         assert!(!before.context.covers(dot), "a dot is new to the record that it enters");
-        assert!(
-            self.writes.insert(dot, Written { seen: seen.clone(), at, deletes: delete, expires }).is_none(),
-            "{dot} twice"
-        );
+        let replaced = before.siblings.iter().filter(|sibling| replaces.replaces(request, sibling));
+        let mut retires: Vec<RequestId> = replaced.map(|sibling| sibling.request).collect();
+        retires.extend(token.iter().flat_map(|token| token.shown.iter().copied()));
+        assert!(retires.iter().all(|other| *other < request), "{request:?} replaces {retires:?}");
+        let written = Written { request, retires, at, deletes: *delete, expires };
+        assert!(self.writes.insert(dot, written).is_none(), "{dot} twice");
 
-        // The write is there, and replaced exactly what its writer saw; where the latest wins, it is the latest.
+        // The write is there. Where the latest wins, it is the latest.
         assert!(after.siblings.iter().any(|sibling| sibling.dot == dot && sibling.written == at));
-        for sibling in &before.siblings {
-            let kept = after.siblings.contains(sibling);
-            assert_eq!(kept, self.conflict == Conflict::Siblings && !seen.covers(sibling.dot));
-        }
+        assert!(self.conflict == Conflict::Siblings || after.siblings.len() == 1);
         self.came_up(after);
     }
 
@@ -187,8 +229,8 @@ impl History {
         self.records.push(record);
     }
 
-    /// A record holds what the oracle expects of its context: of the writes seen, those that no other write seen has
-    /// seen, or the latest of all.
+    /// A record holds what the oracle expects of its context: of the writes seen, those whose requests no other write seen
+    /// has replaced, or the latest of all. There is always one.
     pub(crate) fn agrees(&self, record: &Record) {
         assert!(record.is_valid(), "{record:?}");
         let covered: Vec<(&Dot, &Written)> =
@@ -197,13 +239,16 @@ impl History {
         assert_eq!(counters, covered.len() as u64, "a context covers only dots that exist");
         let expected: Vec<Dot> = match self.conflict {
             Conflict::Siblings => {
-                let replaced = |dot: Dot| covered.iter().any(|(_, other)| other.seen.covers(dot));
-                covered.iter().map(|(dot, _)| **dot).filter(|&dot| !replaced(dot)).collect()
+                let retired: Retired = covered.iter().flat_map(|(_, write)| write.retires.iter().copied()).collect();
+                assert_eq!(record.retired, retired, "{record:?}");
+                covered.iter().filter(|(_, write)| !retired.contains(write.request)).map(|(dot, _)| **dot).collect()
             }
             Conflict::Lww => {
+                assert!(record.retired.is_empty());
                 covered.iter().map(|(dot, write)| (write.at, **dot)).max().map(|last| last.1).into_iter().collect()
             }
         };
+        assert_eq!(expected.is_empty(), covered.is_empty(), "writes replace each other, and none is left");
         let held: Vec<Dot> = record.siblings.iter().map(|sibling| sibling.dot).collect();
         assert_eq!(held, expected, "{record:?}");
         for sibling in &record.siblings {
@@ -219,7 +264,9 @@ impl History {
     pub(crate) fn converged(&self) -> Vec<Record> {
         let merged = |first: usize| {
             let mut record = self.copies[first].record.clone();
-            (1..NODES).for_each(|step| record.merge(&self.copies[(first + step) % NODES].record, self.conflict));
+            for step in 1..NODES {
+                record.merge(&self.copies[(first + step) % NODES].record, self.conflict);
+            }
             record
         };
         (0..NODES).map(merged).collect()

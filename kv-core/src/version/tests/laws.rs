@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{Conflict, Context, Hlc, Record, Version, Write};
+use super::super::{Conflict, Context, ContextToken, Hlc, Record, Replaces, Retired, Version, Write};
 use super::actor;
 use super::history::{History, actions, any_conflict};
 use crate::types::{RequestId, WallTime};
@@ -81,9 +81,11 @@ proptest! {
 }
 
 fn write(record: &mut Record, instance: u64, seen: &Context, conflict: Conflict, at: u64, value: &str) {
-    let request = RequestId { client: instance, sequence: at };
+    let request = RequestId { client: instance, stamp: Hlc(at) };
     let value = (value != "-").then(|| Bytes::copy_from_slice(value.as_bytes()));
-    record.write(actor(instance), seen, conflict, Write { written: Hlc(at), request, expires: None, value });
+    let token = ContextToken { context: seen.clone(), ..ContextToken::default() };
+    let write = Write { written: Hlc(at), request, expires: None, value };
+    record.write(actor(instance), Replaces::Shown(&token), conflict, write);
 }
 
 fn values(record: &Record) -> Vec<&str> {
@@ -149,7 +151,7 @@ fn two_values_of_one_dot_become_one() {
         let mut record = Record::default();
         write(&mut record, 1, &Context::new(), Conflict::Siblings, 1, "x");
         record.siblings[0].value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-        record.siblings[0].request.sequence = sequence;
+        record.siblings[0].request.stamp = Hlc(sequence);
         record
     };
     let all = [version(Some("a"), 1), version(Some("b"), 1), version(Some("b"), 2), version(None, 1)];
@@ -178,12 +180,13 @@ proptest! {
         let mut replicas = vec![Record::default(); 6];
         for (at, (request, seen, replica)) in (1..).zip(writes) {
             // A write of its own kind has seen what its replica holds; a repeated one has seen nothing.
-            let seen = if seen == 0 { replicas[replica].context.clone() } else { Context::new() };
-            let request = RequestId { client: 1, sequence: request };
-            let value = Some(Bytes::from(format!("value of {}", request.sequence)));
+            let context = if seen == 0 { replicas[replica].context.clone() } else { Context::new() };
+            let token = ContextToken { context, ..ContextToken::default() };
+            let request = RequestId { client: 1, stamp: Hlc(request) };
+            let value = Some(Bytes::from(format!("value of {}", request.stamp.0)));
             let write = Write { written: Hlc(at), request, expires: None, value };
             let instance = replica as u64 + 1;
-            replicas[replica].write(actor(instance), &seen, conflict, write);
+            replicas[replica].write(actor(instance), Replaces::Shown(&token), conflict, write);
         }
         let all = |records: &[Record]| {
             records.iter().fold(Record::default(), |all, record| merged(&all, record, conflict))
@@ -200,7 +203,7 @@ proptest! {
         let live = found.live(WallTime(0));
         prop_assert_eq!(live.len(), found.operations());
         let mut requests: Vec<_> = live.iter().map(|version| version.request).collect();
-        requests.sort_by_key(|request| request.sequence);
+        requests.sort_unstable();
         requests.dedup();
         prop_assert_eq!(requests.len(), live.len(), "a request is shown once");
     }
@@ -240,7 +243,7 @@ fn expiry_counts_values_only() {
     let version = |instance: u64, expires: Option<u64>, value: Option<&'static str>| Version {
         dot: super::super::Dot { actor: actor(instance), counter: 1 },
         written: Hlc(instance),
-        request: RequestId { client: 1, sequence: instance },
+        request: RequestId { client: 1, stamp: Hlc(instance) },
         expires: expires.map(WallTime),
         value: value.map(|value| Bytes::from_static(value.as_bytes())),
     };
@@ -248,7 +251,7 @@ fn expiry_counts_values_only() {
     let mut siblings =
         vec![version(1, Some(10), Some("cat")), version(2, Some(5), None), version(3, None, Some("cow"))];
     siblings.sort_by_key(|sibling| sibling.dot);
-    let mut record = Record { context, siblings };
+    let mut record = Record { context, siblings, retired: Retired::default() };
     assert!(record.is_valid());
     assert_eq!((record.expires(), record.latest(), record.value_bytes()), (Some(WallTime(10)), Hlc(3), 6));
     assert_eq!(values(&record), ["cat", "cow"]);

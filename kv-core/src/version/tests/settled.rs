@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{Conflict, Context, Dot, Hlc, Record, Write};
+use super::super::{Conflict, ContextToken, Dot, Hlc, Record, Replaces, Retired, Write};
 use super::actor;
 use super::history::{History, actions, any_conflict};
 use crate::types::RequestId;
@@ -61,10 +61,10 @@ proptest! {
 }
 
 fn write(record: &mut Record, instance: u64, at: u64, value: &str) {
-    let request = RequestId { client: instance, sequence: at };
+    let request = RequestId { client: instance, stamp: Hlc(at) };
     let value = (value != "-").then(|| Bytes::copy_from_slice(value.as_bytes()));
-    let seen = record.context.clone();
-    record.write(actor(instance), &seen, Conflict::Siblings, Write { written: Hlc(at), request, expires: None, value });
+    let write = Write { written: Hlc(at), request, expires: None, value };
+    record.write(actor(instance), Replaces::Held, Conflict::Siblings, write);
 }
 
 #[test]
@@ -94,15 +94,15 @@ fn a_key_that_is_written_again_does_not_get_its_old_value_back() {
 #[test]
 fn a_tombstone_beside_a_value_goes_alone() {
     let mut record = Record::default();
-    let empty = Context::new();
+    let nothing = ContextToken::default();
     let put = |at: u64, value: Option<&'static str>| Write {
         written: Hlc(at),
-        request: RequestId { client: at, sequence: 1 },
+        request: RequestId { client: 1, stamp: Hlc(at) },
         expires: None,
         value: value.map(|value| Bytes::from_static(value.as_bytes())),
     };
-    record.write(actor(1), &empty, Conflict::Siblings, put(10, None));
-    record.write(actor(2), &empty, Conflict::Siblings, put(5, Some("kept")));
+    record.write(actor(1), Replaces::Shown(&nothing), Conflict::Siblings, put(10, None));
+    record.write(actor(2), Replaces::Shown(&nothing), Conflict::Siblings, put(5, Some("kept")));
     let before = record.clone();
     assert!(!record.collect(Hlc(9)));
     assert!(record.collect(Hlc(10)));
@@ -110,6 +110,8 @@ fn a_tombstone_beside_a_value_goes_alone() {
     // Whoever has not collected yet learns that the tombstone is gone, and brings it to nobody.
     let mut other = before.clone();
     other.merge(&record, Conflict::Siblings);
+    // It remembers who wrote the tombstone for a while (rule A7).
+    other.retired = Retired::default();
     assert_eq!(other, record);
     record.merge_settled(Hlc(10), &before, Hlc::default(), Conflict::Siblings);
     assert_eq!(other, record);

@@ -2,7 +2,7 @@
 //! refused for what is wrong with them, good ones only for what a retry can heal, and "nothing was done" means it.
 
 use kv_core::error::Kind;
-use kv_core::message::{Outcome, ReplicaView};
+use kv_core::message::{Attempt, Outcome, ReplicaView};
 use kv_core::ring::Entry;
 
 use crate::history::{End, History, KeyId};
@@ -11,7 +11,12 @@ use crate::workload::Ask;
 use crate::world::World;
 
 /// Whether the answer's kind of error fits the request.
-pub(crate) fn error_is_allowed(ask: &Ask, outcome: &Outcome, settings: &Settings) -> Result<(), String> {
+pub(crate) fn error_is_allowed(
+    ask: &Ask,
+    outcome: &Outcome,
+    settings: &Settings,
+    clocks_are_wrong: bool,
+) -> Result<(), String> {
     // A node that is overloaded, cut off or has no layout yet may refuse anything.
     let busy = |kind: Kind| {
         matches!(kind, Kind::Unavailable | Kind::Unknown | Kind::Exhausted | Kind::StaleEpoch | Kind::Poisoned)
@@ -26,8 +31,12 @@ pub(crate) fn error_is_allowed(ask: &Ask, outcome: &Outcome, settings: &Settings
         (_, Ok(_)) => Ok(()),
         (_, Err(error)) if error.message.is_empty() => Err("an error without a message".to_owned()),
         (_, Err(error)) if busy(error.kind) => Ok(()),
+        // Where the last writer wins, all that do not repeat draw another stamp.
+        (Ask::Write(_, Attempt::First | Attempt::Plain), Err(error)) if error.wants_stamp() => Ok(()),
+        // A session that has learnt that its time is wrong goes back, behind what it was shown before.
+        (Ask::Write(..), Err(error)) if error.kind == Kind::Invalid && clocks_are_wrong => Ok(()),
         // A put without a context is refused when the siblings would become too many.
-        (Ask::Write(_), Err(error)) if error.kind == Kind::Invalid && settings.cluster.siblings_max < 32 => Ok(()),
+        (Ask::Write(..), Err(error)) if error.kind == Kind::Invalid && settings.cluster.siblings_max < 32 => Ok(()),
         (_, Err(error)) => Err(format!("a good request is refused as {:?}: {}", error.kind, error.message)),
     }
 }

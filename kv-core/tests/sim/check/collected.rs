@@ -42,7 +42,9 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
     let stays = |held: &Record| {
         held.siblings.iter().any(|version| {
             let same = record.siblings.iter().any(|tombstone| tombstone.dot == version.dot);
-            version.value.is_some() && !same && record.context.covers(version.dot)
+            // What has expired is collected by each owner when that one has swept it.
+            let lives = version.value.is_some() && version.expires.is_none_or(|expires| expires > world.wall_low());
+            lives && !same && record.context.covers(version.dot)
         })
     };
     for (index, other) in world.machines.iter().enumerate().filter(|(_, other)| !other.dead && !other.ever_lost) {

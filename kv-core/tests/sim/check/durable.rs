@@ -7,10 +7,10 @@
 use bytes::Bytes;
 use kv_core::ring::Entry;
 use kv_core::storage::{Space, StorageKey};
-use kv_core::version::{ContextToken, Dot, Record};
+use kv_core::version::{Conflict, ContextToken, Dot, Record};
 
 use crate::disk::Disk;
-use crate::history::{Ack, OpId, replicas};
+use crate::history::{Ack, OpId, WriteOp, replicas};
 use crate::settings::node_id;
 use crate::world::World;
 
@@ -65,6 +65,9 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     if dots.iter().any(|dot| dot.actor.store == store) && !dots.iter().any(|dot| context.covers(*dot)) {
         dots.retain(|dot| dot.actor.store == store);
     }
+    if dots.is_empty() && is_outdone(world, &op, &entries, owners_only) {
+        return Ok(());
+    }
     if dots.is_empty() {
         let claimed = world.history.claim_dot(id, &context);
         dots.extend(claimed.filter(|dot| enough(world, *dot, &held_ever)));
@@ -78,4 +81,30 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     let (at, strict) = (world.time, owners_only);
     world.history.acks[op.key.0].push(Ack { op: id, dots, at, strict });
     Ok(())
+}
+
+/// A repetition is acknowledged without a dot of its own (rule A7) where the record remembers that the request was replaced,
+/// perhaps by a client that knew it by name, or where the last writer wins and something as new is held. Whether enough disks say
+/// so.
+fn is_outdone(world: &World, op: &WriteOp, entries: &[Entry], owners_only: bool) -> bool {
+    let name = world.history.key(op.key);
+    let w = world.settings_of(name.keyspace).map_or(1, |settings| settings.w);
+    let (owned, hint) = (world.storage_key(Space::Owned, op.key), world.storage_key(Space::Hint, op.key));
+    let is_done = |record: &Record| match name.conflict {
+        Conflict::Siblings => record.retired.contains(op.request),
+        Conflict::Lww => record.latest() >= op.request.stamp,
+    };
+    let holds = |index: &usize, key: &StorageKey| {
+        let disk = &world.machines[*index].disk;
+        disk.durable_record(key).is_some_and(|record| is_done(&record)) || disk.ever_held(key, is_done)
+    };
+    let by_entry = |entry: &Entry| {
+        entry.sets().all(|set| {
+            let is_owner = |index: &usize| set.iter().any(|owner| owner.node == node_id(*index));
+            let counts = |index: &usize| is_owner(index) && holds(index, &owned) || !owners_only && holds(index, &hint);
+            let found = (0..world.machines.len()).filter(counts).count();
+            found >= replicas(op.consistency.level, w, set.len())
+        })
+    };
+    entries.iter().any(by_entry)
 }

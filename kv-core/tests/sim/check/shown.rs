@@ -45,6 +45,17 @@ pub(crate) fn values(
     Ok((context, ops))
 }
 
+/// A value may be shown under a dot that was replaced in the batch that made it, after other dots of its write were lost.
+pub(crate) fn claim_unseen(world: &mut World, key: KeyId, values: &[Value], token: &Bytes) {
+    let name = world.history.key(key);
+    let Ok(token) = ContextToken::decode(token, name.keyspace, &name.bytes) else { return };
+    for op in values.iter().filter_map(|value| world.history.op_of_value(key, &value.value)).collect::<Vec<_>>() {
+        if is_durable(world, key, op).is_err() {
+            world.history.claim_dot(op, &token.context);
+        }
+    }
+}
+
 /// Whether some disk holds the write durably.
 pub(crate) fn is_durable(world: &World, key: KeyId, op: OpId) -> Result<(), String> {
     let keys = [world.storage_key(Space::Owned, key), world.storage_key(Space::Hint, key)];

@@ -34,6 +34,18 @@ pub(in crate::control) fn replace<D: Disk>(disk: &mut D, name: &str, content: &[
     replace_in(&mut Files(disk), name, &bytes).map_err(|source| FileError::io("write", path, source))
 }
 
+/// Gives the file `name` a name that begins with `prefix`; durable when it returns. None of that name is fine.
+pub(in crate::control) fn set_aside<D: Disk>(disk: &mut D, name: &str, prefix: &str) -> Result<(), FileError> {
+    let path = disk.path(name);
+    let mut renamed = || {
+        if disk.list()?.iter().any(|found| found == name) {
+            disk.rename(name, &format!("{prefix}{name}"))?;
+        }
+        disk.sync_dir()
+    };
+    renamed().map_err(|source| FileError::io("set aside", path, source))
+}
+
 /// The disk as a folder of small files.
 struct Files<'a, D>(&'a mut D);
 

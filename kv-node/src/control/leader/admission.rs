@@ -1,6 +1,9 @@
 //! How the leader answers a node that makes itself known: it admits it, or says why not.
 
+use kv_core::boots::Boots;
+use kv_core::config::ClusterConfig;
 use kv_core::message::PROTOCOL_VERSION;
+use kv_core::types::Point;
 
 use super::Leader;
 use crate::control::peers::raft_id;
@@ -13,7 +16,7 @@ use crate::liveness::Condition;
 impl Leader {
     /// Takes a report: admits the node as the leader, or says where the leader is.
     pub(in crate::control) async fn join(&self, request: JoinRequest) -> JoinReply {
-        let JoinRequest { protocol, id, group, config, descriptor } = request;
+        let JoinRequest { protocol, id, group, config, descriptor, boots } = request;
         if protocol != PROTOCOL_VERSION {
             return refused(format!(
                 "{} speaks protocol version {protocol}, this cluster {PROTOCOL_VERSION}; run the same release on both",
@@ -33,6 +36,8 @@ impl Leader {
             ));
         }
         let state = self.group.state();
+        // The founding node alone says for how long requests may be repeated; the others take it over.
+        let config = ClusterConfig { repeat_within: state.config.repeat_within, ..config };
         if state.phase != Phase::Unfounded && config != state.config {
             return refused(format!(
                 "{} has other cluster settings (limits or clock skew); start it with those of the cluster",
@@ -46,6 +51,9 @@ impl Leader {
             let leader = self.group.leader().filter(|&leader| leader != self.group.id());
             let address = leader.and_then(|leader| self.group.link.peers.address(leader));
             return later(format!("{} does not lead", self.group.me.name), address);
+        }
+        if let Some(refusal) = self.refuse_older_copy(&descriptor, &boots) {
+            return JoinReply::Refused(refusal);
         }
         if let Some(reply) = self.refuse_to_impersonate(&descriptor, mine).await {
             return reply;
@@ -71,6 +79,23 @@ impl Leader {
             ProposeReply::Overloaded => later("too many changes wait already".to_owned(), None),
             ProposeReply::Unknown(reason) => later(reason, None),
         }
+    }
+
+    /// Refuses a store that lacks a boot that was agreed on, however many boots it counts (rule D2).
+    fn refuse_older_copy(&self, descriptor: &NodeDescriptor, boots: &Boots) -> Option<Refusal> {
+        let shown = descriptor.incarnation;
+        let state = self.group.state();
+        let (node, member) = state.member_of(shown.store)?;
+        let agreed = Point { incarnation: member.incarnation, commit: 0 };
+        (!boots.has(shown, agreed)).then(|| {
+            Refusal::new(
+                RefusalKind::RolledBack,
+                format!(
+                    "{node} shows an older copy of its store, which lacks boot {}; it must draw a new store id and be refilled",
+                    member.incarnation.boot
+                ),
+            )
+        })
     }
 
     /// Refuses a report for the store of a member that comes from somebody else: the member would be looked for elsewhere, or

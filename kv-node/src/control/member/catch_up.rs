@@ -172,6 +172,8 @@ impl Member {
                 let deadline = Instant::now() + timeout.min(WAIT_MAX);
                 CatchUpReply::ActsOn(self.wait_until_acting(revision, deadline).await)
             }
+            // That is answered where it comes in.
+            CatchUpRequest::Recall { .. } => CatchUpReply::Recalled { matched: None },
         }
     }
 }

@@ -134,7 +134,7 @@ fn take(member: &Member, group: GroupId, place: &str, reply: IdentifyReply, plac
     }
     if let Err(seen) = peers.heard(incarnation, place) {
         let (name, shown) = (&record.name, incarnation.boot);
-        tracing::warn!(%place, "{name} answers there with boot {shown} of its store, boot {} has been seen", seen.boot);
+        tracing::warn!(%place, "{name} answers there with boot {shown} of its store, boot {} up to commit {} has been seen", seen.incarnation.boot, seen.commit);
         return false;
     }
     let moved = before.as_deref() != Some(place);

@@ -15,6 +15,9 @@ use crate::control::state::{Founding, MemberRecord, REPLACES_MAX, check_founding
 
 pub(super) const IDENTITY: &str = "identity";
 
+/// What the names of files begin with that are the log of a former store of this node; behind it the store and the name.
+const FORMER: &str = "former-";
+
 /// The content of the identity file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::control) struct Identity {
@@ -59,6 +62,31 @@ pub fn remembered(dir: &Path) -> Result<Option<Remembered>, FileError> {
     Ok(Some(Remembered { store, founding, member }))
 }
 
+/// Whether [`settle`] would refuse the node, whose store has this id. Changes nothing.
+///
+/// # Errors
+/// As there.
+pub(in crate::control) fn check<D: Disk>(
+    disk: &mut D,
+    start_mode: &StartMode,
+    store: StoreId,
+    replaces: &[StoreId],
+) -> Result<(), StartError> {
+    let Some(identity) = file::value::<D, Identity>(disk, IDENTITY)? else {
+        return new_identity(disk, start_mode, store, replaces).map(drop);
+    };
+    check_flags(start_mode, &identity)?;
+    check_alone(disk, &identity, store)
+}
+
+/// Refuses another store for the only member: nobody could refill it.
+fn check_alone<D: Disk>(disk: &mut D, identity: &Identity, store: StoreId) -> Result<(), StartError> {
+    if identity.store != store && machine::load(disk)?.newest.members.len() == 1 {
+        return Err(StartError::StoreLost { held: identity.store, found: store });
+    }
+    Ok(())
+}
+
 /// Settles who the node is: reads the identity or draws it up, and gives up the Raft state of a store that is gone.
 pub(in crate::control) fn settle<D: Disk>(
     disk: &mut D,
@@ -80,21 +108,42 @@ pub(in crate::control) fn settle<D: Disk>(
         identity.contacts.clone_from(contacts);
         save(disk, &identity)?;
     }
+    check_alone(disk, &identity, store)?;
     if identity.store != store {
-        if machine::load(disk)?.newest.members.len() == 1 {
-            return Err(StartError::StoreLost { held: identity.store, found: store });
-        }
-        // A store that was rolled back or lost takes its votes and entries with it. The identity is written last: a
-        // crash in between repeats the whole.
-        LogStore::clear(disk)?;
-        machine::forget_snapshot(disk)?;
+        // Votes and entries of a store that was rolled back or lost count for that store only. They are kept until what is agreed
+        // on has the new one. The identity is written last: a crash in between repeats the whole.
+        let prefix = format!("{FORMER}{}-", identity.store);
+        LogStore::set_aside(disk, &prefix)?;
+        machine::set_snapshot_aside(disk, &prefix)?;
+        drop_former(disk, REPLACES_MAX)?;
         identity.replaces.push(identity.store);
         let surplus = identity.replaces.len().saturating_sub(REPLACES_MAX);
         identity.replaces.drain(..surplus);
         identity.store = store;
         save(disk, &identity)?;
+    } else if machine::load(disk)?.newest.member_of(store).is_some() {
+        drop_former(disk, 0)?;
     }
     Ok(identity)
+}
+
+/// Removes the logs of former stores but for so many: what is agreed on has the present one, or there have been many since.
+fn drop_former<D: Disk>(disk: &mut D, kept: usize) -> Result<(), FileError> {
+    let path = disk.path("");
+    let mut removed = || {
+        let names: Vec<String> = disk.list()?.into_iter().filter(|name| name.starts_with(FORMER)).collect();
+        let store = |name: &String| name.get(..FORMER.len() + 16).map(str::to_owned).unwrap_or_default();
+        let mut stores: Vec<String> = names.iter().map(store).collect();
+        stores.dedup();
+        if stores.len() <= kept {
+            return Ok(());
+        }
+        for name in names.iter().filter(|name| kept == 0 || stores.first() == Some(&store(name))) {
+            disk.remove(name)?;
+        }
+        disk.sync_dir()
+    };
+    removed().map_err(|source| FileError::io("remove old logs in", path, source))
 }
 
 fn new_identity<D: Disk>(

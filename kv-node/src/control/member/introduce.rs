@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::message::PROTOCOL_VERSION;
-use kv_core::types::Incarnation;
+use kv_core::types::Point;
 
 use super::Member;
 use crate::control::leader::command_id;
@@ -24,14 +24,19 @@ pub(in crate::control) struct Progress {
 }
 
 /// The refusal for a node that runs an older copy of its store.
-pub(super) fn rolled_back(me: &NodeDescriptor, seen: Option<Incarnation>) -> Refusal {
-    let seen = seen.map_or_else(|| "a later one".to_owned(), |seen| seen.boot.to_string());
+pub(super) fn rolled_back(me: &NodeDescriptor, seen: Option<Point>) -> Refusal {
+    let seen = seen.map_or_else(
+        || "what others have seen of it".to_owned(),
+        |Point { incarnation, commit }| {
+            format!("boot {} up to commit {commit}, which others have seen", incarnation.boot)
+        },
+    );
     Refusal::new(
         RefusalKind::RolledBack,
         format!(
-            "{} runs an older copy of its store (boot {}, others have seen {seen}); it must draw a new store id and be \
-             refilled",
-            me.name, me.incarnation.boot
+            "{} runs an older copy of its store, which lacks {seen}; it must draw a new store id and be refilled, and keeps what \
+             it holds",
+            me.name
         ),
     )
 }
@@ -80,6 +85,7 @@ async fn round(member: &Member) -> bool {
         group: member.group.link.group.get().copied(),
         config: member.group.cluster.clone(),
         descriptor: member.group.me.clone(),
+        boots: member.group.link.boots.clone(),
     };
     if member.group.is_leader() {
         let reply = member.leader.join(request).await;

@@ -5,6 +5,7 @@
 //! | `identity` | what a node remembers of itself |
 //! | `introduce` | making itself known until what is agreed on about it is true |
 //! | `claims` | asking all members whether what one of them says of this node's store is true |
+//! | `recall` | asking the voters what they remember of this node, before it votes |
 //! | `discover` | finding members that are not where they were |
 //! | `status` | the membership status; statistics |
 //! | `propose` | having a command agreed on, from any node |
@@ -17,6 +18,7 @@ pub(super) mod discover;
 pub(super) mod identity;
 pub(super) mod introduce;
 mod propose;
+pub(super) mod recall;
 mod reports;
 pub(super) mod status;
 

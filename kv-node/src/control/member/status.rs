@@ -3,8 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kv_core::handshake::is_rolled_back;
-use kv_core::types::{Incarnation, NodeId};
+use kv_core::types::{NodeId, Point};
 
 use super::{Member, introduce};
 use crate::control::peers::RaftId;
@@ -105,7 +104,7 @@ impl Member {
             nodes
         };
         let status = ControlStatus {
-            leader: metrics.current_leader.and_then(|id| self.group.link.peers.node_of(id)),
+            leader: self.group.leader().and_then(|id| self.group.link.peers.node_of(id)),
             is_leader: leads(&metrics, &self.group.timing),
             term: metrics.current_term,
             voters: nodes(&mut membership.voter_ids()),
@@ -133,10 +132,10 @@ impl Member {
     }
 
     /// Whether the node's store is an older copy, by the same rule: what others have seen of it.
-    fn rolled_back(&self, state: &ClusterState) -> Option<Option<Incarnation>> {
+    fn rolled_back(&self, state: &ClusterState) -> Option<Option<Point>> {
         let me = self.group.me.incarnation;
-        let agreed = state.member_of(me.store).map(|(_, member)| member.incarnation);
-        match agreed.filter(|agreed| is_rolled_back(me, *agreed)) {
+        let agreed = state.member_of(me.store).map(|(_, member)| Point { incarnation: member.incarnation, commit: 0 });
+        match agreed.filter(|agreed| self.group.link.lacks(*agreed)) {
             Some(agreed) => Some(Some(agreed)),
             None => self.electorates(state).iter().find_map(|nodes| self.group.link.proven_older(nodes)),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kv_core::handshake::is_rolled_back;
-use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
+use kv_core::types::{Incarnation, Monotonic, NodeId, Point, StoreId};
 use kv_proto::address::check_address;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,8 @@ pub(in crate::control) struct Peers {
     /// What nodes said of themselves, which may be newer than what is agreed on: after a change of addresses it lets
     /// the nodes find each other, so that they can agree on it.
     contacts: Mutex<BTreeMap<RaftId, Contact>>,
+    /// Stores that have shown, in a greeting, that they are older copies than they were: as what they run, and what was seen.
+    doubted: Mutex<BTreeMap<StoreId, (Incarnation, Point)>>,
     /// Where members may be, as they or others said; nobody has asked there yet. One for each member.
     candidates: Mutex<BTreeMap<RaftId, String>>,
     /// Notified when there is a new candidate.
@@ -53,6 +55,7 @@ impl Peers {
         Self {
             state,
             contacts: Mutex::default(),
+            doubted: Mutex::default(),
             candidates: Mutex::default(),
             candidate_added: Notify::new(),
             moved: watch::Sender::new(0),
@@ -64,8 +67,12 @@ impl Peers {
     /// Notes a message from `incarnation` at `address`.
     ///
     /// # Errors
-    /// With the newest incarnation seen, if the sender runs an older copy of its store (rule D2).
-    pub(in crate::control) fn heard(&self, incarnation: Incarnation, address: &str) -> Result<(), Incarnation> {
+    /// With the newest that was seen, if the sender runs an older copy of its store (rule D2).
+    pub(in crate::control) fn heard(&self, incarnation: Incarnation, address: &str) -> Result<(), Point> {
+        if let Some((_, seen)) = self.doubted.lock().get(&incarnation.store).filter(|doubted| doubted.0 == incarnation)
+        {
+            return Err(*seen);
+        }
         let id = raft_id(incarnation.store);
         let member = self.node_of(id);
         {
@@ -75,7 +82,7 @@ impl Peers {
             if let Some(seen) = shown.max(agreed)
                 && is_rolled_back(incarnation, seen)
             {
-                return Err(seen);
+                return Err(Point { incarnation: seen, commit: 0 });
             }
             // An invalid address is not kept, but its sender still counts as heard.
             let usable = check_address(address).is_ok();
@@ -92,6 +99,19 @@ impl Peers {
             self.liveness.lock().noticed(node, now);
         }
         Ok(())
+    }
+
+    /// A member has greeted with an older copy of its store: until it greets otherwise, nothing that it says counts.
+    pub(in crate::control) fn doubt(&self, shown: Incarnation, seen: Point) {
+        let mut doubted = self.doubted.lock();
+        if doubted.len() < CONTACTS_MAX || doubted.contains_key(&shown.store) {
+            doubted.insert(shown.store, (shown, seen));
+        }
+    }
+
+    /// A member has greeted with a store that has all that it has shown.
+    pub(in crate::control) fn believe(&self, store: StoreId) {
+        self.doubted.lock().remove(&store);
     }
 
     /// Where the node is that takes part under `id`: what it said itself, unless a later run of it is agreed on.
@@ -228,13 +248,20 @@ mod tests {
     #[test]
     fn an_older_copy_is_recognised_by_what_was_told_and_by_what_is_agreed_on() {
         let (_sender, peers) = peers();
-        assert_eq!(peers.heard(run_of(20, 2), "a:1"), Err(run_of(20, 3)));
+        let seen = |incarnation| Err(Point { incarnation, commit: 0 });
+        assert_eq!(peers.heard(run_of(20, 2), "a:1"), seen(run_of(20, 3)));
         assert!(!peers.is_up(20), "an older copy is no sign of life");
         assert_eq!(peers.heard(run_of(20, 3), "a:1"), Ok(()));
         assert!(peers.is_up(20));
         let twin = Incarnation { nonce: 9, ..run_of(20, 3) };
-        assert_eq!(peers.heard(twin, "a:1"), Err(run_of(20, 3)));
+        assert_eq!(peers.heard(twin, "a:1"), seen(run_of(20, 3)));
         assert_eq!(peers.heard(run_of(30, 7), "b:1"), Ok(()), "a node that joins");
-        assert_eq!(peers.heard(run_of(30, 6), "b:1"), Err(run_of(30, 7)));
+        assert_eq!(peers.heard(run_of(30, 6), "b:1"), seen(run_of(30, 7)));
+        // A later boot may be one of an older copy as well, which its greeting shows.
+        let point = Point { incarnation: run_of(20, 3), commit: 50 };
+        peers.doubt(run_of(20, 4), point);
+        assert_eq!(peers.heard(run_of(20, 4), "a:1"), Err(point));
+        peers.believe(StoreId(20));
+        assert_eq!(peers.heard(run_of(20, 4), "a:1"), Ok(()));
     }
 }

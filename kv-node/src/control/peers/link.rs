@@ -1,12 +1,15 @@
 //! One call to another node: puts the message in its envelope, checks the answer's, and notes who was heard, and what members
 //! claim of this node's store.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kv_core::handshake::{Claims, Gate, HandshakeError, is_rolled_back};
+use kv_core::boots::Boots;
+use kv_core::handshake::{Claims, Gate, HandshakeError};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
-use kv_core::types::{Incarnation, NodeId};
+use kv_core::types::{Incarnation, NodeId, Point, StoreId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,17 +20,24 @@ use super::transport::{
 };
 use super::{Peers, RaftId, raft_id, store_of};
 
+/// What the data plane has seen of a member's store.
+pub type Memory = Arc<dyn Fn(NodeId, StoreId) -> Pin<Box<dyn Future<Output = Option<Point>> + Send>> + Send + Sync>;
+
 /// How long a place may take to say who is there.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// This node's end of all connections.
 pub(in crate::control) struct Link {
     pub(in crate::control) me: Incarnation,
+    /// The boots of this node's store.
+    pub(in crate::control) boots: Boots,
     pub(in crate::control) address: String,
     /// Set once the node knows its group.
     pub(in crate::control) group: OnceLock<GroupId>,
     pub(in crate::control) peers: Peers,
     pub(in crate::control) transport: Arc<dyn Transport>,
+    /// What the data plane has seen of the stores of others; set once it runs.
+    pub(in crate::control) memory: OnceLock<Memory>,
     gate: Gate,
     claims: Mutex<AllClaims>,
     /// Counts how often the claims have changed.
@@ -38,7 +48,7 @@ pub(in crate::control) struct Link {
 #[derive(Default)]
 struct AllClaims {
     /// It is an older copy: what they have seen, as far as they say.
-    older: Claims<Option<Incarnation>>,
+    older: Claims<Option<Point>>,
     /// It was given up.
     given_up: Claims<()>,
 }
@@ -53,8 +63,8 @@ pub(in crate::control) enum CallError {
     #[error("{address}: {reason}")]
     NotMine { address: String, reason: String },
     /// One of the two runs an older copy of its store.
-    #[error("{address}: a store was rolled back to boot {}, boot {} has been seen", .shown.boot, .seen.boot)]
-    RolledBack { address: String, shown: Incarnation, seen: Incarnation },
+    #[error("{address}: the store that runs as {shown} is an older copy; {seen} has been seen")]
+    RolledBack { address: String, shown: Incarnation, seen: Point },
     /// The node cannot answer.
     #[error("{address}: {reason}")]
     Failed { address: String, reason: String },
@@ -65,7 +75,7 @@ pub(in crate::control) enum CallError {
 
 impl Link {
     pub(in crate::control) fn new(
-        me: Incarnation,
+        (me, boots): (Incarnation, Boots),
         address: String,
         group: Option<GroupId>,
         peers: Peers,
@@ -74,26 +84,41 @@ impl Link {
         let group = group.map_or_else(OnceLock::new, OnceLock::from);
         let (claims_changed, _) = tokio::sync::watch::channel(0);
         let (gate, claims) = (Gate::default(), Mutex::default());
-        Self { me, address, group, peers, transport, gate, claims, claims_changed }
+        Self { me, boots, address, group, peers, transport, memory: OnceLock::new(), gate, claims, claims_changed }
     }
 
     /// Checks the greeting of a peer: only members under their agreed stores are talked to (rule D4).
     pub(in crate::control) fn check_hello(&self, mine: &Hello, theirs: &Hello) -> Result<(), HandshakeError> {
         let agreed = self.peers.agreed(theirs.node);
-        self.gate.check(mine, theirs, agreed.map(|agreed| agreed.store)).inspect_err(|error| {
-            if let HandshakeError::RolledBack { node, seen, .. } = error {
-                self.is_older(*node, Some(*seen));
+        let checked = self.gate.check(mine, theirs, agreed.map(|agreed| agreed.store)).and_then(|()| {
+            let agreed = agreed.map(|incarnation| Point { incarnation, commit: 0 });
+            match agreed.filter(|agreed| !theirs.boots.has(theirs.incarnation, *agreed)) {
+                Some(seen) => {
+                    Err(HandshakeError::PeerRolledBack { node: theirs.node, theirs: theirs.incarnation, seen })
+                }
+                None => Ok(()),
             }
-        })?;
-        if let Some(seen) = agreed.filter(|agreed| is_rolled_back(theirs.incarnation, *agreed)) {
-            return Err(HandshakeError::PeerRolledBack { node: theirs.node, theirs: theirs.incarnation, seen });
+        });
+        match &checked {
+            Ok(()) => {
+                self.peers.believe(theirs.incarnation.store);
+                self.withdraw(theirs.node);
+            }
+            // What it says by way of the control plane counts no more than what it would say in a session.
+            Err(HandshakeError::PeerRolledBack { theirs, seen, .. }) => self.peers.doubt(*theirs, *seen),
+            Err(HandshakeError::RolledBack { node, seen, .. }) => self.is_older(*node, Some(*seen)),
+            Err(_) => {}
         }
-        self.withdraw(theirs.node);
-        Ok(())
+        checked
+    }
+
+    /// Whether this node's store lacks what was seen of it, by the list of its boots.
+    pub(in crate::control) fn lacks(&self, seen: Point) -> bool {
+        !self.boots.has(self.me, seen)
     }
 
     /// A member says that this node's store is an older copy.
-    pub(in crate::control) fn is_older(&self, author: NodeId, seen: Option<Incarnation>) {
+    pub(in crate::control) fn is_older(&self, author: NodeId, seen: Option<Point>) {
         if self.claims.lock().older.note(author, seen) {
             tracing::warn!(
                 peer = %author,
@@ -124,7 +149,7 @@ impl Link {
     }
 
     /// Whether more than half of these nodes say that this node's store is an older copy: what they have seen.
-    pub(in crate::control) fn proven_older(&self, electorate: &[NodeId]) -> Option<Option<Incarnation>> {
+    pub(in crate::control) fn proven_older(&self, electorate: &[NodeId]) -> Option<Option<Point>> {
         self.claims.lock().older.proven(electorate.iter().copied())
     }
 
@@ -137,7 +162,9 @@ impl Link {
     pub(in crate::control) fn claimed(&self) -> Vec<(NodeId, String)> {
         let claims = self.claims.lock();
         let older = claims.older.all().map(|(author, seen)| {
-            let seen = seen.map_or_else(String::new, |seen| format!(", it has seen boot {}", seen.boot));
+            let seen = seen.map_or_else(String::new, |Point { incarnation, commit }| {
+                format!(", it has seen boot {} up to commit {commit}", incarnation.boot)
+            });
             (author, format!("says that this node's store is an older copy (boot {}{seen})", self.me.boot))
         });
         let given_up =

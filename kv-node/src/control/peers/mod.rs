@@ -8,6 +8,7 @@ use kv_core::types::StoreId;
 
 pub(in crate::control) use contacts::Peers;
 pub use contacts::{Clock, SharedLiveness};
+pub use link::Memory;
 pub(in crate::control) use link::{CallError, Link};
 
 /// Who takes part in the Raft group: the id of a store, not of a member. A member whose store is lost takes part under

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -35,6 +36,15 @@ pub(in crate::control) struct GroupStart {
     pub(in crate::control) founding: Option<Founding>,
 }
 
+/// Who leads, as far as messages say, before this node has asked the voters what they remember of it.
+#[derive(Default)]
+struct EntriesFrom {
+    /// Who has sent entries last.
+    wants: Option<RaftId>,
+    /// Who has said that it remembers no more of this node than it has.
+    allowed: Option<RaftId>,
+}
+
 /// The Raft group, and this node as one that takes part in it.
 pub(in crate::control) struct Group {
     pub(in crate::control) link: Arc<Link>,
@@ -54,6 +64,12 @@ pub(in crate::control) struct Group {
     pub(in crate::control) timing: Timing,
     /// Bounds the proposals that wait on this node.
     pub(in crate::control) proposals: Semaphore,
+    /// From whom it takes entries of the log before that: who leads, and has been asked itself.
+    entries_from: Mutex<EntriesFrom>,
+    /// Whether this node votes and takes entries of anybody: a majority of the voters remembers no more of it than it has (rule D2).
+    takes_part: AtomicBool,
+    /// Whether a data plane runs beside it that remembers what members have shown.
+    pub(in crate::control) has_data: bool,
     writer: Mutex<Option<Writer>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -75,7 +91,8 @@ impl Group {
         let (machine, published) = Machine::new(stored, &log);
         let state = published.subscribe();
         let peers = Peers::new(state.clone(), Arc::clone(&config.liveness), Arc::clone(&config.clock));
-        let link = Arc::new(Link::new(incarnation, config.address.clone(), group, peers, transport));
+        let link =
+            Arc::new(Link::new((incarnation, config.boots.clone()), config.address.clone(), group, peers, transport));
         let network = Network(Arc::clone(&link));
         let id = raft_id(incarnation.store);
         let raft = Raft::new(id, Arc::new(raft_config(&config.timing)?), network, log, machine)
@@ -84,7 +101,13 @@ impl Group {
         if founding.is_some() && group == Some(GroupId(id)) {
             begin_group(&raft, id).await?;
         }
-        if votes_alone(&raft, id) {
+        // The engine says who votes when it has begun.
+        raft.is_initialized().await.map_err(|error| StartError::Engine(error.to_string()))?;
+        let alone = votes_alone(&raft, id);
+        // Who has no log has forgotten none.
+        let takes_part = alone || raft.metrics().borrow().membership_config.voter_ids().next().is_none();
+        raft.runtime_config().elect(takes_part);
+        if alone {
             // Nobody else can lead, so there is nothing to wait for.
             raft.trigger().elect().await.map_err(|error| StartError::Engine(error.to_string()))?;
         }
@@ -99,9 +122,45 @@ impl Group {
             cluster: config.cluster.clone(),
             timing: config.timing,
             proposals: Semaphore::new(PROPOSALS_MAX),
+            entries_from: Mutex::default(),
+            takes_part: AtomicBool::new(takes_part),
+            has_data: config.has_data,
             writer: Mutex::new(Some(writer)),
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Whether this node votes and takes entries of the log.
+    pub(in crate::control) fn takes_part(&self) -> bool {
+        self.takes_part.load(Ordering::Acquire)
+    }
+
+    /// Whether this node takes entries of the log from this one. One that must be asked before is noted.
+    pub(in crate::control) fn takes_entries_from(&self, from: RaftId) -> bool {
+        if self.takes_part() {
+            return true;
+        }
+        let mut entries = self.entries_from.lock();
+        entries.wants = Some(from);
+        entries.allowed == Some(from)
+    }
+
+    /// Who has sent entries last, while this node takes none.
+    pub(in crate::control) fn wants_to_lead(&self) -> Option<RaftId> {
+        self.entries_from.lock().wants
+    }
+
+    /// From now on this node takes entries of the log from this one.
+    pub(in crate::control) fn take_entries_from(&self, from: RaftId) {
+        self.entries_from.lock().allowed = Some(from);
+    }
+
+    /// From now on it does.
+    pub(in crate::control) fn take_part(&self) {
+        if !self.takes_part.swap(true, Ordering::AcqRel) {
+            tracing::info!("a majority of the voters remembers no more of this node than it has: it votes from now on");
+        }
+        self.raft.runtime_config().elect(true);
     }
 
     /// Ends the engine and waits for the log's thread.
@@ -130,7 +189,9 @@ impl Group {
 
     /// Who leads, as far as this node knows.
     pub(in crate::control) fn leader(&self) -> Option<RaftId> {
-        self.raft.metrics().borrow().current_leader
+        // What the engine remembers of the run before says nothing of now, and without elections it is never corrected.
+        let has_led = |leader: &RaftId| self.takes_part() || self.entries_from.lock().allowed == Some(*leader);
+        self.raft.metrics().borrow().current_leader.filter(has_led)
     }
 
     /// Whether this node leads and a majority has confirmed it lately.
@@ -213,6 +274,8 @@ fn raft_config(timing: &Timing) -> Result<openraft::Config, StartError> {
         max_in_snapshot_log_to_keep: timing.kept_entries,
         // A follower that lags by more than what is kept would ask for purged entries.
         replication_lag_threshold: timing.kept_entries.max(1),
+        // Not before the voters have said what they remember of this node.
+        enable_elect: false,
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StartError::Flags(format!("the control plane's timing is wrong: {error}")))

@@ -81,14 +81,9 @@ pub(in crate::control) fn load<D: Disk>(disk: &mut D) -> Result<Stored, FileErro
     Ok(Stored { snapshot: Some((snapshot, state)), newest })
 }
 
-/// Forgets the snapshot of a store that was given up. The newest state stays and is served.
-pub(in crate::control) fn forget_snapshot<D: Disk>(disk: &mut D) -> Result<(), FileError> {
-    let path = disk.path(SNAPSHOT);
-    let mut removed = || {
-        disk.remove(SNAPSHOT)?;
-        disk.sync_dir()
-    };
-    removed().map_err(|source| FileError::io("remove", path, source))
+/// Sets the snapshot of a store that was given up aside. The newest state stays and is served.
+pub(in crate::control) fn set_snapshot_aside<D: Disk>(disk: &mut D, prefix: &str) -> Result<(), FileError> {
+    file::set_aside(disk, SNAPSHOT, prefix)
 }
 
 impl Machine {

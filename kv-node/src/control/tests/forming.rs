@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
 use kv_core::types::{Incarnation, Monotonic, NodeId, StoreId};
 use parking_lot::Mutex;
@@ -92,6 +93,12 @@ fn config(number: u64, boot: u32) -> ControlConfig {
         weight: 1.0,
         version: "test".to_owned(),
         incarnation: Incarnation { store: StoreId(number), boot, nonce: boot },
+        boots: {
+            let mut boots = Boots::default();
+            (1..=boot).for_each(|boot| boots.begin(boot, boot, 0));
+            boots
+        },
+        has_data: false,
         replaces: None,
         cluster: ClusterConfig::default(),
         liveness: Arc::new(Mutex::new(Heartbeats::new(Timeouts::default()))),

@@ -87,6 +87,7 @@ impl Fake {
             leader: Some(NodeId(1)),
             voters: vec![NodeId(1), NodeId(2), NodeId(3)],
             waiting: String::new(),
+            time: kv_core::types::WallTime::default(),
         });
         let keys = ["cart:1001", "cart:강남점", "cart:👩‍👩‍👧", "cart:\u{1b}[31m", "naïve", "user:42"]
             .map(|key| Bytes::from_static(key.as_bytes()));

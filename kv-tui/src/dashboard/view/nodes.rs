@@ -12,6 +12,7 @@ use crate::dashboard::cluster::{Cluster, FRESH_US, round_trip_ms};
 use crate::dashboard::level::Level;
 use crate::dashboard::model::{Model, Pane};
 use crate::dashboard::theme::Role;
+use crate::observe::clocks;
 use crate::observe::safety::Verdict;
 use crate::observe::settling::Tombstones;
 use crate::observe::snapshot::state_word;
@@ -135,6 +136,9 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ("disk", format!("{} used, {} free", size(usage.disk_bytes), size(usage.disk_free_bytes))),
     ];
     facts.extend(own);
+    if let Some(line) = clocks::line(snapshot) {
+        facts.push(("clock", line));
+    }
     if let Some(line) = Tombstones::of_node(&cluster.snapshot, snapshot).line() {
         facts.push(("tombstones", printable(line.as_bytes())));
     }

@@ -8,8 +8,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
-use kv_core::types::{ClusterId, Incarnation, NodeId};
+use kv_core::types::{ClusterId, Incarnation, NodeId, Point};
 use serde::{Deserialize, Serialize};
 
 use crate::control::peers::RaftId;
@@ -82,6 +83,8 @@ pub struct JoinRequest {
     pub config: ClusterConfig,
     /// What the node says of itself.
     pub descriptor: NodeDescriptor,
+    /// The boots of its store.
+    pub boots: Boots,
 }
 
 /// What became of a report.
@@ -178,7 +181,7 @@ pub(in crate::control) enum Answer {
     /// The message was for another group, another node, or none.
     NotMine(String),
     /// The sender runs an older copy of its store than it has shown.
-    RolledBack { seen: Incarnation },
+    RolledBack { seen: Point },
     /// The node cannot answer.
     Failed(String),
     /// The sender's store was given up: it was removed, or another one took its place.
@@ -208,12 +211,15 @@ pub(in crate::control) enum ReportReply {
 }
 
 /// What a node wants to know of the agreed state at another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::control) enum CatchUpRequest {
     /// The revision of the newest state, of the leader.
     Newest,
     /// Whether the node acts on this revision; it answers when it does, or when it has waited so long.
     ActsOn { revision: u64, timeout: Duration },
+    /// What the node remembers of the sender, whose store has these boots. One that has seen more answers that the sender runs an
+    /// older copy.
+    Recall { boots: Boots },
 }
 
 /// The answer to such a question.
@@ -225,6 +231,9 @@ pub(in crate::control) enum CatchUpReply {
     NotLeader,
     /// Whether the node acts on the revision.
     ActsOn(bool),
+    /// The node has seen no more of the sender than it has. `matched`: the last entry of the log that a node which leads knows
+    /// the sender to have.
+    Recalled { matched: Option<u64> },
 }
 
 /// The answer to a piece of a snapshot.

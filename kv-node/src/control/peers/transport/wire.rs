@@ -42,6 +42,7 @@ impl TryFrom<v1::JoinRequest> for JoinRequest {
                 version: joining.version,
                 replaces: joining.replaces,
             },
+            boots: joining.boots,
         })
     }
 }
@@ -61,6 +62,7 @@ pub(super) fn join_request(request: JoinRequest) -> v1::JoinRequest {
         request_id: request.id.0,
         group: request.group.map(|group| group.0),
         replaces,
+        boots: request.boots,
     }
     .into()
 }

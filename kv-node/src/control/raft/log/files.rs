@@ -257,18 +257,19 @@ impl<D: Disk> LogFiles<D> {
         self.disk.sync_dir().map_err(|source| FileError::io("sync", path, source))
     }
 
-    /// Removes the whole log and the purge mark. A crash may leave any part of it, so the caller repeats it.
-    pub(in crate::control) fn clear(disk: &mut D) -> Result<(), FileError> {
+    /// Gives the files of the whole log, the purge mark among them, names that begin with `prefix`. A crash may leave any part
+    /// of it, so the caller repeats it.
+    pub(in crate::control) fn set_aside(disk: &mut D, prefix: &str) -> Result<(), FileError> {
         let path = disk.path("");
-        let mut removed = || {
+        let mut renamed = || {
             for name in disk.list()? {
                 if first_of(&name).is_some() || name == PURGED {
-                    disk.remove(&name)?;
+                    disk.rename(&name, &format!("{prefix}{name}"))?;
                 }
             }
             disk.sync_dir()
         };
-        removed().map_err(|source| FileError::io("clear", path, source))
+        renamed().map_err(|source| FileError::io("set aside", path, source))
     }
 
     /// Bytes in all segments.

@@ -68,16 +68,11 @@ impl LogStore {
         Ok((Self { shared, writer }, thread))
     }
 
-    /// Removes vote and log from `disk`.
-    pub(in crate::control) fn clear<D: Disk>(disk: &mut D) -> Result<(), FileError> {
+    /// Sets vote and log on `disk` aside, under names that begin with `prefix`.
+    pub(in crate::control) fn set_aside<D: Disk>(disk: &mut D, prefix: &str) -> Result<(), FileError> {
         // The log first: a vote without a log is a node that has promised something, the reverse one that forgot it.
-        LogFiles::clear(disk)?;
-        let path = disk.path(VOTE);
-        let mut removed = || {
-            disk.remove(VOTE)?;
-            disk.sync_dir()
-        };
-        removed().map_err(|source| FileError::io("remove", path, source))
+        LogFiles::set_aside(disk, prefix)?;
+        file::set_aside(disk, VOTE, prefix)
     }
 
     /// The thread's inbox, for the small files beside the log.
