@@ -67,6 +67,11 @@ impl Boots {
         }
     }
 
+    /// The last boot did not come as far as serving.
+    pub fn forget_last(&mut self) {
+        self.0.pop();
+    }
+
     /// Whether a store that runs as `shown` and has these boots has been where `seen` says: it is that run, or has come as
     /// far in it as was seen. True of another store, of which the list says nothing.
     #[must_use]

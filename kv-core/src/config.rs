@@ -229,6 +229,12 @@ impl KeyspaceList {
         self.keyspaces.get(&id)
     }
 
+    /// The number that the next keyspace will get.
+    #[must_use]
+    pub fn next(&self) -> KeyspaceId {
+        self.next
+    }
+
     /// The keyspaces that exist, ascending by number.
     pub fn iter(&self) -> impl Iterator<Item = &Keyspace> {
         self.keyspaces.values()

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::message::{Hello, PROTOCOL_VERSION};
 use crate::rule::{Rule, Rules};
-use crate::types::{Incarnation, NodeId, Point, StoreId};
+use crate::types::{Generation, Incarnation, NodeId, Point, StoreId};
 
 /// Why two nodes do not talk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,21 @@ pub enum HandshakeError {
         node: NodeId,
         /// Its version.
         theirs: u32,
+    },
+    /// The same cluster under another control plane: nothing that was agreed on there counts here.
+    #[error(
+        "{node} belongs to {theirs} of the cluster, {at} to {mine}; stop the node that belongs to the older one, or to the one that is \
+         given up, and have its data directory join: kv-node recover --data-dir DIR --join ADDR:PORT"
+    )]
+    OtherGeneration {
+        /// The peer.
+        node: NodeId,
+        /// What it obeys.
+        theirs: Generation,
+        /// Who says so.
+        at: NodeId,
+        /// What that one obeys.
+        mine: Generation,
     },
     /// Another cluster.
     #[error("{node} belongs to another cluster; check the addresses given to --join")]
@@ -142,6 +157,10 @@ impl Gate {
         if theirs.cluster != mine.cluster || theirs.seed != mine.seed {
             return Err(HandshakeError::OtherCluster { node });
         }
+        if theirs.generation != mine.generation {
+            let (theirs, mine, at) = (theirs.generation, mine.generation, mine.node);
+            return Err(HandshakeError::OtherGeneration { node, theirs, at, mine });
+        }
         if theirs.config != mine.config {
             return Err(HandshakeError::OtherConfig { node });
         }
@@ -261,7 +280,24 @@ mod tests {
                 boots
             },
             commit: 0,
+            generation: Generation { number: 1, founder: StoreId(10) },
         }
+    }
+
+    #[test]
+    fn nodes_of_two_generations_do_not_talk() {
+        let (gate, mine) = (Gate::default(), hello(1, 5, None));
+        let check = |theirs: &Hello| gate.check(&mine, theirs, Some(StoreId(20)));
+        for generation in
+            [Generation { number: 2, founder: StoreId(10) }, Generation { number: 1, founder: StoreId(11) }]
+        {
+            // Not even what it claims is looked at: a node that was left behind has seen stores that are gone.
+            let theirs = Hello { generation, ..hello(2, 1, Some(9)) };
+            let error = check(&theirs).unwrap_err();
+            assert!(matches!(error, HandshakeError::OtherGeneration { .. }), "{error}");
+            assert!(error.to_string().contains("kv-node recover --data-dir DIR --join"), "{error}");
+        }
+        assert_eq!(check(&hello(2, 1, None)), Ok(()));
     }
 
     #[test]

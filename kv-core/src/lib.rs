@@ -22,6 +22,7 @@ pub mod message;
 pub mod node;
 mod parts;
 mod purge;
+pub mod recovery;
 mod replication;
 mod requests;
 mod residue;

@@ -27,7 +27,7 @@ use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, Point, R
 use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 12;
+pub const PROTOCOL_VERSION: u32 = 13;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -480,6 +480,8 @@ pub struct Hello {
     pub boots: Boots,
     /// The last batch of the present boot that is durable.
     pub commit: u64,
+    /// The control plane that the sender obeys.
+    pub generation: crate::types::Generation,
 }
 
 /// A message that is not one.

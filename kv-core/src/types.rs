@@ -83,6 +83,22 @@ impl fmt::Display for Incarnation {
     }
 }
 
+/// Which control plane a node obeys. `kv-node recover` founds another generation of a cluster whose control plane is lost: the same
+/// cluster, seed and keyspaces under a control plane that owes nothing to the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// Counts the generations of a cluster from 1.
+    pub number: u32,
+    /// The store of the node that has founded it: two recoveries that know nothing of each other found two of one number.
+    pub founder: StoreId,
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {} of store {}", self.number, self.founder)
+    }
+}
+
 /// How far a store had come when it was shown to somebody (rule D2): one of its runs, and the last batch of that run that was
 /// durable then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! | module | concept |
 //! | --- | --- |
 //! | `run`, `settings`, `own_files`, `signals`, `log` | a node from start to end |
+//! | `recover` | what stopped nodes hold, and how another generation of a cluster begins |
 //! | `engine` | one task steps the core, one thread commits, others read |
 //! | `outbox` | what is queued for a peer: the engine fills it, the link empties it |
 //! | `link` | one stream for each pair of nodes |
@@ -29,6 +30,7 @@ mod log;
 mod outbox;
 mod own_files;
 pub mod read_window;
+mod recover;
 mod run;
 pub mod server;
 pub mod settings;

@@ -17,6 +17,9 @@ pub const REMOVED_FILE: &str = "removed";
 /// The file that says that the node's cluster has a secret, so that no start by mistake opens the node to everybody.
 const SECURED_FILE: &str = "secured";
 
+/// The file that says that a recovery was begun in the data directory and not finished: until it is, the node does not start.
+const RECOVERING_FILE: &str = "recovering";
+
 /// What a removed node says if its file does not.
 const REMOVED: &str = "this node was removed from its cluster; to join again, start it with an empty data directory";
 
@@ -122,6 +125,36 @@ pub(crate) fn mark_secured(data: &Path) -> Result<(), OwnFileError> {
 /// Whether the node's cluster is known to have a secret. That the file exists says so, whatever is in it.
 pub(crate) fn is_secured(data: &Path) -> bool {
     data.join(SECURED_FILE).exists()
+}
+
+/// Notes that a recovery begins in the data directory.
+pub(crate) fn mark_recovering(data: &Path) -> Result<(), OwnFileError> {
+    let path = data.join(RECOVERING_FILE);
+    let text = b"a recovery was begun here; say kv-node recover again, and it is finished\n";
+    small_file::replace(&path, text, Access::Usual).map_err(|error| OwnFileError::of(&path, error))
+}
+
+/// Notes that a recovery is finished: the node may start, also one that had been removed from an earlier generation of its cluster.
+pub(crate) fn mark_recovered(data: &Path) -> Result<(), OwnFileError> {
+    for name in [REMOVED_FILE, RECOVERING_FILE] {
+        let path = data.join(name);
+        small_file::remove(&path).map_err(|error| OwnFileError::of(&path, error))?;
+    }
+    Ok(())
+}
+
+/// Whether a recovery was begun in the data directory and not finished.
+pub(crate) fn is_recovering(data: &Path) -> bool {
+    data.join(RECOVERING_FILE).exists()
+}
+
+/// Refuses a data directory in which a recovery was begun and not finished.
+pub(crate) fn check_not_recovering(data: &Path) -> Result<(), OwnFileError> {
+    if !is_recovering(data) {
+        return Ok(());
+    }
+    let problem = "a recovery of this directory was cut short; finish it first: kv-node recover --data-dir DIR with --found or --join";
+    Err(OwnFileError::of(&data.join(RECOVERING_FILE), problem))
 }
 
 /// Leaves a word in the data directory, so that a start by mistake ends at once.

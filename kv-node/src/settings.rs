@@ -23,6 +23,9 @@ const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 ///
 /// Without flags: a complete single-node store on 127.0.0.1:7400 with its data in the user's data folder. Prints
 /// "ready NAME ADDR:PORT" when it accepts connections; SIGTERM or SIGINT finishes what is in flight, syncs and exits.
+///
+/// `kv-node recover` looks into the directories of stopped nodes, and founds another generation of a cluster whose control plane is
+/// lost; see `kv-node recover --help`.
 #[derive(Clone, Debug, Default, Parser, Deserialize)]
 #[command(name = "kv-node", version)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kv_core::config::{Available, ClusterConfig, Keyspace, Mode};
 use kv_core::error::RequestError;
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, PARTITIONS_MAX, Receiver};
-use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId, WallTime};
+use kv_core::types::{ClusterId, Epoch, Generation, HashSeed, KeyspaceId, NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
 
 use crate::limits::QUORUM_MAX;
@@ -57,6 +57,8 @@ pub struct Description {
     pub waiting: String,
     /// The clock of the node that answered.
     pub time: WallTime,
+    /// The generation of the cluster to which it belongs; number 0: none yet.
+    pub generation: Generation,
 }
 
 impl Description {
@@ -91,6 +93,7 @@ impl Description {
             voters: wire.voters.into_iter().map(NodeId).collect(),
             waiting: wire.waiting,
             time: WallTime(wire.time_us),
+            generation: Generation { number: wire.generation, founder: StoreId(wire.founder) },
         })
     }
 
@@ -107,6 +110,12 @@ impl Description {
     pub fn name_of(&self, node: NodeId) -> String {
         let member = self.members.iter().find(|view| view.id == node);
         member.map_or_else(|| node.to_string(), |view| view.member.name.clone())
+    }
+
+    /// The names of some nodes, for people.
+    #[must_use]
+    pub fn names_of(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        nodes.into_iter().map(|node| self.name_of(node)).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use kv_core::boots::{BOOTS_MAX, Boot, Boots};
-use kv_core::config::ClusterConfig;
+use kv_core::config::{ClusterConfig, Keyspace, KeyspaceList};
 use kv_core::error::RequestError;
 use kv_core::message::Hello;
-use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId, Point, StoreId};
+use kv_core::types::{ClusterId, Epoch, Generation, HashSeed, Incarnation, KeyspaceId, NodeId, Point, StoreId};
 
 use crate::address::check_advertised;
 use crate::limits::NAME_BYTES_MAX;
@@ -39,6 +39,80 @@ pub struct Joining {
     pub replaces: Vec<StoreId>,
     /// The boots of its store.
     pub boots: Boots,
+    /// Where it comes from, if it was prepared to come from an earlier generation of the cluster.
+    pub origin: Option<Box<ComesFrom>>,
+}
+
+/// Where a node comes from that an operator has prepared to come to another generation of its cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ComesFrom {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The generation.
+    pub generation: Generation,
+    /// How often the agreed state had changed that it knew.
+    pub revision: u64,
+    /// The epoch of that.
+    pub epoch: Epoch,
+    /// The number that the next member would have got.
+    pub next_node: u64,
+    /// The keyspaces that it knew.
+    pub keyspaces: KeyspaceList,
+    /// The ids that its store had before.
+    pub stores: Vec<StoreId>,
+    /// The records that it brings, tombstones included.
+    pub records: u64,
+    /// The hints that it brings.
+    pub hints: u64,
+}
+
+/// The most former ids of a store, and the most keyspaces, that a node may bring along.
+const STORES_MAX: usize = 64;
+const KEYSPACES_MAX: usize = 1024;
+
+impl From<ComesFrom> for v1::Origin {
+    fn from(from: ComesFrom) -> Self {
+        Self {
+            cluster_id: cluster_to_wire(Some(from.cluster)),
+            generation: from.generation.number,
+            founder: from.generation.founder.0,
+            revision: from.revision,
+            epoch: from.epoch.0,
+            next_node: from.next_node,
+            next_keyspace: from.keyspaces.next().0,
+            keyspaces: from.keyspaces.iter().map(Into::into).collect(),
+            stores: from.stores.iter().map(|store| store.0).collect(),
+            records: from.records,
+            hints: from.hints,
+        }
+    }
+}
+
+impl TryFrom<v1::Origin> for ComesFrom {
+    type Error = RequestError;
+
+    fn try_from(wire: v1::Origin) -> Result<Self, Self::Error> {
+        for (field, count, most) in
+            [("stores", wire.stores.len(), STORES_MAX), ("keyspaces", wire.keyspaces.len(), KEYSPACES_MAX)]
+        {
+            if count > most {
+                return Err(RequestError::invalid(format!("origin.{field}: has {count} entries, the limit is {most}")));
+            }
+        }
+        let keyspaces: Vec<Keyspace> =
+            wire.keyspaces.into_iter().map(TryInto::try_into).collect::<Result<_, RequestError>>()?;
+        Ok(Self {
+            cluster: cluster_from_wire(&wire.cluster_id)?.ok_or_else(|| missing("origin.cluster_id"))?,
+            generation: Generation { number: wire.generation, founder: StoreId(wire.founder) },
+            revision: wire.revision,
+            epoch: Epoch(wire.epoch),
+            next_node: wire.next_node,
+            keyspaces: KeyspaceList::new(KeyspaceId(wire.next_keyspace), keyspaces),
+            stores: wire.stores.into_iter().map(StoreId).collect(),
+            records: wire.records,
+            hints: wire.hints,
+        })
+    }
 }
 
 impl TryFrom<v1::JoinRequest> for Joining {
@@ -76,6 +150,7 @@ impl TryFrom<v1::JoinRequest> for Joining {
             group: wire.group,
             replaces: wire.replaces.into_iter().map(StoreId).collect(),
             boots: boots_from_wire(&wire.boots)?,
+            origin: wire.origin.map(|origin| origin.try_into().map(Box::new)).transpose()?,
         })
     }
 }
@@ -95,6 +170,7 @@ impl From<Joining> for v1::JoinRequest {
             group: joining.group,
             replaces: joining.replaces.iter().map(|store| store.0).collect(),
             boots: boots_to_wire(&joining.boots),
+            origin: joining.origin.map(|origin| (*origin).into()),
         }
     }
 }
@@ -168,6 +244,8 @@ impl From<&Hello> for v1::Hello {
             seen_commit: hello.seen.map_or(0, |seen| seen.commit),
             boots: boots_to_wire(&hello.boots),
             commit: hello.commit,
+            generation: hello.generation.number,
+            founder: hello.generation.founder.0,
         }
     }
 }
@@ -207,6 +285,7 @@ impl TryFrom<v1::Hello> for Hello {
             seen: wire.seen.map(|seen| Point { incarnation: seen.into(), commit: wire.seen_commit }),
             boots: boots_from_wire(&wire.boots)?,
             commit: wire.commit,
+            generation: Generation { number: wire.generation, founder: StoreId(wire.founder) },
         })
     }
 }

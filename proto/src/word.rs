@@ -52,6 +52,8 @@ impl EventKind {
             Self::OperationCancelled => "operation-cancelled",
             Self::OperationDone => "operation-done",
             Self::ThrottleChanged => "throttle-changed",
+            Self::GenerationFounded => "generation-founded",
+            Self::MemberRejoined => "member-rejoined",
         }
     }
 }

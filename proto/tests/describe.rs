@@ -8,7 +8,7 @@ use kv_core::boots::Boots;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, Receiver};
-use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, NodeId, Point, StoreId};
+use kv_core::types::{ClusterId, Epoch, Generation, HashSeed, Incarnation, NodeId, Point, StoreId};
 use kv_proto::describe::{Description, NewKeyspace, layout_to_wire, member_to_wire};
 use kv_proto::peer::{Joining, check_name, cluster_from_wire, cluster_to_wire};
 use kv_proto::v1;
@@ -170,6 +170,7 @@ fn greetings_survive_the_wire() {
             boots
         },
         commit: 5,
+        generation: Generation { number: 2, founder: StoreId(u64::MAX) },
     };
     assert_eq!(Hello::try_from(v1::Hello::from(&hello)), Ok(hello.clone()));
     let forming = Hello { cluster: None, seen: None, ..hello };
@@ -203,7 +204,22 @@ fn reports_are_checked() {
         group: Some(5),
         replaces: vec![4],
         boots: vec![v1::Boot { number: 1, nonce: 3, last: 0 }],
+        origin: Some(v1::Origin {
+            cluster_id: Bytes::from_static(&[9; 16]),
+            generation: 1,
+            founder: 5,
+            revision: 7,
+            epoch: 3,
+            next_node: 4,
+            next_keyspace: 3,
+            keyspaces: vec![(&Keyspace::initial()).into()],
+            stores: vec![4, 5],
+            records: 8,
+            hints: 9,
+        }),
     };
+    let many = v1::Origin { stores: vec![1; 65], ..wire.origin.clone().expect("set") };
+    assert!(Joining::try_from(v1::JoinRequest { origin: Some(many), ..wire.clone() }).is_err());
     let joining = Joining::try_from(wire.clone()).expect("valid");
     assert_eq!(v1::JoinRequest::from(joining.clone()), wire, "nothing is lost on the way");
     for request_id in [&[][..], &[7; 15], &[7; 17]] {

@@ -25,6 +25,12 @@ impl EventLoop {
     /// The layout is durable: act on it (rules D1 and E1).
     fn adopt(&mut self, layout: Arc<Layout>, original: Option<StoreId>) {
         let before = self.view.adopt(layout.clone(), original);
+        for (partition, settled) in self.view.take_placed() {
+            match settled {
+                Some(settled) => drop(self.kernel.persist_meta(meta::settled(partition), meta::encode(&settled))),
+                None => self.kernel.forget_meta(meta::settled(partition)),
+            }
+        }
         self.kernel.say(Ask::Adopted { epoch: layout.epoch });
         let changed = |partition: PartitionId| {
             let old = before.as_ref().and_then(|before| before.entry(partition));

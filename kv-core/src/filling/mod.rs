@@ -117,8 +117,8 @@ impl Filling {
         let entry = view.entry(partition).filter(|_| view.serves(partition))?;
         if entry.owners.iter().any(|owner| owner.node == me) && !view.is_synced(partition) {
             // Without another owner nothing can be copied back. The partition stays closed: an empty answer would be
-            // a lie, and only an operator can decide that its data is given up.
-            return (entry.owners.len() > 1).then_some(Purpose::Refill);
+            // a lie, and only an operator can decide that what the store holds is all there is.
+            return (entry.owners.len() > 1 || view.may_be_alone()).then_some(Purpose::Refill);
         }
         let receives = entry.joint.as_ref().is_some_and(|joint| joint.receivers.iter().any(|to| to.node == me));
         (receives && self.receipt(view, partition).is_none()).then_some(Purpose::Copy)

@@ -224,6 +224,19 @@ impl Layout {
         next
     }
 
+    /// The first layout of another generation of the cluster, at an epoch above all that the generation before can have reached: the
+    /// same partitions and owners. Every entry changes, so that whoever acts on an older one learns this one first (rule E2).
+    /// Nothing may migrate.
+    #[must_use]
+    pub fn of_generation(&self, members: BTreeMap<NodeId, Member>, epoch: Epoch) -> Self {
+        let before = Self { epoch: Epoch(epoch.0.saturating_sub(1)), ..self.clone() };
+        let mut next = before.with_members(members);
+        for entry in &mut next.partitions {
+            entry.changed = next.epoch;
+        }
+        next
+    }
+
     /// The partition of `key`.
     #[must_use]
     pub fn partition_of(&self, key: &[u8]) -> PartitionId {

@@ -21,6 +21,9 @@ pub(crate) const KEYSPACES: &[u8] = b"keyspace-list";
 pub(crate) const UNRECLAIMED: &[u8] = b"unreclaimed/";
 /// The store, if it was there when the cluster was formed: it has had its partitions from the start.
 pub(crate) const ORIGINAL: &[u8] = b"original";
+/// The store, if an operator has decided that it enters another generation of its cluster with what it holds, whether anybody is left
+/// to refill it or not.
+pub(crate) const ENTERED: &[u8] = b"entered-generation";
 /// Prefix of the highest incarnation seen of each peer.
 pub(crate) const PEER: &[u8] = b"peer/";
 /// Prefix of the partitions that were refilled or copied to this store.
@@ -37,6 +40,10 @@ pub(crate) const RECEIPT: &[u8] = b"receipt/";
 
 /// Up to when a partition has settled, and since which ownership: a copy that was made anew has a watermark of its own.
 pub(crate) type Settled = (Hlc, Epoch);
+
+/// In place of the ownership of a watermark: the store has brought it along into another generation of its cluster, with all that it
+/// held then, and it belongs to the ownership under which the layout lists the store there.
+pub(crate) const CARRIED: Epoch = Epoch(0);
 
 /// Since which ownership, and on which store, a partition is complete.
 pub(crate) type Synced = (StoreId, Epoch);

@@ -36,9 +36,13 @@ pub(crate) struct View {
     keyspaces: KeyspaceList,
     /// The store, if it was there when the cluster was formed.
     original: Option<StoreId>,
+    /// The store, if it has entered another generation of its cluster as an operator decided.
+    entered: Option<StoreId>,
     synced: BTreeMap<PartitionId, meta::Synced>,
     /// Below what everything in a partition has settled; durable.
     settled: BTreeMap<PartitionId, meta::Settled>,
+    /// Whose watermarks were carried along and have found their ownership, or none, which is not durable yet.
+    placed: Vec<PartitionId>,
     /// What is not taken in a partition while it settles, and until when.
     holds: BTreeMap<PartitionId, (Hlc, Monotonic)>,
     /// How fast partitions may be copied.
@@ -60,7 +64,7 @@ impl View {
         reader: &impl Reader,
     ) -> Result<Self, StorageError> {
         let layout: Option<Layout> = meta::read(reader, meta::LAYOUT)?;
-        Ok(Self {
+        let mut view = Self {
             config,
             cluster,
             incarnation,
@@ -71,12 +75,16 @@ impl View {
             given: None,
             keyspaces: meta::read(reader, meta::KEYSPACES)?.unwrap_or_default(),
             original: meta::read(reader, meta::ORIGINAL)?,
+            entered: meta::read(reader, meta::ENTERED)?,
             synced: meta::read_partitions(reader, meta::SYNCED, place)?,
             settled: meta::read_partitions(reader, meta::SETTLED, place)?,
+            placed: Vec::new(),
             holds: BTreeMap::new(),
             transfers: TransferSettings::default(),
             clock: ClockState::default(),
-        })
+        };
+        view.place_carried();
+        Ok(view)
     }
 
     /// When a partition had last settled; `None`: nobody has found out.
@@ -119,7 +127,37 @@ impl View {
     /// layout before.
     pub(crate) fn adopt(&mut self, layout: Arc<Layout>, original: Option<StoreId>) -> Option<Arc<Layout>> {
         self.original = original;
-        self.layout.replace(layout)
+        let before = self.layout.replace(layout);
+        self.place_carried();
+        before
+    }
+
+    /// Watermarks that the store has brought along into another generation belong to the ownership under which it is listed there: it
+    /// holds all that it held when they were made. Those of partitions that it does not own there say nothing.
+    fn place_carried(&mut self) {
+        if !self.is_listed() {
+            return;
+        }
+        let carried = self.settled.iter().filter(|(_, settled)| settled.1 == meta::CARRIED);
+        for partition in carried.map(|(partition, _)| *partition).collect::<Vec<_>>() {
+            match (self.since(partition), self.settled.get_mut(&partition)) {
+                (Some(since), Some(settled)) => settled.1 = since,
+                _ => drop(self.settled.remove(&partition)),
+            }
+            self.placed.push(partition);
+        }
+    }
+
+    /// The watermarks that have found their ownership, or none, since this was asked last: to be made durable.
+    pub(crate) fn take_placed(&mut self) -> Vec<(PartitionId, Option<meta::Settled>)> {
+        let placed = std::mem::take(&mut self.placed);
+        placed.into_iter().map(|partition| (partition, self.settled.get(&partition).copied())).collect()
+    }
+
+    /// Whether this store may be complete with what it holds, if there is no other owner to refill it from: an operator has decided
+    /// that it enters the present generation of the cluster with that.
+    pub(crate) fn may_be_alone(&self) -> bool {
+        self.entered == Some(self.incarnation.store)
     }
 
     /// The entry of a partition in the current layout.

@@ -13,6 +13,7 @@
 //! | `raft` | the Raft group: engine, network, log, state machine and snapshots on disk |
 //! | `leader` | what the leader does: admit, form, take the next step of operations, keep the group equal to the members |
 //! | `member` | what a member does: make itself known, find others, report receipts, propose, catch up |
+//! | `recover` | what a directory knows while no node runs on it, and how another generation begins there |
 //! | `plane`, `serve`, `service` | the handle; answering other nodes |
 //!
 //! Imports run from the end of this table to its beginning.
@@ -43,6 +44,7 @@ mod member;
 mod peers;
 mod plane;
 mod raft;
+mod recover;
 mod serve;
 mod service;
 mod state;
@@ -52,17 +54,20 @@ mod tests;
 pub use config::{ControlConfig, PROPOSALS_MAX, StartError, StartMode, Timing};
 pub use files::FileError;
 pub use leader::{Candidate, REPORT_EVERY, TransferReport, choose};
-pub use member::{ControlStatus, MembershipStatus, ProposeError, Remembered, Reported, remembered};
+pub use member::{
+    ControlStatus, ControlView, MembershipStatus, ProposeError, Remembered, Reported, Trouble, remembered,
+};
 pub use peers::transport::{
     Call, GroupId, GrpcTransport, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, MESSAGE_BYTES_MAX,
     NodeAddress, RaftKind, Transport, TransportError,
 };
 pub use peers::{Clock, Memory, SharedLiveness};
 pub use plane::ControlPlane;
+pub(crate) use recover::{Known, NewFounder, NewMember, found, join, look};
 pub use service::{sender_of, serve_identify, serve_join, serve_raft};
 pub use state::{
     AUDIT_BYTES_MAX, AUDIT_MAX, Asked, AuditEntry, AuditKind, AuditTrail, COPIES_MAX, ClusterState, Command, CommandId,
-    Done, ENTRY_BYTES_MAX, Estimate, Founding, KEYSPACES_MAX, KeyspaceSpec, MemberRecord, NodeDescriptor, Operation,
-    OperationId, OperationKind, OperationState, Outcome, Phase, Proposal, Refusal, RefusalKind, THROTTLE_BYTES,
-    Throttle, already_running, migrating_max,
+    Done, ENTRY_BYTES_MAX, Estimate, FormerGeneration, Founding, GenerationStart, KEYSPACES_MAX, KeyspaceSpec,
+    MemberRecord, NodeDescriptor, Operation, OperationId, OperationKind, OperationState, Origin, Outcome, Phase,
+    Proposal, Refusal, RefusalKind, THROTTLE_BYTES, Throttle, already_running, last_change, migrating_max,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kv_core::handshake::HandshakeError;
 use kv_core::message::Hello;
-use kv_core::types::{Incarnation, NodeId, StoreId};
+use kv_core::types::{Generation, Incarnation, NodeId, StoreId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,8 +16,8 @@ use super::config::{ControlConfig, StartError};
 use super::files::{Disk, OsDisk};
 use super::leader::{self, Leader, TransferReport, command_id};
 use super::member::{
-    ControlStatus, Member, MembershipStatus, ProposeError, Reported, claims, discover, identity, introduce, recall,
-    status,
+    ControlStatus, ControlView, Member, MembershipStatus, ProposeError, Reported, claims, discover, identity,
+    introduce, recall, status,
 };
 use super::peers::Memory;
 use super::peers::transport::{IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, RaftKind, Transport};
@@ -135,6 +135,12 @@ impl ControlPlane {
         self.inner.member.membership.subscribe()
     }
 
+    /// The generation of the cluster to which this node belongs; `None` before it has joined one.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.inner.member.group.link.generation()
+    }
+
     /// Who leads, as far as this node knows.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
@@ -145,6 +151,12 @@ impl ControlPlane {
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.inner.member.group.is_leader()
+    }
+
+    /// The control plane as this node sees it now.
+    #[must_use]
+    pub fn view(&self) -> ControlView {
+        self.inner.member.view()
     }
 
     /// Figures for status and metrics, as they change.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
 use kv_core::message::{Hello, PROTOCOL_VERSION};
-use kv_core::types::{ClusterId, HashSeed, Incarnation, NodeId};
+use kv_core::types::{ClusterId, Generation, HashSeed, Incarnation, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -52,6 +52,8 @@ pub struct Identity {
     pub seed: HashSeed,
     /// The settings on which all nodes agree.
     pub config: ClusterConfig,
+    /// Whose control plane it obeys.
+    pub generation: Generation,
 }
 
 /// The links of one node. Clones share them.
@@ -168,7 +170,7 @@ impl Links {
     }
 
     fn hello(&self, shown: Shown) -> Hello {
-        let Identity { node, incarnation, boots, cluster, seed, config } = self.0.identity.clone();
+        let Identity { node, incarnation, boots, cluster, seed, config, generation } = self.0.identity.clone();
         let Shown { seen, commit } = shown;
         Hello {
             protocol: PROTOCOL_VERSION,
@@ -180,6 +182,7 @@ impl Links {
             seen,
             boots,
             commit,
+            generation,
         }
     }
 

@@ -401,6 +401,7 @@ fn reason_of(error: &HandshakeError) -> Reason {
     match error {
         HandshakeError::Protocol { .. } => Reason::Malformed,
         HandshakeError::OtherCluster { .. } => Reason::OtherCluster,
+        HandshakeError::OtherGeneration { .. } => Reason::OtherGeneration,
         HandshakeError::OtherConfig { .. } => Reason::OtherSettings,
         HandshakeError::Myself { .. } => Reason::OtherIdentity,
         HandshakeError::NotMember { .. } => Reason::NotMember,

@@ -93,6 +93,8 @@ pub(super) async fn live(
         cluster,
         seed,
         config: agreed.config.clone(),
+        // Who serves has been admitted to a group; and it belongs to one as long as it runs.
+        generation: shared.control.generation().unwrap_or_default(),
     };
     shared.trust.belongs_to(node, cluster);
     let remembers = engine.clone();

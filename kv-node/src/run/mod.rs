@@ -26,7 +26,8 @@ use kv_core::error::StorageError;
 
 use crate::control::{Refusal, RefusalKind};
 use crate::log;
-use crate::own_files::{OwnFileError, check_not_removed, mark_removed};
+use crate::own_files::{OwnFileError, check_not_recovering, check_not_removed, mark_removed};
+use crate::recover;
 use crate::settings::{Settings, SettingsError};
 use crate::trust::secret::Secret;
 use serve::serve;
@@ -90,8 +91,14 @@ impl End {
     }
 }
 
-/// Runs a node with these command-line arguments, the program's name first, until a signal ends it.
+/// Runs a node with these command-line arguments, the program's name first, until a signal ends it; or, if the first of them is
+/// `recover`, that command.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|command| command == recover::COMMAND) {
+        args.remove(1);
+        return recover::run(args);
+    }
     match try_run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Settings(SettingsError::Flags(error))) => {
@@ -116,6 +123,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn try_run(args: impl IntoIterator<Item = OsString>) -> Result<(), RunError> {
     let settings = Settings::read(args)?;
     log::start(&settings.log)?;
+    check_not_recovering(&settings.data_dir)?;
     check_not_removed(&settings.data_dir)?;
     let secrets = secrets(&settings)?;
     let why = match run_once(&settings, &secrets, None) {

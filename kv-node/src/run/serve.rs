@@ -48,7 +48,8 @@ pub(super) async fn serve(
         (None, None) => StartMode::Bootstrap(Founding::default()),
     };
     let liveness: SharedLiveness = Arc::new(Mutex::new(Heartbeats::new(Timeouts::default())));
-    let config = control_config(settings, member, start_mode, local, &opened, &liveness, clock)?;
+    let before = known.as_ref().and_then(|known| known.before.clone());
+    let config = control_config(settings, (member, before), start_mode, local, &opened, &liveness, clock)?;
     let (name, address, zone, weight) =
         (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
     let trust = Trust::new(&name, opened.incarnation, secrets.to_vec(), settings.allow_open_peers);

@@ -119,7 +119,7 @@ pub(super) fn no_address(error: &std::io::Error) -> RunError {
 
 pub(super) fn control_config(
     settings: &Settings,
-    member: Option<MemberRecord>,
+    (member, before): (Option<MemberRecord>, Option<(String, String, f64)>),
     start_mode: StartMode,
     local: SocketAddr,
     opened: &Opened,
@@ -153,17 +153,18 @@ pub(super) fn control_config(
         }
     }
     let name = member.as_ref().map(|member| member.name.clone()).or_else(|| settings.name.clone());
+    let (name, zone, weight) = match before {
+        // Another name is for a node whose place has been taken meanwhile.
+        Some((before, zone, weight)) => (name.or(Some(before)), Some(zone), Some(weight)),
+        None => (name, settings.zone.clone(), settings.weight),
+    };
     Ok(ControlConfig {
         dir: settings.data_dir.join("control"),
         start_mode,
         name: name.unwrap_or_else(|| format!("{}-{}", host_name(), local.port())),
         address: settings.advertise.clone().unwrap_or_else(|| local.to_string()),
-        zone: member
-            .as_ref()
-            .map(|member| member.zone.clone())
-            .or_else(|| settings.zone.clone())
-            .unwrap_or_else(|| "default".to_owned()),
-        weight: member.as_ref().map(|member| member.weight).or(settings.weight).unwrap_or(1.0),
+        zone: member.as_ref().map(|member| member.zone.clone()).or(zone).unwrap_or_else(|| "default".to_owned()),
+        weight: member.as_ref().map(|member| member.weight).or(weight).unwrap_or(1.0),
         version: crate::BUILD.to_owned(),
         incarnation: opened.incarnation,
         boots: opened.boots.clone(),

@@ -40,6 +40,8 @@ fn event_kind(kind: AuditKind) -> EventKind {
         AuditKind::OperationCancelled => EventKind::OperationCancelled,
         AuditKind::OperationDone => EventKind::OperationDone,
         AuditKind::ThrottleChanged => EventKind::ThrottleChanged,
+        AuditKind::GenerationFounded => EventKind::GenerationFounded,
+        AuditKind::MemberRejoined => EventKind::MemberRejoined,
     }
 }
 

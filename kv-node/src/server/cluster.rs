@@ -49,6 +49,7 @@ impl Cluster for Service {
         let identity = state.identity();
         let status = shared.control.status().borrow().clone();
         let known = Epoch(request.get_ref().known_epoch);
+        let generation = shared.control.generation().unwrap_or_default();
         Ok(Response::new(v1::DescribeResponse {
             cluster_id: cluster_to_wire(identity.map(|identity| identity.0)),
             hash_seed: identity.map_or(0, |identity| identity.1.0),
@@ -63,6 +64,8 @@ impl Cluster for Service {
             leader: status.leader.map_or(0, |leader| leader.0),
             voters: status.voters.iter().map(|voter| voter.0).collect(),
             time_us: shared.time().await.0,
+            generation: generation.number,
+            founder: generation.founder.0,
             waiting: match state.layout {
                 Some(_) => String::new(),
                 None => shared.control.membership().borrow().to_string(),
@@ -242,9 +245,12 @@ pub(super) fn error_of(error: &ProposeError) -> RequestError {
             RefusalKind::NotFound => Kind::NotFound,
             RefusalKind::Exhausted => Kind::Exhausted,
             RefusalKind::Stale | RefusalKind::Precondition => Kind::Conflict,
-            RefusalKind::Invalid | RefusalKind::Exists | RefusalKind::RolledBack | RefusalKind::Removed => {
-                Kind::Invalid
-            }
+            RefusalKind::Invalid
+            | RefusalKind::Exists
+            | RefusalKind::RolledBack
+            | RefusalKind::Removed
+            | RefusalKind::Superseded
+            | RefusalKind::Foreign => Kind::Invalid,
         },
         ProposeError::NoLeader { .. } | ProposeError::Stopped { .. } => Kind::Unavailable,
         ProposeError::Unknown { .. } => Kind::Unknown,

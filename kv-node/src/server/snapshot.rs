@@ -17,7 +17,7 @@ use super::Shared;
 use super::cluster::forming;
 use super::operations::{newest, throttle_to_wire};
 use super::repair::stats_to_wire;
-use crate::control::ClusterState;
+use crate::control::{ClusterState, Trouble};
 use crate::engine::{Durations, RequestClass};
 use crate::liveness::{Condition, Opinion};
 
@@ -109,6 +109,7 @@ pub(super) async fn take_with_requests(
         operation: newest(&state),
         throttle: Some(throttle_to_wire(&state)),
         retried: shared.watchdog.retried(),
+        control: Some(control(shared, &state)),
         ..v1::NodeSnapshot::default()
     };
     let mut usage = shared.usage.read();
@@ -184,6 +185,32 @@ pub(super) async fn take_with_requests(
     }
     snapshot.usage = Some(usage);
     (snapshot, requests)
+}
+
+/// The control plane, as this node sees it.
+fn control(shared: &Shared, state: &ClusterState) -> v1::ControlReport {
+    let view = shared.control.view();
+    let generation = shared.control.generation().unwrap_or_default();
+    let (trouble, later) = match view.trouble {
+        None => (v1::ControlTrouble::Unspecified, 0),
+        Some(Trouble::Election) => (v1::ControlTrouble::Election, 0),
+        Some(Trouble::VotersDown) => (v1::ControlTrouble::VotersDown, 0),
+        Some(Trouble::VotersRefuse) => (v1::ControlTrouble::VotersRefuse, 0),
+        Some(Trouble::LogSetAside) => (v1::ControlTrouble::LogSetAside, 0),
+        Some(Trouble::OtherGeneration(later)) => (v1::ControlTrouble::OtherGeneration, later),
+    };
+    v1::ControlReport {
+        generation: generation.number,
+        founder: generation.founder.0,
+        leads: shared.control.is_leader(),
+        leader: shared.control.leader().map_or(0, |leader| leader.0),
+        voters: view.voters.iter().map(|voter| voter.0).collect(),
+        voters_wanted: u32::try_from(view.voters_wanted).unwrap_or(u32::MAX),
+        awaited: state.awaited.iter().map(|node| node.0).collect(),
+        trouble: trouble.into(),
+        unreachable: view.unreachable.iter().map(|voter| voter.0).collect(),
+        later_generation: later,
+    }
 }
 
 fn transfer_to_wire(shared: &Shared, state: &ClusterState, transfer: &Transfer) -> v1::Transfer {

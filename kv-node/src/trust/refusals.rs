@@ -41,11 +41,13 @@ pub enum Reason {
     Malformed,
     /// Its settings are not those of this node.
     OtherSettings,
+    /// It belongs to another generation of the cluster.
+    OtherGeneration,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoSecret,
         Self::WrongSecret,
         Self::OtherCluster,
@@ -55,6 +57,7 @@ impl Reason {
         Self::OtherIdentity,
         Self::Malformed,
         Self::OtherSettings,
+        Self::OtherGeneration,
     ];
 
     /// The reason as metrics name it.
@@ -70,6 +73,7 @@ impl Reason {
             Self::OtherIdentity => "other-identity",
             Self::Malformed => "malformed",
             Self::OtherSettings => "other-settings",
+            Self::OtherGeneration => "other-generation",
         }
     }
 }
@@ -171,7 +175,7 @@ mod tests {
         refusals.settle(StoreId(999));
         assert_eq!(refusals.latest(StoreId(999)), None);
         let counts: Vec<u64> = refusals.counts().into_iter().map(|(_, count)| count).collect();
-        assert_eq!(counts, [0, 1000, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(counts, [0, 1000, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

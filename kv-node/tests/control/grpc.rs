@@ -188,6 +188,7 @@ fn bad_input_gets_a_status_that_says_what_is_wrong() {
                 replaces: Vec::new(),
             },
             boots: kv_core::boots::Boots::default(),
+            origin: None,
         };
         let check = async |request: JoinRequest, kind: RefusalKind, ending: &str| {
             let reply = transport.join(address, request, Duration::from_secs(20)).await.unwrap();

@@ -124,9 +124,9 @@ fn a_node_of_another_cluster_is_refused() {
         until_membership(&other, "a member", |s| matches!(s, MembershipStatus::Member { .. })).await;
         world.cut(&Spec::founder(1, 1));
         let lost = Spec { start_mode: StartMode::Join(vec![address(5)]), ..joiner.rebooted() };
-        let message = "n2 belongs to another cluster (group 00000000000003e9, this is 00000000000003ed); check the \
-                       addresses given to --join, or start it with an empty directory";
-        check_refused(&world, &lost, RefusalKind::Precondition, message).await;
+        let message = "n2 belongs to another cluster, or to another generation of this one (group 00000000000003e9, this is \
+                       00000000000003ed); check the addresses given to --join, or start it with an empty directory";
+        check_refused(&world, &lost, RefusalKind::Foreign, message).await;
     });
 }
 

@@ -122,6 +122,8 @@ async fn a_peer_that_sends_too_much_at_once_is_told_the_limit() {
         limits: Some((&description.limits).into()),
         node: 2,
         incarnation: member,
+        generation: description.generation.number,
+        founder: description.generation.founder.0,
         ..v1::Hello::default()
     };
     let large = || v1::Frame { messages: vec![Bytes::from(vec![0; MESSAGE_BYTES_MAX])], ..v1::Frame::default() };

@@ -23,6 +23,7 @@ mod moving;
 mod oversized;
 mod plan;
 mod rebalance;
+mod recover;
 mod repair;
 mod repeats;
 mod retry;

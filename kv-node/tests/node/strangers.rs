@@ -50,6 +50,8 @@ impl Stranger {
             node: self.node,
             incarnation: Some(self.incarnation),
             seen: self.seen,
+            generation: self.description.generation.number,
+            founder: self.description.generation.founder.0,
             ..v1::Hello::default()
         }
     }
@@ -284,6 +286,7 @@ pub(crate) fn report(
         group: None,
         replaces: Vec::new(),
         boots: Vec::new(),
+        origin: None,
     }
 }
 

@@ -89,7 +89,10 @@ fn set(names: &[&str]) -> String {
 
 /// By how much a clock is ahead of another one, or behind it.
 fn ahead(us: i64) -> String {
-    let by = short(Duration::from_micros(us.unsigned_abs()));
+    // To the nearest second, from one second on.
+    let us_abs = us.unsigned_abs();
+    let rounded = if us_abs < 1_000_000 { us_abs } else { (us_abs + 500_000) / 1_000_000 * 1_000_000 };
+    let by = short(Duration::from_micros(rounded));
     if us < 0 { format!("{by} behind") } else { format!("{by} ahead of") }
 }
 

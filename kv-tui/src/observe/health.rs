@@ -7,6 +7,7 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 
 use super::clocks;
+use super::control::{ControlPlane, NoControl};
 use super::needed::Needed;
 use super::snapshot::{ClusterSnapshot, state_word};
 use super::uneven;
@@ -76,6 +77,7 @@ impl Health {
             health.because(Word::Forming, what, remedy);
             return health;
         }
+        health.check_control(cluster);
         health.check_members(cluster);
         health.check_partitions(cluster);
         health.check_operation(cluster);
@@ -89,11 +91,55 @@ impl Health {
         self.reasons.push(Reason { what: what.into(), remedy: remedy.into() });
     }
 
+    fn check_control(&mut self, cluster: &ClusterSnapshot) {
+        let control = ControlPlane::of(cluster);
+        let names = |nodes: &[NodeId]| cluster.description.names_of(nodes.iter().copied());
+        match &control.trouble {
+            None => {}
+            Some(NoControl::Election) => {
+                self.because(Word::Settling, "no control plane: the voters are electing a leader", "");
+            }
+            Some(trouble) => self.because(Word::Degraded, trouble.text(cluster), trouble.remedy(cluster)),
+        }
+        for (node, generation) in &control.left_behind {
+            self.because(
+                Word::Degraded,
+                format!(
+                    "{} obeys no control plane: it belongs to generation {generation} of the cluster, and others to a later one",
+                    names(&[*node])
+                ),
+                format!(
+                    "stop {}, have its directory join: kv-node recover --data-dir DIR --join ADDR:PORT, and start it again",
+                    names(&[*node])
+                ),
+            );
+        }
+        if control.awaited.is_empty() {
+            if control.trouble.is_none() && control.voters < control.voters_wanted {
+                let (voters, wanted) = (control.voters, control.voters_wanted);
+                self.because(Word::Settling, format!("{voters} of {wanted} voters of the control plane are there"), "");
+            }
+            return;
+        }
+        for name in control.awaited.iter().map(|node| names(&[*node])) {
+            self.because(
+                Word::Degraded,
+                format!("{name} is to come to generation {} of the cluster, with what it holds", control.generation),
+                format!(
+                    "on its machine: kv-node recover --data-dir DIR --join ADDR:PORT, then start it; if it is lost for good: node remove \
+                     {name} --dead"
+                ),
+            );
+        }
+    }
+
     fn check_members(&mut self, cluster: &ClusterSnapshot) {
         let newest = cluster.node_reports().map(|snapshot| snapshot.layout_epoch).max().unwrap_or(0);
         for member in &cluster.description.members {
             let name = &member.member.name;
             match cluster.report(member.id) {
+                // Why it is not there has been said.
+                None if cluster.is_awaited(member.id) => self.idle = false,
                 None => {
                     let why = cluster.reports.iter().find(|report| report.node == member.id).map_or_else(
                         || "its address is not known".to_owned(),
@@ -115,6 +161,8 @@ impl Health {
                     );
                 }
                 Some(snapshot) if snapshot.layout_epoch < newest => {
+                    // Before it acts on any it does not know what it has to hand over.
+                    self.idle &= snapshot.layout_epoch > 0;
                     self.because(
                         Word::Settling,
                         format!("{name} acts on layout {}, the newest is {newest}", snapshot.layout_epoch),
@@ -132,6 +180,9 @@ impl Health {
 
     /// A member may be in reach from here and not from its peers.
     fn look_at_opinions(&mut self, cluster: &ClusterSnapshot) {
+        // Where the control plane is lost, what that takes comes first: nothing else helps, and no directory may be emptied.
+        let is_lost = !matches!(ControlPlane::of(cluster).trouble, None | Some(NoControl::Election));
+        let unless_lost = |remedy: String| if is_lost { String::new() } else { remedy };
         for snapshot in cluster.node_reports() {
             for peer in &snapshot.peers {
                 let state = peer.state();
@@ -141,22 +192,22 @@ impl Health {
                     self.because(
                         Word::Degraded,
                         format!("{name} refuses {}: it {}", snapshot.name, peer.claims.replace("this node", &snapshot.name)),
-                        format!(
+                        unless_lost(format!(
                             "nothing else proves it: if the data of {0} was restored from a copy, start it with an empty directory \
                              and --replaces; else restart {0}",
                             snapshot.name
-                        ),
+                        )),
                     );
                 }
                 if bad && !peer.refused.is_empty() {
                     self.because(
                         Word::Degraded,
                         format!("{} and {name} refuse each other ({})", snapshot.name, peer.refused),
-                        format!(
+                        unless_lost(format!(
                             "give {} and {name} the same --cluster-secret-file, or what the reason names, and restart the one that was \
                              changed",
                             snapshot.name
-                        ),
+                        )),
                     );
                 } else if bad && cluster.serves(NodeId(peer.node)) {
                     if peer.is_new {

@@ -2,6 +2,7 @@
 //! cluster and the dashboard build on the same ones, so they say the same.
 
 pub mod clocks;
+pub mod control;
 pub mod health;
 mod needed;
 pub mod progress;

@@ -87,7 +87,24 @@ impl ClusterSnapshot {
     /// Whether a member serves: it reports, acts on a layout, and its store works.
     #[must_use]
     pub fn serves(&self, node: NodeId) -> bool {
-        self.report(node).is_some_and(|snapshot| snapshot.layout_epoch > 0 && snapshot.poisoned.is_empty())
+        self.report(node).is_some_and(|snapshot| {
+            snapshot.layout_epoch > 0 && snapshot.poisoned.is_empty() && !self.is_left_behind(snapshot)
+        })
+    }
+
+    /// Whether a node belongs to an earlier generation of the cluster than another one: nobody counts it.
+    fn is_left_behind(&self, snapshot: &v1::NodeSnapshot) -> bool {
+        let generation =
+            |snapshot: &v1::NodeSnapshot| snapshot.control.as_ref().map_or(0, |control| control.generation);
+        self.node_reports().any(|other| generation(other) > generation(snapshot)) && generation(snapshot) > 0
+    }
+
+    /// Whether a member is to come from an earlier generation of the cluster, as far as any node says that leads or knows a leader.
+    #[must_use]
+    pub fn is_awaited(&self, node: NodeId) -> bool {
+        let control = self.node_reports().filter_map(|snapshot| snapshot.control.as_ref());
+        let newest = control.max_by_key(|control| (control.generation, control.leads));
+        newest.is_some_and(|control| control.awaited.contains(&node.0))
     }
 
     /// The state of a member: from its own report, else from what the others report of it.

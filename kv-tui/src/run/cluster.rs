@@ -10,6 +10,7 @@ use super::topology::no_node;
 use crate::asker::asker;
 use crate::command::{Conflict, CreateArgs, In, Mode, RingArgs};
 use crate::error::{Class, CommandError};
+use crate::observe::control::{ControlPlane, NoControl};
 use crate::observe::health::Health;
 use crate::observe::safety::{Safety, Verdict};
 use crate::observe::settling::Tombstones;
@@ -82,6 +83,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         "pending": pending_json(&cluster.pending()),
         "safety": safety.json(),
         "tombstones": tombstones.json(),
+        "control": control_json(cluster),
         "uneven": uneven::json(cluster),
     });
     let mut lines = vec![match layout {
@@ -104,6 +106,28 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         lines.push(format!("  - {}{remedy}", reason.what));
     }
     Item { json, raw: format!("{}\n", health.word.text()).into_bytes(), human: Human::Text(lines.join("\n")) }
+}
+
+/// The control plane for programs; `null` where nodes do not say.
+fn control_json(cluster: &ClusterSnapshot) -> Value {
+    let control = ControlPlane::of(cluster);
+    if control.generation == 0 {
+        return Value::Null;
+    }
+    let names = |nodes: &[NodeId]| nodes.iter().map(|node| cluster.description.name_of(*node)).collect::<Vec<_>>();
+    let left_behind: Vec<Value> = control
+        .left_behind
+        .iter()
+        .map(|(node, generation)| json!({"name": cluster.description.name_of(*node), "generation": generation}))
+        .collect();
+    json!({
+        "generation": control.generation,
+        "trouble": control.trouble.as_ref().map(NoControl::word),
+        "voters": control.voters,
+        "voters_wanted": control.voters_wanted,
+        "to_come": names(&control.awaited),
+        "left_behind": left_behind,
+    })
 }
 
 fn pending_json(pending: &v1::Pending) -> Value {

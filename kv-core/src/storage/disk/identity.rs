@@ -198,7 +198,7 @@ fn refuse_strangers(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-fn read_identity(directory: &Path) -> Result<Option<Identity>, StorageError> {
+pub(super) fn read_identity(directory: &Path) -> Result<Option<Identity>, StorageError> {
     let path = directory.join(IDENTITY);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,

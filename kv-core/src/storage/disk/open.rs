@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::background::LowPriority;
 use super::descriptors::Descriptors;
 use super::engine::{DiskCommitter, DiskReader, Shared, guarded, ledger_key, meta_key};
-use super::identity::{Confirmed, Directory, Identity, io_error, not_a_store};
+use super::identity::{Confirmed, Directory, Identity, io_error, not_a_store, read_identity};
 use super::ledger::{Ledger, Recovery};
 use super::{BOOTS, CHECKPOINT, DiskConfig, END, ENGINE, ENTRY, journal, tables};
 use crate::boots::Boots;
@@ -93,6 +93,14 @@ impl DiskStore {
         let (opened, reader, mut committer) = Self::prepare(directory, config, ids)?;
         committer.begin()?;
         Ok((opened, reader, committer))
+    }
+
+    /// The id of the store in `directory`; `None` if there is no store.
+    ///
+    /// # Errors
+    /// If its identity cannot be read.
+    pub fn id_of(directory: &Path) -> Result<Option<StoreId>, StorageError> {
+        Ok(read_identity(directory)?.map(|identity| identity.store))
     }
 
     /// Opens the store in `directory`, or makes one in an empty or missing directory. Its boot begins with

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Disk, FileError};
 
 const MARK: &[u8; 4] = b"KVCF";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER: usize = 16;
 
 /// The content of a file in its encoding.

@@ -144,6 +144,65 @@ impl Disk for OsDisk {
     }
 }
 
+/// A directory that is only read: part of its files, and nothing that is done to them has an effect. So what opens a log for use can be
+/// used to look into one.
+#[derive(Debug)]
+pub(in crate::control) struct Frozen {
+    disk: OsDisk,
+    /// What the names of the files begin with that are looked at; they are known by the rest.
+    prefix: String,
+}
+
+impl Frozen {
+    /// The files of `dir` whose names begin with `prefix`.
+    pub(in crate::control) fn open(dir: &Path, prefix: &str) -> Self {
+        Self { disk: OsDisk { dir: dir.to_owned(), open: BTreeMap::new() }, prefix: prefix.to_owned() }
+    }
+}
+
+impl Disk for Frozen {
+    fn path(&self, name: &str) -> String {
+        self.disk.path(&format!("{}{name}", self.prefix))
+    }
+
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        let names = self.disk.list()?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(&self.prefix)).map(str::to_owned).collect())
+    }
+
+    fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.disk.read(&format!("{}{name}", self.prefix))
+    }
+
+    fn create(&mut self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _name: &str, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&mut self, _name: &str, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&mut self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rename(&mut self, _from: &str, _to: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&mut self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Why a file of the control plane could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FileError {

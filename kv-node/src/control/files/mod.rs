@@ -4,4 +4,4 @@ pub(in crate::control) mod checked;
 mod disk;
 
 pub use disk::FileError;
-pub(in crate::control) use disk::{Disk, OsDisk};
+pub(in crate::control) use disk::{Disk, Frozen, OsDisk};

@@ -3,20 +3,20 @@
 use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
 use kv_core::message::PROTOCOL_VERSION;
-use kv_core::types::Point;
+use kv_core::types::{Point, StoreId};
 
 use super::Leader;
 use crate::control::peers::raft_id;
 use crate::control::peers::transport::{GroupId, JoinReply, JoinRequest, ProposeReply};
 use crate::control::state::{
-    Command, Done, NodeDescriptor, Outcome, Phase, Proposal, Refusal, RefusalKind, check_place,
+    Command, Done, NodeDescriptor, Outcome, Phase, Proposal, Refusal, RefusalKind, check_place, superseded,
 };
 use crate::liveness::Condition;
 
 impl Leader {
     /// Takes a report: admits the node as the leader, or says where the leader is.
     pub(in crate::control) async fn join(&self, request: JoinRequest) -> JoinReply {
-        let JoinRequest { protocol, id, group, config, descriptor, boots } = request;
+        let JoinRequest { protocol, id, group, config, descriptor, boots, origin } = request;
         if protocol != PROTOCOL_VERSION {
             return refused(format!(
                 "{} speaks protocol version {protocol}, this cluster {PROTOCOL_VERSION}; run the same release on both",
@@ -29,13 +29,32 @@ impl Leader {
         if let Some(group) = group
             && group != mine
         {
-            return refused(format!(
-                "{} belongs to another cluster (group {group}, this is {mine}); check the addresses given to --join, or \
-                 start it with an empty directory",
+            if let Some(former) = self.group.state().former_generation(StoreId(group.0)) {
+                return JoinReply::Refused(superseded(&descriptor.name, former.number));
+            }
+            let message = format!(
+                "{} belongs to another cluster, or to another generation of this one (group {group}, this is {mine}); check the \
+                 addresses given to --join, or start it with an empty directory",
                 descriptor.name
-            ));
+            );
+            return JoinReply::Refused(Refusal::new(RefusalKind::Foreign, message));
         }
         let state = self.group.state();
+        if let Some(origin) = &origin
+            && origin.generation.number >= state.generation(StoreId(mine.0)).number
+        {
+            // Here an earlier control plane is still at work, or one that was founded elsewhere at the same time.
+            return later(
+                format!(
+                    "{} is of generation {} of the cluster, and {} comes from generation {}; name a node of the new one",
+                    self.group.me.name,
+                    state.generation(StoreId(mine.0)).number,
+                    descriptor.name,
+                    origin.generation.number
+                ),
+                None,
+            );
+        }
         // The founding node alone says for how long requests may be repeated; the others take it over.
         let config = ClusterConfig { repeat_within: state.config.repeat_within, ..config };
         if state.phase != Phase::Unfounded && config != state.config {
@@ -61,7 +80,11 @@ impl Leader {
         if let Some(reply) = self.refuse_to_displace(&descriptor, mine).await {
             return reply;
         }
-        let proposal = Proposal { id, at: self.group.wall().at, command: Command::Admit(descriptor) };
+        let command = match origin {
+            Some(origin) => Command::Rejoin { descriptor, origin },
+            None => Command::Admit(descriptor),
+        };
+        let proposal = Proposal { id, at: self.group.wall().at, command };
         match self.lead(proposal, self.group.timing.call).await {
             ProposeReply::Committed(Outcome::Done(Done::Admitted { node, spare })) => {
                 let cluster = self.group.state().identity().map(|(cluster, _)| cluster);

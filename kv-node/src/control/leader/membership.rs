@@ -38,7 +38,9 @@ pub(super) fn next_change(leader: &Leader, state: &ClusterState, metrics: &Metri
     }
     let present: BTreeSet<RaftId> = membership.nodes().map(|(&id, _)| id).collect();
     let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
-    let wanted: BTreeSet<RaftId> = state.members.values().map(|member| raft_id(member.incarnation.store)).collect();
+    // Who is to come from an earlier generation comes under another store.
+    let here = state.members.iter().filter(|(node, _)| !state.is_awaited(**node));
+    let wanted: BTreeSet<RaftId> = here.map(|(_, member)| raft_id(member.incarnation.store)).collect();
     if let Some(&missing) = wanted.difference(&present).next() {
         return Some(Change::AddLearner(missing));
     }
@@ -71,15 +73,7 @@ fn next_removable(
 /// The voters to have: the choice among the present ones and the learners that are `ready`, without members that are
 /// about to leave. As long as too few are ready for as many as there should be, the present voters stay.
 fn choose_voters(state: &ClusterState, voters: &BTreeSet<RaftId>, ready: impl Fn(RaftId) -> bool) -> BTreeSet<RaftId> {
-    let all: Vec<Candidate<'_>> = state
-        .members
-        .iter()
-        .filter(|(node, _)| !state.leaving.contains_key(node))
-        .map(|(&node, member)| {
-            let votes = voters.contains(&raft_id(member.incarnation.store));
-            Candidate { node, zone: &member.zone, votes }
-        })
-        .collect();
+    let all = candidates(state, voters);
     let id_of =
         |candidate: &Candidate<'_>| state.members.get(&candidate.node).map(|member| raft_id(member.incarnation.store));
     let able: Vec<Candidate<'_>> =
@@ -90,6 +84,21 @@ fn choose_voters(state: &ClusterState, voters: &BTreeSet<RaftId>, ready: impl Fn
         return voters.clone();
     }
     able.iter().filter(|candidate| chosen.contains(&candidate.node)).filter_map(id_of).collect()
+}
+
+/// The members that may vote, once they are there and have caught up.
+fn candidates<'a>(state: &'a ClusterState, voters: &BTreeSet<RaftId>) -> Vec<Candidate<'a>> {
+    let stay = state.members.iter().filter(|(node, _)| !state.leaving.contains_key(node));
+    stay.map(|(&node, member)| {
+        let votes = voters.contains(&raft_id(member.incarnation.store));
+        Candidate { node, zone: &member.zone, votes }
+    })
+    .collect()
+}
+
+/// How many members are to vote when all are there.
+pub(in crate::control) fn voters_wanted(state: &ClusterState, voters: &BTreeSet<RaftId>) -> usize {
+    choose(&candidates(state, voters)).len()
 }
 
 fn keeps_up(metrics: &Metrics, id: RaftId) -> bool {

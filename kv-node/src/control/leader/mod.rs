@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::peers::RaftId;
 use super::raft::{Group, leads};
 use super::state::Phase;
+pub(super) use membership::voters_wanted;
 pub(super) use operations::Reports;
 #[cfg(test)]
 pub(super) use operations::next_step;

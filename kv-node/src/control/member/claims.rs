@@ -1,4 +1,4 @@
-//! A member says that this node's store is an older copy, or was given up. That is for more than one to say (rule D2), so the
+//! A member says that this node's store is an older copy, or was given up, or that there is a later generation of the cluster. That is for more than one to say (rule D2), so the
 //! others are asked: each answers a question of the control plane by what it has seen and by what it knows to be agreed on.
 
 use std::sync::Arc;
@@ -16,8 +16,7 @@ pub(in crate::control) async fn run(member: Arc<Member>) {
     let longest = member.group.timing.report_max;
     loop {
         changed.borrow_and_update();
-        let claims = member.unproven_claims();
-        if claims.is_empty() {
+        if member.unproven_claims().is_empty() && member.group.link.later_generations().is_empty() {
             if changed.changed().await.is_err() {
                 return;
             }

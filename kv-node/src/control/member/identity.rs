@@ -11,15 +11,15 @@ use crate::control::files::{Disk, FileError, OsDisk};
 use crate::control::peers::transport::GroupId;
 use crate::control::raft::log::store::LogStore;
 use crate::control::raft::machine;
-use crate::control::state::{Founding, MemberRecord, REPLACES_MAX, check_founding};
+use crate::control::state::{Founding, MemberRecord, Origin, REPLACES_MAX, check_founding};
 
-pub(super) const IDENTITY: &str = "identity";
+pub(in crate::control) const IDENTITY: &str = "identity";
 
 /// What the names of files begin with that are the log of a former store of this node; behind it the store and the name.
-const FORMER: &str = "former-";
+pub(in crate::control) const FORMER: &str = "former-";
 
 /// The content of the identity file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::control) struct Identity {
     /// The store under which the node takes part.
     pub(in crate::control) store: StoreId,
@@ -32,6 +32,21 @@ pub(in crate::control) struct Identity {
     /// The addresses given to `--join` last: all that the node knows of its cluster until it has learned the agreed state,
     /// and places where members may be that are not where they were.
     pub(in crate::control) contacts: Vec<String>,
+    /// Set if the node was prepared to come to another generation of its cluster, until the agreed state of that has it.
+    pub(in crate::control) coming: Option<Coming>,
+}
+
+/// A node that comes to another generation of its cluster with what it holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::control) struct Coming {
+    /// Where it comes from.
+    pub(in crate::control) origin: Origin,
+    /// Its name there, zone and weight.
+    pub(in crate::control) name: String,
+    pub(in crate::control) zone: String,
+    pub(in crate::control) weight: f64,
+    /// Where nodes of the new generation are.
+    pub(in crate::control) contacts: Vec<String>,
 }
 
 /// What a directory says of the node that used it, so that flags need not be repeated.
@@ -43,6 +58,8 @@ pub struct Remembered {
     pub founding: Option<Founding>,
     /// The node as a member, if it was admitted and has learned so.
     pub member: Option<(NodeId, MemberRecord)>,
+    /// What it was called, its zone and its weight, if it comes from an earlier generation of its cluster.
+    pub before: Option<(String, String, f64)>,
 }
 
 /// Reads what the directory `dir` remembers; `None` if it was not used. Changes nothing.
@@ -54,12 +71,13 @@ pub fn remembered(dir: &Path) -> Result<Option<Remembered>, FileError> {
         return Ok(None);
     }
     let mut disk = OsDisk::open(dir)?;
-    let Some(Identity { store, founding, .. }) = file::value::<_, Identity>(&mut disk, IDENTITY)? else {
+    let Some(Identity { store, founding, coming, .. }) = file::value::<_, Identity>(&mut disk, IDENTITY)? else {
         return Ok(None);
     };
     let newest = machine::load(&mut disk)?.newest;
     let member = newest.member_of(store).map(|(node, member)| (node, member.clone()));
-    Ok(Some(Remembered { store, founding, member }))
+    let before = coming.map(|coming| (coming.name, coming.zone, coming.weight));
+    Ok(Some(Remembered { store, founding, member, before }))
 }
 
 /// Whether [`settle`] would refuse the node, whose store has this id. Changes nothing.
@@ -123,6 +141,9 @@ pub(in crate::control) fn settle<D: Disk>(
         save(disk, &identity)?;
     } else if machine::load(disk)?.newest.member_of(store).is_some() {
         drop_former(disk, 0)?;
+        if identity.coming.take().is_some() {
+            save(disk, &identity)?;
+        }
     }
     Ok(identity)
 }
@@ -157,13 +178,13 @@ fn new_identity<D: Disk>(
         StartMode::Bootstrap(founding) => {
             check_founding(founding).map_err(|refusal| StartError::Flags(refusal.message))?;
             let group = Some(GroupId(store.0));
-            Ok(Identity { store, group, founding: Some(*founding), replaces, contacts: Vec::new() })
+            Ok(Identity { store, group, founding: Some(*founding), replaces, contacts: Vec::new(), coming: None })
         }
         StartMode::Join(contacts) if contacts.is_empty() => {
             Err(StartError::Flags("--join names no address; name at least one node of the cluster".to_owned()))
         }
         StartMode::Join(contacts) => {
-            Ok(Identity { store, group: None, founding: None, replaces, contacts: contacts.clone() })
+            Ok(Identity { store, group: None, founding: None, replaces, contacts: contacts.clone(), coming: None })
         }
         StartMode::Resume => Err(StartError::Flags(format!(
             "{} belongs to no cluster yet; start the node with --bootstrap or --join",

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::message::PROTOCOL_VERSION;
-use kv_core::types::Point;
+use kv_core::types::{Generation, Point};
 
 use super::Member;
 use crate::control::leader::command_id;
 use crate::control::peers::raft_id;
-use crate::control::peers::transport::{JoinReply, JoinRequest};
+use crate::control::peers::transport::{GroupId, JoinReply, JoinRequest};
 use crate::control::state::{NodeDescriptor, Phase, Refusal, RefusalKind};
 
 /// How far the report has come.
@@ -47,7 +47,9 @@ pub(in crate::control) async fn run(member: Arc<Member>) {
     let mut wait = member.group.timing.report_min;
     while !is_known(&member) {
         // The founder's first report is part of the command that founds the cluster.
-        let founds = member.group.founding.is_some() && state.borrow_and_update().phase == Phase::Unfounded;
+        let begins = member.group.founding.is_some()
+            && member.group.link.group.get() == Some(&GroupId(member.group.me.incarnation.store.0));
+        let founds = begins && state.borrow_and_update().phase == Phase::Unfounded;
         if !founds && round(&member).await {
             return;
         }
@@ -86,6 +88,7 @@ async fn round(member: &Member) -> bool {
         config: member.group.cluster.clone(),
         descriptor: member.group.me.clone(),
         boots: member.group.link.boots.clone(),
+        origin: member.origin(),
     };
     if member.group.is_leader() {
         let reply = member.leader.join(request).await;
@@ -159,7 +162,9 @@ async fn settle(member: &Member, reply: JoinReply, address: &str) -> Result<(), 
             if let Some(&known) = member.group.link.group.get()
                 && known != group
             {
-                let message = format!("{address} belongs to another cluster; check the addresses given to --join");
+                let message = format!(
+                    "{address} belongs to another cluster, or to another generation of this one; check the addresses given to --join"
+                );
                 refuse(member, Refusal::new(RefusalKind::Precondition, message));
                 return Ok(());
             }
@@ -182,7 +187,15 @@ async fn settle(member: &Member, reply: JoinReply, address: &str) -> Result<(), 
             match (refusal.kind, member.group.link.peers.member_at(address)) {
                 (RefusalKind::RolledBack, Some(author)) if knows => member.group.link.is_older(author, None),
                 (RefusalKind::Removed, Some(author)) if knows => member.group.link.is_given_up(author),
-                (RefusalKind::RolledBack | RefusalKind::Removed, None) if knows => {}
+                (RefusalKind::Superseded, Some(author)) if knows => {
+                    // Which one it is, a message of the control plane tells.
+                    let number = member.group.link.generation().map_or(1, |generation| generation.number);
+                    let later = Generation { number: number.saturating_add(1), ..Generation::default() };
+                    member.group.link.is_superseded(author, later);
+                }
+                // A member that was left behind, or that has gone ahead, is no reason for this node to end.
+                (RefusalKind::Foreign, Some(_)) if knows => {}
+                (RefusalKind::RolledBack | RefusalKind::Removed | RefusalKind::Superseded, None) if knows => {}
                 _ => {
                     refuse(member, refusal);
                     return Ok(());

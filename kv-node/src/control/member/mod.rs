@@ -33,12 +33,13 @@ use super::files::checked::encode;
 use super::leader::Leader;
 use super::peers::transport::GroupId;
 use super::raft::Group;
+use super::state::Origin;
 use catch_up::CatchingUp;
-use identity::Identity;
+pub(super) use identity::{Coming, FORMER, IDENTITY, Identity, save};
 pub use identity::{Remembered, remembered};
 pub use propose::ProposeError;
 pub use reports::Reported;
-pub use status::{ControlStatus, MembershipStatus};
+pub use status::{ControlStatus, ControlView, MembershipStatus, Trouble};
 
 /// The member's part of a node.
 pub(super) struct Member {
@@ -62,7 +63,8 @@ impl Member {
             StartMode::Join(contacts) => contacts.as_slice(),
             StartMode::Bootstrap(_) | StartMode::Resume => &[],
         };
-        let contacts = given.iter().chain(&identity.contacts).cloned().collect();
+        let named = identity.coming.iter().flat_map(|coming| &coming.contacts);
+        let contacts = named.chain(given).chain(&identity.contacts).cloned().collect();
         let starting = || "starting".to_owned();
         Self {
             group,
@@ -74,6 +76,13 @@ impl Member {
             identity: Mutex::new(identity),
             catching_up: CatchingUp::default(),
         }
+    }
+
+    /// Where the node comes from, if it was prepared to come to another generation of its cluster and the agreed state does not say yet
+    /// that it has.
+    fn origin(&self) -> Option<Box<Origin>> {
+        let coming = self.identity.lock().coming.clone()?;
+        Some(Box::new(coming.origin))
     }
 
     /// Remembers the group that the node was admitted to; it takes part from then on.

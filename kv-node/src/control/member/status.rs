@@ -1,14 +1,16 @@
 //! The membership status of the node, and statistics of its control plane.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use kv_core::types::{NodeId, Point};
 
 use super::{Member, introduce};
-use crate::control::peers::RaftId;
+use crate::control::leader::voters_wanted;
+use crate::control::peers::{RaftId, store_of};
 use crate::control::raft::leads;
-use crate::control::state::{ClusterState, Phase, Refusal, removed};
+use crate::control::state::{ClusterState, Phase, Refusal, removed, superseded};
 
 /// The membership status of the node in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +89,81 @@ pub struct ControlStatus {
     pub failed: Option<String>,
 }
 
+/// Why a node obeys no leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A leader is being elected.
+    Election,
+    /// Too many voters are down.
+    VotersDown,
+    /// This node and voters take each other's stores for older copies.
+    VotersRefuse,
+    /// This node's store has got a new id, which is not agreed on yet.
+    LogSetAside,
+    /// Others belong to this later generation of the cluster.
+    OtherGeneration(u32),
+}
+
+/// The control plane, as this node sees it at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlView {
+    /// Members that vote.
+    pub voters: Vec<NodeId>,
+    /// How many are to vote when all members are there.
+    pub voters_wanted: usize,
+    /// Voters that this node does not reach.
+    pub unreachable: Vec<NodeId>,
+    /// Why this node obeys no leader, if it obeys none.
+    pub trouble: Option<Trouble>,
+}
+
 impl Member {
+    /// The control plane as this node sees it now.
+    pub(in crate::control) fn view(&self) -> ControlView {
+        let state = self.group.state();
+        let metrics = self.group.metrics();
+        let ids: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();
+        let peers = &self.group.link.peers;
+        let answers = |id: RaftId| id == self.group.id() || peers.is_up(id);
+        // A voter that belongs to no member any more does not answer, either.
+        let up = ids.iter().filter(|id| answers(**id)).count();
+        let is_majority = up * 2 > ids.len();
+        let nodes = |ids: &mut dyn Iterator<Item = RaftId>| {
+            let mut nodes: Vec<NodeId> = ids.filter_map(|id| peers.node_of(id)).collect();
+            nodes.sort();
+            nodes
+        };
+        let trouble = if !matches!(state.phase, Phase::Formed { .. }) {
+            None
+        } else if let Some((_, later)) = self.group.link.later_generations().first() {
+            Some(Trouble::OtherGeneration(later.number))
+        } else if state.member_of(self.group.me.incarnation.store).is_none() || ids.is_empty() {
+            Some(Trouble::LogSetAside)
+        } else if leads(&metrics, &self.group.timing) || self.group.leader().is_some_and(|leader| peers.is_up(leader)) {
+            None
+        } else if is_majority {
+            Some(Trouble::Election)
+        } else if self.is_doubted(&ids) {
+            Some(Trouble::VotersRefuse)
+        } else {
+            Some(Trouble::VotersDown)
+        };
+        ControlView {
+            voters_wanted: voters_wanted(&state, &ids),
+            voters: nodes(&mut ids.iter().copied()),
+            unreachable: nodes(&mut ids.iter().copied().filter(|id| !answers(*id))),
+            trouble,
+        }
+    }
+
+    /// Whether voters say that this node's store is an older copy or was given up, or this node says so of theirs.
+    fn is_doubted(&self, voters: &BTreeSet<RaftId>) -> bool {
+        let peers = &self.group.link.peers;
+        let claims = self.group.link.claimed();
+        let author = |node: NodeId| voters.iter().any(|id| peers.node_of(*id) == Some(node));
+        claims.iter().any(|(node, _)| author(*node)) || voters.iter().any(|id| peers.is_doubted(store_of(*id)))
+    }
+
     /// Brings `membership` and `status` up to date before anything has happened.
     pub(in crate::control) fn begin_status(&self) {
         self.group.follow_members(&ClusterState::default());
@@ -131,6 +207,11 @@ impl Member {
             || self.electorates(state).iter().any(|nodes| self.group.link.proven_given_up(nodes))
     }
 
+    /// Whether there is a later generation of the cluster, by the same rule.
+    fn is_superseded(&self, state: &ClusterState) -> bool {
+        self.electorates(state).iter().any(|nodes| self.group.link.proven_superseded(nodes).is_some())
+    }
+
     /// Whether the node's store is an older copy, by the same rule: what others have seen of it.
     fn rolled_back(&self, state: &ClusterState) -> Option<Option<Point>> {
         let me = self.group.me.incarnation;
@@ -169,6 +250,10 @@ impl Member {
             (None, None, Some(seen), ..) => MembershipStatus::Refused(introduce::rolled_back(&self.group.me, seen)),
             (None, None, None, _, _) if self.is_given_up(&state) => {
                 MembershipStatus::Refused(removed(self.group.me.incarnation.store))
+            }
+            (None, None, None, _, _) if self.is_superseded(&state) => {
+                let generation = self.group.link.generation().map_or(1, |generation| generation.number);
+                MembershipStatus::Refused(superseded(&self.group.me.name, generation))
             }
             (None, None, None, Some((node, _)), Phase::Forming(founding)) => {
                 MembershipStatus::Forming { node, members: state.members.len(), expect: founding.expect }

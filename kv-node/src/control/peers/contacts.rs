@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kv_core::handshake::is_rolled_back;
-use kv_core::types::{Incarnation, Monotonic, NodeId, Point, StoreId};
+use kv_core::types::{Generation, Incarnation, Monotonic, NodeId, Point, StoreId};
 use kv_proto::address::check_address;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::transport::GroupId;
 use super::{RaftId, raft_id, store_of};
 use crate::control::state::{ClusterState, MEMBERS_MAX};
 use crate::liveness::{Condition, Liveness, Opinion};
@@ -114,6 +115,11 @@ impl Peers {
         self.doubted.lock().remove(&store);
     }
 
+    /// Whether this store has greeted as an older copy of itself.
+    pub(in crate::control) fn is_doubted(&self, store: StoreId) -> bool {
+        self.doubted.lock().contains_key(&store)
+    }
+
     /// Where the node is that takes part under `id`: what it said itself, unless a later run of it is agreed on.
     pub(in crate::control) fn address(&self, id: RaftId) -> Option<String> {
         let state = self.state.borrow();
@@ -152,6 +158,16 @@ impl Peers {
     /// Whether `store` was given up, so that nothing it says counts any more.
     pub(in crate::control) fn is_retired(&self, store: StoreId) -> bool {
         self.state.borrow().retired.contains(&store)
+    }
+
+    /// Whether a group was that of an earlier generation of this cluster.
+    pub(in crate::control) fn is_of_former_generation(&self, group: GroupId) -> bool {
+        self.state.borrow().former_generation(StoreId(group.0)).is_some()
+    }
+
+    /// The generation of the cluster whose group this is.
+    pub(in crate::control) fn generation(&self, group: GroupId) -> Generation {
+        self.state.borrow().generation(StoreId(group.0))
     }
 
     /// The store and boot of a member, as far as this node knows what was agreed on.

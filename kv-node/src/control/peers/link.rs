@@ -9,7 +9,7 @@ use std::time::Duration;
 use kv_core::boots::Boots;
 use kv_core::handshake::{Claims, Gate, HandshakeError};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
-use kv_core::types::{Incarnation, NodeId, Point, StoreId};
+use kv_core::types::{Generation, Incarnation, NodeId, Point, StoreId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +51,8 @@ struct AllClaims {
     older: Claims<Option<Point>>,
     /// It was given up.
     given_up: Claims<()>,
+    /// There is a later generation of the cluster, to which they belong.
+    superseded: Claims<Generation>,
 }
 
 /// Why a call brought no answer that can be used.
@@ -107,6 +109,12 @@ impl Link {
             // What it says by way of the control plane counts no more than what it would say in a session.
             Err(HandshakeError::PeerRolledBack { theirs, seen, .. }) => self.peers.doubt(*theirs, *seen),
             Err(HandshakeError::RolledBack { node, seen, .. }) => self.is_older(*node, Some(*seen)),
+            Err(HandshakeError::OtherGeneration { node, theirs, mine, .. }) if theirs.number > mine.number => {
+                // Who is no member here may say anything.
+                if agreed.is_some() {
+                    self.is_superseded(*node, *theirs);
+                }
+            }
             Err(_) => {}
         }
         checked
@@ -141,9 +149,37 @@ impl Link {
         self.claims_changed.send_modify(|count| *count += 1);
     }
 
+    /// A member says that it belongs to a later generation of the cluster.
+    pub(in crate::control) fn is_superseded(&self, author: NodeId, generation: Generation) {
+        if self.claims.lock().superseded.note(author, generation) {
+            tracing::warn!(
+                peer = %author, %generation,
+                "a member belongs to a later generation of the cluster; stop this node and have its data directory join that: kv-node \
+                 recover --data-dir DIR --join ADDR:PORT"
+            );
+        }
+        self.claims_changed.send_modify(|count| *count += 1);
+    }
+
+    /// The generation of the cluster to which this node belongs; `None` before it has joined one.
+    pub(in crate::control) fn generation(&self) -> Option<Generation> {
+        self.group.get().map(|group| self.peers.generation(*group))
+    }
+
+    /// Who says that there is a later generation of the cluster, and which.
+    pub(in crate::control) fn later_generations(&self) -> Vec<(NodeId, Generation)> {
+        self.claims.lock().superseded.all().collect()
+    }
+
+    /// Whether more than half of these nodes belong to a later generation: which.
+    pub(in crate::control) fn proven_superseded(&self, electorate: &[NodeId]) -> Option<Generation> {
+        self.claims.lock().superseded.proven(electorate.iter().copied())
+    }
+
     /// A member talks to this node, so it claims nothing.
     fn withdraw(&self, author: NodeId) {
         let mut claims = self.claims.lock();
+        claims.superseded.withdraw(author);
         claims.older.withdraw(author);
         claims.given_up.withdraw(author);
     }
@@ -236,6 +272,12 @@ impl Link {
                 }
                 Err(CallError::NotMine { address, reason: format!("store {} was given up", self.me.store) })
             }
+            Answer::Superseded { generation } => {
+                if let Some(author) = self.peers.node_of(target) {
+                    self.is_superseded(author, generation);
+                }
+                Err(CallError::NotMine { address, reason: format!("it belongs to {generation} of the cluster") })
+            }
         }
     }
 
@@ -264,6 +306,9 @@ impl Link {
         match self.group.get() {
             None => return Err(Answer::NotMine("the node has not joined a cluster yet".to_owned())),
             Some(group) if *group != envelope.group => {
+                if self.peers.is_of_former_generation(envelope.group) {
+                    return Err(Answer::Superseded { generation: self.peers.generation(*group) });
+                }
                 return Err(Answer::NotMine(format!(
                     "the node belongs to group {group}, the message is for {}",
                     envelope.group

@@ -4,11 +4,12 @@
 //! rest of the node acts on. It only moves forward, and it is on disk (in `newest`) before it is published, so a node
 //! that starts again serves it at once: before there is a leader, and when there is none.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
-use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::{AnyError, EmptyNode, EntryPayload, Membership, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use super::log::writer::Writer;
 use super::{Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIoError, StoredMembership, TypeConfig};
 use crate::control::files::checked as file;
 use crate::control::files::{Disk, FileError};
+use crate::control::peers::RaftId;
 use crate::control::state::{ClusterState, Done, Outcome};
 
 const SNAPSHOT: &str = "snapshot";
@@ -79,6 +81,58 @@ pub(in crate::control) fn load<D: Disk>(disk: &mut D) -> Result<Stored, FileErro
     // A crash may have come between the snapshot and the publication.
     let newest = if state.revision > newest.revision { state.clone() } else { newest };
     Ok(Stored { snapshot: Some((snapshot, state)), newest })
+}
+
+/// What a directory knows of the agreed state, whatever is missing or damaged in it.
+#[derive(Debug, Default)]
+pub(in crate::control) struct Found {
+    /// The newest state.
+    pub(in crate::control) state: Option<ClusterState>,
+    /// The snapshot: its last entry of the log, who voted then, and the state.
+    pub(in crate::control) snapshot: Option<(Option<LogId>, StoredMembership, ClusterState)>,
+    /// What cannot be read, and why.
+    pub(in crate::control) damaged: Vec<FileError>,
+}
+
+/// Looks for the newest agreed state among the files there are.
+pub(in crate::control) fn find<D: Disk>(disk: &mut D) -> Found {
+    let mut found = Found::default();
+    match file::value::<D, ClusterState>(disk, NEWEST) {
+        Ok(newest) => found.state = newest,
+        Err(error) => found.damaged.push(error),
+    }
+    match file::value::<D, SnapshotFile>(disk, SNAPSHOT) {
+        Ok(Some(snapshot)) => match postcard::from_bytes::<ClusterState>(&snapshot.data) {
+            Ok(state) => {
+                if found.state.as_ref().is_none_or(|newest| state.revision > newest.revision) {
+                    found.state = Some(state.clone());
+                }
+                found.snapshot = Some((snapshot.meta.last_log_id, snapshot.meta.last_membership, state));
+            }
+            Err(error) => {
+                found.damaged.push(FileError::Corrupt { path: disk.path(SNAPSHOT), reason: error.to_string() });
+            }
+        },
+        Ok(None) => {}
+        Err(error) => found.damaged.push(error),
+    }
+    found
+}
+
+/// Writes a state with which a group of one voter begins, as a snapshot up to the entry `first`.
+pub(in crate::control) fn write_first<D: Disk>(
+    disk: &mut D,
+    state: &ClusterState,
+    voter: RaftId,
+    first: LogId,
+) -> Result<(), FileError> {
+    let nodes = BTreeMap::from([(voter, EmptyNode::new())]);
+    let membership = Membership::new(vec![BTreeSet::from([voter])], nodes);
+    let membership = StoredMembership::new(Some(first), membership);
+    let meta = SnapshotMeta { last_log_id: Some(first), last_membership: membership, snapshot_id: first.to_string() };
+    let snapshot = SnapshotFile { meta, data: file::encode(state)? };
+    file::replace(disk, SNAPSHOT, &file::encode(&snapshot)?)?;
+    file::replace(disk, NEWEST, &file::encode(state)?)
 }
 
 /// Sets the snapshot of a store that was given up aside. The newest state stays and is served.

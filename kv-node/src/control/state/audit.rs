@@ -3,18 +3,19 @@
 //! It is part of the agreed state, so every node has the same trail, and it survives the restart of all of them. An
 //! entry is made from the state before and after a command, never from a clock or a setting of the node that applies it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use kv_core::config::{Available, Mode};
 use kv_core::topology::Change;
-use kv_core::types::{NodeId, StoreId, WallTime};
+use kv_core::types::{KeyspaceId, NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
 use serde::{Deserialize, Serialize};
 
 use super::ClusterState;
 use super::command::{Command, Done, KeyspaceSpec};
+use super::generation::Origin;
 use super::operation::{Operation, OperationId, OperationKind, OperationState};
 
 /// Entries that are kept. The oldest makes room.
@@ -54,13 +55,15 @@ pub enum AuditKind {
     OperationCancelled,
     OperationDone,
     ThrottleChanged,
+    GenerationFounded,
+    MemberRejoined,
 }
 
 impl AuditKind {
     /// Whether somebody should look twice at it.
     #[must_use]
     pub fn is_warning(self) -> bool {
-        matches!(self, Self::KeyspaceDropped | Self::OperationCancelled | Self::StoreReplaced)
+        matches!(self, Self::KeyspaceDropped | Self::OperationCancelled | Self::StoreReplaced | Self::GenerationFounded)
     }
 }
 
@@ -176,6 +179,13 @@ enum About {
     },
     Cancel(OperationId),
     Dismiss(String),
+    /// A node of an earlier generation, where it comes from, and which keyspaces there were before.
+    Rejoin {
+        name: String,
+        origin: Box<Origin>,
+        is_known: bool,
+        adopted: BTreeSet<KeyspaceId>,
+    },
 }
 
 impl ClusterState {
@@ -212,6 +222,12 @@ impl ClusterState {
             }
             Command::Cancel { operation, asked } => (who(&asked.by), About::Cancel(*operation)),
             Command::Dismiss { node, .. } => (cluster(), About::Dismiss(self.name_of(*node))),
+            Command::Rejoin { descriptor, origin } => {
+                let name = descriptor.name.clone();
+                let is_known = self.member_of(descriptor.incarnation.store).is_some();
+                let adopted = self.adopted.clone();
+                (node(&name), About::Rejoin { name, origin: origin.clone(), is_known, adopted })
+            }
         };
         Draft { by, about, active: self.active_operation().map(|operation| operation.id) }
     }
@@ -226,6 +242,12 @@ impl ClusterState {
         for note in own.into_iter().chain(end) {
             self.audit.add(at, note);
         }
+    }
+
+    /// Adds what was done without a command of the cluster.
+    pub(super) fn note_by(&mut self, at: WallTime, by: String, kind: AuditKind, command: String, what: String) {
+        let by = if by.is_empty() { UNKNOWN.to_owned() } else { by };
+        self.audit.add(at, Note::new(kind, by, command, what));
     }
 
     fn describe(&self, draft: Draft, done: Done) -> Option<Note> {
@@ -248,6 +270,40 @@ impl ClusterState {
             }
             (About::Join { name, before }, Done::Admitted { node, spare }) => {
                 self.describe_join(by, &name, before, node, spare)?
+            }
+            (About::Rejoin { name, origin, is_known: false, adopted }, Done::Admitted { spare, .. }) => {
+                let as_what = if spare { ", as a spare whose records are handed over" } else { "" };
+                let brought = self.adopted.difference(&adopted).filter_map(|id| self.keyspaces.get(id));
+                let brought: Vec<&str> = brought.map(|keyspace| keyspace.name.as_str()).collect();
+                let brought = if brought.is_empty() {
+                    String::new()
+                } else {
+                    format!("; it knew keyspaces that the founder did not: {}", brought.join(", "))
+                };
+                let known = self.generations.iter().find(|former| former.generation == origin.generation);
+                let newer = match known {
+                    Some(known) if origin.revision > known.revision => {
+                        format!(
+                            "; it knew a newer agreed state (revision {}) than the founder ({}): what was changed in between but \
+                             for keyspaces is to be done again",
+                            origin.revision, known.revision
+                        )
+                    }
+                    _ => String::new(),
+                };
+                let dropped = self.keyspaces.values().filter(|keyspace| origin.keyspaces.is_dropped(keyspace.id));
+                let dropped: Vec<&str> = dropped.map(|keyspace| keyspace.name.as_str()).collect();
+                let dropped = if dropped.is_empty() {
+                    String::new()
+                } else {
+                    format!("; keyspaces that had been dropped there exist here: {}", dropped.join(", "))
+                };
+                let Origin { generation, records, hints, .. } = *origin;
+                let what = format!(
+                    "{name} has come from generation {} with {records} records and {hints} hints{as_what}{brought}{dropped}{newer}",
+                    generation.number
+                );
+                Note::new(K::MemberRejoined, by, "kv-node recover --join".to_owned(), what)
             }
             (About::Create(spec), _) => {
                 let KeyspaceSpec { name, mode } = &spec;
@@ -305,6 +361,7 @@ impl ClusterState {
             (
                 About::Nothing
                 | About::Join { .. }
+                | About::Rejoin { .. }
                 | About::Apply
                 | About::Pause(..)
                 | About::Resume(..)

@@ -9,6 +9,7 @@ use kv_core::topology::{Plan, Receipt};
 use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId, WallTime};
 use serde::{Deserialize, Serialize};
 
+use super::generation::Origin;
 use super::operation::{Asked, Estimate, OperationId};
 
 /// The longest entry of the control plane's log, in bytes. It bounds proposals, too.
@@ -137,6 +138,13 @@ pub enum Command {
         /// The layout on which it acted when it said so.
         epoch: Epoch,
     },
+    /// A node of an earlier generation comes to this one with what it holds.
+    Rejoin {
+        /// What it says of itself.
+        descriptor: NodeDescriptor,
+        /// Where it comes from.
+        origin: Box<Origin>,
+    },
 }
 
 impl fmt::Display for Command {
@@ -165,6 +173,10 @@ impl fmt::Display for Command {
             }
             Self::Cancel { operation, .. } => write!(f, "cancel operation {operation}"),
             Self::Dismiss { node, .. } => write!(f, "{node} leaves the cluster"),
+            Self::Rejoin { descriptor, origin } => {
+                let NodeDescriptor { name, address, .. } = descriptor;
+                write!(f, "{name} comes from generation {} at {address}", origin.generation.number)
+            }
         }
     }
 }
@@ -339,4 +351,8 @@ pub enum RefusalKind {
     RolledBack,
     /// The store was given up: its member was removed, or another store took its place. It can never come back.
     Removed,
+    /// The node obeys the control plane of an earlier generation of the cluster: it must be brought to this one.
+    Superseded,
+    /// The node belongs to another control plane: of another cluster, or of another generation of this one.
+    Foreign,
 }

@@ -18,7 +18,7 @@ pub(in crate::control) const MEMBERS_MAX: usize = kv_core::ring::MEMBERS_MAX;
 pub const COPIES_MAX: u8 = 9;
 
 /// The longest name of a member, a zone or a keyspace, in bytes.
-const NAME_BYTES_MAX: usize = kv_core::ring::NAME_BYTES_MAX;
+pub(super) const NAME_BYTES_MAX: usize = kv_core::ring::NAME_BYTES_MAX;
 
 /// The most lost stores that a report may name.
 pub(in crate::control) const REPLACES_MAX: usize = 8;
@@ -57,6 +57,10 @@ impl ClusterState {
             return Err(removed(store));
         }
         if let Some((node, member)) = self.member_of(store) {
+            if self.awaited.contains(&node) {
+                let former = self.generations.last().map_or(1, |former| former.generation.number);
+                return Err(superseded(&descriptor.name, former));
+            }
             check_known(node, member, &descriptor)?;
             return Ok(self.update(node, descriptor));
         }
@@ -73,6 +77,8 @@ impl ClusterState {
                 ));
             }
             self.retired.insert(held);
+            // A lost store's place is taken, whether the node was to come or not.
+            self.awaited.remove(&node);
             return Ok(self.update(node, descriptor));
         }
         if let Some(replaced) = descriptor.replaces.last() {
@@ -148,7 +154,7 @@ impl ClusterState {
         }
     }
 
-    fn insert(&mut self, descriptor: NodeDescriptor, spare: bool) -> NodeId {
+    pub(super) fn insert(&mut self, descriptor: NodeDescriptor, spare: bool) -> NodeId {
         // From 1: zero means "no node" on the wire.
         self.next_node += 1;
         let node = NodeId(self.next_node);
@@ -158,7 +164,7 @@ impl ClusterState {
         node
     }
 
-    fn update(&mut self, node: NodeId, descriptor: NodeDescriptor) -> Done {
+    pub(super) fn update(&mut self, node: NodeId, descriptor: NodeDescriptor) -> Done {
         let Some(member) = self.members.get_mut(&node) else { return Done::Nothing };
         let before = member.clone();
         member.address = descriptor.address;
@@ -177,6 +183,8 @@ impl ClusterState {
 
     /// Carries the members over into a new layout, whose partitions stay as they are.
     pub(super) fn members_changed(&mut self) {
+        let members = &self.members;
+        self.awaited.retain(|node| members.contains_key(node));
         let members = self.layout_members();
         if let Some(layout) = &mut self.layout {
             *layout = Arc::new(layout.with_members(members));
@@ -210,6 +218,17 @@ pub(in crate::control) fn removed(store: StoreId) -> Refusal {
         format!(
             "store {store} was given up and must not come back: its node was removed, or another took its place; start \
              the node with an empty data directory"
+        ),
+    )
+}
+
+/// What a node of an earlier generation is told; `generation`: the number of its own.
+pub(in crate::control) fn superseded(name: &str, generation: u32) -> Refusal {
+    Refusal::new(
+        RefusalKind::Superseded,
+        format!(
+            "{name} belongs to generation {generation} of the cluster, which has been recovered since; stop the node and have its \
+             data directory join: kv-node recover --data-dir DIR --join ADDR:PORT"
         ),
     )
 }
@@ -261,7 +280,7 @@ pub(in crate::control) fn check_place(descriptor: &NodeDescriptor) -> Result<(),
 }
 
 /// Checks the report of a store that is a member against what is known of it.
-fn check_known(node: NodeId, member: &MemberRecord, descriptor: &NodeDescriptor) -> Result<(), Refusal> {
+pub(super) fn check_known(node: NodeId, member: &MemberRecord, descriptor: &NodeDescriptor) -> Result<(), Refusal> {
     // Zone and weight are what was agreed on: an operator may have changed them while the node was away.
     if member.name != descriptor.name {
         return Err(precondition(format!(

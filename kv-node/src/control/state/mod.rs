@@ -4,12 +4,14 @@
 //! | module | concept |
 //! | --- | --- |
 //! | `command` | what can be agreed on, and what became of it |
+//! | `generation` | how another control plane goes on where one was lost |
 //! | `members`, `keyspaces` | how a cluster is founded and formed, who belongs to it, what it stores |
 //! | `operation`, `operations` | plans that are carried out, and how each command changes them |
 //! | `audit` | who changed what, and what undoes it |
 
 mod audit;
 mod command;
+mod generation;
 mod keyspaces;
 mod members;
 mod operation;
@@ -29,10 +31,11 @@ pub use command::{
     Command, CommandId, Done, ENTRY_BYTES_MAX, Founding, KeyspaceSpec, NodeDescriptor, Outcome, Proposal, Refusal,
     RefusalKind,
 };
+pub use generation::{FormerGeneration, GenerationStart, Origin, last_change};
 pub use keyspaces::KEYSPACES_MAX;
 pub use members::COPIES_MAX;
 pub(in crate::control) use members::{
-    MEMBERS_MAX, REPLACES_MAX, check_descriptor, check_founding, check_place, removed,
+    MEMBERS_MAX, REPLACES_MAX, check_descriptor, check_founding, check_place, removed, superseded,
 };
 pub(in crate::control) use operation::RECEIPTS_MAX;
 pub use operation::{
@@ -77,6 +80,12 @@ pub struct ClusterState {
     pub(super) recent: VecDeque<(CommandId, Outcome)>,
     /// Who changed what.
     pub audit: AuditTrail,
+    /// The generations of the cluster before this one, the first one first.
+    pub generations: Vec<FormerGeneration>,
+    /// Members that a recovery has taken over and that have not come to this generation yet.
+    pub awaited: BTreeSet<NodeId>,
+    /// Keyspaces that came with nodes of earlier generations.
+    pub(super) adopted: BTreeSet<KeyspaceId>,
 }
 
 /// How far a cluster has come.
@@ -161,6 +170,7 @@ impl ClusterState {
             Command::Retry { operation, partitions, asked } => self.retry(operation, &partitions, &asked),
             Command::Cancel { operation, asked } => self.cancel(operation, asked),
             Command::Dismiss { node, store, epoch } => self.dismiss(node, store, epoch),
+            Command::Rejoin { descriptor, origin } => self.rejoin(descriptor, *origin),
         }
     }
 
@@ -186,6 +196,12 @@ impl ClusterState {
     #[must_use]
     pub fn keyspace_named(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.values().find(|keyspace| keyspace.name == name)
+    }
+
+    /// The number that the next member gets at least.
+    #[must_use]
+    pub fn next_node(&self) -> u64 {
+        self.next_node
     }
 
     /// The cluster's identity, once it is formed.

@@ -275,6 +275,7 @@ impl ClusterState {
                 self.retired.insert(member.incarnation.store);
             }
             self.leaving.remove(&node);
+            self.awaited.remove(&node);
         }
         for (node, member) in &mut self.members {
             let Some(agreed) = layout.members.get(node) else { continue };

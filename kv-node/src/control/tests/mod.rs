@@ -2,6 +2,7 @@
 
 mod audit;
 mod forming;
+mod generation;
 mod operations;
 pub(crate) mod sim;
 mod state;

@@ -88,6 +88,7 @@ impl Fake {
             voters: vec![NodeId(1), NodeId(2), NodeId(3)],
             waiting: String::new(),
             time: kv_core::types::WallTime::default(),
+            generation: kv_core::types::Generation::default(),
         });
         let keys = ["cart:1001", "cart:강남점", "cart:👩‍👩‍👧", "cart:\u{1b}[31m", "naïve", "user:42"]
             .map(|key| Bytes::from_static(key.as_bytes()));

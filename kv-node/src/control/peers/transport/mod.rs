@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use kv_core::boots::Boots;
 use kv_core::config::ClusterConfig;
-use kv_core::types::{ClusterId, Incarnation, NodeId, Point};
+use kv_core::types::{ClusterId, Generation, Incarnation, NodeId, Point};
 use serde::{Deserialize, Serialize};
 
 use crate::control::peers::RaftId;
-use crate::control::state::{CommandId, ENTRY_BYTES_MAX, NodeDescriptor, Outcome, Refusal};
+use crate::control::state::{CommandId, ENTRY_BYTES_MAX, NodeDescriptor, Origin, Outcome, Refusal};
 
 pub use grpc::GrpcTransport;
 
@@ -85,6 +85,8 @@ pub struct JoinRequest {
     pub descriptor: NodeDescriptor,
     /// The boots of its store.
     pub boots: Boots,
+    /// Where it comes from, if an operator has prepared it to come to this generation of its cluster with what it holds.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// What became of a report.
@@ -186,6 +188,8 @@ pub(in crate::control) enum Answer {
     Failed(String),
     /// The sender's store was given up: it was removed, or another one took its place.
     GivenUp,
+    /// The sender obeys the control plane of an earlier generation of the cluster: the receiver's.
+    Superseded { generation: Generation },
 }
 
 /// The leader's answer to a proposal.

@@ -257,6 +257,11 @@ impl<D: Disk> LogFiles<D> {
         self.disk.sync_dir().map_err(|source| FileError::io("sync", path, source))
     }
 
+    /// Writes the purge mark of a log that has no entries.
+    pub(in crate::control) fn write_purged(disk: &mut D, mark: &[u8]) -> Result<(), FileError> {
+        file::replace(disk, PURGED, mark)
+    }
+
     /// Gives the files of the whole log, the purge mark among them, names that begin with `prefix`. A crash may leave any part
     /// of it, so the caller repeats it.
     pub(in crate::control) fn set_aside(disk: &mut D, prefix: &str) -> Result<(), FileError> {

@@ -68,6 +68,20 @@ impl LogStore {
         Ok((Self { shared, writer }, thread))
     }
 
+    /// Writes what a node has that has led a group of one voter up to the entry `first`, and has kept a snapshot of that.
+    pub(in crate::control) fn write_first<D: Disk>(disk: &mut D, first: LogId) -> Result<(), FileError> {
+        let vote = Vote::new_committed(first.leader_id.term, first.leader_id.node_id);
+        file::replace(disk, VOTE, &file::encode(&vote)?)?;
+        LogFiles::write_purged(disk, &file::encode(&first)?)
+    }
+
+    /// The entries of the log on `disk`, as far as they can be read, ascending. Nothing is changed if `disk` does not let itself be.
+    pub(in crate::control) fn entries<D: Disk>(disk: D) -> Result<Vec<Entry>, FileError> {
+        let index = |mark: &[u8]| postcard::from_bytes::<LogId>(mark).ok().map(|id| id.index);
+        let (_, Recovered { entries, .. }) = LogFiles::open(disk, SEGMENT_BYTES, index)?;
+        Ok(entries.iter().map_while(|(_, bytes)| postcard::from_bytes(bytes).ok()).collect())
+    }
+
     /// Sets vote and log on `disk` aside, under names that begin with `prefix`.
     pub(in crate::control) fn set_aside<D: Disk>(disk: &mut D, prefix: &str) -> Result<(), FileError> {
         // The log first: a vote without a log is a node that has promised something, the reverse one that forgot it.
