@@ -147,6 +147,9 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         _ => Hlc::default(),
     };
     let merged = merge(ctx, key, stored, &cell, (own, others));
+    if let Some(stored) = stored.filter(|_| others > Hlc::default() && ctx.view.keep(Rule::SetAside)) {
+        ctx.kernel.set_aside(key, &stored.cell.lost_to(Some(&cell), others));
+    }
     let (merged, actor) = keep_above(ctx, key, stored, (&cell, own, others), merged);
     if stored.map(|stored| &stored.cell) != merged.as_ref() {
         let own = actor.or_else(|| stored.and_then(|stored| stored.own));

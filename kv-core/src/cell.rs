@@ -144,6 +144,15 @@ impl Cell {
         Some((record.into(), actor))
     }
 
+    /// Values that go because another copy, which has settled up to `settled` and has `other` or nothing of the key, does not hold
+    /// them, though it does not know what has replaced them either (rule A6).
+    pub(crate) fn lost_to(&self, other: Option<&Self>, settled: Hlc) -> Vec<Version> {
+        let Self::Available(record) = self;
+        let covers = |version: &Version| other.is_some_and(|Self::Available(other)| other.context.covers(version.dot));
+        let is_lost = |version: &&Version| version.value.is_some() && version.written <= settled && !covers(version);
+        record.siblings.iter().filter(is_lost).cloned().collect()
+    }
+
     /// What of it the watermark of its partition has to pass.
     pub(crate) fn unsettled(&self) -> Unsettled {
         match self {

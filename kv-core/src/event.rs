@@ -115,6 +115,13 @@ pub enum Event {
         /// By what.
         by: HinderedBy,
     },
+    /// An old copy held values that were deleted elsewhere meanwhile. They do not come back, and are kept aside.
+    SetAside {
+        /// How many.
+        values: u64,
+        /// How many are kept in all.
+        kept: u64,
+    },
     /// The node's clock is further from those of most members than is allowed.
     ClockOff {
         /// By how many microseconds it is ahead of them; negative: behind.
@@ -171,6 +178,11 @@ impl fmt::Display for Event {
             Self::Swept { records } => write!(f, "{records} expired keys swept"),
             Self::Collected { records } => write!(f, "{records} tombstones collected: every owner has settled"),
             Self::SettlingHindered { node, by } => write!(f, "tombstones are not collected: {node} {by}"),
+            Self::SetAside { values, kept } => write!(
+                f,
+                "{values} values of an old copy were deleted elsewhere meanwhile: they are set aside ({kept} in all), and `kv-node \
+                 recover --set-aside` prints them while the node is stopped"
+            ),
             Self::ClockOff { ahead_us } => {
                 let side = if *ahead_us < 0 { "behind" } else { "ahead of" };
                 let by = ahead_us.unsigned_abs() / 1000;

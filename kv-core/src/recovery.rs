@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::ring::Layout;
-use crate::storage::{Batch, FORMER, Reader, Space, Stats, Tally, Write};
+use crate::storage::{ASIDE, Batch, FORMER, Reader, SetAside, Space, Stats, Tally, Write};
 use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId, Point, StoreId, WallTime};
 use crate::view::meta;
 
@@ -32,6 +32,8 @@ pub struct Examined {
     pub hints: Tally,
     /// The newest time at or below which something is known to have settled: what is older and absent was deleted or replaced.
     pub settled: Option<WallTime>,
+    /// Values of old copies that were deleted elsewhere, and are set aside.
+    pub set_aside: Vec<SetAside>,
     /// Whether it has entered another generation before and has not been renewed since.
     pub entered: Option<StoreId>,
     /// The watermarks that count: partition by partition, each with the ownership by the layout.
@@ -71,6 +73,7 @@ pub fn examine(store: StoreId, reader: &impl Reader, stats: &Stats) -> Result<Ex
         records,
         hints: stats.total(Space::Hint),
         settled: newest,
+        set_aside: reader.metas(ASIDE)?.iter().filter_map(|(_, value)| SetAside::decode(value)).collect(),
         entered: meta::read(reader, meta::ENTERED)?,
     })
 }

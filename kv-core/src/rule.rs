@@ -139,6 +139,8 @@ pub enum Rule {
     CollectedStaysGone,
     /// A6: what an old copy holds at or below the watermark of a copy that does not hold it goes when the old one is filled.
     OldCopyLearnsOfCollection,
+    /// D2: a value that an old copy loses since it was collected elsewhere is set aside.
+    SetAside,
     /// A6: a copy takes over the watermarks of those from which it was filled.
     WatermarkTravels,
     /// A6: who has confirmed writes nothing at or below the watermark, after a restart neither.

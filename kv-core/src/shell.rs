@@ -346,11 +346,14 @@ pub struct SettleStatus {
     pub hindered: Option<(NodeId, HinderedBy)>,
     /// Tombstones, and what kept their context, that were collected since the node started.
     pub collected: u64,
+    /// Values of old copies that were deleted elsewhere, and are set aside.
+    pub set_aside: u64,
 }
 
 impl SettleStatus {
     pub(crate) fn add(&mut self, other: Self) {
-        let Self { due, oldest, watermark, hindered, collected } = other;
+        let Self { due, oldest, watermark, hindered, collected, set_aside } = other;
+        self.set_aside += set_aside;
         let lower = |one: Option<WallTime>, other: Option<WallTime>| one.into_iter().chain(other).min();
         self.due += due;
         self.oldest = lower(self.oldest, oldest);

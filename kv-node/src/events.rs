@@ -117,6 +117,7 @@ impl From<kv_core::event::Event> for NewEvent {
             Core::SettlingHindered { .. } => (Severity::Info, EventKind::SettlingHindered),
             Core::ClockOff { .. } => (Severity::Error, EventKind::ClockOff),
             Core::ClockRight => (Severity::Info, EventKind::ClockRight),
+            Core::SetAside { .. } => (Severity::Warning, EventKind::SetAside),
             Core::KeyspacesRemoved { .. } => (Severity::Info, EventKind::KeyspacesRemoved),
             Core::Damaged { .. } => (Severity::Error, EventKind::RecordDamaged),
             Core::Poisoned { .. } => (Severity::Error, EventKind::StoreFailed),

@@ -28,6 +28,7 @@ impl EventKind {
             Self::SettlingHindered => "settling-hindered",
             Self::ClockOff => "clock-off",
             Self::ClockRight => "clock-right",
+            Self::SetAside => "set-aside",
             Self::RecordDamaged => "record-damaged",
             Self::StoreFailed => "store-failed",
             Self::Serving => "serving",
@@ -83,7 +84,7 @@ mod tests {
     fn words_are_the_names_of_the_wire() {
         let word = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_lowercase().replace('_', "-");
         let events: Vec<EventKind> = (1..128).filter_map(|number| EventKind::try_from(number).ok()).collect();
-        assert_eq!(events.len(), 44);
+        assert_eq!(events.len(), 45);
         for kind in events {
             assert_eq!(kind.word(), word(kind.as_str_name(), "EVENT_KIND_"));
         }

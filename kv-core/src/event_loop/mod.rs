@@ -29,7 +29,7 @@ use crate::residue::Residues;
 use crate::ring::Layout;
 use crate::rule::Rule;
 use crate::settled::Settling;
-use crate::shell::{Effects, Status};
+use crate::shell::{Effects, SettleStatus, Status};
 use crate::slices::Slices;
 use crate::storage::HotStats;
 use crate::sweeper::Sweeper;
@@ -111,7 +111,10 @@ impl EventLoop {
             repairing: self.comparisons.pending(&self.kernel.peers),
             repairs: self.comparisons.figures(),
             dropping: self.purge.partitions(),
-            settling: self.settling.status(&self.view, self.kernel.now.wall),
+            settling: SettleStatus {
+                set_aside: self.kernel.aside(),
+                ..self.settling.status(&self.view, self.kernel.now.wall)
+            },
             // That is the hub's.
             reclaiming: false,
             clock: self.view.clock,

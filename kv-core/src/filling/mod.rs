@@ -435,6 +435,9 @@ impl Filling {
         }
         let records = refill.map_or(0, |copy| copy.progress.keys);
         ctx.kernel.event(Event::RefillDone { partition, records });
+        if let Some((values, kept)) = ctx.kernel.take_set_aside() {
+            ctx.kernel.event(Event::SetAside { values, kept });
+        }
         self.plan(ctx, exchanges);
     }
 

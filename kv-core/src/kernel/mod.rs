@@ -27,9 +27,9 @@ use crate::map::{Map, map};
 use crate::message::{CallId, Message, Refusal};
 use crate::rule::Rules;
 use crate::shell::{Effect, Effects, ReadId};
-use crate::storage::{HotStats, HotTier, SliceRequest, StorageKey, Stored};
+use crate::storage::{ASIDE_BYTES_MAX, HotStats, HotTier, SetAside, SliceRequest, StorageKey, Stored};
 use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, WallTime};
-use crate::version::Clock;
+use crate::version::{Clock, Version};
 
 use durability::Durability;
 pub(crate) use peers::Peers;
@@ -57,6 +57,15 @@ pub(crate) trait Wiring: Debug {
 
     /// The timer at which calls that were given up cease to count.
     fn given_up() -> Self::Timer;
+}
+
+/// What was set aside.
+#[derive(Clone, Copy, Debug, Default)]
+struct Aside {
+    values: u64,
+    bytes: u64,
+    /// Of what no operator was told yet.
+    new: u64,
 }
 
 /// Something that has become possible.
@@ -111,6 +120,7 @@ pub(crate) struct Kernel<W: Wiring> {
     uneven: BTreeSet<PartitionId>,
     /// Instances of actors that were drawn (rule A1).
     actors_drawn: u64,
+    aside: Aside,
     queue: VecDeque<Queued<W>>,
     /// The key whose task was given out last.
     running: Option<StorageKey>,
@@ -150,6 +160,7 @@ impl<W: Wiring> Kernel<W> {
             unsettled: BTreeMap::new(),
             uneven: BTreeSet::new(),
             actors_drawn: 0,
+            aside: Aside::default(),
             queue: VecDeque::new(),
             running: None,
             effects: Effects::new(),
@@ -320,6 +331,37 @@ impl<W: Wiring> Kernel<W> {
     /// The next partition whose owners are to be compared.
     pub(crate) fn take_uneven(&mut self) -> Option<PartitionId> {
         self.uneven.pop_first()
+    }
+
+    /// What the store has set aside already.
+    pub(crate) fn recover_aside(&mut self, values: u64, bytes: u64) {
+        self.aside = Aside { values, bytes, new: 0 };
+    }
+
+    /// Sets values aside that are about to be removed although nothing here has replaced them (rule D2).
+    pub(crate) fn set_aside(&mut self, key: &StorageKey, versions: &[Version]) {
+        let wall = self.now.wall;
+        for version in versions.iter().filter(|version| version.is_live(wall)) {
+            let Some((name, value)) = SetAside::entry(key, version, wall) else { continue };
+            self.aside.new += 1;
+            if self.aside.bytes + value.len() as u64 > ASIDE_BYTES_MAX {
+                continue;
+            }
+            self.aside.values += 1;
+            self.aside.bytes += value.len() as u64;
+            self.persist_meta(name, value);
+        }
+    }
+
+    /// Values that were to be set aside since this was asked last, and all that are.
+    pub(crate) fn take_set_aside(&mut self) -> Option<(u64, u64)> {
+        let new = std::mem::take(&mut self.aside.new);
+        (new > 0).then_some((new, self.aside.values))
+    }
+
+    /// Values that are set aside.
+    pub(crate) fn aside(&self) -> u64 {
+        self.aside.values
     }
 
     /// A record of this node's own cannot be read. `reason`: what an operator is told, unless that was said before.

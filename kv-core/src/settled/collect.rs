@@ -204,7 +204,10 @@ impl Settling {
         stored: Option<&Stored>,
         (settled, id, round): (Hlc, ExchangeId, CallId),
     ) {
-        if stored.is_some_and(|stored| stored.cell.is_settled(settled)) {
+        if let Some(stored) = stored.filter(|stored| stored.cell.is_settled(settled)) {
+            if ctx.view.keep(Rule::SetAside) {
+                ctx.kernel.set_aside(key, &stored.cell.lost_to(None, settled));
+            }
             ctx.kernel.put(key, None);
         }
         ctx.kernel.after_key(key, AfterDurable::Merged { id, round });

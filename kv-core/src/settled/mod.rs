@@ -208,6 +208,8 @@ impl Settling {
             watermark: old.iter().map(watermark).min(),
             hindered: self.hindered.as_ref().filter(|_| !old.is_empty()).map(|it| (it.node, it.by.clone())),
             collected: self.collecting.collected(),
+            // That the kernel knows.
+            set_aside: 0,
         }
     }
 }

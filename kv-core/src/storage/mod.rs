@@ -20,6 +20,7 @@
 //!   promise above. A damaged record counts nothing once a write with `damaged` has had its partition counted again. A
 //!   disk that loses a batch and keeps a later one must count all of it again ([`recount`]).
 
+mod aside;
 mod codec;
 mod disk;
 mod hot;
@@ -30,6 +31,8 @@ mod stats;
 
 use bytes::Bytes;
 
+pub(crate) use aside::ASIDE_BYTES_MAX;
+pub use aside::{ASIDE, SetAside};
 pub use codec::{FORMAT_AVAILABLE, Stored, StoredError};
 pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds, StoreLock};
 pub use hot::{Hot, HotStats, HotTier};

@@ -132,6 +132,11 @@ impl Disk {
         Incarnation { store: self.store, boot, nonce }
     }
 
+    /// Durable entries of the node's own whose names begin so.
+    pub(crate) fn durable_metas(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        self.durable.metas(prefix)
+    }
+
     /// What the node durably remembers of a peer: how far it was, and the stores that it has replaced.
     pub(crate) fn durable_seen(&self, peer: NodeId) -> Option<(Point, Vec<StoreId>)> {
         let name = [&b"peer/"[..], &peer.0.to_be_bytes()].concat();

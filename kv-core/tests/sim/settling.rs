@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use kv_core::message::{Consistency, HinderedBy, Level};
 use kv_core::rule::Rule;
-use kv_core::storage::Space;
+use kv_core::storage::{ASIDE, SetAside, Space};
 use kv_core::topology::Change;
 
 use crate::clock::Time;
 use crate::history::KeyId;
+use crate::machine::Machine;
 use crate::report::{Count, Report};
 use crate::settings::{MS, Mutation, Settings, node_id};
 use crate::world::World;
@@ -297,6 +298,25 @@ fn keeping_what_was_collected_in_an_old_copy_is_caught() {
     let story = |world: &mut World| come_back_with_an_old_copy(world, false);
     let report = check(Rule::OldCopyLearnsOfCollection, &["invariant 3", "invariant 4"], adjust, story);
     assert!(report.get(Count::RollBacksNoticed) > 0, "no old copy came back");
+}
+
+/// The same. What the old copy held and was deleted is set aside.
+fn come_back_with_a_deleted_value(world: &mut World) {
+    come_back_with_an_old_copy(world, false);
+    let keeps = |machine: &Machine| {
+        let aside = machine.disk.durable_metas(ASIDE);
+        aside.iter().filter_map(|(_, value)| SetAside::decode(value)).any(|aside| aside.written.0 > 0)
+    };
+    let was_refilled = world.report.get(Count::RollBacksNoticed) > 0;
+    if was_refilled && !world.machines.iter().any(keeps) {
+        world.fail("D2: what an old copy held and was deleted is not set aside".into());
+    }
+}
+
+#[test]
+fn dropping_what_was_deleted_elsewhere_is_caught() {
+    let adjust = |settings: &mut Settings| alone(settings, 3, 3);
+    check(Rule::SetAside, &["D2"], adjust, come_back_with_a_deleted_value);
 }
 
 #[test]

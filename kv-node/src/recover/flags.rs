@@ -45,6 +45,11 @@ struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Only print the values that were set aside in the directories: those that an old copy held and that were deleted elsewhere
+    /// meanwhile. One {"key": ..., "value": ...} a line, with the id of the keyspace, as `kv-tui exec import` reads them.
+    #[arg(long, conflicts_with_all = ["found", "join", "dry_run", "json"])]
+    set_aside: bool,
+
     /// Print JSON, one object.
     #[arg(long)]
     json: bool,
@@ -55,6 +60,8 @@ struct Args {
 pub(super) enum Aim {
     /// Say what there is.
     Look,
+    /// Print what was set aside.
+    SetAside,
     /// Found the next generation.
     Found,
     /// Come to one, by way of these addresses.
@@ -75,7 +82,7 @@ pub(super) struct Flags {
 impl Flags {
     /// Reads the command line and checks every value.
     pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, RecoverError> {
-        let Args { mut data_dirs, found, join, name, confirm, dry_run, json } = Args::try_parse_from(args)?;
+        let Args { mut data_dirs, found, join, name, confirm, dry_run, set_aside, json } = Args::try_parse_from(args)?;
         let usage = |text: &str| RecoverError::Usage(text.to_owned());
         if data_dirs.is_empty() {
             let dirs = directories::ProjectDirs::from("", "", "kv");
@@ -88,6 +95,7 @@ impl Flags {
                 return Err(usage("join: names no address; name at least one node of the new generation"));
             }
             Some(contacts) => Aim::Join(contacts),
+            None if set_aside => Aim::SetAside,
             None => Aim::Look,
         };
         if let Aim::Join(contacts) = &aim {
@@ -95,7 +103,7 @@ impl Flags {
                 check_address(address).map_err(|error| usage(&format!("join: {}", error.message)))?;
             }
         }
-        if aim != Aim::Look && data_dirs.len() > 1 {
+        if matches!(aim, Aim::Found | Aim::Join(_)) && data_dirs.len() > 1 {
             return Err(usage(
                 "data-dir: one directory at a time can be changed; look at several without --found and --join",
             ));

@@ -117,6 +117,12 @@ fn failed(error: &RecoverError, json: bool) -> ExitCode {
 
 fn carry_out(flags: Flags) -> Result<(), RecoverError> {
     let directories = flags.data_dirs.iter().map(|path| Directory::read(path)).collect::<Result<Vec<_>, _>>()?;
+    if flags.aim == Aim::SetAside {
+        return directories
+            .iter()
+            .flat_map(|it| &it.store.examined.set_aside)
+            .try_for_each(|it| print(&output::set_aside(it)));
+    }
     let mut plan = Plan::of(directories, flags.name.as_deref());
     if flags.aim != Aim::Look {
         // What would be refused is refused before anything else is said.
@@ -124,7 +130,7 @@ fn carry_out(flags: Flags) -> Result<(), RecoverError> {
         plan.ask_others(&flags.aim)?;
     }
     let done = match &flags.aim {
-        Aim::Look => None,
+        Aim::Look | Aim::SetAside => None,
         Aim::Found | Aim::Join(_) if flags.dry_run => None,
         aim @ (Aim::Found | Aim::Join(_)) => {
             let name = plan.check(aim)?;

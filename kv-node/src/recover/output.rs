@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use kv_core::storage::SetAside;
 use kv_core::types::WallTime;
 use serde_json::{Value, json};
 
@@ -68,6 +71,10 @@ fn place_text(place: &Place) -> String {
     }
     if store.examined.hints.records > 0 {
         line("holds", format!("{} hints for owners that were down", store.examined.hints.records));
+    }
+    let aside = store.examined.set_aside.len();
+    if aside > 0 {
+        line("set aside", format!("{aside} values of old copies that were deleted elsewhere; --set-aside prints them"));
     }
     for (node, seen) in &store.examined.seen {
         let name = directory.known.state.as_ref().map_or_else(|| node.to_string(), |state| state.name_of(*node));
@@ -158,6 +165,7 @@ fn place_json(place: &Place) -> Value {
         "next_keyspace": keyspaces.next().0,
         "holds": holds,
         "hints": store.examined.hints.records,
+        "set_aside": store.examined.set_aside.len(),
         "settled": store.examined.settled.map(rfc3339),
         "notes": place.notes,
         "cannot_found": place.cannot_found,
@@ -227,4 +235,19 @@ fn time_or(time: Option<WallTime>, otherwise: &str) -> String {
 fn rfc3339(time: WallTime) -> String {
     let micros = i64::try_from(time.0).unwrap_or(i64::MAX);
     Timestamp::from_microsecond(micros).map_or_else(|_| time.0.to_string(), |time| format!("{time:.6}"))
+}
+/// A value that was set aside, as a line that can be imported.
+pub(super) fn set_aside(aside: &SetAside) -> String {
+    let bytes = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    };
+    let line = json!({
+        "key": bytes(&aside.key),
+        "value": bytes(&aside.value),
+        "keyspace": aside.keyspace.0,
+        "written": rfc3339(aside.written),
+        "set_aside": rfc3339(aside.at),
+    });
+    line.to_string()
 }

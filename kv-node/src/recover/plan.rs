@@ -61,7 +61,7 @@ impl Plan {
     pub(super) fn check(&self, aim: &Aim) -> Result<String, RecoverError> {
         let place = self.place()?;
         let cannot = match aim {
-            Aim::Look => &None,
+            Aim::Look | Aim::SetAside => &None,
             Aim::Found => &place.cannot_found,
             Aim::Join(_) => &place.cannot_join,
         };
@@ -79,7 +79,7 @@ impl Plan {
     pub(super) fn ask_others(&mut self, aim: &Aim) -> Result<(), RecoverError> {
         let Some(place) = self.places.first_mut() else { return Ok(()) };
         match aim {
-            Aim::Look => {}
+            Aim::Look | Aim::SetAside => {}
             Aim::Found => {
                 let notes = others::check_lost(place)?;
                 place.notes.extend(notes);

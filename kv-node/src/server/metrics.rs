@@ -151,6 +151,11 @@ fn add_state(registry: &mut Registry, shared: &Shared, snapshot: &NodeSnapshot) 
         "Partitions with tombstones that are old enough to be collected",
         settling.due_partitions,
     );
+    gauge(
+        "set_aside_values",
+        "Values of old copies that were deleted elsewhere, and are set aside",
+        settling.set_aside,
+    );
     let is_hindered = settling.hindered_by > 0;
     gauge("settling_hindered", "1 while a member holds up the collection of tombstones", is_hindered.into());
     let clock = snapshot.clock.clone().unwrap_or_default();

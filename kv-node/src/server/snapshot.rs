@@ -258,6 +258,7 @@ fn settling_to_wire(state: &ClusterState, settling: &SettleStatus) -> v1::Settli
         hindered_why: state.with_names(&why),
         collected: settling.collected,
         hindered_reason: reason.into(),
+        set_aside: settling.set_aside,
     }
 }
 

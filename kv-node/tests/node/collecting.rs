@@ -9,7 +9,7 @@ use crate::world::{World, get, put, reports, until, until_async};
 const KEYS: usize = 200;
 
 /// A cluster of three whose tombstones go when they are a second old, and twice the allowed skew.
-async fn cluster() -> (World, Client) {
+pub(crate) async fn cluster() -> (World, Client) {
     let mut world = World::new();
     let age = ["--tombstone-age-s", "1"];
     let founds = ["--bootstrap", "--expect", "3", "--partitions", "8", "--repeat-within-s", "1"];
@@ -39,7 +39,7 @@ fn settling(reports: &[v1::NodeSnapshot]) -> Vec<v1::Settling> {
 }
 
 /// Waits until no node holds a tombstone.
-async fn until_collected(client: &Client, members: usize) -> Vec<v1::NodeSnapshot> {
+pub(crate) async fn until_collected(client: &Client, members: usize) -> Vec<v1::NodeSnapshot> {
     until_async("the tombstones are collected", || async {
         let reports = reports(client).await;
         let none = settling(&reports).iter().all(|settling| settling.tombstones == 0);

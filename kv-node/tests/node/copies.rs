@@ -3,12 +3,14 @@
 
 use std::path::Path;
 
-use kv_proto::client::Client;
+use bytes::Bytes;
+use kv_proto::client::{Client, How};
 use kv_proto::v1;
 
 use crate::strangers::incarnation_of;
 use crate::used::copy;
 use crate::world::{World, get, put, reports, run_to_end, strings, until, until_async, wait_for_exit_code};
+use crate::{collecting, recover};
 
 const KEYS: usize = 100;
 
@@ -93,6 +95,35 @@ async fn a_copy_of_a_running_node_is_noticed_when_it_comes_back() {
     world.nodes[2].restart();
     world.wait_until_all_up(&client).await;
     expect_all(&client, "new").await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_meanwhile_is_set_aside() {
+    let (mut world, client) = collecting::cluster().await;
+    put(&client, "gone", "a value").await;
+    write_all(&world, &client, "old").await;
+    let before = reports(&client).await[2].store_id;
+    let kept = world.dir("kept");
+    copy(&world.dir("n3"), &kept);
+    until_async("the delete is taken", || async {
+        client.delete(&How::default(), &Bytes::from_static(b"gone"), None).await.ok()
+    })
+    .await;
+    collecting::until_collected(&client, 3).await;
+    restore(&mut world, &kept);
+    world.nodes[2].restart();
+    until_renewed(&world, &client, before).await;
+    assert!(get(&client, "gone").await.is_empty(), "it does not come back");
+    expect_all(&client, "old").await;
+    let aside = reports(&client).await[2].settling.clone().unwrap_or_default().set_aside;
+    assert_eq!((aside, world.nodes[2].metric("set_aside_values")), (1, Some(1)));
+
+    world.nodes[2].kill();
+    let lines = recover::done(&["--data-dir", world.dir("n3").to_str().unwrap(), "--set-aside"]);
+    assert_eq!(lines.lines().count(), 1, "{lines}");
+    for part in [r#""key":"gone""#, r#""value":"a value""#, r#""keyspace":0"#] {
+        assert!(lines.contains(part), "{part} is missing in {lines}");
+    }
 }
 
 #[tokio::test]

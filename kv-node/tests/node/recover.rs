@@ -34,7 +34,7 @@ fn recover(args: &[&str]) -> Ran {
 }
 
 #[track_caller]
-fn done(args: &[&str]) -> String {
+pub(crate) fn done(args: &[&str]) -> String {
     let Ran { code, out, err } = recover(args);
     assert_eq!(code, Some(0), "{args:?}: {out}{err}");
     out

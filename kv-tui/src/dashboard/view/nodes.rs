@@ -139,6 +139,10 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
     if let Some(line) = clocks::line(snapshot) {
         facts.push(("clock", line));
     }
+    let aside = snapshot.settling.as_ref().map_or(0, |settling| settling.set_aside);
+    if aside > 0 {
+        facts.push(("set aside", format!("{} values that were deleted elsewhere", grouped(aside))));
+    }
     if let Some(line) = Tombstones::of_node(&cluster.snapshot, snapshot).line() {
         facts.push(("tombstones", printable(line.as_bytes())));
     }
