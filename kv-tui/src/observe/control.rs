@@ -77,6 +77,19 @@ impl ControlPlane {
     }
 }
 
+impl ControlPlane {
+    /// That the cluster goes on from directories that were left or restored, in one line; `None`: it does not.
+    #[must_use]
+    pub fn restored(&self) -> Option<String> {
+        (self.generation > 1).then(|| {
+            format!(
+                "restored: generation {} of the cluster, founded from what its nodes had left; what none of their directories held is missing",
+                self.generation
+            )
+        })
+    }
+}
+
 /// Whether a node obeys a leader that does not report here and that it reaches.
 fn hears_leader(cluster: &ClusterSnapshot, snapshot: &v1::NodeSnapshot, control: &v1::ControlReport) -> bool {
     let is_up = |peer: &v1::PeerOpinion| !matches!(peer.state(), MemberState::Down | MemberState::Suspect);
@@ -275,7 +288,10 @@ mod tests {
         let text = "n3 obeys no control plane: it belongs to generation 1 of the cluster, and others to a later one";
         check(&cluster, Word::Degraded, text, "have its directory join: kv-node recover");
         assert!(!cluster.serves(NodeId(3)) && cluster.serves(NodeId(1)));
-        assert_eq!(ControlPlane::of(&cluster).left_behind, [(NodeId(3), 1)]);
+        let shown = ControlPlane::of(&cluster);
+        assert_eq!(shown.left_behind, [(NodeId(3), 1)]);
+        assert!(shown.restored().is_some_and(|line| line.starts_with("restored: generation 2 of the cluster")));
+        assert_eq!(ControlPlane { generation: 1, ..shown }.restored(), None);
         let nothing = ClusterSnapshot { description: Arc::clone(&cluster.description), reports: Vec::new() };
         assert_eq!(ControlPlane::of(&nothing), ControlPlane::default());
     }

@@ -100,6 +100,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
     if layout.is_some() {
         lines.push(format!("  {}", safety.line()));
         lines.extend(tombstones.line().map(|line| format!("  {line}")));
+        lines.extend(ControlPlane::of(cluster).restored().map(|line| format!("  {line}")));
     }
     for reason in &health.reasons {
         let remedy = if reason.remedy.is_empty() { String::new() } else { format!(": {}", reason.remedy) };
@@ -122,6 +123,7 @@ fn control_json(cluster: &ClusterSnapshot) -> Value {
         .collect();
     json!({
         "generation": control.generation,
+        "restored": control.restored().is_some(),
         "trouble": control.trouble.as_ref().map(NoControl::word),
         "voters": control.voters,
         "voters_wanted": control.voters_wanted,
