@@ -298,10 +298,32 @@ impl History {
         }
         let alone = is_alone(&fresh, before, after);
         // Ascending by actor and counter: the order in which the writer made them.
-        for dot in fresh {
-            self.add_dot(key, dot, before, after, (now, alone))?;
+        for dot in &fresh {
+            self.add_dot(key, *dot, before, after, (now, alone))?;
         }
+        self.name_retired(key, &fresh, before, after);
         Ok(())
+    }
+
+    /// Dots that were replaced in the batch that made them: the requests that are retired now and were not known before tell whose they
+    /// were, if there are as many of these.
+    fn name_retired(&mut self, key: KeyId, fresh: &BTreeSet<Dot>, before: &Record, after: &Record) {
+        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
+        let free: Vec<Dot> = fresh.iter().filter(is_free).copied().collect();
+        let of_request = |id: RequestId| self.by_request.get(&id).copied().filter(|op| self.ops[op.0].key == key);
+        let retired: Vec<OpId> = after.retired.iter().filter(|id| !before.knows(*id)).filter_map(of_request).collect();
+        if free.is_empty() || free.len() != retired.len() {
+            return;
+        }
+        for (dot, op) in free.into_iter().zip(retired) {
+            let later = fresh.iter().copied().filter(|other| other.actor == dot.actor && other.counter > dot.counter);
+            let Some(info) = self.dots.get_mut(&(key, dot)) else { continue };
+            info.ops.push(op);
+            info.replaced_by.extend(later);
+            info.tombstone = self.ops[op.0].value.is_none();
+            self.ops[op.0].dots.push(dot);
+            self.ops[op.0].unseen = true;
+        }
     }
 
     /// A node has named a write that came without a request id.
