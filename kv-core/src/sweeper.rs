@@ -32,15 +32,20 @@ impl Sweeper {
     /// Takes note of what was written meanwhile and expires.
     fn note_expiries(&mut self, ctx: &mut Ctx<'_>) {
         for (partition, expires) in ctx.kernel.take_expiries() {
-            let sooner = |known: WallTime| known.min(expires);
-            if let Some(known) = self.known.get_mut(&partition) {
-                *known = Some(known.map_or(expires, sooner));
-            }
-            if let Some((turn, _, earliest)) = &mut self.turn
-                && *turn == partition
-            {
-                *earliest = Some(earliest.map_or(expires, sooner));
-            }
+            self.note(partition, expires);
+        }
+    }
+
+    /// Something in a partition expires then.
+    fn note(&mut self, partition: PartitionId, expires: WallTime) {
+        let sooner = |known: WallTime| known.min(expires);
+        if let Some(known) = self.known.get_mut(&partition) {
+            *known = Some(known.map_or(expires, sooner));
+        }
+        if let Some((turn, _, earliest)) = &mut self.turn
+            && *turn == partition
+        {
+            *earliest = Some(earliest.map_or(expires, sooner));
         }
     }
 
@@ -84,7 +89,11 @@ impl Sweeper {
     pub(crate) fn read(&mut self, ctx: &mut Ctx<'_>, partition: PartitionId, slice: Option<Slice>) {
         self.note_expiries(ctx);
         let Some((_, _, mut earliest)) = self.turn.take() else { return };
-        let slice = slice.unwrap_or_default();
+        let Some(slice) = slice else {
+            self.refused(ctx, partition);
+            self.last = Some(partition);
+            return ctx.kernel.arm(ctx.kernel.now.mono.plus(self.turn_length(ctx)), Timer::Sweep);
+        };
         for (key, bytes) in &slice.entries {
             if ctx.view.is_dropped(key.keyspace()) {
                 continue;
@@ -128,7 +137,11 @@ impl Sweeper {
         let mut cell = stored.cell.clone();
         if cell.sweep(ctx.kernel.now.wall) {
             self.swept += 1;
-            ctx.kernel.put(key, Some(Stored { own: stored.own, cell }));
+            ctx.kernel.put(key, Some(Stored { own: stored.own, cell: cell.clone() }));
+        }
+        // The clock may have gone back since the partition was looked at: then this is still to come.
+        if let Some(expires) = cell.expires() {
+            self.note(key.partition(), expires);
         }
     }
 
