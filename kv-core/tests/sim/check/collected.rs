@@ -5,7 +5,7 @@
 use kv_core::ring::Entry;
 use kv_core::storage::{Space, StorageKey};
 use kv_core::types::{NodeId, WallTime};
-use kv_core::version::{Context, Record};
+use kv_core::version::{Context, Record, Version};
 
 use crate::history::KeyId;
 use crate::report::Count;
@@ -26,7 +26,9 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
     if world.collected.get(&id).is_some_and(|collected| collected.dominates(&record.context)) {
         return Ok(());
     }
-    if record.has_value() {
+    // One batch may sweep a value and collect it.
+    let has_ended = |version: &Version| version.expires.is_some_and(|expires| expires <= world.wall_max);
+    if record.siblings.iter().any(|version| version.value.is_some() && !has_ended(version)) {
         return Err(format!("A6: {node} removes {key}, which has a value: {record:?}"));
     }
     let clocks_are_right = world.report.get(Count::ClockSkews) + world.report.get(Count::ClockJumps) == 0;

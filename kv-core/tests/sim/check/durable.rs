@@ -53,20 +53,19 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     };
     let known = world.history.acknowledged_dots(id, &context);
     let mut dots: Vec<Dot> = Vec::new();
-    // What the disks hold now explains the acknowledgement better than what lost disks held.
-    for holds in [&held_now as &dyn Fn(&Disk, &StorageKey, Dot) -> bool, &held_ever] {
-        if dots.is_empty() {
-            dots.extend(known.iter().filter(|dot| enough(world, **dot, holds)));
-        }
+    // What the disks hold now explains the acknowledgement better than what lost disks held, and so does a later write.
+    dots.extend(known.iter().filter(|dot| enough(world, **dot, &held_now)));
+    if dots.is_empty() && is_outdone(world, &op, &entries, owners_only) {
+        return Ok(());
+    }
+    if dots.is_empty() {
+        dots.extend(known.iter().filter(|dot| enough(world, **dot, &held_ever)));
     }
     // Two attempts were carried out, and the answer does not say which of them it is about: that of the machine that answers, if
     // one is. What another one did may be gone with its disk, and nobody was told of it.
     let store = world.machines[machine].incarnation.store;
     if dots.iter().any(|dot| dot.actor.store == store) && !dots.iter().any(|dot| context.covers(*dot)) {
         dots.retain(|dot| dot.actor.store == store);
-    }
-    if dots.is_empty() && is_outdone(world, &op, &entries, owners_only) {
-        return Ok(());
     }
     if dots.is_empty() {
         let claimed = world.history.claim_dot(id, &context);
