@@ -184,11 +184,10 @@ impl fmt::Display for Event {
                  recover --set-aside` prints them while the node is stopped"
             ),
             Self::ClockOff { ahead_us } => {
-                let side = if *ahead_us < 0 { "behind" } else { "ahead of" };
-                let by = ahead_us.unsigned_abs() / 1000;
+                let by = ahead(*ahead_us);
                 write!(
                     f,
-                    "the clock of this node is {by} ms {side} those of most members: it coordinates no write with a time to live, and \
+                    "the clock of this node is {by} those of most members: it coordinates no write with a time to live, and \
                      none where the last writer wins; set the clock (for instance with NTP)"
                 )
             }
@@ -200,4 +199,10 @@ impl fmt::Display for Event {
             Self::Poisoned { reason } => write!(f, "the store failed, serving stopped: {reason}"),
         }
     }
+}
+
+/// By how much a clock is ahead of others, or behind them, for people.
+pub(crate) fn ahead(ahead_us: i64) -> String {
+    let side = if ahead_us < 0 { "behind" } else { "ahead of" };
+    format!("{} ms {side}", ahead_us.unsigned_abs() / 1000)
 }

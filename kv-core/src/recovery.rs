@@ -7,13 +7,40 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::config::KeyspaceList;
 use crate::error::StorageError;
 use crate::ring::Layout;
 use crate::storage::{ASIDE, Batch, FORMER, Reader, SetAside, Space, Stats, Tally, Write};
-use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId, Point, StoreId, WallTime};
+use crate::types::{ClusterId, Epoch, Generation, KeyspaceId, NodeId, PartitionId, Point, StoreId, WallTime};
 use crate::view::meta;
+
+/// What a node that comes from an earlier generation says of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The generation.
+    pub generation: Generation,
+    /// How often the agreed state had changed that it knew.
+    pub revision: u64,
+    /// The epoch of that.
+    pub epoch: Epoch,
+    /// The number that the next member would have got.
+    pub next_node: u64,
+    /// The keyspaces that it knew.
+    pub keyspaces: KeyspaceList,
+    /// The ids that its store had before. None of them may come back.
+    pub stores: Vec<StoreId>,
+    /// The records that it brings, tombstones included, and the hints; for people.
+    pub records: u64,
+    /// As above.
+    pub hints: u64,
+}
+
+/// The most former ids of a store that an origin may name.
+pub const STORES_MAX: usize = 64;
 
 /// What a store holds and knows.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +140,7 @@ mod tests {
     use crate::node::{Effect, Input, Node};
     use crate::ring::{Entry, Member, Owner};
     use crate::storage::{Committer as _, MemoryStore};
-    use crate::types::{ClusterId, HashSeed, Hlc, Incarnation, Monotonic, Now, Seq};
+    use crate::types::{HashSeed, Hlc, Incarnation, Monotonic, Now, Seq};
 
     const ME: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);

@@ -6,6 +6,7 @@ use kv_core::boots::{BOOTS_MAX, Boot, Boots};
 use kv_core::config::{ClusterConfig, Keyspace, KeyspaceList};
 use kv_core::error::RequestError;
 use kv_core::message::Hello;
+use kv_core::recovery::{Origin, STORES_MAX};
 use kv_core::types::{ClusterId, Epoch, Generation, HashSeed, Incarnation, KeyspaceId, NodeId, Point, StoreId};
 
 use crate::address::check_advertised;
@@ -40,38 +41,14 @@ pub struct Joining {
     /// The boots of its store.
     pub boots: Boots,
     /// Where it comes from, if it was prepared to come from an earlier generation of the cluster.
-    pub origin: Option<Box<ComesFrom>>,
+    pub origin: Option<Box<Origin>>,
 }
 
-/// Where a node comes from that an operator has prepared to come to another generation of its cluster.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ComesFrom {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The generation.
-    pub generation: Generation,
-    /// How often the agreed state had changed that it knew.
-    pub revision: u64,
-    /// The epoch of that.
-    pub epoch: Epoch,
-    /// The number that the next member would have got.
-    pub next_node: u64,
-    /// The keyspaces that it knew.
-    pub keyspaces: KeyspaceList,
-    /// The ids that its store had before.
-    pub stores: Vec<StoreId>,
-    /// The records that it brings, tombstones included.
-    pub records: u64,
-    /// The hints that it brings.
-    pub hints: u64,
-}
-
-/// The most former ids of a store, and the most keyspaces, that a node may bring along.
-const STORES_MAX: usize = 64;
+/// The most keyspaces that a node may bring along.
 const KEYSPACES_MAX: usize = 1024;
 
-impl From<ComesFrom> for v1::Origin {
-    fn from(from: ComesFrom) -> Self {
+impl From<Origin> for v1::Origin {
+    fn from(from: Origin) -> Self {
         Self {
             cluster_id: cluster_to_wire(Some(from.cluster)),
             generation: from.generation.number,
@@ -88,7 +65,7 @@ impl From<ComesFrom> for v1::Origin {
     }
 }
 
-impl TryFrom<v1::Origin> for ComesFrom {
+impl TryFrom<v1::Origin> for Origin {
     type Error = RequestError;
 
     fn try_from(wire: v1::Origin) -> Result<Self, Self::Error> {

@@ -140,6 +140,11 @@ impl EventLoop {
         self.requests.hedged()
     }
 
+    /// So many values, of so many bytes, were set aside in earlier runs; each is counted by one loop.
+    pub(crate) fn recover_aside(&mut self, values: u64, bytes: u64) {
+        self.kernel.recover_aside(values, bytes);
+    }
+
     /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the loop began.
     pub(crate) fn retired_forgotten(&self) -> u64 {
         self.kernel.retired_forgotten

@@ -16,7 +16,7 @@ use crate::requests::Requests;
 use crate::residue::Residues;
 use crate::settled::Settling;
 use crate::slices::Slices;
-use crate::storage::{ASIDE, Reader, Space, Stats};
+use crate::storage::{Reader, Space, Stats};
 use crate::sweeper::Sweeper;
 use crate::types::{Incarnation, Monotonic};
 use crate::view::View;
@@ -56,10 +56,6 @@ impl EventLoop {
             view,
             poisoned: None,
         };
-        let aside = reader.metas(ASIDE)?;
-        // One loop counts what all have set aside in earlier runs.
-        let values = if index == 0 { aside.len() as u64 } else { 0 };
-        new.kernel.recover_aside(values, aside.iter().map(|(_, value)| value.len() as u64).sum());
         // Whatever the last run left to do is looked for at the first step.
         new.kernel.arm(Monotonic(0), Timer::Handoff);
         new.kernel.arm(Monotonic(0), Timer::Sweep);

@@ -20,7 +20,7 @@ use crate::hub::{Hub, To};
 use crate::kernel::Place;
 use crate::parts::{HubInput, LoopInput};
 use crate::ring::Layout;
-use crate::storage::{HotStats, Reader, Stats};
+use crate::storage::{ASIDE, HotStats, Reader, Stats};
 use crate::topology::{Receipt, Residue, Transfer};
 use crate::types::{Incarnation, Monotonic, NodeId, Now, PartitionId, Point, Seq, StoreId};
 use shown::Shown;
@@ -101,7 +101,12 @@ impl Node {
     ) -> Result<Self, StorageError> {
         let config = Arc::new(NodeConfig { loops: config.loops.clamp(1, LOOPS_MAX), ..config });
         let build = |index| EventLoop::recover(&config, index, cluster.clone(), incarnation, reader, stats);
-        let loops = (0..config.loops).map(build).collect::<Result<Vec<_>, _>>()?;
+        let mut loops = (0..config.loops).map(build).collect::<Result<Vec<_>, _>>()?;
+        let aside = reader.metas(ASIDE)?;
+        let bytes = aside.iter().map(|(_, value)| value.len() as u64).sum();
+        for (index, found) in loops.iter_mut().enumerate() {
+            found.recover_aside(if index == 0 { aside.len() as u64 } else { 0 }, bytes);
+        }
         let parts = loops.len() + 1;
         Ok(Self {
             layout: loops.first().and_then(|first| first.layout().cloned()),

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{ClusterConfig, Mode};
 use crate::error::{Kind, RequestError};
+use crate::event;
 use crate::message::{Attempt, KeyRequest, Operation};
 use crate::rule::Rule;
 use crate::shell::ClockState;
@@ -108,12 +109,11 @@ pub(super) fn needs_right_clock(ctx: &Ctx<'_>, request: &KeyRequest) -> bool {
 /// What a client is told whose request needs a right clock.
 pub(super) fn clock_is_off(ctx: &Ctx<'_>) -> String {
     let ClockState::Off { ahead_us } = ctx.view.clock else { return String::new() };
-    let side = if ahead_us < 0 { "behind" } else { "ahead of" };
     format!(
-        "the clock of {} is {} ms {side} those of most members, {} ms are allowed, and timestamps decide what the request does; nothing \
+        "the clock of {} is {} those of most members, {} ms are allowed, and timestamps decide what the request does; nothing \
          was done; set the clock (for instance with NTP)",
         ctx.me(),
-        ahead_us.unsigned_abs() / 1000,
+        event::ahead(ahead_us),
         ctx.view.cluster.clock_skew_max.as_millis()
     )
 }

@@ -10,6 +10,7 @@ use kv_core::types::NodeId;
 use kv_proto::client::Client;
 use kv_proto::v1;
 
+use crate::collecting;
 use crate::used::copy;
 use crate::world::{Node, World, get, options, put, report_of, reports, run_to_end, strings, until, until_async};
 
@@ -55,6 +56,20 @@ fn found(dir: &Path, name: &str) {
 fn join(dir: &Path, name: &str, address: &str) {
     let out = done(&["--data-dir", dir.to_str().unwrap(), "--join", address, "--confirm", name]);
     assert!(out.contains(&format!("{name} comes from generation")), "{out}");
+}
+
+/// The node at a place founds the next generation, and starts.
+fn founds(world: &mut World, index: usize) {
+    let name = world.nodes[index].name.clone();
+    found(&world.dir(&name), &name);
+    world.nodes[index].restart();
+}
+
+/// The node at a place comes to the generation that another one has founded, and starts.
+fn comes(world: &mut World, index: usize, founder: usize) {
+    let name = world.nodes[index].name.clone();
+    join(&world.dir(&name), &name, &world.nodes[founder].address);
+    world.nodes[index].restart();
 }
 
 async fn create(client: &Client, name: &str) -> u32 {
@@ -186,15 +201,11 @@ async fn rolling_copies_of_all_nodes_become_a_new_generation_with_all_that_any_h
     let plan = done(&["--data-dir", &dirs[0], "--data-dir", &dirs[1], "--data-dir", &dirs[2], "--json"]);
     assert!(plan.contains(&format!("\"found_on\":\"{}\"", dirs[2])), "the last copy knows most: {plan}");
     // The operator chooses the oldest all the same: nothing of the others may be lost.
-    found(&world.dir("n1"), "n1");
-    world.nodes[0].restart();
-    let first = world.nodes[0].address.clone();
+    founds(&mut world, 0);
     let control = control_of(&world.nodes[0]).await.unwrap();
     assert_eq!((control.generation, control.awaited), (2, vec![2, 3]));
-    join(&world.dir("n2"), "n2", &first);
-    world.nodes[1].restart();
-    join(&world.dir("n3"), "n3", &first);
-    world.nodes[2].restart();
+    comes(&mut world, 1, 0);
+    comes(&mut world, 2, 0);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 3).await;
     expect(&client, "first-", 40, "w").await;
@@ -241,13 +252,9 @@ async fn two_of_three_that_were_restored_join_what_the_third_founds() {
     })
     .await;
     stop_all(&mut world);
-    found(&world.dir("n3"), "n3");
-    world.nodes[2].restart();
-    let address = world.nodes[2].address.clone();
-    for (index, name) in ["n1", "n2"].into_iter().enumerate() {
-        join(&world.dir(name), name, &address);
-        world.nodes[index].restart();
-    }
+    founds(&mut world, 2);
+    comes(&mut world, 0, 2);
+    comes(&mut world, 1, 2);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 3).await;
     expect(&client, "old-", 30, "v").await;
@@ -265,10 +272,8 @@ async fn the_founder_of_two_comes_to_what_the_other_one_founds() {
     world.wait_until_idle(&client).await;
     stop_all(&mut world);
     restore(&world, "n1");
-    found(&world.dir("n2"), "n2");
-    world.nodes[1].restart();
-    join(&world.dir("n1"), "n1", &world.nodes[1].address);
-    world.nodes[0].restart();
+    founds(&mut world, 1);
+    comes(&mut world, 0, 1);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 1).await;
     expect(&client, "old-", 30, "v").await;
@@ -291,10 +296,8 @@ async fn a_node_of_the_former_generation_is_not_obeyed_and_comes_with_what_it_ho
     stop_all(&mut world);
     restore(&world, "n1");
     restore(&world, "n2");
-    found(&world.dir("n1"), "n1");
-    world.nodes[0].restart();
-    join(&world.dir("n2"), "n2", &world.nodes[0].address);
-    world.nodes[1].restart();
+    founds(&mut world, 0);
+    comes(&mut world, 1, 0);
 
     // The third is started as it was. It knows a later agreed state than both, and obeys nobody.
     let (code, log) = run_third(&world);
@@ -308,8 +311,7 @@ async fn a_node_of_the_former_generation_is_not_obeyed_and_comes_with_what_it_ho
     let client = Client::connect(&addresses, options()).await.unwrap();
     let description = client.refresh().await.unwrap();
     assert!(description.keyspaces.iter().all(|keyspace| keyspace.name != "late"), "nobody knows it");
-    join(&world.dir("n3"), "n3", &world.nodes[0].address);
-    world.nodes[2].restart();
+    comes(&mut world, 2, 0);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 3).await;
     expect(&client, "all-", 20, "v").await;
@@ -326,8 +328,7 @@ async fn a_leader_that_was_left_behind_is_not_obeyed_and_loses_nothing() {
     write(&client, "both-", 20, "v").await;
     world.wait_until_idle(&client).await;
     stop_all(&mut world);
-    found(&world.dir("n2"), "n2");
-    world.nodes[1].restart();
+    founds(&mut world, 1);
     world.nodes[0].restart();
     until_async("the first one learns that it was left behind", || async {
         let control = control_of(&world.nodes[0]).await?;
@@ -351,8 +352,7 @@ async fn a_leader_that_was_left_behind_is_not_obeyed_and_loses_nothing() {
     assert_eq!(control_of(&world.nodes[1]).await.unwrap().awaited, [1]);
 
     world.nodes[0].kill();
-    join(&world.dir("n1"), "n1", &world.nodes[1].address);
-    world.nodes[0].restart();
+    comes(&mut world, 0, 1);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 1).await;
     expect(&client, "both-", 20, "v").await;
@@ -380,10 +380,8 @@ async fn a_node_whose_place_was_given_up_hands_over_what_it_holds() {
     stop_all(&mut world);
     restore(&world, "n1");
     restore(&world, "n2");
-    found(&world.dir("n1"), "n1");
-    world.nodes[0].restart();
-    join(&world.dir("n2"), "n2", &world.nodes[0].address);
-    world.nodes[1].restart();
+    founds(&mut world, 0);
+    comes(&mut world, 1, 0);
     let client = Client::connect(&world.addresses()[..2], options()).await.unwrap();
     remove_dead(&client, &[3], 2).await;
     until_async("the copies of both are complete", || async {
@@ -395,8 +393,7 @@ async fn a_node_whose_place_was_given_up_hands_over_what_it_holds() {
     })
     .await;
     expect(&client, "all-", 20, "v").await;
-    join(&world.dir("n3"), "n3", &world.nodes[0].address);
-    world.nodes[2].restart();
+    comes(&mut world, 2, 0);
     until_async("it has handed over what it held", || async {
         let reports = reports(&client).await;
         // Before it acts on a layout it does not know what is whose.
@@ -431,16 +428,7 @@ async fn remove_dead(client: &Client, nodes: &[u64], copies: u8) {
 /// What was deleted and collected before the copies were lost does not come back with an older copy.
 #[tokio::test]
 async fn what_was_collected_stays_gone_when_an_older_copy_comes() {
-    let mut world = World::new();
-    let age = ["--tombstone-age-s", "1"];
-    let founds = ["--bootstrap", "--expect", "3", "--partitions", "8", "--repeat-within-s", "1"];
-    world.add("n1", &[&founds[..], &age].concat());
-    for name in ["n2", "n3"] {
-        let first = world.nodes[0].address.clone();
-        world.add(name, &[&["--join", first.as_str()][..], &age].concat());
-    }
-    let client = world.client().await;
-    world.wait_until_all_up(&client).await;
+    let (mut world, client) = collecting::cluster().await;
     write(&client, "gone-", 20, "v").await;
     write(&client, "kept-", 20, "v").await;
     world.wait_until_idle(&client).await;
@@ -461,12 +449,9 @@ async fn what_was_collected_stays_gone_when_an_older_copy_comes() {
     .await;
     stop_all(&mut world);
     restore(&world, "n1");
-    found(&world.dir("n1"), "n1");
-    world.nodes[0].restart();
-    for (index, name) in [(1, "n2"), (2, "n3")] {
-        join(&world.dir(name), name, &world.nodes[0].address);
-        world.nodes[index].restart();
-    }
+    founds(&mut world, 0);
+    comes(&mut world, 1, 0);
+    comes(&mut world, 2, 0);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 3).await;
     expect(&client, "kept-", 20, "v").await;
@@ -482,8 +467,7 @@ async fn the_last_node_goes_on_alone() {
     write(&client, "k-", 30, "v").await;
     world.wait_until_idle(&client).await;
     stop_all(&mut world);
-    found(&world.dir("n2"), "n2");
-    world.nodes[1].restart();
+    founds(&mut world, 1);
     let client = Client::connect(&world.addresses()[1..2], options()).await.unwrap();
     remove_dead(&client, &[1, 3], 1).await;
     until_async("its copies are complete", || async {
@@ -588,12 +572,9 @@ async fn a_directory_whose_agreed_state_is_damaged_can_still_join() {
     let plan = done(&["--data-dir", dir]);
     assert!(plan.contains("not used, since it cannot be read") && plan.contains("may found      no: "), "{plan}");
     refused(&["--data-dir", dir, "--found", "--confirm", "n3"], 6, "nothing is left of the agreed state");
-    found(&world.dir("n1"), "n1");
-    world.nodes[0].restart();
-    for (index, name) in [(1, "n2"), (2, "n3")] {
-        join(&world.dir(name), name, &world.nodes[0].address);
-        world.nodes[index].restart();
-    }
+    founds(&mut world, 0);
+    comes(&mut world, 1, 0);
+    comes(&mut world, 2, 0);
     let client = world.client().await;
     until_healthy(&world, &client, 2, 3).await;
     expect(&client, "k-", 20, "v").await;

@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use kv_core::config::{Available, Mode};
+use kv_core::recovery::Origin;
 use kv_core::topology::Change;
 use kv_core::types::{KeyspaceId, NodeId, StoreId, WallTime};
 use kv_core::version::Conflict;
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::ClusterState;
 use super::command::{Command, Done, KeyspaceSpec};
-use super::generation::Origin;
 use super::operation::{Operation, OperationId, OperationKind, OperationState};
 
 /// Entries that are kept. The oldest makes room.

@@ -4,12 +4,12 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use kv_core::config::{ClusterConfig, Mode};
+use kv_core::recovery::Origin;
 use kv_core::ring::Layout;
 use kv_core::topology::{Plan, Receipt};
 use kv_core::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, StoreId, WallTime};
 use serde::{Deserialize, Serialize};
 
-use super::generation::Origin;
 use super::operation::{Asked, Estimate, OperationId};
 
 /// The longest entry of the control plane's log, in bytes. It bounds proposals, too.

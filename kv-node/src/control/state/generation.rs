@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kv_core::config::{Keyspace, KeyspaceList};
-use kv_core::types::{ClusterId, Epoch, Generation, Incarnation, KeyspaceId, NodeId, StoreId, WallTime};
+use kv_core::recovery::{Origin, STORES_MAX};
+use kv_core::types::{Epoch, Generation, Incarnation, KeyspaceId, NodeId, StoreId, WallTime};
 use serde::{Deserialize, Serialize};
 
 use super::ClusterState;
@@ -55,32 +56,6 @@ pub struct GenerationStart {
     /// Who wants it, and when.
     pub asked: Asked,
 }
-
-/// What a node that comes from an earlier generation says of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The generation.
-    pub generation: Generation,
-    /// How often the agreed state had changed that it knew.
-    pub revision: u64,
-    /// The epoch of that.
-    pub epoch: Epoch,
-    /// The number that the next member would have got.
-    pub next_node: u64,
-    /// The keyspaces that it knew.
-    pub keyspaces: KeyspaceList,
-    /// The ids that its store had before. None of them may come back.
-    pub stores: Vec<StoreId>,
-    /// The records that it brings, tombstones included, and the hints; for people.
-    pub records: u64,
-    /// As above.
-    pub hints: u64,
-}
-
-/// The most former ids of a store that an origin may name.
-pub(in crate::control) const ORIGIN_STORES_MAX: usize = 64;
 
 impl ClusterState {
     /// Which control plane this is; `founder`: the store of the node that began its group.
@@ -218,7 +193,7 @@ impl ClusterState {
 
     /// Refuses keyspaces under whose numbers this generation has others: their records would be taken for one another's.
     fn check_origin(&self, name: &str, origin: &Origin) -> Result<(), Refusal> {
-        if origin.stores.len() > ORIGIN_STORES_MAX || !origin.keyspaces.is_valid() {
+        if origin.stores.len() > STORES_MAX || !origin.keyspaces.is_valid() {
             return Err(precondition(format!(
                 "what {name} says of where it comes from cannot be true; run the same release"
             )));

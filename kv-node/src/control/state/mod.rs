@@ -31,8 +31,9 @@ pub use command::{
     Command, CommandId, Done, ENTRY_BYTES_MAX, Founding, KeyspaceSpec, NodeDescriptor, Outcome, Proposal, Refusal,
     RefusalKind,
 };
-pub use generation::{FormerGeneration, GenerationStart, Origin, last_change};
+pub use generation::{FormerGeneration, GenerationStart, last_change};
 pub use keyspaces::KEYSPACES_MAX;
+pub use kv_core::recovery::Origin;
 pub use members::COPIES_MAX;
 pub(in crate::control) use members::{
     MEMBERS_MAX, REPLACES_MAX, check_descriptor, check_founding, check_place, removed, superseded,

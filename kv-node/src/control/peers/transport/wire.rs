@@ -3,12 +3,12 @@
 use kv_core::error::RequestError;
 use kv_core::types::NodeId;
 use kv_proto::address::check_address;
-use kv_proto::peer::{ComesFrom, Joining, cluster_from_wire, cluster_to_wire};
+use kv_proto::peer::{Joining, cluster_from_wire, cluster_to_wire};
 use kv_proto::v1;
 use tonic::Status;
 
 use super::{GroupId, IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, NodeAddress, RaftKind};
-use crate::control::state::{CommandId, NodeDescriptor, Origin, Refusal, RefusalKind};
+use crate::control::state::{CommandId, NodeDescriptor, Refusal, RefusalKind};
 
 impl From<RaftKind> for v1::RaftKind {
     fn from(kind: RaftKind) -> Self {
@@ -43,11 +43,7 @@ impl TryFrom<v1::JoinRequest> for JoinRequest {
                 replaces: joining.replaces,
             },
             boots: joining.boots,
-            origin: joining.origin.map(|origin| {
-                let ComesFrom { cluster, generation, revision, epoch, next_node, keyspaces, stores, records, hints } =
-                    *origin;
-                Box::new(Origin { cluster, generation, revision, epoch, next_node, keyspaces, stores, records, hints })
-            }),
+            origin: joining.origin,
         })
     }
 }
@@ -68,10 +64,7 @@ pub(super) fn join_request(request: JoinRequest) -> v1::JoinRequest {
         group: request.group.map(|group| group.0),
         replaces,
         boots: request.boots,
-        origin: request.origin.map(|origin| {
-            let Origin { cluster, generation, revision, epoch, next_node, keyspaces, stores, records, hints } = *origin;
-            Box::new(ComesFrom { cluster, generation, revision, epoch, next_node, keyspaces, stores, records, hints })
-        }),
+        origin: request.origin,
     }
     .into()
 }
