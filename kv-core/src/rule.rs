@@ -107,6 +107,8 @@ pub enum Rule {
     MoveOnFromStalled,
     /// A forwarded request that is not answered for a while goes to another owner, too.
     HedgeForwards,
+    /// A forwarded write that no second owner may put in the place of recent values goes beside them if the first owner has stalled.
+    HedgeGoesBeside,
     /// M4: what was left is dropped only after the layout that says so is durable.
     DropAfterAdoption,
     /// A9: a fallback counts only in the place of an owner that cannot be reached.

@@ -8,6 +8,7 @@
 //! What a peer's clock shows is kept as its distance from this node's *monotonic* clock. So a step of this node's own wall clock is
 //! noticed at once, without waiting for anybody.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -154,19 +155,18 @@ impl Clocks {
             ClockState::Unknown | ClockState::Right => self.limit,
         };
         let is_majority = |count: usize| count * 2 > self.members.len().max(1);
-        let later: Vec<_> = known.iter().filter(|(least, _)| *least > limit).collect();
-        let earlier: Vec<_> = known.iter().filter(|(_, most)| *most < -limit).collect();
-        for side in [&later, &earlier] {
-            if is_majority(side.len()) {
-                // What the one in the middle shows at least: nothing expires early because a message was long under way.
-                let mut shown: Vec<i64> = side.iter().map(|(least, _)| *least).collect();
-                shown.sort_unstable();
-                let middle = shown.get(shown.len() / 2).copied().unwrap_or_default();
-                return ClockState::Off { ahead_us: -middle };
-            }
+        let later = known.iter().filter(|(least, _)| *least > limit).count();
+        let earlier = known.iter().filter(|(_, most)| *most < -limit).count();
+        if is_majority(later) || is_majority(earlier) {
+            // The time that more than half of the members have certainly reached, its own counted: nothing expires early because a
+            // message was long under way, or because one clock is ahead.
+            let mut shown: Vec<i64> = known.iter().map(|(least, _)| *least).chain([0]).collect();
+            shown.sort_unstable_by_key(|least| Reverse(*least));
+            let reached = shown.get(self.members.len() / 2).copied().unwrap_or_default();
+            return ClockState::Off { ahead_us: -reached };
         }
         // Its own clock is one of those that agree.
-        let agree = 1 + known.len() - later.len() - earlier.len();
+        let agree = 1 + known.len() - later - earlier;
         if is_majority(agree) { ClockState::Right } else { ClockState::Unknown }
     }
 
@@ -282,6 +282,18 @@ mod tests {
         }
         let ClockState::Off { ahead_us } = state(&clocks, 11_001, 0) else { panic!("it is certain") };
         assert!((-800_000..=-798_000).contains(&ahead_us), "{ahead_us}");
+    }
+
+    #[test]
+    fn the_time_is_what_most_clocks_have_reached() {
+        for (ahead, reached) in [([800, 3000], 800), ([-800, -3000], -800)] {
+            let mut clocks = clocks(3);
+            for (node, ahead) in (2..).zip(ahead) {
+                exchange(&mut clocks, node, 10_000, ahead, 2);
+            }
+            let ClockState::Off { ahead_us } = state(&clocks, 10_001, 0) else { panic!("both are on one side") };
+            assert!(ahead_us.abs_diff(-reached * 1000) < 10_000, "{ahead_us}");
+        }
     }
 
     #[test]

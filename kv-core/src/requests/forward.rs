@@ -64,12 +64,14 @@ pub(super) struct ForwardOp {
     pub(super) hedge: Option<TimerKey>,
     /// How often its stamp was drawn anew, if this node has drawn it.
     stamps: u32,
+    /// Another attempt was refused for its stamp: from now on it is put beside what it may not replace.
+    goes_beside: bool,
 }
 
 impl ForwardOp {
     fn new(request: KeyRequest) -> Self {
         let (tried, waiting, lost, refusals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { request, tried, waiting, lost, refusals, hedge: None, stamps: 0 }
+        Self { request, tried, waiting, lost, refusals, hedge: None, stamps: 0, goes_beside: false }
     }
 
     pub(super) fn keyspace(&self) -> KeyspaceId {
@@ -91,11 +93,12 @@ impl ForwardOp {
     }
 
     pub(super) fn progress(&self) -> String {
-        match (self.waiting.last().or(self.lost.last()), self.waiting.is_empty()) {
+        let first = match (self.waiting.last().or(self.lost.last()), self.waiting.is_empty()) {
             (Some(node), false) => format!("{node} coordinates the request and has not answered"),
             (Some(node), true) => format!("{node} went down with the request"),
             (None, _) => "no owner took the request".to_owned(),
-        }
+        };
+        std::iter::once(&first).chain(&self.refusals).map(String::as_str).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -168,8 +171,8 @@ impl Requests {
             && forward.may_take_effect()
         {
             *attempt = match *attempt {
-                Attempt::First | Attempt::Hedge => Attempt::Hedge,
-                Attempt::Plain | Attempt::Repeated => Attempt::Repeated,
+                Attempt::First | Attempt::Hedge if !forward.goes_beside => Attempt::Hedge,
+                _ => Attempt::Repeated,
             };
         }
         let Some(node) = next else {
@@ -293,6 +296,7 @@ impl Requests {
             }
             Err(error) => error,
         };
+        let wants_stamp = error.wants_stamp();
         let error = match self.stamp_anew(ctx, op, error) {
             Some(error) => error,
             None => return,
@@ -304,6 +308,12 @@ impl Requests {
         }
         if !error.is_safe_to_retry() {
             forward.lost.push(node);
+        }
+        if wants_stamp && !forward.goes_beside && ctx.view.keep(Rule::HedgeGoesBeside) {
+            // Whoever has it is slow and may yet replace what stands there, or says nothing any more. Then nobody waits for it:
+            // those that refused get it again.
+            forward.goes_beside = true;
+            forward.tried.retain(|tried| forward.waiting.contains(tried) || forward.lost.contains(tried));
         }
         forward.refusals.push(format!("{node}: {error}"));
         if self.forward_on(ctx, op) {

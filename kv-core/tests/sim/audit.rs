@@ -357,7 +357,7 @@ impl World {
                 values: read.values.clone(),
             };
             let read = &with_collected(read);
-            kept::all_acknowledged(&self.history, key, read, self.wall_max)?;
+            kept::all_acknowledged(&self.history, key, read, self.wall_high())?;
             if let Some(earlier) = first.get(&key).map(with_collected)
                 && earlier.context != read.context
             {

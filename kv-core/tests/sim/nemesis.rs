@@ -594,7 +594,7 @@ impl World {
             }
             rest.context = check::collected::with_collected(self, key, &rest.context);
             let held: Vec<OpId> = self.ops_of(key, &rest);
-            let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_max };
+            let answer = Answer { values: &held, context: Some(&rest.context), wall: self.wall_high() };
             let safe = |op, dot| rest.context.covers(dot) && self.history.is_settled(op, dot, &answer);
             let mut asked = acks.iter().filter(|ack| !only_strict || ack.strict);
             asked.all(|ack| ack.dots.iter().all(|dot| safe(ack.op, *dot)))

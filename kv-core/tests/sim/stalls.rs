@@ -80,7 +80,9 @@ fn draw_ask(world: &mut World) -> Ask {
     let level = *world.dice.pick(&[Level::One, Level::Quorum, Level::Keyspace, Level::All]);
     let consistency = Consistency { level, strict: world.dice.chance(500) };
     match world.dice.below(10) {
-        0..4 => {
+        // Some clients name their requests, others leave that to the node, which has written nothing of what it replaces.
+        0..2 => Ask::Write(world.plan_unnamed(key, false, consistency), Attempt::Plain),
+        2..4 => {
             let value = world.history.next_value(0);
             Ask::Write(world.plan_write(key, Some(value), consistency), Attempt::Plain)
         }
@@ -176,6 +178,11 @@ fn requests_go_on_at_once_without_a_node_that_is_cut_off() {
 #[test]
 fn forwarding_to_one_owner_only_is_caught() {
     check_caught(Rule::HedgeForwards);
+}
+
+#[test]
+fn hedges_that_only_replace_are_caught() {
+    check_caught(Rule::HedgeGoesBeside);
 }
 
 #[test]

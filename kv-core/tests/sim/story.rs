@@ -100,16 +100,21 @@ impl World {
 
     /// A client that has no clock, and names nothing, puts a value, for a while perhaps, and is answered.
     pub(crate) fn put_unnamed(&mut self, key: KeyId, ttl: bool, consistency: Consistency, through: usize) -> OpId {
-        let value = Some(self.history.next_value(key.0));
-        let counted = u64::try_from(self.history.ops.len()).unwrap_or(0);
-        let request = RequestId { stamp: Hlc(counted), client: UNNAMED };
-        let op = WriteOp { unnamed: true, ttl, ..WriteOp::new(key, consistency, request, value, self.time) };
-        let op = self.history.add_op(op);
+        let op = self.plan_unnamed(key, ttl, consistency);
         let layout = self.layouts.len() - 1;
         self.ask(Asker::Past, Ask::Write(op, Attempt::Plain), through, layout);
         self.wait_for(1000 * MS, |world| world.pending.is_empty());
         self.wait(30 * MS);
         op
+    }
+
+    /// The same, planned.
+    pub(crate) fn plan_unnamed(&mut self, key: KeyId, ttl: bool, consistency: Consistency) -> OpId {
+        let value = Some(self.history.next_value(key.0));
+        let counted = u64::try_from(self.history.ops.len()).unwrap_or(0);
+        let request = RequestId { stamp: Hlc(counted), client: UNNAMED };
+        let op = WriteOp { unnamed: true, ttl, ..WriteOp::new(key, consistency, request, value, self.time) };
+        self.history.add_op(op)
     }
 
     /// All clocks are set: no node sees that by the others.

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace, KeyspaceList};
@@ -147,8 +148,8 @@ pub(crate) struct World {
     pub(crate) wanted_stamp: Option<kv_core::types::Hlc>,
     /// Whether the audit has begun: nothing else is asked any more.
     pub(crate) is_audited: bool,
-    /// When clocks were set last, and the earliest that any showed before.
-    pub(crate) clocks_before: Option<(Time, WallTime)>,
+    /// When clocks were set last, and the earliest and the latest that any showed before.
+    pub(crate) clocks_before: Option<(Time, WallTime, WallTime)>,
     /// By how many microseconds a clock was behind the truth before it was set, at the most.
     pub(crate) behind_most: u64,
     /// What the control plane knows of the store of each machine.
@@ -360,7 +361,7 @@ impl World {
 
     /// Clocks are about to be set.
     pub(crate) fn remember_clocks(&mut self) {
-        self.clocks_before = Some((self.time, self.wall_low()));
+        self.clocks_before = Some((self.time, self.wall_low(), self.wall_high()));
         self.behind_most = self.behind_most.max(self.behind());
     }
 
@@ -379,6 +380,14 @@ impl World {
     pub(crate) fn wall_low(&self) -> WallTime {
         let now = self.wall_min();
         self.clocks_before.filter(|before| self.time < before.0 + 1000 * MS).map_or(now, |before| now.min(before.1))
+    }
+
+    /// The latest time by which an answer may have been given: a node whose clock is off goes by those of others for a while as they
+    /// were before they were set.
+    pub(crate) fn wall_high(&self) -> WallTime {
+        let before = self.clocks_before.filter(|before| self.time < before.0 + 1000 * MS);
+        let went_on = before.map(|(at, _, high)| high.plus(Duration::from_micros(self.time - at)));
+        went_on.map_or(self.wall_max, |high| high.max(self.wall_max))
     }
 
     /// Adds a line to the trace.

@@ -25,14 +25,12 @@ pub(crate) struct Gate {
     most: usize,
     /// Connections that are stopped.
     held: AtomicUsize,
-    /// Connections that were given up while they were stopped: a node that hears nothing for half a minute makes others.
-    given_up: AtomicUsize,
 }
 
 impl Gate {
     /// Listens on `port` for what is meant for `target`, until the runtime ends. `true` opens it.
     pub(crate) async fn at(port: u16, target: u16, most: usize) -> (Arc<Self>, watch::Sender<bool>) {
-        let gate = Arc::new(Self { most, held: AtomicUsize::new(0), given_up: AtomicUsize::new(0) });
+        let gate = Arc::new(Self { most, held: AtomicUsize::new(0) });
         let (opened, open) = watch::channel(false);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let shared = Arc::clone(&gate);
@@ -49,9 +47,7 @@ impl Gate {
                             () = gate.pass(from_caller, to_node, &carried, &held, open.clone()) => {}
                             () = gate.pass(from_node, to_caller, &carried, &held, open) => {}
                         }
-                        let stopped = usize::from(held.into_inner());
-                        gate.held.fetch_sub(stopped, Ordering::Relaxed);
-                        gate.given_up.fetch_add(stopped, Ordering::Relaxed);
+                        gate.held.fetch_sub(usize::from(held.into_inner()), Ordering::Relaxed);
                     }
                 });
             }
@@ -115,16 +111,16 @@ async fn requests_get_on_while_the_connections_of_copies_stand_still() {
     let mut written = fill(&client, 2000, 2000).await;
     let (id, listen, gate, open) = spare_behind_gate(&mut world, &client, usize::MAX).await;
     let begun = apply(&client, Change::Add { node: id }).await;
-    let stuck = until_async("all copies under way stand still", || async {
+    let all_stand_still = async || {
         let report = report_of(&listen).await?;
         let under_way = |transfer: &&v1::Transfer| {
             matches!(transfer.phase(), v1::TransferPhase::Copying | v1::TransferPhase::Verifying)
         };
         let stuck = |transfer: &v1::Transfer| transfer.waiting_for.contains("has not answered");
         let all = report.transfers.iter().filter(under_way).all(stuck);
-        (gate.held.load(Ordering::Relaxed) > 0 && all).then_some(report.counters.unwrap_or_default().copied_bytes)
-    })
-    .await;
+        (gate.held.load(Ordering::Relaxed) > 0 && all).then_some(())
+    };
+    until_async("all copies under way stand still", &all_stand_still).await;
     // Writes that need every owner, the receiver included, and reads that ask it.
     let all = How { consistency: Consistency { level: Level::All, strict: true }, ..How::default() };
     for index in 0..200 {
@@ -137,9 +133,8 @@ async fn requests_get_on_while_the_connections_of_copies_stand_still() {
     for index in 0..200 {
         assert_eq!(get(&client, &format!("k{index}")).await.len(), 1);
     }
-    let now = report_of(&listen).await.unwrap().counters.unwrap_or_default().copied_bytes;
-    let passed = BULK_BYTES * gate.given_up.load(Ordering::Relaxed) as u64;
-    assert!(now <= stuck + passed, "{now} of the copies after {stuck}, though connections carry {passed} at most");
+    // A node that hears nothing for half a minute makes another connection, which is stopped like the first one.
+    until_async("the copies still stand still", &all_stand_still).await;
     assert!(operation(&client, begun).await.unwrap().ended_us == 0);
     open.send_replace(true);
     until_done(&client, begun).await;

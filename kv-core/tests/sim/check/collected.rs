@@ -27,7 +27,7 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
         return Ok(());
     }
     // One batch may sweep a value and collect it.
-    let has_ended = |version: &Version| version.expires.is_some_and(|expires| expires <= world.wall_max);
+    let has_ended = |version: &Version| version.expires.is_some_and(|expires| expires <= world.wall_high());
     if record.siblings.iter().any(|version| version.value.is_some() && !has_ended(version)) {
         return Err(format!("A6: {node} removes {key}, which has a value: {record:?}"));
     }

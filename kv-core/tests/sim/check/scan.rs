@@ -66,7 +66,7 @@ pub(crate) fn page(
 fn present(world: &World, sent: Time, scan: &ScanRequest, key: KeyId, entry: &ScanEntry) -> Result<(), String> {
     let (context, ops) = shown::values(world, key, &entry.values, &entry.context)?;
     let context = collected::with_collected(world, key, &context);
-    let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_max };
+    let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_high() };
     let acks = strict::promised(world, sent, key, scan.consistency);
     for ack in &acks {
         let seen = |dot| context.covers(dot) && world.history.is_settled(ack.op, dot, &answer);
@@ -78,7 +78,7 @@ fn present(world: &World, sent: Time, scan: &ScanRequest, key: KeyId, entry: &Sc
 }
 
 fn absent(world: &World, sent: Time, scan: &ScanRequest, key: KeyId) -> Result<(), String> {
-    let answer = Answer { values: &[], context: None, wall: world.wall_max };
+    let answer = Answer { values: &[], context: None, wall: world.wall_high() };
     for ack in strict::promised(world, sent, key, scan.consistency) {
         if !ack.dots.iter().any(|dot| world.history.is_settled(ack.op, *dot, &answer)) {
             return Err(format!("a strict scan misses {key:?}, where {:?} was acknowledged", ack.op));

@@ -32,7 +32,7 @@ pub(crate) fn read(
     }
     world.count(Count::StrictReads);
     let context = collected::with_collected(world, key, &context);
-    let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_max };
+    let answer = Answer { values: &ops, context: Some(&context), wall: world.wall_high() };
     for ack in &acks {
         // An answer covers all dots of a repeated write that its coordinator knew; one of them reached W replicas.
         let seen = |dot| context.covers(dot) && world.history.is_settled(ack.op, dot, &answer);
