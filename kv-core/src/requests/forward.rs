@@ -6,6 +6,7 @@ use crate::kernel::TimerKey;
 use crate::message::{Attempt, KeyRequest, Message, Operation, Outcome, Refusal, Request, Response, Role, weight};
 use crate::rule::Rule;
 use crate::types::{Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::version::Conflict;
 use crate::view::quorum;
 use crate::wiring::{Ctx, OpId, Timer, Waiter};
 
@@ -309,7 +310,11 @@ impl Requests {
         if !error.is_safe_to_retry() {
             forward.lost.push(node);
         }
-        if wants_stamp && !forward.goes_beside && ctx.view.keep(Rule::HedgeGoesBeside) {
+        if wants_stamp
+            && !forward.goes_beside
+            && may_go_beside(ctx, &forward.request)
+            && ctx.view.keep(Rule::HedgeGoesBeside)
+        {
             // Whoever has it is slow and may yet replace what stands there, or says nothing any more. Then nobody waits for it:
             // those that refused get it again.
             forward.goes_beside = true;
@@ -384,6 +389,14 @@ impl Requests {
         }
         self.forward_on(ctx, op);
     }
+}
+
+/// Whether a write may stand beside a value that it may not replace: where the last writer wins it would be lost, and with a context it
+/// is below what its client was shown.
+fn may_go_beside(ctx: &Ctx<'_>, request: &KeyRequest) -> bool {
+    let is_blind = matches!(request.operation, Operation::Write { context: None, .. });
+    let conflict = ctx.view.available(request.keyspace).map(|keyspace| keyspace.settings().conflict);
+    is_blind && conflict == Some(Conflict::Siblings)
 }
 
 #[cfg(test)]

@@ -35,8 +35,12 @@ pub(super) enum Verdict<'a> {
 
 /// Gives a write that came without an identity one. Nobody repeats it.
 pub(super) fn identify(ctx: &mut Ctx<'_>, request: &mut KeyRequest) {
-    if let Operation::Write { request: id @ None, attempt, .. } = &mut request.operation {
-        *id = Some(own(ctx, Hlc::default()));
+    let KeyRequest { keyspace, key, operation, .. } = request;
+    if let Operation::Write { request: id @ None, attempt, context, .. } = operation {
+        // Above what its client was shown, so that no owner has to refuse it for that.
+        let token = context.as_ref().and_then(|context| ContextToken::decode(context, *keyspace, key).ok());
+        let shown = token.map_or(Hlc::default(), |token| credible(ctx, token.latest));
+        *id = Some(own(ctx, shown));
         *attempt = Attempt::First;
     }
 }

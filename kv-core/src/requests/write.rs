@@ -27,9 +27,9 @@ pub(super) struct WriteOp {
     needs: Needs,
     /// Nodes that durably hold the write.
     acks: Vec<Ack>,
-    /// The answer, once the write has been made here.
     /// Owners that were asked and have not declined.
     expected: Vec<NodeId>,
+    /// The answer, once the write has been made here.
     response: Option<Response>,
 }
 

@@ -209,6 +209,9 @@ impl World {
 
     /// The control plane learns with which store a machine runs, and lists it with that one.
     pub(crate) fn store_reported(&mut self, machine: usize) {
+        if !self.is_of_generation(machine) {
+            return;
+        }
         let store = self.machines[machine].disk.store;
         self.boot_reported(machine);
         let before = self.layout();
@@ -263,6 +266,9 @@ impl World {
 
     /// Gives a node the layouts that it does not know: all of them or, once it knows one, sometimes just the last.
     pub(crate) fn tell_layouts(&mut self, machine: usize) {
+        if !self.is_of_generation(machine) {
+            return;
+        }
         let Machine { core: Some(core), hears_up_to, .. } = &self.machines[machine] else { return };
         let known = core.layout().map(|layout| layout.epoch);
         let is_new = |layout: &&Arc<Layout>| known.is_none_or(|known| layout.epoch > known);
@@ -293,8 +299,9 @@ impl World {
             return self.at(thaws, Event::TellKeyspaces { machine: index, list });
         }
         let newest = self.newest_keyspaces();
+        let is_obeyed = self.is_of_generation(index);
         let machine = &mut self.machines[index];
-        if machine.core.is_some() {
+        if machine.core.is_some() && is_obeyed {
             machine.knows_keyspaces |= list == newest;
             machine.told_keyspaces = machine.told_keyspaces.max(list);
             let list = self.keyspace_lists[list].clone();
@@ -363,6 +370,11 @@ impl World {
     pub(crate) fn is_listed(&self, machine: usize) -> bool {
         let listed = self.layout().members.get(&node_id(machine)).map(|member| member.store);
         listed.is_none_or(|listed: StoreId| listed == self.machines[machine].disk.store)
+    }
+
+    /// Whether a machine obeys the control plane that there is.
+    fn is_of_generation(&self, machine: usize) -> bool {
+        self.machines[machine].generation == self.generation
     }
 
     /// When the control plane may hear of a machine.

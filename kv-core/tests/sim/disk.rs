@@ -12,6 +12,7 @@ use kv_core::boots::Boots;
 use kv_core::cell::Cell;
 use kv_core::config::KeyspaceList;
 use kv_core::error::StorageError;
+use kv_core::recovery::{enter, examine};
 use kv_core::ring::Layout;
 use kv_core::storage::{
     Batch, FORMER, MemoryImage, Reader, Slice, SliceRequest, Stats, StorageKey, Stored, Write, recount,
@@ -108,10 +109,13 @@ impl Disk {
 
     /// The watermark of a partition that a node finds when it starts (rule A6).
     pub(crate) fn durable_watermark(&self, partition: PartitionId) -> Hlc {
+        self.durable_settled(partition).unwrap_or_default().0
+    }
+
+    /// How far a partition had settled in which ownership, as a node finds it when it starts (rule A6).
+    pub(crate) fn durable_settled(&self, partition: PartitionId) -> Option<(Hlc, Epoch)> {
         let name = [b"settled/".as_slice(), &partition.0.to_be_bytes()].concat();
-        let settled: Option<(Hlc, Epoch)> =
-            self.durable.meta(&name).and_then(|value| postcard::from_bytes(&value).ok());
-        settled.unwrap_or_default().0
+        self.durable.meta(&name).and_then(|value| postcard::from_bytes(&value).ok())
     }
 
     /// The list of keyspaces that a node finds when it starts.
@@ -223,12 +227,26 @@ impl Disk {
         former.push(self.store);
         let value = postcard::to_allocvec(&former).ok().map(Bytes::from);
         let write = Write::Meta { name: Bytes::from_static(FORMER), value };
-        let batch = Batch { writes: vec![write] };
-        self.durable.apply(&batch);
-        Arc::make_mut(&mut self.visible).apply(&batch);
+        self.write_offline(&Batch { writes: vec![write] });
         self.store = store;
         self.boots = Boots::default();
         self.commit = 0;
+    }
+
+    /// Gives the store of a stopped machine another identity under which it enters another generation.
+    pub(crate) fn enter(&mut self, store: StoreId, keep: impl Fn(&[u8]) -> bool) {
+        let reader = ImageReader(Arc::new(self.durable.clone()));
+        let Ok(examined) = examine(self.store, &reader, &self.stats) else { return };
+        self.renew(store);
+        let mut batch = enter(&examined, store);
+        batch.writes.retain(|write| !matches!(write, Write::Meta { name, .. } if !keep(name)));
+        self.write_offline(&batch);
+    }
+
+    /// Writes to the disk of a stopped machine, durably.
+    fn write_offline(&mut self, batch: &Batch) {
+        self.durable.apply(batch);
+        Arc::make_mut(&mut self.visible).apply(batch);
     }
 
     fn bury(&mut self) {

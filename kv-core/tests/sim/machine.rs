@@ -14,7 +14,7 @@ use kv_core::node::{Effect, Input, Node};
 use kv_core::ring::Layout;
 use kv_core::rule::Rule;
 use kv_core::storage::{Batch, Space, StorageKey, Stored, Write};
-use kv_core::types::{Epoch, Incarnation, Monotonic, PartitionId, Point, Seq, StoreId};
+use kv_core::types::{Epoch, Generation, Incarnation, Monotonic, PartitionId, Point, Seq, StoreId};
 use kv_core::version::{ContextToken, Record};
 
 use crate::check;
@@ -33,6 +33,8 @@ pub(crate) struct Machine {
     /// Counts the runs of the process, so that what belongs to an earlier one is discarded.
     pub(crate) life: u64,
     pub(crate) incarnation: Incarnation,
+    /// The control plane that it obeys.
+    pub(crate) generation: Generation,
     pub(crate) disk: Disk,
     pub(crate) clock: MachineClock,
     /// When the node wants to be woken.
@@ -78,6 +80,7 @@ impl Machine {
             core: None,
             life: 0,
             incarnation: Incarnation::default(),
+            generation: Generation::default(),
             disk: Disk::new(store),
             clock: MachineClock::new(),
             wake: None,

@@ -17,6 +17,7 @@ mod clocks;
 mod control;
 mod dice;
 mod disk;
+mod generations;
 mod history;
 mod machine;
 mod mutations;

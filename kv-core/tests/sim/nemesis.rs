@@ -86,6 +86,8 @@ pub(crate) enum Fault {
     Repair { machine: usize },
     /// An operator has all nodes begin copies again that wait.
     Retry,
+    /// A process that is down starts and ends before it serves: perhaps its boot is in the list of its store.
+    FailStart { machine: usize },
     /// A keyspace is created.
     CreateKeyspace,
     /// A keyspace is dropped.
@@ -288,6 +290,7 @@ impl World {
                 let partitions = self.layout().partition_ids().collect();
                 self.step(machine, Input::Repair(partitions));
             }
+            Fault::FailStart { machine } => self.fail_start(machine),
             Fault::CreateKeyspace => self.create_keyspace(),
             Fault::DropKeyspace => self.drop_keyspace(),
             Fault::Stranger { machine, as_member, claims } => self.strange(machine, as_member, claims),
@@ -309,6 +312,25 @@ impl World {
             let most = *self.dice.pick(&[5, 100, 800]);
             let down = self.dice.between(1, most) * MS;
             self.at(self.time + down, Event::Start { machine });
+            let mut aside = self.dice.aside();
+            if aside.chance(150) {
+                let at = self.time + aside.below(down);
+                self.at(at, Event::Fault(Fault::FailStart { machine }));
+            }
+        }
+    }
+
+    /// A start that fails when the store is open, such as for a port that is in use.
+    fn fail_start(&mut self, machine: usize) {
+        if self.is_running(machine) || self.machines[machine].dead {
+            return;
+        }
+        self.count(Count::FailedStarts);
+        let mut aside = self.dice.aside();
+        if aside.chance(500) {
+            // It got so far that its boot is durable, and has met nobody.
+            let nonce = u32::try_from(aside.below(u64::from(u32::MAX))).unwrap_or(0);
+            self.machines[machine].disk.open(nonce);
         }
     }
 
@@ -392,6 +414,10 @@ impl World {
         let down = self.dice.between(1, 50) * MS;
         self.at(self.time + down, Event::Start { machine });
         let mut aside = self.dice.aside();
+        if aside.chance(200) {
+            let at = self.time + aside.below(down);
+            self.at(at, Event::Fault(Fault::FailStart { machine }));
+        }
         if aside.chance(300) {
             // It starts several times, perhaps before it meets anybody.
             let mut at = self.time + down;

@@ -10,7 +10,7 @@ use kv_core::handshake::{Gate, HandshakeError};
 use kv_core::message::{Hello, Message, PROTOCOL_VERSION};
 use kv_core::node::Input;
 use kv_core::rule::Rule;
-use kv_core::types::{Generation, HashSeed, Incarnation, NodeId, Point, StoreId};
+use kv_core::types::{HashSeed, Incarnation, NodeId, Point, StoreId};
 
 use crate::check;
 use crate::clock::Time;
@@ -297,7 +297,7 @@ impl World {
             seen: core.seen_against(node_id(to), self.machines[to].incarnation.store),
             boots: machine.disk.boots.clone(),
             commit: core.commit(),
-            generation: Generation::default(),
+            generation: machine.generation,
         })
     }
 

@@ -52,6 +52,8 @@ counts! {
     Lags => "parts of nodes that lagged",
     /// Disks that were replaced by empty ones.
     Wipes => "wipes",
+    /// Starts that failed before the node served.
+    FailedStarts => "failed starts",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
     /// Roll-backs to a copy that was taken in the boot that ran then.

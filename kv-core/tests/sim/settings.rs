@@ -30,6 +30,10 @@ pub(crate) enum Mutation {
     StoreChangesInPlace,
     /// Nodes greet each other without the hash seed (rule D3).
     GreetWithoutSeed,
+    /// What a store has settled stays behind when it enters another generation (rule D2).
+    SettledStaysBehind,
+    /// A store does not know that an operator has it enter another generation with what it holds (rule D2).
+    EntersUnmarked,
 }
 
 /// How the network treats frames.

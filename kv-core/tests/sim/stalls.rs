@@ -9,6 +9,7 @@ use kv_core::config::Available;
 use kv_core::message::{Attempt, Consistency, Level, ScanRequest};
 use kv_core::node::Tag;
 use kv_core::rule::Rule;
+use kv_core::version::Conflict;
 
 use crate::clock::Time;
 use crate::history::KeyId;
@@ -80,9 +81,12 @@ fn draw_ask(world: &mut World) -> Ask {
     let level = *world.dice.pick(&[Level::One, Level::Quorum, Level::Keyspace, Level::All]);
     let consistency = Consistency { level, strict: world.dice.chance(500) };
     match world.dice.below(10) {
-        // Some clients name their requests, others leave that to the node, which has written nothing of what it replaces.
-        0..2 => Ask::Write(world.plan_unnamed(key, false, consistency), Attempt::Plain),
-        2..4 => {
+        // Some clients name their requests, others leave that to the node, which has written nothing of what it replaces. Where the last
+        // writer wins such a write waits if the clock of its node lags.
+        0..2 if world.history.key(key).conflict == Conflict::Siblings => {
+            Ask::Write(world.plan_unnamed(key, false, consistency), Attempt::Plain)
+        }
+        0..4 => {
             let value = world.history.next_value(0);
             Ask::Write(world.plan_write(key, Some(value), consistency), Attempt::Plain)
         }

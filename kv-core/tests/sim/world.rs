@@ -14,7 +14,9 @@ use kv_core::message::{CallId, Consistency, Level, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::ring::{Entry, Layout};
 use kv_core::topology::{Receipt, TransferSettings};
-use kv_core::types::{Epoch, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime};
+use kv_core::types::{
+    Epoch, Generation, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime,
+};
 use kv_core::version::Context;
 
 use crate::audit::Audit;
@@ -154,6 +156,8 @@ pub(crate) struct World {
     pub(crate) behind_most: u64,
     /// What the control plane knows of the store of each machine.
     pub(crate) agreed: Vec<AgreedStore>,
+    /// The generation of the control plane.
+    pub(crate) generation: Generation,
     /// Every layout that the control plane has committed; the last is in force.
     pub(crate) layouts: Vec<Arc<Layout>>,
     pub(crate) keyspaces: Vec<Keyspace>,
@@ -227,6 +231,7 @@ impl World {
             clocks_before: None,
             behind_most: 0,
             agreed: vec![AgreedStore::default(); settings.nodes],
+            generation: Generation::default(),
             layouts: vec![layout],
             keyspaces: settings.keyspaces.clone(),
             next_keyspace: u32::try_from(settings.keyspaces.len()).unwrap_or(u32::MAX),

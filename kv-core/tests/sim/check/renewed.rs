@@ -59,6 +59,10 @@ pub(crate) fn old_copies_are_merged(world: &World) -> Result<(), String> {
 /// Whether a machine may have a session with a peer: that one does not run an older copy of which the machine has seen more.
 pub(crate) fn may_count(world: &World, machine: usize, peer: usize) -> Result<(), String> {
     let other = &world.machines[peer];
+    if other.generation != world.machines[machine].generation {
+        let (machine, peer) = (node_id(machine), node_id(peer));
+        return Err(format!("D2: {machine} counts {peer}, which obeys another generation of the cluster"));
+    }
     if other.is_older_copy && other.known_to.contains(&machine) {
         let (machine, peer) = (node_id(machine), node_id(peer));
         return Err(format!("D2: {machine} counts {peer}, which runs an older copy than it has shown to {machine}"));
