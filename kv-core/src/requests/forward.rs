@@ -65,7 +65,7 @@ pub(super) struct ForwardOp {
     pub(super) hedge: Option<TimerKey>,
     /// How often its stamp was drawn anew, if this node has drawn it.
     stamps: u32,
-    /// Another attempt was refused for its stamp: from now on it is put beside what it may not replace.
+    /// Another attempt was refused for its stamp: it is put beside what it may not replace once nobody answers who has it.
     goes_beside: bool,
 }
 
@@ -167,12 +167,13 @@ impl Requests {
         }
         let mut request = forward.request.clone();
         request.epoch = ctx.view.entry(partition).map_or(request.epoch, |entry| entry.changed);
+        let goes_beside = forward.goes_beside && self.nobody_answers(ctx, forward);
         // Whoever has it may have carried it out, or may yet (rule A7).
         if let Operation::Write { attempt, .. } = &mut request.operation
             && forward.may_take_effect()
         {
             *attempt = match *attempt {
-                Attempt::First | Attempt::Hedge if !forward.goes_beside => Attempt::Hedge,
+                Attempt::First | Attempt::Hedge if !goes_beside => Attempt::Hedge,
                 _ => Attempt::Repeated,
             };
         }
