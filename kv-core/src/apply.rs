@@ -141,6 +141,15 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         let refusal = Refusal::Busy(RequestError::unavailable(message));
         return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
+    if let Some(held) = stored.and_then(|stored| stored.cell.register())
+        && cell.register().is_some_and(|sent| held.keeps_out(sent, ctx.view.entry_epoch(key.partition())))
+    {
+        // Rule C2: whoever holds the promise goes on from what this replica had. A round of its own brings both together.
+        ctx.kernel.note_apart(key);
+        let message = format!("another proposal for {key} is under way; try again");
+        let refusal = Refusal::Busy(RequestError::unavailable(message));
+        return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
+    }
     let own = if is_owned { ctx.view.watermark(key.partition()) } else { Hlc::default() };
     let others = match applied {
         Applied::Exchange { settled, .. } => settled,

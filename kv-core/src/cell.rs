@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
+use crate::register::Register;
 use crate::types::{RequestId, WallTime};
 use crate::version::{Actor, Conflict, Hlc, Record, Replaces, Retired, Settled, Version, Write};
 
@@ -31,6 +32,8 @@ const RETIRED_BYTES: usize = 20;
 pub enum Cell {
     /// Of an available keyspace.
     Available(Record),
+    /// Of a consistent keyspace.
+    Consistent(Register),
 }
 
 /// What a cell takes in memory beside its own fields.
@@ -48,6 +51,7 @@ impl Cell {
     pub fn is_valid(&self) -> bool {
         match self {
             Self::Available(record) => record.is_valid(),
+            Self::Consistent(register) => register.is_valid(),
         }
     }
 
@@ -56,6 +60,11 @@ impl Cell {
     pub fn merge(&mut self, other: &Self, mode: Option<&Mode>) -> usize {
         match (self, other) {
             (Self::Available(record), Self::Available(other)) => record.merge(other, conflict_of(mode)),
+            (Self::Consistent(register), Self::Consistent(other)) => {
+                register.install(other);
+                0
+            }
+            (one, other) => one.stays_beside(other),
         }
     }
 
@@ -81,6 +90,7 @@ impl Cell {
                 }
                 forgotten
             }
+            (one, other) => one.merge(other, mode),
         }
     }
 
@@ -89,6 +99,7 @@ impl Cell {
         match (held, other) {
             (Some(Self::Available(record)), Self::Available(other)) => record.lacks_settled(other, until),
             (None, Self::Available(other)) => Record::default().lacks_settled(other, until),
+            _ => false,
         }
     }
 
@@ -96,6 +107,7 @@ impl Cell {
     pub(crate) fn tombstone(&self) -> Option<Hlc> {
         match self {
             Self::Available(record) => record.tombstone(),
+            Self::Consistent(_) => None,
         }
     }
 
@@ -103,6 +115,7 @@ impl Cell {
     pub(crate) fn take_retired(&mut self) -> Retired {
         match self {
             Self::Available(record) => std::mem::take(&mut record.retired),
+            Self::Consistent(_) => Retired::default(),
         }
     }
 
@@ -114,6 +127,7 @@ impl Cell {
                 known.retain(|id| !siblings.iter().any(|sibling| sibling.request == id));
                 *retired = known;
             }
+            Self::Consistent(_) => {}
         }
     }
 
@@ -132,9 +146,9 @@ impl Cell {
         if !decides || self.latest() <= credible {
             return None;
         }
-        let (Self::Available(merged), Self::Available(sent)) = (self, sent);
+        let (Self::Available(merged), Self::Available(sent)) = (self, sent) else { return None };
         let nothing = Record::default();
-        let held = held.map_or(&nothing, |Self::Available(record)| record);
+        let held = held.and_then(Self::record).unwrap_or(&nothing);
         let lost = [held.outdone_by(sent, others), sent.outdone_by(held, own)].into_iter().flatten();
         let lost = lost.filter(|lost| lost.written <= credible).max_by_key(|lost| (lost.written, lost.dot))?;
         let Version { request, expires, value, .. } = lost.clone();
@@ -147,8 +161,9 @@ impl Cell {
     /// Values that go because another copy, which has settled up to `settled` and has `other` or nothing of the key, does not hold
     /// them, though it does not know what has replaced them either (rule A6).
     pub(crate) fn lost_to(&self, other: Option<&Self>, settled: Hlc) -> Vec<Version> {
-        let Self::Available(record) = self;
-        let covers = |version: &Version| other.is_some_and(|Self::Available(other)| other.context.covers(version.dot));
+        let Some(record) = self.record() else { return Vec::new() };
+        let other = other.and_then(Self::record);
+        let covers = |version: &Version| other.is_some_and(|other| other.context.covers(version.dot));
         let is_lost = |version: &&Version| version.value.is_some() && version.written <= settled && !covers(version);
         record.siblings.iter().filter(is_lost).cloned().collect()
     }
@@ -159,6 +174,7 @@ impl Cell {
             Self::Available(record) => {
                 Unsettled { tombstone: record.tombstone(), retired: record.retired.iter().next().map(|id| id.stamp) }
             }
+            Self::Consistent(_) => Unsettled::default(),
         }
     }
 
@@ -169,18 +185,48 @@ impl Cell {
                 let mut rest = record.clone();
                 rest.collect(until).then(|| (!rest.siblings.is_empty()).then(|| rest.into()))
             }
+            Self::Consistent(_) => None,
         }
     }
 
     /// Whether all of it was written at or before `until`.
     pub(crate) fn is_settled(&self, until: Hlc) -> bool {
-        self.latest() <= until
+        match self {
+            Self::Available(record) => record.latest() <= until,
+            // Its replicas agree on what is gone, by ballots.
+            Self::Consistent(_) => false,
+        }
     }
 
     /// A cell of the same kind that has seen nothing.
     fn nothing(&self) -> Self {
         match self {
             Self::Available(_) => Self::Available(Record::default()),
+            Self::Consistent(_) => Self::Consistent(Register::default()),
+        }
+    }
+
+    /// Of one key all replicas hold cells of one kind. What another kind says is not taken.
+    fn stays_beside(&self, other: &Self) -> usize {
+        debug_assert!(false, "cells of two kinds: {self:?} and {other:?}");
+        0
+    }
+
+    /// The record of an available keyspace.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Available(record) => Some(record),
+            Self::Consistent(_) => None,
+        }
+    }
+
+    /// The register of a consistent keyspace.
+    #[must_use]
+    pub fn register(&self) -> Option<&Register> {
+        match self {
+            Self::Consistent(register) => Some(register),
+            Self::Available(_) => None,
         }
     }
 
@@ -189,6 +235,8 @@ impl Cell {
     pub fn dominates(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Available(record), Self::Available(other)) => record.dominates(other),
+            (Self::Consistent(register), Self::Consistent(other)) => register.ballot() >= other.ballot(),
+            _ => false,
         }
     }
 
@@ -197,6 +245,7 @@ impl Cell {
     pub fn digest(&self) -> u64 {
         match self {
             Self::Available(record) => record.digest(),
+            Self::Consistent(register) => register.digest(),
         }
     }
 
@@ -205,6 +254,7 @@ impl Cell {
     pub fn has_value(&self) -> bool {
         match self {
             Self::Available(record) => record.has_value(),
+            Self::Consistent(register) => register.value().is_some(),
         }
     }
 
@@ -213,6 +263,7 @@ impl Cell {
     pub fn value_bytes(&self) -> usize {
         match self {
             Self::Available(record) => record.value_bytes(),
+            Self::Consistent(register) => register.value().map_or(0, Bytes::len),
         }
     }
 
@@ -221,6 +272,7 @@ impl Cell {
     pub fn expires(&self) -> Option<WallTime> {
         match self {
             Self::Available(record) => record.expires(),
+            Self::Consistent(register) => register.expires(),
         }
     }
 
@@ -228,6 +280,8 @@ impl Cell {
     pub fn sweep(&mut self, wall: WallTime) -> bool {
         match self {
             Self::Available(record) => record.sweep(wall),
+            // A majority agrees first (rule C8).
+            Self::Consistent(_) => false,
         }
     }
 
@@ -235,6 +289,7 @@ impl Cell {
     pub(crate) fn age_out(&mut self, settled: Settled, limit: Duration) -> usize {
         match self {
             Self::Available(record) => record.age_out(settled, limit),
+            Self::Consistent(_) => 0,
         }
     }
 
@@ -248,6 +303,7 @@ impl Cell {
                     }
                 }
             }
+            Self::Consistent(register) => register.strip(),
         }
     }
 
@@ -255,6 +311,7 @@ impl Cell {
     pub(crate) fn latest(&self) -> Hlc {
         match self {
             Self::Available(record) => record.latest(),
+            Self::Consistent(_) => Hlc::default(),
         }
     }
 
@@ -265,6 +322,7 @@ impl Cell {
                 let lists = record.context.len() * ACTOR_BYTES + record.retired.len() * RETIRED_BYTES;
                 OVERHEAD + record.value_bytes() + lists + record.siblings.len() * OVERHEAD
             }
+            Self::Consistent(register) => 2 * OVERHEAD + register.value().map_or(0, Bytes::len),
         }
     }
 
@@ -278,6 +336,10 @@ impl Cell {
                 let retired = record.retired.len() * size_of::<RequestId>();
                 let allocations = 2 + values + usize::from(retired > 0);
                 Heap { bytes: lists + retired + record.value_bytes(), allocations }
+            }
+            Self::Consistent(register) => {
+                let value = register.value().map_or(0, Bytes::len);
+                Heap { bytes: value, allocations: usize::from(value > 0) }
             }
         }
     }
@@ -305,6 +367,12 @@ impl Unsettled {
     }
 }
 
+impl From<Register> for Cell {
+    fn from(register: Register) -> Self {
+        Self::Consistent(register)
+    }
+}
+
 impl From<Record> for Cell {
     fn from(record: Record) -> Self {
         Self::Available(record)
@@ -314,7 +382,7 @@ impl From<Record> for Cell {
 fn conflict_of(mode: Option<&Mode>) -> Conflict {
     match mode {
         Some(Mode::Available(settings)) => settings.conflict,
-        None => Conflict::Siblings,
+        Some(Mode::Consistent) | None => Conflict::Siblings,
     }
 }
 

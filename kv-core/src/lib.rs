@@ -3,6 +3,7 @@
 //! `node::Node::step` takes what happens (a request, a message, a finished read or commit, a layout) and returns what
 //! the shell must do (send, reply, read, persist, wake). See ARCHITECTURE.md for the map.
 
+mod acceptor;
 mod apply;
 pub mod boots;
 pub mod cell;
@@ -23,6 +24,7 @@ pub mod node;
 mod parts;
 mod purge;
 pub mod recovery;
+pub mod register;
 mod replication;
 mod requests;
 mod residue;

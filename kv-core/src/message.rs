@@ -21,13 +21,14 @@ use crate::boots::Boots;
 use crate::cell::Cell;
 use crate::config::KeyspaceList;
 use crate::error::RequestError;
+use crate::register::proposal::{self, Reply};
 use crate::ring::Entry;
 use crate::storage::Space;
 use crate::types::{Epoch, Incarnation, KeyspaceId, NodeId, PartitionId, Point, RequestId, WallTime};
 use crate::version::Hlc;
 
 /// The version of the messages. Nodes with different ones do not talk.
-pub const PROTOCOL_VERSION: u32 = 13;
+pub const PROTOCOL_VERSION: u32 = 14;
 
 /// How long a forwarded write may be under way. One that takes longer is refused: then the link or the node stood still.
 pub const FORWARD_AGE_MAX: Duration = Duration::from_millis(500);
@@ -88,7 +89,21 @@ pub enum Operation {
         context: Option<Bytes>,
         /// After which time the value reads as absent.
         ttl: Option<Duration>,
+        /// On which condition; only in consistent keyspaces.
+        when: When,
     },
+}
+
+/// On which condition a key is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// On none.
+    #[default]
+    Always,
+    /// It is absent.
+    Absent,
+    /// Nothing has changed since the read that gave the context.
+    Unchanged,
 }
 
 /// What is known of the attempts of a write (rule A7).
@@ -201,6 +216,15 @@ pub enum Response {
         /// How many values now stand side by side.
         siblings: usize,
         /// The newest timestamp that the node knows. Stamps of later requests are above it (rule A7).
+        newest: Hlc,
+    },
+    /// To a write whose condition does not hold; nothing was done.
+    Unchanged {
+        /// What stands there.
+        value: Option<Value>,
+        /// What a write on the condition that nothing changes from now on passes.
+        context: Bytes,
+        /// The newest timestamp that the node knows.
         newest: Hlc,
     },
     /// To a scan.
@@ -324,6 +348,28 @@ pub enum Message {
         call: CallId,
         /// What the replica holds, durably, or why it does not say.
         result: Result<ReadReply, Refusal>,
+    },
+    /// Asks an owner about a register of a consistent keyspace.
+    Register {
+        /// Correlates the answer.
+        call: CallId,
+        /// The epoch of the partition's entry.
+        epoch: Epoch,
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The key.
+        key: Bytes,
+        /// The question.
+        question: proposal::Question,
+    },
+    /// The answer to `Register`. What it depends on is durable (rule D1).
+    RegisterAnswer {
+        /// Which question.
+        call: CallId,
+        /// The answer, or why there is none; then nothing was done.
+        result: Result<Reply, Refusal>,
+        /// How far the replica's store is; filled in when it is sent (rule D2).
+        commit: u64,
     },
     /// Asks a replica for a slice of some of its partitions.
     Slice {
@@ -515,7 +561,7 @@ impl Message {
     #[must_use]
     pub fn is_written(&self) -> bool {
         match self {
-            Self::Replicate { .. } => true,
+            Self::Replicate { .. } | Self::Register { question: proposal::Question::Accept { .. }, .. } => true,
             Self::Forward { request, .. } => request.is_write(),
             _ => false,
         }
@@ -530,6 +576,9 @@ impl Message {
             }
             Self::ReadResult { call, result: Ok(ReadReply::Full(_)) } => {
                 Some(Self::ReadResult { call: *call, result: Err(refusal) })
+            }
+            Self::RegisterAnswer { call, result: Ok(Reply::Told(Some(_))), commit } => {
+                Some(Self::RegisterAnswer { call: *call, result: Err(refusal), commit: *commit })
             }
             Self::SliceResult { call, result: Ok(_) } => Some(Self::SliceResult { call: *call, result: Err(refusal) }),
             Self::ExchangeResult { call, result: Ok(_), commit } => {
@@ -552,16 +601,20 @@ impl Message {
     /// How far the sender's store is, if the message says so.
     pub(crate) fn shown(&self) -> Option<u64> {
         match self {
-            Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit, .. } => {
-                Some(*commit)
-            }
+            Self::Replicated { commit, .. }
+            | Self::RegisterAnswer { commit, .. }
+            | Self::ExchangeResult { commit, .. }
+            | Self::Shown { commit, .. } => Some(*commit),
             _ => None,
         }
     }
 
     /// Says how far the sender's store is, if the message has a place for it.
     pub(crate) fn show(&mut self, shown: u64) {
-        if let Self::Replicated { commit, .. } | Self::ExchangeResult { commit, .. } | Self::Shown { commit, .. } = self
+        if let Self::Replicated { commit, .. }
+        | Self::RegisterAnswer { commit, .. }
+        | Self::ExchangeResult { commit, .. }
+        | Self::Shown { commit, .. } = self
         {
             *commit = shown;
         }

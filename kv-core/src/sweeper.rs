@@ -134,6 +134,13 @@ impl Sweeper {
     /// The record is in memory: sweep it.
     pub(crate) fn record(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>) {
         let Some(stored) = stored else { return };
+        if stored.cell.register().is_some() {
+            // One owner has a majority delete it (rule C8).
+            let first = ctx.view.owners(key.partition()).into_iter().find(|&node| ctx.reachable(node));
+            if first == Some(ctx.me()) && stored.cell.expires().is_some_and(|at| at <= ctx.kernel.now.wall) {
+                ctx.kernel.note_apart(key);
+            }
+        }
         let mut cell = stored.cell.clone();
         if cell.sweep(ctx.kernel.now.wall) {
             self.swept += 1;

@@ -9,6 +9,7 @@ use crate::error::RequestError;
 use crate::kernel;
 use crate::message::{CallId, Hindrance, Message, Purpose, Role, SettleStep};
 use crate::parts::Ask;
+use crate::register::proposal::{self, Reply};
 use crate::ring::Owner;
 use crate::rule::Rule;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
@@ -70,6 +71,10 @@ pub(crate) enum Timer {
     Deadline(OpId),
     /// A read asks the replicas that it has not asked yet, a forwarded request another owner.
     Hedge(OpId),
+    /// A proposal begins again.
+    Again(OpId),
+    /// Owners that have not accepted a change are compared with the others.
+    Late,
     /// A replication is sent again.
     Retry(ReplicationId),
     /// A peer of which something was asked may be silent.
@@ -127,8 +132,27 @@ pub(crate) enum Task {
     Drop { epoch: Epoch },
     /// Take tombstones out that have settled.
     Collect,
+    /// Answer a proposer about a register.
+    Register { asker: Asker, question: proposal::Question },
     /// Delete a record that another copy, which has settled up to there, does not hold.
     Condemn { settled: Hlc, id: ExchangeId, round: CallId },
+}
+
+/// Who proposes in a register, by which entry of its partition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asker {
+    /// A peer.
+    Peer { peer: NodeId, call: CallId, epoch: Epoch },
+    /// This node.
+    Own { op: OpId, call: CallId, epoch: Epoch },
+}
+
+impl Asker {
+    pub(crate) fn epoch(self) -> Epoch {
+        match self {
+            Self::Peer { epoch, .. } | Self::Own { epoch, .. } => epoch,
+        }
+    }
 }
 
 /// Who is told that a record was merged.
@@ -155,6 +179,8 @@ pub(crate) enum AfterDurable {
     Send { to: NodeId, message: Message },
     /// Confirm what a peer replicated.
     Replicated { peer: NodeId, call: CallId, session: Option<u64>, partition: PartitionId },
+    /// Answer a proposer.
+    Register { asker: Asker, reply: Reply },
     /// Count this node's own copy of a write.
     Acked { op: OpId, epoch: Epoch },
     /// Give a request this node's own record.
@@ -238,6 +264,8 @@ pub(crate) enum Waiter {
     Forward(OpId),
     /// A read or an inspection.
     Read(OpId, Role),
+    /// A proposal.
+    Register(OpId),
     /// A scan.
     Slice(OpId),
     /// A replication.

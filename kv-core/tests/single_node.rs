@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, NodeConfig};
 use kv_core::error::Kind;
-use kv_core::message::{Attempt, Consistency, KeyRequest, Operation, Outcome, Request, Response, ScanRequest};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Operation, Outcome, Request, Response, ScanRequest, When};
 use kv_core::node::{Effect, Input, Node, Tag};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Layout, Member, first_layout};
 use kv_core::storage::{Committer, MemoryCommitter, MemoryReader, MemoryStore, Reader};
@@ -98,7 +98,10 @@ impl Shell {
 
     fn write(&mut self, key: &str, value: Option<&str>, context: Option<Bytes>, ttl: Option<Duration>) -> Outcome {
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-        self.key(key, Operation::Write { request: None, attempt: Attempt::Plain, value, context, ttl })
+        self.key(
+            key,
+            Operation::Write { request: None, attempt: Attempt::Plain, value, context, ttl, when: When::Always },
+        )
     }
 
     fn get(&mut self, key: &str) -> (Vec<String>, Bytes) {

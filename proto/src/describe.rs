@@ -309,6 +309,7 @@ impl From<&Keyspace> for v1::Keyspace {
                 };
                 Self { id, name, mode, r: r.into(), w: w.into(), strict, conflict: conflict.into() }
             }
+            Mode::Consistent => Self { id, name, mode: v1::KeyspaceMode::Consistent.into(), ..Self::default() },
         }
     }
 }
@@ -325,11 +326,7 @@ impl TryFrom<v1::Keyspace> for Keyspace {
                 strict: wire.strict,
                 conflict: conflict("keyspace.conflict", wire.conflict)?,
             }),
-            v1::KeyspaceMode::Consistent => {
-                return Err(RequestError::invalid(
-                    "keyspace.mode: is consistent, this release reads available keyspaces only; use the release of the nodes",
-                ));
-            }
+            v1::KeyspaceMode::Consistent => Mode::Consistent,
         };
         Ok(Self { id: KeyspaceId(wire.id), name: wire.name, mode })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request, ScanRequest};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request, ScanRequest, When};
 use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::RETIRED_MAX;
 
@@ -112,6 +112,7 @@ impl Edge<'_> {
             value: Some(copy(&wire.value)),
             context: self.context(wire.context.as_ref())?,
             ttl: wire.ttl_ms.map(ttl).transpose()?,
+            when: When::Always,
         };
         self.key_request(&wire.keyspace, &wire.key, (wire.level, wire.strict), wire.epoch, wire.timeout_ms, operation)
     }
@@ -127,6 +128,7 @@ impl Edge<'_> {
             value: None,
             context: self.context(wire.context.as_ref())?,
             ttl: None,
+            when: When::Always,
         };
         self.key_request(&wire.keyspace, &wire.key, (wire.level, wire.strict), wire.epoch, wire.timeout_ms, operation)
     }

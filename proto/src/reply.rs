@@ -180,6 +180,10 @@ impl From<ReplicaView> for v1::ReplicaView {
     fn from(view: ReplicaView) -> Self {
         let answer = match view.cell {
             Ok(Some(Cell::Available(record))) => v1::replica_view::Answer::Record(record.into()),
+            Ok(Some(Cell::Consistent(_))) => {
+                let error = RequestError::invalid("registers of consistent keyspaces are not shown");
+                v1::replica_view::Answer::Error(error.into())
+            }
             Ok(None) => v1::replica_view::Answer::Record(Record::default().into()),
             Err(error) => v1::replica_view::Answer::Error(error.into()),
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Attempt, Hello, KeyRequest, Level, Operation, Request};
+use kv_core::message::{Attempt, Hello, KeyRequest, Level, Operation, Request, When};
 use kv_core::types::{Epoch, Hlc, RequestId};
 use kv_proto::edge::{Edge, Keyspaces, cursor_after};
 use kv_proto::limits::SCAN_PAGE_KEYS_MAX;
@@ -66,6 +66,7 @@ fn a_full_put_arrives_whole() {
             value: Some(Bytes::from_static(b"v")),
             context: Some(Bytes::from_static(b"token")),
             ttl: Some(Duration::from_millis(1500)),
+            when: When::Always,
         }
     );
 }

@@ -157,7 +157,7 @@ impl World {
                 Ok(CoreResponse::Got { values: values_of(record), context, newest: record.latest() })
             }
             Operation::Write { .. } if refused => Err(RequestError::new(Kind::Corrupt, "this key is refused")),
-            Operation::Write { request, attempt, value, context, ttl } => {
+            Operation::Write { request, attempt, value, context, ttl, .. } => {
                 let token = match context {
                     None => None,
                     Some(context) => Some(

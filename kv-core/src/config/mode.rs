@@ -15,6 +15,8 @@ use crate::version::Conflict;
 pub enum Mode {
     /// It always answers, and reconciles later.
     Available(Available),
+    /// It is linearizable, key by key, and refuses rather than lie: a majority of the owners agrees on every answer.
+    Consistent,
 }
 
 /// The settings of an available keyspace.
@@ -36,6 +38,7 @@ impl Mode {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Available(_) => "available",
+            Self::Consistent => "consistent",
         }
     }
 
@@ -44,6 +47,7 @@ impl Mode {
     pub fn timestamps_decide(&self) -> bool {
         match self {
             Self::Available(settings) => settings.conflict == Conflict::Lww,
+            Self::Consistent => false,
         }
     }
 
@@ -52,6 +56,7 @@ impl Mode {
     pub fn owners_needed(&self, owners: usize) -> usize {
         match self {
             Self::Available(Available { r, w, .. }) => usize::from(*r.max(w)).clamp(1, owners.max(1)),
+            Self::Consistent => owners / 2 + 1,
         }
     }
 }
@@ -70,6 +75,7 @@ impl Keyspace {
     pub fn available(&self) -> Option<AvailableKeyspace> {
         match self.mode {
             Mode::Available(settings) => Some(AvailableKeyspace { id: self.id, settings }),
+            Mode::Consistent => None,
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Gives what has become possible, and what components have brought about, to those to whom it belongs.
 
 use super::{EventLoop, ctx};
+use crate::acceptor;
 use crate::apply;
 use crate::error::StorageError;
 use crate::exchange;
 use crate::kernel::Ready;
 use crate::message::{CallId, Message, Purpose, ReadReply, Refusal, SettleStep};
 use crate::parts::{Ask, LoopInput, Tell};
+use crate::register::proposal::Reply;
 use crate::replication::{self, Goal};
 use crate::requests::{Command, refusal_error};
 use crate::settled::Change;
@@ -15,7 +17,7 @@ use crate::slices::Requester;
 use crate::storage::{PartitionStats, Slice, Space, StorageKey, Stored};
 use crate::types::{Epoch, NodeId, PartitionId};
 use crate::version::Hlc;
-use crate::wiring::{AfterDurable, Applied, ReadFor, StatsFor, Task, Timer, Waiter};
+use crate::wiring::{AfterDurable, Applied, Asker, ReadFor, StatsFor, Task, Timer, Waiter};
 
 impl EventLoop {
     pub(super) fn handle(&mut self, input: LoopInput) {
@@ -55,6 +57,8 @@ impl EventLoop {
         match timer {
             Timer::Deadline(op) => self.requests.deadline_passed(ctx!(self), op),
             Timer::Hedge(op) => self.requests.hedge(ctx!(self), op),
+            Timer::Again(op) => self.requests.register_again(ctx!(self), op),
+            Timer::Late => self.requests.late_registers(ctx!(self)),
             Timer::Retry(replication) => self.replications.retry(ctx!(self), replication),
             Timer::Watch(node) => self.watch_peer(node),
             Timer::Handoff => self.handoff.pass(ctx!(self)),
@@ -87,6 +91,8 @@ impl EventLoop {
             } else if let Some(partition) = self.settling.next_partly_collected().or_else(|| self.kernel.take_uneven())
             {
                 self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
+            } else if let Some(key) = self.kernel.take_apart() {
+                self.requests.confirm_register(ctx!(self), &key);
             } else if let Some(own) = self.settling.next_own() {
                 let me = self.view.me();
                 self.settle_asked(me, (own.round, own.step, own.until), &own.partitions);
@@ -141,6 +147,7 @@ impl EventLoop {
                 let message = Message::ReadResult { call, result: Ok(held) };
                 self.kernel.after_key(key, AfterDurable::Send { to: peer, message });
             }
+            Task::Register { asker, question } => acceptor::answer(ctx!(self), key, stored, asker, question),
             Task::Apply { cell, applied } => {
                 if let Applied::Offered { serving } | Applied::Residue { serving, .. } = applied
                     && let Err(refusal) = self.serving.serves(&self.view, serving)
@@ -205,6 +212,7 @@ impl EventLoop {
             Task::Apply { applied: Applied::Offered { serving } | Applied::Residue { serving, .. }, .. } => {
                 self.serving.refuse(ctx!(self), serving, refusal);
             }
+            Task::Register { asker, .. } => self.register_answer(asker, Err(refusal)),
             Task::Fetch { serving } => self.serving.fetched(ctx!(self), serving, key, None),
             Task::Sweep => self.sweeper.refused(ctx!(self), key.partition()),
             Task::Collect => self.settling.collect_refused(ctx!(self), key),
@@ -215,6 +223,14 @@ impl EventLoop {
             | Task::RemoveHint { .. }
             | Task::UnmarkUnchanged { .. }
             | Task::Unmark => {}
+        }
+    }
+
+    /// This node's replica has answered a proposer.
+    fn register_answer(&mut self, asker: Asker, result: Result<Reply, Refusal>) {
+        if let Some((op, call, result)) = acceptor::answered(ctx!(self), asker, result) {
+            let me = self.view.me();
+            self.requests.register_answered(ctx!(self), op, me, call, result.map_err(Some));
         }
     }
 
@@ -231,6 +247,7 @@ impl EventLoop {
                     self.comparisons.add_partition(ctx!(self), &mut self.exchanges, partition);
                 }
             }
+            AfterDurable::Register { asker, reply } => self.register_answer(asker, Ok(reply)),
             AfterDurable::Acked { op, epoch } => self.requests.write_durable(ctx!(self), op, epoch),
             AfterDurable::ReadForOp { op, role, cell } => {
                 let me = self.view.me();
@@ -379,7 +396,9 @@ impl EventLoop {
     /// Whether a request or a replication waits for an answer. Exchanges have time.
     pub(super) fn waits(&self, waiter: Waiter) -> bool {
         match waiter {
-            Waiter::Forward(op) | Waiter::Read(op, _) | Waiter::Slice(op) => self.requests.is_open(op),
+            Waiter::Forward(op) | Waiter::Read(op, _) | Waiter::Register(op) | Waiter::Slice(op) => {
+                self.requests.is_open(op)
+            }
             Waiter::Replicate(replication) => self.replications.is_open(replication),
             Waiter::Exchange(_) => false,
         }

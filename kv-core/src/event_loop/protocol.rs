@@ -1,6 +1,7 @@
 //! The messages of peers: each is given to the component that answers it, or that has asked for it.
 
 use super::{EventLoop, ctx};
+use crate::acceptor;
 use crate::apply;
 use crate::message::Message;
 use crate::slices::Requester;
@@ -32,6 +33,9 @@ impl EventLoop {
             Message::Read { call, epoch, role, keyspace, key, digest } => {
                 apply::replica_read(ctx!(self), from, call, epoch, role, keyspace, &key, digest);
             }
+            Message::Register { call, epoch, keyspace, key, question } => {
+                acceptor::asked(ctx!(self), (from, call, epoch), keyspace, &key, question);
+            }
             Message::Slice { call, slice } => {
                 self.slices.serve(ctx!(self), Requester::Peer { node: from, call }, slice);
             }
@@ -48,6 +52,7 @@ impl EventLoop {
             Message::Forwarded { .. }
             | Message::Replicated { .. }
             | Message::ReadResult { .. }
+            | Message::RegisterAnswer { .. }
             | Message::SliceResult { .. }
             | Message::ExchangeResult { .. } => self.answer(from, message),
         }
@@ -88,6 +93,11 @@ impl EventLoop {
                         Ok(held) => self.requests.read_answered(ctx!(self), op, from, role, held),
                         Err(refusal) => self.requests.read_failed(ctx!(self), op, from, role, Some(refusal)),
                     }
+                }
+            }
+            Message::RegisterAnswer { call, result, .. } => {
+                if let Some(Waiter::Register(op)) = self.kernel.answered(from, call) {
+                    self.requests.register_answered(ctx!(self), op, from, call, result.map_err(Some));
                 }
             }
             Message::SliceResult { call, result } => match (self.kernel.answered(from, call), result) {

@@ -45,6 +45,7 @@ impl EventLoop {
             match waiter {
                 Waiter::Forward(op) => self.requests.forward_failed(ctx!(self), op, node, None),
                 Waiter::Read(op, role) => self.requests.read_failed(ctx!(self), op, node, role, None),
+                Waiter::Register(op) => self.requests.register_answered(ctx!(self), op, node, call, Err(None)),
                 Waiter::Slice(op) => self.requests.scan_failed(ctx!(self), op, node, None),
                 Waiter::Replicate(replication) => self.replications.failed(ctx!(self), replication, node, call),
                 Waiter::Exchange(exchange) => self.exchanges.lost(ctx!(self), exchange),
@@ -77,6 +78,8 @@ impl EventLoop {
                 Waiter::Forward(op) => self.requests.forward_stalled(ctx!(self), op),
                 Waiter::Read(op, _) => self.requests.read_stalled(ctx!(self), op, node),
                 Waiter::Slice(op) => self.requests.scan_stalled(ctx!(self), op, node),
+                // A majority does without it, or waits.
+                Waiter::Register(op) => self.requests.register_stalled(ctx!(self), op, node),
                 // No fallback is asked in its place (rule A9). What those hold that were asked for others counts now, below.
                 Waiter::Replicate(_) | Waiter::Exchange(_) => {}
             }

@@ -583,7 +583,10 @@ impl Exchanges {
         let last = slice.more.then(|| slice.entries.last().map(|entry| position(&entry.0))).flatten();
         let mut own = Vec::new();
         let mut damaged = false;
-        let kept = |key: &StorageKey| !ctx.view.is_dropped(key.keyspace());
+        // What a former owner holds of registers its successors have, or never needed: it is not merged (rule E3).
+        let merged =
+            |key: &StorageKey| exchange.purpose != Purpose::HandOver || ctx.view.available(key.keyspace()).is_some();
+        let kept = |key: &StorageKey| !ctx.view.is_dropped(key.keyspace()) && merged(key);
         let entries: Vec<&(StorageKey, bytes::Bytes)> =
             slice.entries.iter().filter(|entry| leaves.contains(&entry.0) && kept(&entry.0)).collect();
         for (key, bytes) in entries {

@@ -118,6 +118,8 @@ pub(crate) struct Kernel<W: Wiring> {
     unsettled: BTreeMap<PartitionId, Unsettled>,
     /// Partitions in which this node alone has written something, so that their owners are to be compared.
     uneven: BTreeSet<PartitionId>,
+    /// Registers of which replicas are to be brought together.
+    apart: BTreeSet<StorageKey>,
     /// Instances of actors that were drawn (rule A1).
     actors_drawn: u64,
     aside: Aside,
@@ -159,6 +161,7 @@ impl<W: Wiring> Kernel<W> {
             expiries: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             uneven: BTreeSet::new(),
+            apart: BTreeSet::new(),
             actors_drawn: 0,
             aside: Aside::default(),
             queue: VecDeque::new(),
@@ -270,6 +273,11 @@ impl<W: Wiring> Kernel<W> {
         self.ids_made
     }
 
+    /// A number that differs from one to the next, and from node to node: for pauses, not for names.
+    pub(crate) fn draw(&mut self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64_with_seed(&self.next_id().to_le_bytes(), u64::from(self.nonce))
+    }
+
     /// A call id that no incarnation of this node has used. A peer may hold back its answer, for a slow disk, until the
     /// node has restarted and talks to it again: the answer must not be taken for one to a later question.
     pub(crate) fn next_call(&mut self) -> CallId {
@@ -326,6 +334,16 @@ impl<W: Wiring> Kernel<W> {
     /// This node alone has written something in a partition.
     pub(crate) fn note_uneven(&mut self, partition: PartitionId) {
         self.uneven.insert(partition);
+    }
+
+    /// This replica of a register cannot take what another one has accepted: a round is to bring them together.
+    pub(crate) fn note_apart(&mut self, key: &StorageKey) {
+        self.apart.insert(key.clone());
+    }
+
+    /// The next register of which replicas are to be brought together.
+    pub(crate) fn take_apart(&mut self) -> Option<StorageKey> {
+        self.apart.pop_first()
     }
 
     /// The next partition whose owners are to be compared.

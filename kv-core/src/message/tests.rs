@@ -67,6 +67,7 @@ fn any_request() -> impl Strategy<Value = Request> {
                 value,
                 context,
                 ttl: ttl.map(Duration::from_micros),
+                when: [When::Always, When::Absent, When::Unchanged][usize::from(sequence.to_le_bytes()[1]) % 3],
             }),
     ];
     prop_oneof![

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{KeyRequest, Keyed, Message, Operation, ReadReply, Request, SliceAnswer};
 use crate::cell::Cell;
 pub(crate) use crate::cell::OVERHEAD;
+use crate::register::proposal::Question;
 
 /// Bytes that count for a client's request.
 pub(crate) fn of_request(request: &Request) -> usize {
@@ -49,6 +50,9 @@ pub(crate) fn of_message(message: &Message) -> usize {
     match message {
         Message::Forward { request, .. } => of_request(request),
         Message::Replicate { key, cell, .. } => key.len() + cell.bytes_in_flight(),
+        Message::Register { key, question: Question::Accept { state, .. }, .. } => {
+            2 * OVERHEAD + key.len() + state.value.as_ref().map_or(0, Bytes::len)
+        }
         _ => 0,
     }
 }

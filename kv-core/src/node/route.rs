@@ -117,11 +117,14 @@ impl Node {
             Message::Forward { request: Request::Key(key), .. } => self.loop_of_key(&key.key),
             // Others than keys are not coordinated for peers, which any loop says.
             Message::Forward { .. } => 0,
-            Message::Replicate { key, .. } | Message::Read { key, .. } => self.loop_of_key(key),
+            Message::Replicate { key, .. } | Message::Read { key, .. } | Message::Register { key, .. } => {
+                self.loop_of_key(key)
+            }
             Message::Exchange { partition, .. } => self.loop_of_partition(*partition),
             Message::Forwarded { call, .. }
             | Message::Replicated { call, .. }
             | Message::ReadResult { call, .. }
+            | Message::RegisterAnswer { call, .. }
             | Message::SliceResult { call, .. }
             | Message::ExchangeResult { call, .. } => Place::of_call(*call, self.loop_count()),
             Message::Slice { slice, .. } => {

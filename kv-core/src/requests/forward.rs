@@ -1,6 +1,7 @@
 //! Requests for partitions that this node cannot coordinate go, whole, to an owner.
 
 use super::{Op, OpState, Origin, Requests, once};
+use crate::config::Mode;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{Attempt, KeyRequest, Message, Operation, Outcome, Refusal, Request, Response, Role, weight};
@@ -143,6 +144,9 @@ impl Requests {
         role: Role,
         deadline: Monotonic,
     ) {
+        if ctx.view.mode(request.keyspace) == Some(&Mode::Consistent) {
+            return self.start_register(ctx, origin, request, deadline);
+        }
         match request.operation {
             Operation::Get => self.start_get(ctx, origin, &request, deadline),
             Operation::Write { .. } => self.start_write(ctx, origin, request, role, deadline),
@@ -201,6 +205,10 @@ impl Requests {
     /// Who gets a request next: nobody without room for it and, while somebody has it, nobody who has stalled.
     fn next_coordinator(&self, ctx: &Ctx<'_>, partition: PartitionId, forward: &ForwardOp) -> Option<NodeId> {
         if !forward.waiting.is_empty() && !ctx.view.keep(Rule::HedgeForwards) {
+            return None;
+        }
+        if forward.may_take_effect() && ctx.view.mode(forward.keyspace()) == Some(&Mode::Consistent) {
+            // A register remembers the last request only: a second attempt could take effect once more (rule C5).
             return None;
         }
         let bytes = weight::of_key_request(&forward.request);

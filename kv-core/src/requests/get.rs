@@ -330,7 +330,7 @@ impl Requests {
             return;
         }
         let empty = Record::default();
-        let record = merged.as_ref().map_or(&empty, |Cell::Available(record)| record);
+        let record = merged.as_ref().and_then(Cell::record).unwrap_or(&empty);
         // Fallbacks that hold nothing know nothing: without an owner's word a key is not called absent.
         if record.siblings.is_empty() && !owner_answered {
             let error = RequestError::unavailable(format!(

@@ -5,6 +5,7 @@ mod get;
 mod in_flight;
 mod inspect;
 mod once;
+mod register;
 mod scan;
 mod write;
 
@@ -14,12 +15,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cell::Cell;
+use crate::config::{Keyspace, Mode};
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
 use crate::message::{
-    CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, ScanRequest, SliceQuery, weight,
+    CallId, KeyRequest, Message, Operation, Outcome, ReadReply, Refusal, Request, Role, ScanRequest, SliceQuery, When,
+    weight,
 };
 use crate::parts::Ask;
+use crate::register::token;
 use crate::replication::{Goal, Target};
 use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
@@ -31,6 +35,7 @@ use forward::HedgeBudget;
 use get::GetOp;
 use in_flight::InFlight;
 use inspect::InspectOp;
+use register::{RegisterOp, Registers};
 use scan::ScanOp;
 use write::WriteOp;
 
@@ -39,6 +44,7 @@ use write::WriteOp;
 pub(crate) struct Requests {
     ops: InFlight,
     hedges: HedgeBudget,
+    registers: Registers,
     commands: VecDeque<Command>,
 }
 
@@ -78,6 +84,8 @@ enum Origin {
     Part(Tag),
     /// Nobody: the node replaces a record of its own that it cannot read.
     Restore(StorageKey),
+    /// Nobody: the node brings replicas together.
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -85,6 +93,7 @@ enum OpState {
     Forward(forward::ForwardOp),
     Get(GetOp),
     Write(WriteOp),
+    Register(Box<RegisterOp>),
     Scan(ScanOp),
     Inspect(InspectOp),
 }
@@ -101,6 +110,7 @@ impl Op {
             OpState::Forward(forward) => forward.keyspace(),
             OpState::Get(get) => get.key.keyspace(),
             OpState::Write(write) => write.key().keyspace(),
+            OpState::Register(register) => register.key().keyspace(),
             OpState::Scan(scan) => scan.keyspace(),
             OpState::Inspect(inspect) => inspect.keyspace,
         }
@@ -110,6 +120,7 @@ impl Op {
     fn may_take_effect(&self) -> bool {
         match &self.state {
             OpState::Write(write) => write.is_started(),
+            OpState::Register(register) => register.may_take_effect(),
             OpState::Forward(forward) => forward.may_take_effect(),
             OpState::Get(_) | OpState::Scan(_) | OpState::Inspect(_) => false,
         }
@@ -306,6 +317,9 @@ impl Requests {
                 format!("there is no keyspace {keyspace}; `keyspace ls` lists those that exist"),
             ));
         }
+        if let (Request::Scan(_), Some(Mode::Consistent)) = (request, ctx.view.mode(keyspace)) {
+            return Err(RequestError::invalid("this release scans available keyspaces only; get the keys one by one"));
+        }
         if let Some(key) = key {
             self.check_key(ctx, key)?;
         }
@@ -340,7 +354,7 @@ impl Requests {
         key: &[u8],
         operation: &Operation,
     ) -> Result<(), RequestError> {
-        let Operation::Write { value, context, ttl, .. } = operation else { return Ok(()) };
+        let Operation::Write { value, context, ttl, when, .. } = operation else { return Ok(()) };
         let limit = ctx.view.cluster.value_bytes_max;
         if let Some(value) = value
             && value.len() > limit
@@ -355,9 +369,25 @@ impl Requests {
                 "the time to live is zero; leave it out to keep the key, or delete the key",
             ));
         }
-        if let Some(context) = context {
-            crate::version::ContextToken::decode(context, keyspace, key)
-                .map_err(|error| RequestError::invalid(error.to_string()))?;
+        match (ctx.view.keyspace(keyspace), context, when) {
+            (Some(Keyspace { mode: Mode::Consistent, .. }), Some(context), When::Unchanged) => {
+                token::decode(context, keyspace, key).map_err(|error| RequestError::invalid(error.to_string()))?;
+            }
+            (Some(Keyspace { mode: Mode::Consistent, name, .. }), Some(_), _) => {
+                return Err(RequestError::invalid(format!(
+                    "keyspace {name} is consistent: there a context is a condition; ask for the write if nothing has changed"
+                )));
+            }
+            (Some(Keyspace { mode: Mode::Available(_), name, .. }), _, When::Absent | When::Unchanged) => {
+                return Err(RequestError::invalid(format!(
+                    "keyspace {name} is available: two nodes could both find a condition true; conditions need a consistent keyspace"
+                )));
+            }
+            (_, Some(context), _) => {
+                crate::version::ContextToken::decode(context, keyspace, key)
+                    .map_err(|error| RequestError::invalid(error.to_string()))?;
+            }
+            (_, None, _) => {}
         }
         Ok(())
     }
@@ -369,6 +399,7 @@ impl Requests {
         let bytes = match &state {
             OpState::Forward(forward) => weight::of_key_request(forward.request()),
             OpState::Write(write) => weight::of_key_request(write.request()),
+            OpState::Register(register) => weight::of_key_request(register.request()),
             OpState::Get(_) | OpState::Scan(_) | OpState::Inspect(_) => 0,
         };
         self.ops.insert(op, Op { origin, deadline, timer, bytes, answer_bytes: 0, state });
@@ -388,6 +419,10 @@ impl Requests {
                 }
                 forward.hedge
             }
+            OpState::Register(register) => {
+                self.answer(ctx, origin, outcome);
+                return self.end_register(ctx, op, *register);
+            }
             OpState::Write(_) | OpState::Scan(_) | OpState::Inspect(_) => None,
         };
         if let Some(hedge) = hedge {
@@ -401,7 +436,7 @@ impl Requests {
             Origin::Client(tag) => ctx.kernel.effect(Effect::Reply { tag, outcome }),
             Origin::Part(tag) => ctx.kernel.say(Ask::Page { tag, outcome }),
             Origin::Peer { node, call } => ctx.kernel.send(node, Message::Forwarded { call, outcome: Ok(outcome) }),
-            Origin::Restore(_) => {}
+            Origin::Restore(_) | Origin::Nobody => {}
         }
     }
 
@@ -435,6 +470,8 @@ impl Requests {
             match state {
                 OpState::Get(get) if changed(get.key.partition()) => self.restart_get(ctx, op),
                 OpState::Scan(_) => self.restart_scan(ctx, op),
+                // What was asked by the entry before is refused, or counts for nothing.
+                OpState::Register(register) if changed(register.key().partition()) => self.register_again(ctx, op),
                 // Other owners may be enough now.
                 OpState::Write(write) if changed(write.key().partition()) => {
                     self.write_evaluate(ctx, op);
@@ -526,6 +563,7 @@ impl Op {
             OpState::Forward(forward) => forward.progress(),
             OpState::Get(get) => get.progress(entry(&get.key)),
             OpState::Write(write) => write.progress(entry(write.key())),
+            OpState::Register(register) => register.progress(),
             OpState::Scan(_) => "some replicas did not answer the scan".to_owned(),
             OpState::Inspect(_) => "some replicas did not answer".to_owned(),
         }
@@ -551,7 +589,10 @@ fn as_keyspace_says(ctx: &Ctx<'_>, request: &mut Request) {
         // It shows what each replica holds.
         Request::Inspect { .. } => return,
     };
-    if let Some(keyspace) = ctx.view.available(keyspace) {
-        consistency.strict |= keyspace.settings().strict;
+    match ctx.view.mode(keyspace) {
+        Some(Mode::Available(settings)) => consistency.strict |= settings.strict,
+        // Nobody stands in for an owner.
+        Some(Mode::Consistent) => consistency.strict = true,
+        None => {}
     }
 }

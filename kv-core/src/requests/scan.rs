@@ -223,7 +223,7 @@ impl Requests {
         let mut entries = Vec::new();
         let mut next = bound;
         for (key, cell) in cells {
-            let Some(Cell::Available(record)) = cell else { continue };
+            let Some(record) = cell.as_ref().and_then(Cell::record) else { continue };
             let live = record.live(ctx.kernel.now.wall);
             if live.is_empty() {
                 continue;
@@ -233,7 +233,7 @@ impl Requests {
                 break;
             }
             let values = live.into_iter().map(|version| value_of(version, request.keys_only)).collect();
-            let context = ContextToken::of(&record).encode(request.keyspace, &key);
+            let context = ContextToken::of(record).encode(request.keyspace, &key);
             entries.push(ScanEntry { key, values, context });
         }
         Response::Page { entries, next }

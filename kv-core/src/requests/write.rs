@@ -147,7 +147,9 @@ impl Requests {
             return self.withdraw_write(ctx, op);
         }
         let request = write.request.clone();
-        let Operation::Write { request: Some(id), attempt, value, context, ttl } = &request.operation else { return };
+        let Operation::Write { request: Some(id), attempt, value, context, ttl, .. } = &request.operation else {
+            return;
+        };
         let Some(keyspace) = ctx.view.available(request.keyspace) else {
             return self.finish(ctx, op, Err(ctx.view.dropped_error(request.keyspace)));
         };
@@ -159,7 +161,7 @@ impl Requests {
             },
             None => None,
         };
-        let before = stored.map(|Stored { cell: Cell::Available(record), .. }| record);
+        let before = stored.and_then(|stored| stored.cell.record());
         let asked = Asked { request: *id, attempt: *attempt, token: token.as_ref() };
         let verdict = match once::judge(ctx, asked, conflict, before) {
             Ok(verdict) => verdict,
@@ -186,9 +188,8 @@ impl Requests {
                 ctx.kernel.retired_forgotten += forgotten as u64;
                 let mut cell = Cell::from(record);
                 ctx.age_out(key.partition(), &mut cell);
-                let Cell::Available(record) = &cell;
-                let token = ContextToken::after_write(record, token.unwrap_or_default(), id, written);
-                let record = record.clone();
+                let record = cell.record().cloned().unwrap_or_default();
+                let token = ContextToken::after_write(&record, token.unwrap_or_default(), id, written);
                 ctx.kernel.put(key, Some(Stored { own: Some(actor), cell }));
                 (record, Some(dot), token)
             }

@@ -2,9 +2,9 @@
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 1 | the kind of the cell and the format of that kind: `FORMAT_AVAILABLE` |
+//! | 1 | the kind of the cell and the format of that kind: `FORMAT_AVAILABLE`, `FORMAT_CONSISTENT` |
 //! | 4 | the low half of XXH3 (64 bits, seeded with the format) over all bytes behind it, little-endian |
-//! | rest | of an available record: context, own actor, retired requests, number of siblings, siblings, each in postcard |
+//! | rest | of an available record: context, own actor, retired requests, number of siblings, siblings, each in postcard; of a register of a consistent keyspace: the register in postcard |
 //!
 //! A version is written at the stamp of its request or soon after it, so what is stored of the timestamp is the difference.
 //! An actor takes up to thirty bytes and stands in the context anyway, so siblings and the own actor name it by its
@@ -21,11 +21,15 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::{Footprint, StorageKey};
 use crate::cell::Cell;
 use crate::error::StorageError;
+use crate::register::Register;
 use crate::types::{RequestId, WallTime};
 use crate::version::{Actor, Context, Dot, Hlc, Record, Retired, Version};
 
 /// The format of available records: the one that this build writes, and the only one that it reads.
 pub const FORMAT_AVAILABLE: u8 = 2;
+
+/// The format of registers, likewise.
+pub const FORMAT_CONSISTENT: u8 = 65;
 
 /// Format byte and checksum.
 const HEADER: usize = 1 + 4;
@@ -33,6 +37,9 @@ const HEADER: usize = 1 + 4;
 /// The most bytes of an actor with its counter, and of a sibling without its value (varints at full length).
 const ACTOR_BYTES_MAX: usize = 40;
 const SIBLING_BYTES_MAX: usize = 72;
+
+/// The most bytes of a register without its value: three ballots, a request and two times.
+const REGISTER_BYTES_MAX: usize = 180;
 
 /// What retired requests take: their length and a few clients, and an id of one of these. If they take more, the vector grows.
 const RETIRED_BYTES_MIN: usize = 3;
@@ -59,8 +66,8 @@ pub enum StoredError {
     },
     /// Another build wrote it, or it is of a kind that this build does not know.
     #[error(
-        "it has record format {found}, this build reads format {FORMAT_AVAILABLE} (of available keyspaces); read it with the \
-         build that wrote it"
+        "it has record format {found}, this build reads formats {FORMAT_AVAILABLE} (of available keyspaces) and {FORMAT_CONSISTENT} (of \
+         consistent ones); read it with the build that wrote it"
     )]
     Format {
         /// The format byte found.
@@ -123,6 +130,7 @@ impl Stored {
         debug_assert!(self.cell.is_valid(), "only valid cells are stored: {:?}", self.cell);
         match &self.cell {
             Cell::Available(record) => encode_record(self.own, record),
+            Cell::Consistent(register) => encode_register(register),
         }
     }
 
@@ -132,6 +140,10 @@ impl Stored {
         let mut out = postcard::Serializer { output: Count(HEADER) };
         match cell {
             Cell::Available(record) => write(&mut out, None, record),
+            Cell::Consistent(register) => {
+                let written = register.serialize(&mut out);
+                debug_assert!(written.is_ok(), "{written:?}");
+            }
         }
         out.output.0
     }
@@ -146,14 +158,14 @@ impl Stored {
             return Err(StoredError::TooShort { found: bytes.len() });
         };
         let [format, check @ ..] = *header;
-        if format != FORMAT_AVAILABLE {
+        if !matches!(format, FORMAT_AVAILABLE | FORMAT_CONSISTENT) {
             return Err(StoredError::Format { found: format });
         }
         let (found, computed) = (u32::from_le_bytes(check), checksum(format, payload));
         if found != computed {
             return Err(StoredError::Checksum { found, computed });
         }
-        decode_record(payload)
+        if format == FORMAT_CONSISTENT { decode_register(payload) } else { decode_record(payload) }
     }
 
     /// What the cell adds to the statistics at `key`, with the length of its encoding.
@@ -175,8 +187,33 @@ fn encode_record(own: Option<Actor>, record: &Record) -> Bytes {
     bytes.extend_from_slice(&[FORMAT_AVAILABLE, 0, 0, 0, 0]);
     let mut out = postcard::Serializer { output: Output(bytes) };
     write(&mut out, own, record);
-    let mut bytes = out.output.0;
-    let check = checksum(FORMAT_AVAILABLE, &bytes[HEADER..]).to_le_bytes();
+    sealed(FORMAT_AVAILABLE, out.output.0)
+}
+
+fn encode_register(register: &Register) -> Bytes {
+    let mut bytes = Vec::with_capacity(HEADER + REGISTER_BYTES_MAX + register.value().map_or(0, Bytes::len));
+    bytes.extend_from_slice(&[FORMAT_CONSISTENT, 0, 0, 0, 0]);
+    let mut out = postcard::Serializer { output: Output(bytes) };
+    let written = register.serialize(&mut out);
+    debug_assert!(written.is_ok(), "{written:?}");
+    sealed(FORMAT_CONSISTENT, out.output.0)
+}
+
+fn decode_register(payload: &[u8]) -> Result<Stored, StoredError> {
+    let mut rest = payload;
+    let register: Register = take(&mut rest)?;
+    if !rest.is_empty() {
+        return Err(StoredError::Payload { reason: "bytes follow the register" });
+    }
+    if !register.is_valid() {
+        return Err(StoredError::Payload { reason: "it has accepted what it has not promised" });
+    }
+    Ok(Stored { own: None, cell: Cell::Consistent(register) })
+}
+
+/// Puts the checksum where it belongs.
+fn sealed(format: u8, mut bytes: Vec<u8>) -> Bytes {
+    let check = checksum(format, &bytes[HEADER..]).to_le_bytes();
     bytes[1..HEADER].copy_from_slice(&check);
     Bytes::from(bytes)
 }

@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 pub(crate) use aside::ASIDE_BYTES_MAX;
 pub use aside::{ASIDE, SetAside};
-pub use codec::{FORMAT_AVAILABLE, Stored, StoredError};
+pub use codec::{FORMAT_AVAILABLE, FORMAT_CONSISTENT, Stored, StoredError};
 pub use disk::{DiskCommitter, DiskConfig, DiskMetrics, DiskReader, DiskStore, OpenIds, StoreLock};
 pub use hot::{Hot, HotStats, HotTier};
 pub use key::{Space, StorageKey};

@@ -106,6 +106,9 @@ impl World {
         self.settle();
         self.judge(converged::replicas_are_equal);
         self.judge(renewed::old_copies_are_merged);
+        self.judge_registers();
+        self.settle();
+        self.judge(Self::registers_are_equal);
     }
 
     fn judge(&mut self, check: impl Fn(&Self) -> Result<(), String>) {
@@ -250,7 +253,8 @@ impl World {
 
     /// Scans every keyspace, page by page, and compares with what the gets have found.
     fn scan_everything(&mut self) {
-        for keyspace in self.keyspaces.clone() {
+        let available = self.keyspaces.iter().filter(|keyspace| keyspace.available().is_some());
+        for keyspace in available.cloned().collect::<Vec<_>>() {
             self.audit.scanned.clear();
             self.audit.next = None;
             loop {

@@ -337,7 +337,8 @@ impl World {
 
     /// A keyspace is dropped. Clients go on writing to it for a while.
     pub(crate) fn drop_keyspace(&mut self) {
-        let candidates: Vec<KeyspaceId> = self.keyspaces.iter().map(|it| it.id).filter(|id| id.0 > 0).collect();
+        let may = |keyspace: &&Keyspace| keyspace.id.0 > 0 && keyspace.available().is_some();
+        let candidates: Vec<KeyspaceId> = self.keyspaces.iter().filter(may).map(|it| it.id).collect();
         if candidates.is_empty() {
             return;
         }

@@ -302,6 +302,16 @@ impl Disk {
         decode(self.durable.get(key))
     }
 
+    /// The cell that is visible at `key`, of whatever mode.
+    pub(crate) fn visible_cell(&self, key: &StorageKey) -> Option<Cell> {
+        self.visible.get(key).and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.cell)
+    }
+
+    /// The cell that is durable at `key`, of whatever mode.
+    pub(crate) fn durable_cell(&self, key: &StorageKey) -> Option<Cell> {
+        self.durable.get(key).and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.cell)
+    }
+
     /// Whether some durable record at `key`, on this disk or on one that it replaces, satisfies `check`.
     pub(crate) fn ever_held(&self, key: &StorageKey, check: impl Fn(&Record) -> bool) -> bool {
         let images = std::iter::once(&self.durable).chain(&self.lost);
@@ -323,7 +333,7 @@ impl Disk {
 
 fn decode(encoded: Option<Bytes>) -> Option<Record> {
     // A record that does not decode is not held; the simulator damages none.
-    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).map(|Stored { cell: Cell::Available(record), .. }| record)
+    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).and_then(|stored| stored.cell.record().cloned())
 }
 
 fn count_anew(image: &Arc<MemoryImage>) -> Stats {

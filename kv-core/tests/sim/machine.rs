@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kv_core::boots::Boots;
-use kv_core::cell::Cell;
 use kv_core::config::NodeConfig;
 use kv_core::error::StorageError;
 use kv_core::event::Event as NodeEvent;
@@ -330,11 +329,17 @@ impl World {
                 Space::Hint => self.report.add(Count::Hints, 1),
                 Space::Owned => {}
             }
+            if Some(key.keyspace()) == self.registers.keyspace() {
+                check::registers::never_fall(self, index, key, value)?;
+                continue;
+            }
             let Some(id) = self.history.key_named(key.keyspace(), &key.key_bytes()) else {
                 return Err(format!("{} stores {key}, which nobody wrote", node_id(index)));
             };
-            let Stored { cell: Cell::Available(record), .. } =
-                Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+            let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+            let Some(record) = stored.cell.record().cloned() else {
+                return Err(format!("{} stores a register at {key}", node_id(index)));
+            };
             let (incarnation, before) = (machine.incarnation, machine.disk.visible_record(key));
             let is_new = |before: &Record| !record.context.dominates(&before.context);
             if key.space() == Space::Owned && before.as_ref().is_some_and(is_new) {

@@ -23,6 +23,7 @@ mod machine;
 mod mutations;
 mod nemesis;
 mod network;
+mod registers;
 mod repeats;
 mod report;
 mod rules;

@@ -50,7 +50,7 @@ fn acknowledging_before_the_sync_is_caught() {
 
 #[test]
 fn an_actor_used_again_after_a_crash_is_caught() {
-    check(Mutation::Core(Rule::FreshActorAfterBoot), &["A1"]);
+    check(Mutation::Core(Rule::FreshActorAfterBoot), &["A1", "invariant 4"]);
     check_consequences(Mutation::Core(Rule::FreshActorAfterBoot), &["invariant", "strict", "A6"]);
 }
 
@@ -124,6 +124,7 @@ fn sending_a_delta_is_caught() {
 fn skipping_read_repair_is_caught() {
     let left_to_reads = |settings: &mut Settings| {
         settings.left_to_reads = true;
+        settings.keyspaces.retain(|keyspace| keyspace.available().is_some());
         settings.node.repair_every = Duration::ZERO;
         settings.node.settle_every = Duration::ZERO;
     };

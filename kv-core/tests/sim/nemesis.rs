@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::boots::Boots;
-use kv_core::message::{Attempt, CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request};
+use kv_core::message::{Attempt, CallId, Consistency, Hello, KeyRequest, Level, Message, Operation, Request, When};
 use kv_core::ring::Layout;
 use kv_core::types::{Epoch, Hlc, Incarnation, Point, RequestId, StoreId};
 use kv_core::version::Record;
@@ -561,6 +561,7 @@ impl World {
                 value: Some(Bytes::from_static(b"made up")),
                 context: None,
                 ttl: None,
+                when: When::Always,
             },
         };
         let (call, deadline) = (CallId(aside.any()), Duration::from_millis(500));
@@ -600,6 +601,7 @@ impl World {
             && !self.under_way.values().any(late)
             && self.unsynced.is_empty()
             && self.history.key_ids().all(|key| self.is_safe_without(machine, key))
+            && self.registers_are_safe_without(machine)
     }
 
     fn is_safe_without(&self, machine: usize, key: KeyId) -> bool {

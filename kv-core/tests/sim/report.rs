@@ -54,6 +54,12 @@ counts! {
     Wipes => "wipes",
     /// Starts that failed before the node served.
     FailedStarts => "failed starts",
+    /// Operations on registers, by their ends.
+    RegisterGets => "gets of registers",
+    RegisterWrites => "writes of registers",
+    RegisterConditions => "conditions that did not hold",
+    RegisterRefusals => "operations on registers refused",
+    RegisterUnknown => "operations on registers of unknown outcome",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
     /// Roll-backs to a copy that was taken in the boot that ran then.

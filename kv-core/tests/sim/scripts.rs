@@ -2,7 +2,7 @@
 
 use kv_core::config::Mode;
 use kv_core::error::Kind;
-use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request};
+use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request, When};
 use kv_core::rule::Rule;
 use kv_core::storage::Space;
 use kv_core::topology::Change;
@@ -45,8 +45,9 @@ pub(crate) fn calm(settings: &mut Settings, nodes: usize, copies: u8) {
     settings.network.loss = 0;
     settings.operations = 0;
     settings.lags = 0;
+    settings.keyspaces.retain(|keyspace| keyspace.available().is_some());
     for keyspace in &mut settings.keyspaces {
-        let Mode::Available(available) = &mut keyspace.mode;
+        let Mode::Available(available) = &mut keyspace.mode else { continue };
         available.strict = false;
     }
     settings.node = kv_core::config::NodeConfig {
@@ -442,7 +443,14 @@ fn ask_a_strict_keyspace(world: &mut World) {
     world.wait_until_noticed();
     let epoch = world.entry(name.partition).changed;
     let value = Some(world.history.next_value(key.0));
-    let write = Operation::Write { request: None, attempt: Attempt::First, value, context: None, ttl: None };
+    let write = Operation::Write {
+        request: None,
+        attempt: Attempt::First,
+        value,
+        context: None,
+        ttl: None,
+        when: When::Always,
+    };
     let ask = |operation: Operation| {
         let (keyspace, key) = (name.keyspace, name.bytes.clone());
         let request = Request::Key(KeyRequest { keyspace, key, epoch, consistency: SLOPPY, operation });
@@ -459,7 +467,7 @@ fn in_a_strict_keyspace_only_owners_count() {
         calm(settings, 5, 3);
         settings.clients = 0;
         for keyspace in &mut settings.keyspaces {
-            let Mode::Available(available) = &mut keyspace.mode;
+            let Mode::Available(available) = &mut keyspace.mode else { continue };
             available.strict = keyspace.name == "latest";
         }
     };

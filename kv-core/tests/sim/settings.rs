@@ -310,5 +310,11 @@ fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
         name: name.to_owned(),
         mode: Mode::Available(Available { r, w, strict, conflict }),
     };
-    vec![Keyspace::initial(), other(1, "latest", (2, 2), Conflict::Lww), other(2, "other", quorums, Conflict::Siblings)]
+    let registers = Keyspace { id: KeyspaceId(3), name: "registers".to_owned(), mode: Mode::Consistent };
+    vec![
+        Keyspace::initial(),
+        other(1, "latest", (2, 2), Conflict::Lww),
+        other(2, "other", quorums, Conflict::Siblings),
+        registers,
+    ]
 }

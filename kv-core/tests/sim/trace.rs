@@ -2,6 +2,8 @@
 
 use kv_core::cell::Cell;
 use kv_core::message::{Answer, Message, Operation, Outcome, Question, ReadReply, Request, Response};
+use kv_core::register::proposal::{self, Reply};
+use kv_core::register::{Ballot, State};
 use kv_core::storage::{Batch, Space, Stored, Write};
 
 /// Notes a line, with the virtual time, if the run keeps a trace. The arguments are not evaluated otherwise.
@@ -17,7 +19,17 @@ pub(crate) use note;
 
 /// A cell in a few words: the siblings of a record, and how many actors its context knows.
 fn cell(cell: &Cell) -> String {
-    let Cell::Available(record) = cell;
+    let record = match cell {
+        Cell::Available(record) => record,
+        Cell::Consistent(register) => {
+            let accepted = register.accepted.as_ref();
+            let accepted = accepted.map_or_else(
+                || "nothing".to_owned(),
+                |accepted| format!("{} at {}", register_state(&accepted.state), ballot(accepted.ballot)),
+            );
+            return format!("{accepted}, promised {}", ballot(register.promised));
+        }
+    };
     let siblings: Vec<String> = record
         .siblings
         .iter()
@@ -52,6 +64,34 @@ pub(crate) fn brief_batch(batch: &Batch) -> String {
     writes.join(", ")
 }
 
+fn ballot(ballot: Ballot) -> String {
+    format!("{}.{}.{}", ballot.epoch, ballot.counter, ballot.proposer.node)
+}
+
+fn register_state(state: &State) -> String {
+    let value = state.value.as_ref().map_or_else(|| "deleted".to_owned(), |value| shorten(value));
+    format!("{value} of {}", ballot(state.version))
+}
+
+fn register_question(question: &proposal::Question) -> String {
+    match question {
+        proposal::Question::Read => "read".to_owned(),
+        proposal::Question::Prepare { ballot: at } => format!("prepare {}", ballot(*at)),
+        proposal::Question::Accept { ballot: at, state, .. } => {
+            format!("accept {} {}", ballot(*at), register_state(state))
+        }
+    }
+}
+
+fn register_reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Told(None) => "nothing".to_owned(),
+        Reply::Told(Some(accepted)) => format!("{} at {}", register_state(&accepted.state), ballot(accepted.ballot)),
+        Reply::Accepted => "accepted".to_owned(),
+        Reply::Refused(promised) => format!("promised {}", ballot(*promised)),
+    }
+}
+
 /// A message in one line.
 pub(crate) fn brief(message: &Message) -> String {
     match message {
@@ -74,6 +114,15 @@ pub(crate) fn brief(message: &Message) -> String {
             format!("result {}: {digest:016x?}", call.0)
         }
         Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
+        Message::Register { call, epoch, key, question: what, .. } => {
+            format!("register {} {epoch} {}: {}", call.0, key.escape_ascii(), register_question(what))
+        }
+        Message::RegisterAnswer { call, result: Ok(reply), .. } => {
+            format!("register answer {}: {}", call.0, register_reply(reply))
+        }
+        Message::RegisterAnswer { call, result: Err(refusal), .. } => {
+            format!("register answer {}: refused: {refusal}", call.0)
+        }
         Message::Slice { call, slice } => format!("slice {}: {slice:?}", call.0),
         Message::SliceResult { call, result: Ok(answer) } => {
             format!("slice result {}, more: {}: {}", call.0, answer.more, keyed(&answer.records))
@@ -163,6 +212,9 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
             format!("got {:?}", values.iter().map(|value| shorten(&value.value)).collect::<Vec<_>>())
         }
         Ok(Response::Written { siblings, .. }) => format!("written, {siblings} siblings"),
+        Ok(Response::Unchanged { value, .. }) => {
+            format!("unchanged, found {:?}", value.as_ref().map(|value| shorten(&value.value)))
+        }
         Ok(Response::Page { entries, next }) => {
             let keys: Vec<String> = entries.iter().map(|entry| entry.key.escape_ascii().to_string()).collect();
             format!("page {keys:?}, next {next:?}")

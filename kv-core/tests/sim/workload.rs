@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace as KeyspaceSettings, Mode};
 use kv_core::error::{Kind, RequestError};
-use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest};
+use kv_core::message::{
+    Attempt, Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest, When,
+};
 use kv_core::node::{Input, Tag};
 use kv_core::types::{Hlc, KeyspaceId, RequestId, WallTime};
 use kv_core::version::{Context, ContextToken};
@@ -39,6 +41,8 @@ pub(crate) enum Ask {
     Scan(ScanRequest),
     /// What each replica of a key holds.
     Inspect { key: KeyId },
+    /// An operation on a register, by its number.
+    Register(usize),
     /// A request that can only be refused, and how.
     Bad { request: Request, kind: Kind },
 }
@@ -48,6 +52,8 @@ pub(crate) enum Ask {
 pub(crate) enum Asker {
     /// One of the clients.
     Client(usize),
+    /// A client of the consistent keyspace, for the operation with this number.
+    Register(usize),
     /// The audit at the end of the run.
     Audit,
     /// A client that does not wait for the answer: it repeats what it has done, or has gone on without it.
@@ -133,6 +139,7 @@ impl World {
         for keyspace in self.keyspaces.clone() {
             self.plan_keys(&keyspace);
         }
+        self.plan_registers();
         for client in 0..self.settings.clients {
             let left = self.settings.operations;
             let base = self.machines[client % self.machines.len()].clock.wall(0);
@@ -149,7 +156,7 @@ impl World {
             let bytes = Bytes::from(format!("{}{index}", if index % 2 == 0 { "a" } else { "b/" }));
             let partition = self.layouts[0].partition_of(&bytes);
             let perishable = self.dice.chance(700);
-            let Mode::Available(Available { conflict, .. }) = keyspace.mode;
+            let Mode::Available(Available { conflict, .. }) = keyspace.mode else { continue };
             let keyspace = keyspace.id;
             self.history.add_key(Key { keyspace, conflict, bytes, partition, perishable });
         }
@@ -157,11 +164,12 @@ impl World {
 
     /// Whether every client has finished.
     pub(crate) fn clients_are_done(&self) -> bool {
-        self.clients.iter().all(|client| client.running.is_none() && client.left == 0)
+        self.registers.are_done() && self.clients.iter().all(|client| client.running.is_none() && client.left == 0)
     }
 
     /// No client begins anything new.
     pub(crate) fn stop_clients(&mut self) {
+        self.registers.stop();
         self.clients.iter_mut().for_each(|client| client.left = 0);
     }
 
@@ -206,7 +214,7 @@ impl World {
         let key = match ask {
             Ask::Write(op, _) => Some(self.history.op(*op).key),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(*key),
-            Ask::Scan(_) | Ask::Bad { .. } => None,
+            Ask::Scan(_) | Ask::Register(_) | Ask::Bad { .. } => None,
         };
         match key {
             Some(key) if self.dice.chance(600) => {
@@ -299,6 +307,7 @@ impl World {
             value: Some(value),
             context,
             ttl: None,
+            when: When::Always,
         };
         let on = |keyspace: KeyspaceId, key: Bytes, operation: Operation| {
             Request::Key(KeyRequest { keyspace, key, epoch, consistency, operation })
@@ -332,6 +341,7 @@ impl World {
                     value: op.value.clone(),
                     context: op.seen.as_ref().map(|seen| seen.token.clone()),
                     ttl: op.ttl.then(|| Duration::from_millis(200)),
+                    when: When::Always,
                 };
                 on(op.key, op.consistency, operation)
             }
@@ -341,6 +351,7 @@ impl World {
                 let key = self.history.key(*key);
                 Request::Inspect { keyspace: key.keyspace, key: key.bytes.clone() }
             }
+            Ask::Register(number) => self.register_request(*number, layout),
             Ask::Bad { request, .. } => request.clone(),
         }
     }
@@ -434,7 +445,7 @@ impl World {
             (Ask::Inspect { key }, Ok(Response::Inspected { replicas })) => {
                 check::answers::owners_are_listed(self, *key, replicas)
             }
-            (_, Err(_)) => Ok(()),
+            (Ask::Register(_), Ok(_)) | (_, Err(_)) => Ok(()),
             (ask, Ok(response)) => Err(format!("{ask:?} is answered with {response:?}")),
         }
     }
@@ -445,6 +456,7 @@ impl World {
             Ask::Write(op, _) => Some(self.history.key(self.history.op(*op).key).keyspace),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(self.history.key(*key).keyspace),
             Ask::Scan(scan) => Some(scan.keyspace),
+            Ask::Register(_) => self.registers.keyspace(),
             Ask::Bad { request: Request::Key(request), .. } => Some(request.keyspace),
             Ask::Bad { request: Request::Scan(request), .. } => Some(request.keyspace),
             Ask::Bad { request: Request::Inspect { keyspace, .. }, .. } => Some(*keyspace),
@@ -472,6 +484,7 @@ impl World {
         let Some(pending) = self.pending.remove(&tag) else { return };
         match pending.asker {
             Asker::Client(client) => self.client_learns(client, &outcome),
+            Asker::Register(number) => self.register_learns(number, outcome),
             Asker::Audit => self.audit_learns(&pending.ask, outcome),
             Asker::Past => {
                 self.wanted_stamp = outcome.err().filter(RequestError::wants_stamp).map(|error| error.newest);

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use kv_core::config::{Available, Keyspace, KeyspaceList};
 use kv_core::message::{CallId, Consistency, Level, Outcome};
 use kv_core::node::{Effects, Input, Tag};
+use kv_core::register::{Ballot, State};
 use kv_core::ring::{Entry, Layout};
+use kv_core::storage::StorageKey;
 use kv_core::topology::{Receipt, TransferSettings};
 use kv_core::types::{
     Epoch, Generation, Incarnation, KeyspaceId, Monotonic, NodeId, PartitionId, Seq, StoreId, WallTime,
@@ -27,6 +29,7 @@ use crate::history::{History, KeyId, OpId};
 use crate::machine::Machine;
 use crate::nemesis::Fault;
 use crate::network::{Network, SessionId};
+use crate::registers::Registers;
 use crate::report::{Count, Report};
 use crate::settings::{MS, Settings};
 use crate::workload::{Client, Pending};
@@ -60,6 +63,8 @@ pub(crate) enum Event {
     ClientWorks { client: usize },
     /// A request reaches its node.
     Request { tag: Tag },
+    /// A client of the consistent keyspace begins its next operation.
+    RegisterClient { client: usize },
     /// A request must have been answered by now.
     Overdue { tag: Tag },
     /// A write is sent again.
@@ -176,6 +181,10 @@ pub(crate) struct World {
 
     pub(crate) audit: Audit,
     pub(crate) history: History,
+    /// What was accepted under each ballot.
+    pub(crate) proposed: BTreeMap<(StorageKey, Ballot), State>,
+    /// The consistent keyspace and its clients.
+    pub(crate) registers: Registers,
     /// What was seen of keys of which something was collected.
     pub(crate) collected: BTreeMap<KeyId, Context>,
     pub(crate) report: Report,
@@ -246,6 +255,8 @@ impl World {
             tags: 0,
             audit: Audit::default(),
             history: History::new(settings.overlooks_actors),
+            proposed: BTreeMap::new(),
+            registers: Registers::new(dice.aside()),
             collected: BTreeMap::new(),
             report: Report::new(),
             wall_max: WallTime(0),
@@ -344,6 +355,7 @@ impl World {
                 }
             }
             Event::ClientWorks { client } => self.client_works(client),
+            Event::RegisterClient { client } => self.register_client(client),
             Event::Request { tag } => self.request_arrives(tag),
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Repeat { op } => self.repeat(op),

@@ -1,7 +1,9 @@
 use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::StorageError;
-use kv_core::storage::{FORMAT_AVAILABLE, Space, Stored, StoredError};
+use kv_core::register::{Accepted, Ballot, Proposer, Register, State};
+use kv_core::storage::{FORMAT_AVAILABLE, FORMAT_CONSISTENT, Space, Stored, StoredError};
+use kv_core::types::{Epoch, Hlc, NodeId, RequestId, WallTime};
 use kv_core::version::Version;
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -70,7 +72,7 @@ proptest! {
         prop_assert_eq!(&here, &there);
         prop_assert!(here.is_valid() && here.dominates(&one.cell) && here.dominates(&other.cell));
         // Two requests under one dot are a broken node's doing, and one of them may be known under another dot.
-        let [Cell::Available(first), Cell::Available(second)] = [&one.cell, &other.cell];
+        let [Some(first), Some(second)] = [one.cell.record(), other.cell.record()] else { panic!("two records") };
         let agree = |mine: &Version| second.siblings.iter().all(|their| their.dot != mine.dot || their.request == mine.request);
         if first.siblings.iter().all(agree) {
             let digest = here.digest();
@@ -157,7 +159,7 @@ fn a_damaged_record_is_named_with_its_remedy() {
 fn a_decoded_value_has_memory_of_its_own() {
     let bytes = stored(1, Some(&[7; 64])).encode();
     let decoded = Stored::decode(&bytes).unwrap();
-    let Cell::Available(record) = &decoded.cell;
+    let Some(record) = decoded.cell.record() else { panic!("a record") };
     let value: &Bytes = record.siblings[0].value.as_ref().unwrap();
     let frame = bytes.as_ptr_range();
     assert!(!frame.contains(&value.as_ptr()), "keeping a value must not keep the frame that it came in");
@@ -166,4 +168,54 @@ fn a_decoded_value_has_memory_of_its_own() {
 fn sealed(payload: &[u8]) -> Vec<u8> {
     let check = xxh3_64_with_seed(payload, u64::from(FORMAT_AVAILABLE)).to_le_bytes();
     [&[FORMAT_AVAILABLE], &check[..4], payload].concat()
+}
+
+fn ballot(counter: u64) -> Ballot {
+    Ballot { epoch: Epoch(3), counter, proposer: Proposer { node: NodeId(2), boot: 1, nonce: 0xdead_beef } }
+}
+
+/// A register that has accepted a value, or nothing.
+fn register(value: Option<&[u8]>) -> Stored {
+    let accepted = value.map(|value| Accepted {
+        ballot: ballot(4),
+        state: State {
+            version: ballot(2),
+            request: RequestId { stamp: Hlc(9), client: 7 },
+            written: Hlc(9),
+            expires: Some(WallTime(5)),
+            value: Some(Bytes::copy_from_slice(value)),
+        },
+    });
+    Stored { own: None, cell: Register { promised: ballot(5), accepted }.into() }
+}
+
+#[test]
+fn a_register_is_read_as_it_was_written_and_nothing_else_is() {
+    for stored in [register(None), register(Some(b"value")), register(Some(&[1; 5000]))] {
+        let bytes = stored.encode();
+        assert_eq!(bytes[0], FORMAT_CONSISTENT);
+        assert_eq!(Stored::decode(&bytes), Ok(stored));
+        for length in 0..bytes.len() {
+            assert!(Stored::decode(&bytes[..length]).is_err());
+        }
+        let mut as_record = bytes.to_vec();
+        as_record[0] = FORMAT_AVAILABLE;
+        assert!(Stored::decode(&as_record).is_err(), "no kind is read as another");
+    }
+    let promise_forgotten = Register { promised: ballot(1), ..register(Some(b"v")).cell.register().cloned().unwrap() };
+    let payload = postcard::to_allocvec(&promise_forgotten).unwrap();
+    let check = xxh3_64_with_seed(&payload, u64::from(FORMAT_CONSISTENT)).to_le_bytes();
+    let bytes = [&[FORMAT_CONSISTENT], &check[..4], &payload].concat();
+    assert!(matches!(Stored::decode(&bytes), Err(StoredError::Payload { .. })));
+}
+
+#[test]
+fn registers_are_equal_by_what_they_have_accepted() {
+    let other = Register { promised: ballot(9), ..register(Some(b"v")).cell.register().cloned().unwrap() };
+    let (one, other) = (register(Some(b"v")).cell, Cell::from(other));
+    assert_eq!(one.digest(), other.digest());
+    assert!(one.dominates(&other) && other.dominates(&one));
+    assert!(one.has_value() && one.value_bytes() == 1 && one.expires() == Some(WallTime(5)));
+    assert!(!register(None).cell.has_value() && one.dominates(&register(None).cell));
+    assert!(!register(None).cell.dominates(&one));
 }

@@ -167,6 +167,7 @@ impl Requests {
         let mode = |mode: &Mode| match mode {
             Mode::Available(Available { conflict: Conflict::Siblings, .. }) => "siblings",
             Mode::Available(Available { conflict: Conflict::Lww, .. }) => "lww",
+            Mode::Consistent => "consistent",
         };
         self.modes = keyspaces.iter().map(|keyspace| (keyspace.id, mode(&keyspace.mode))).collect();
     }

@@ -122,6 +122,9 @@ impl ReplyTo {
 pub(crate) fn bytes_of(outcome: &Outcome) -> usize {
     match outcome {
         Ok(Response::Got { values, context, .. }) => bytes_of_values(values) + context.len(),
+        Ok(Response::Unchanged { value, context, .. }) => {
+            value.as_ref().map_or(0, |value| value.value.len()) + context.len()
+        }
         Ok(Response::Page { entries, .. }) => {
             let bytes = |entry: &ScanEntry| entry.key.len() + bytes_of_values(&entry.values) + entry.context.len();
             entries.iter().map(bytes).sum()

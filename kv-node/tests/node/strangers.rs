@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::message::{
-    Attempt, CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
+    Attempt, CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest,
+    Role, When,
 };
 use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::Record;
@@ -122,6 +123,7 @@ pub(crate) fn theft() -> Vec<Message> {
         value: Some(Bytes::from_static(b"made up")),
         context: None,
         ttl: None,
+        when: When::Always,
     };
     vec![
         forward(1, Operation::Get, "secret"),

@@ -158,6 +158,7 @@ fn a_forwarded_write_that_stood_still_is_not_carried_out() {
         value: None,
         context: None,
         ttl: None,
+        when: crate::message::When::Always,
     };
     let second = Duration::from_secs(1);
     assert_eq!(left(forward(write()), Duration::from_millis(100)), Duration::from_millis(4900));

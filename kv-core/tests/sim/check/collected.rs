@@ -45,7 +45,7 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
         held.siblings.iter().any(|version| {
             let same = record.siblings.iter().any(|tombstone| tombstone.dot == version.dot);
             // What has expired is collected by each owner when that one has swept it.
-            let lives = version.value.is_some() && version.expires.is_none_or(|expires| expires > world.wall_low());
+            let lives = version.value.is_some() && version.expires.is_none_or(|expires| expires > world.wall_min());
             lives && !same && record.context.covers(version.dot)
         })
     };

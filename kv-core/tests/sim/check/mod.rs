@@ -13,6 +13,7 @@ pub(crate) mod kept;
 pub(crate) mod once;
 pub(crate) mod ownership;
 pub(crate) mod refilled;
+pub(crate) mod registers;
 pub(crate) mod remembered;
 pub(crate) mod renewed;
 pub(crate) mod scan;

@@ -314,6 +314,7 @@ impl ClusterState {
                         let flags = format!("--r {r} --w {w}{flag} --conflict {conflict}");
                         (flags, format!("R={r}, W={w}{word}, {conflict}"))
                     }
+                    Mode::Consistent => ("--mode consistent".to_owned(), "consistent".to_owned()),
                 };
                 let command = format!("keyspace create {name} {flags}");
                 let what = format!("keyspace {name} created: {words}");

@@ -182,8 +182,11 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     };
     if let Some(layout) = &description.layout {
         if let Some(keyspace) = description.keyspaces.first().filter(|_| room == Room::Wide) {
-            let Mode::Available(Available { r, w, .. }) = keyspace.mode;
-            facts.push_str(&format!("  N{} R{r} W{w}", layout.owners_per_partition()));
+            let copies = layout.owners_per_partition();
+            match keyspace.mode {
+                Mode::Available(Available { r, w, .. }) => facts.push_str(&format!("  N{copies} R{r} W{w}")),
+                Mode::Consistent => facts.push_str(&format!("  N{copies} consistent")),
+            }
         }
         let epoch = if room == Room::Small { "e" } else { "epoch " };
         facts.push_str(&format!("  {epoch}{}", layout.epoch.0));

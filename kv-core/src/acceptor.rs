@@ -1,0 +1,93 @@
+//! Registers of consistent keyspaces, as this node's replica answers for them.
+//!
+//! Whatever it answers is durable first: a promise, what it has accepted, and a refusal, which tells of a promise (rule D1).
+
+use bytes::Bytes;
+
+use crate::error::RequestError;
+use crate::message::{CallId, Message, Refusal};
+use crate::register::proposal::{Question, Reply};
+use crate::register::{Ballot, Register};
+use crate::storage::{StorageKey, Stored};
+use crate::types::{Epoch, KeyspaceId, NodeId};
+use crate::wiring::{AfterDurable, Asker, Ctx, OpId, Task};
+
+/// A proposer asks about a register.
+pub(crate) fn asked(
+    ctx: &mut Ctx<'_>,
+    (peer, call, epoch): (NodeId, CallId, Epoch),
+    keyspace: KeyspaceId,
+    key: &Bytes,
+    question: Question,
+) {
+    match accept(ctx, epoch, keyspace, key) {
+        Ok(key) => ctx.kernel.with_key(key, Task::Register { asker: Asker::Peer { peer, call, epoch }, question }),
+        Err(refusal) => ctx.kernel.send(peer, Message::RegisterAnswer { call, result: Err(refusal), commit: 0 }),
+    }
+}
+
+/// This node itself asks, as a proposer.
+pub(crate) fn ask_own(
+    ctx: &mut Ctx<'_>,
+    (op, call, epoch): (OpId, CallId, Epoch),
+    key: &StorageKey,
+    question: Question,
+) {
+    ctx.kernel.with_key(key.clone(), Task::Register { asker: Asker::Own { op, call, epoch }, question });
+}
+
+fn accept(ctx: &Ctx<'_>, epoch: Epoch, keyspace: KeyspaceId, key: &Bytes) -> Result<StorageKey, Refusal> {
+    let partition = ctx.view.partition_sent(key)?;
+    ctx.view.fence(partition, epoch)?;
+    if ctx.view.refuses_dropped(keyspace) {
+        return Err(Refusal::Failed(ctx.view.dropped_error(keyspace)));
+    }
+    let Some(known) = ctx.view.keyspace(keyspace) else { return Err(Refusal::Behind { epoch: ctx.view.newest() }) };
+    if known.available().is_some() {
+        let message =
+            format!("a peer asks about a register of keyspace {}, which is {}", known.name, known.mode.name());
+        return Err(Refusal::Failed(RequestError::invalid(message)));
+    }
+    if !ctx.view.owns(partition) {
+        return Err(Refusal::NotOwner);
+    }
+    // What a store that was lost has promised and accepted only the others know (rule D2).
+    if !ctx.view.holds(partition) {
+        return Err(Refusal::NotSynced);
+    }
+    Ok(StorageKey::owned(partition, keyspace, key))
+}
+
+/// The register is in memory: answers.
+pub(crate) fn answer(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>, asker: Asker, question: Question) {
+    // The layout may have changed while the key was read: who promises at one epoch must not be counted at another.
+    let may = ctx
+        .view
+        .fence(key.partition(), asker.epoch())
+        .and_then(|()| if ctx.view.holds(key.partition()) { Ok(()) } else { Err(Refusal::NotSynced) });
+    if let Err(refusal) = may {
+        return ctx.kernel.refuse(key.clone(), Task::Register { asker, question }, refusal);
+    }
+    let before = stored.and_then(|stored| stored.cell.register());
+    let mut register = before.cloned().unwrap_or_default();
+    let reply = register.answer(Ballot::default(), question);
+    if before != Some(&register) && register != Register::default() {
+        ctx.kernel.put(key, Some(Stored { own: None, cell: register.into() }));
+    }
+    ctx.kernel.after_key(key, AfterDurable::Register { asker, reply });
+}
+
+/// An answer is durable, or there is none. One for this node itself is left to its proposer.
+pub(crate) fn answered(
+    ctx: &mut Ctx<'_>,
+    asker: Asker,
+    result: Result<Reply, Refusal>,
+) -> Option<(OpId, CallId, Result<Reply, Refusal>)> {
+    match asker {
+        Asker::Peer { peer, call, .. } => {
+            ctx.kernel.send(peer, Message::RegisterAnswer { call, result, commit: 0 });
+            None
+        }
+        Asker::Own { op, call, .. } => Some((op, call, result)),
+    }
+}

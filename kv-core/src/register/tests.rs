@@ -1,0 +1,498 @@
+//! Proposers and replicas on a bad network, in random order: what their clients are told is linearizable, and is not without any of
+//! the rules.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use kv_histories::{Action, Condition as When, Expiry, Operation, Outcome, check};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::proposal::{Answer, Broken, Change, Condition, Lease, Proposal, Question, Reply, Step, Wish};
+use super::{Ballot, Proposer, Register, State};
+use crate::types::{Epoch, Hlc, NodeId, RequestId, WallTime};
+
+const EPOCH: Epoch = Epoch(1);
+const PROPOSERS: usize = 3;
+
+/// When a proposer gives a question up, and when a client does.
+const ROUND: u64 = 40;
+const PATIENCE: u64 = 300;
+
+/// By how much a clock may be wrong.
+const SKEW: u64 = 5;
+
+fn ballot(counter: u64, node: u64) -> Ballot {
+    Ballot { epoch: EPOCH, counter, proposer: Proposer { node: NodeId(node), boot: 1, nonce: 7 } }
+}
+
+fn state(counter: u64) -> State {
+    State {
+        version: ballot(counter, 1),
+        request: RequestId { stamp: Hlc(counter), client: 1 },
+        written: Hlc(counter),
+        expires: None,
+        value: Some("x".into()),
+    }
+}
+
+#[test]
+fn a_promise_keeps_what_is_lower_out() {
+    let (low, high, floor) = (ballot(1, 1), ballot(2, 2), ballot(9, 1));
+    let mut register = Register::default();
+    assert_eq!(register.prepare(Ballot::default(), high), Ok(()));
+    assert_eq!(register.prepare(Ballot::default(), low), Err(high));
+    assert_eq!(register.accept(Ballot::default(), low, ballot(2, 1), state(1)), Err(high));
+    assert_eq!(register.accept(Ballot::default(), high, ballot(3, 2), state(2)), Ok(()));
+    assert_eq!((register.ballot(), register.promised), (high, ballot(3, 2)), "accepting promises the next one");
+    assert_eq!(register.accept(Ballot::default(), high, ballot(3, 2), state(2)), Ok(()), "it came twice");
+    assert_eq!(register.prepare(Ballot::default(), ballot(3, 1)), Err(ballot(3, 2)));
+    let mut absent = Register::default();
+    assert_eq!(absent.prepare(floor, high), Err(floor), "of what is absent the floor is promised");
+}
+
+#[test]
+fn ballots_go_up_with_epochs_and_counters() {
+    let me = Proposer { node: NodeId(1), boot: 1, nonce: 1 };
+    let mut used = 0;
+    let first = Ballot::default().next(EPOCH, me, &mut used);
+    assert!(first > Ballot::default());
+    assert!(first.next(EPOCH, me, &mut used) > first);
+    assert!(first.next(Epoch(2), me, &mut used) > ballot(u64::MAX, 9));
+    assert!(ballot(5, 9).next(EPOCH, me, &mut used) > ballot(5, 9));
+    let again = Ballot::default().next(EPOCH, me, &mut used);
+    assert!(again.counter > 5 && again > ballot(5, 9), "none is used twice: {again:?}");
+}
+
+#[test]
+fn what_another_replica_holds_is_taken_only_above_the_promise() {
+    let holds = |counter: u64| {
+        let mut register = Register::default();
+        register.accept(Ballot::default(), ballot(counter, 1), ballot(counter + 1, 1), state(counter)).unwrap();
+        register
+    };
+    let mut empty = Register::default();
+    empty.install(&holds(4));
+    assert_eq!(empty, holds(4), "promises come along");
+    empty.install(&holds(2));
+    assert_eq!(empty, holds(4), "it has something later");
+    let mut bound = Register::default();
+    bound.prepare(Ballot::default(), ballot(7, 2)).unwrap();
+    assert!(bound.keeps_out(&holds(4), EPOCH), "whoever has the promise was told that there is nothing");
+    assert!(!bound.keeps_out(&holds(4), Epoch(2)), "he can propose nothing any more");
+    assert!(!bound.keeps_out(&holds(8), EPOCH));
+    bound.install(&holds(4));
+    assert_eq!((bound.ballot(), bound.promised), (ballot(4, 1), ballot(7, 2)));
+}
+
+/// Dice of a seed.
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0.next_u64() % end.max(1)
+    }
+
+    fn chance(&mut self, of_thousand: u64) -> bool {
+        self.below(1000) < of_thousand
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// A question reaches a replica.
+    Asked { replica: usize, proposer: usize, round: u64, question: Question },
+    /// An answer reaches a proposer.
+    Answered { replica: usize, proposer: usize, round: u64, question: Question, reply: Option<Reply> },
+    /// A proposer waits no longer for answers.
+    Overdue { proposer: usize, round: u64, question: Question },
+    /// It begins again.
+    Again { proposer: usize, round: u64 },
+    /// Its client gives up.
+    GivenUp { proposer: usize, round: u64 },
+    /// The next client comes.
+    Begin { proposer: usize },
+}
+
+struct Client {
+    name: Proposer,
+    clock: u64,
+    running: Option<Running>,
+    lease: Option<Lease>,
+    /// Ballots that it has used.
+    used: u64,
+    /// What was seen last, for conditions: which version, and its value.
+    seen: Option<(Option<Ballot>, Option<String>)>,
+    left: u64,
+    round: u64,
+}
+
+struct Running {
+    proposal: Proposal,
+    at: usize,
+    since: u64,
+}
+
+struct Model {
+    dice: Dice,
+    time: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, Event>,
+    numbered: u64,
+    replicas: Vec<Register>,
+    down: Vec<u64>,
+    clients: Vec<Client>,
+    sets: Vec<Vec<u64>>,
+    history: Vec<Operation>,
+    loss: u64,
+    broken: Option<Broken>,
+    forgets_promises: bool,
+    /// Answers that were given in one round.
+    quick: u64,
+    /// What was proposed under which ballot: no two states.
+    proposed: BTreeMap<Ballot, State>,
+}
+
+impl Model {
+    fn new(seed: u64, broken: Option<Broken>, forgets_promises: bool) -> Self {
+        let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
+        let sets: Vec<Vec<u64>> = match dice.below(4) {
+            0 => vec![(0..5).collect()],
+            // It migrates: a majority of the old owners and one of the new ones.
+            1 => vec![vec![0, 1, 2], vec![2, 3, 4]],
+            2 => vec![vec![0, 1, 2], vec![0, 1, 3]],
+            _ => vec![vec![0, 1, 2]],
+        };
+        let replicas = sets.iter().flatten().max().map_or(0, |last| usize::try_from(*last).unwrap() + 1);
+        let client = |index: usize| Client {
+            name: Proposer { node: NodeId(10 + index as u64), boot: 1, nonce: 3 },
+            clock: 0,
+            running: None,
+            lease: None,
+            used: 0,
+            seen: None,
+            left: 12,
+            round: 0,
+        };
+        let mut model = Self {
+            loss: [0, 50, 200][usize::try_from(dice.below(3)).unwrap()],
+            time: 100,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            numbered: 0,
+            replicas: vec![Register::default(); replicas],
+            down: vec![0; replicas],
+            clients: (0..PROPOSERS).map(client).collect(),
+            sets,
+            history: Vec::new(),
+            broken,
+            forgets_promises,
+            quick: 0,
+            proposed: BTreeMap::new(),
+            dice,
+        };
+        for proposer in 0..PROPOSERS {
+            model.clients[proposer].clock = model.dice.below(2 * SKEW);
+            let at = model.dice.below(20);
+            model.after(at, Event::Begin { proposer });
+        }
+        model
+    }
+
+    fn after(&mut self, delay: u64, event: Event) {
+        self.numbered += 1;
+        self.queue.push(Reverse((self.time + delay, self.numbered)));
+        self.events.insert(self.numbered, event);
+    }
+
+    fn run(&mut self) {
+        while let Some(Reverse((at, number))) = self.queue.pop() {
+            self.time = at;
+            let Some(event) = self.events.remove(&number) else { continue };
+            self.happens(event);
+        }
+    }
+
+    /// What the clock of a proposer shows.
+    fn now(&self, proposer: usize) -> WallTime {
+        WallTime(self.time + self.clients[proposer].clock - SKEW)
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Begin { proposer } => self.begin(proposer),
+            Event::Asked { replica, proposer, round, question } => {
+                if self.time < self.down[replica] {
+                    return;
+                }
+                let register = &mut self.replicas[replica];
+                let kept = register.promised;
+                let reply = match &question {
+                    Question::Read => Reply::Told(register.accepted.clone()),
+                    Question::Prepare { ballot } => match register.prepare(Ballot::default(), *ballot) {
+                        Ok(()) => Reply::Told(register.accepted.clone()),
+                        Err(promised) => Reply::Refused(promised),
+                    },
+                    Question::Accept { ballot, next, state } => {
+                        if self.forgets_promises {
+                            register.promised = register.ballot();
+                        }
+                        match register.accept(Ballot::default(), *ballot, *next, state.clone()) {
+                            Ok(()) => Reply::Accepted,
+                            Err(promised) => Reply::Refused(promised),
+                        }
+                    }
+                };
+                debug_assert!(register.promised >= kept || self.forgets_promises);
+                self.send(Event::Answered { replica, proposer, round, question, reply: Some(reply) });
+            }
+            Event::Answered { replica, proposer, round, question, reply } => {
+                if self.clients[proposer].round == round {
+                    self.hears(proposer, replica, &question, reply);
+                }
+            }
+            Event::Overdue { proposer, round, question } => {
+                for replica in 0..self.replicas.len() {
+                    if self.clients[proposer].round == round {
+                        self.hears(proposer, replica, &question, None);
+                    }
+                }
+            }
+            Event::Again { proposer, round } => {
+                let client = &mut self.clients[proposer];
+                if client.round == round
+                    && let Some(running) = &mut client.running
+                {
+                    let question = running.proposal.again(EPOCH, &mut client.used);
+                    self.ask(proposer, &question);
+                }
+            }
+            Event::GivenUp { proposer, round } => {
+                if self.clients[proposer].round == round
+                    && let Some(running) = self.clients[proposer].running.take()
+                {
+                    let unknown = running.proposal.may_take_effect();
+                    self.end(proposer, &running, if unknown { Outcome::Unknown } else { Outcome::Refused });
+                }
+            }
+        }
+    }
+
+    /// Frames are late, lost or repeated.
+    fn send(&mut self, event: Event) {
+        for _ in 0..=u64::from(self.dice.chance(50)) {
+            if !self.dice.chance(self.loss) {
+                let slow = if self.dice.chance(100) { 8 } else { 1 };
+                let delay = 1 + self.dice.below(6 * slow);
+                self.after(delay, event.clone());
+            }
+        }
+    }
+
+    fn begin(&mut self, proposer: usize) {
+        if self.clients[proposer].left == 0 {
+            return;
+        }
+        self.clients[proposer].left -= 1;
+        self.clients[proposer].round += 1;
+        if self.dice.chance(40) {
+            let replica = usize::try_from(self.dice.below(self.replicas.len() as u64)).unwrap();
+            self.down[replica] = self.time + self.dice.below(200);
+        }
+        let number = self.history.len();
+        let (wish, action) = self.draw(proposer, number);
+        let operation = Operation {
+            client: proposer as u64,
+            key: "k".to_owned(),
+            action,
+            called: self.time,
+            returned: None,
+            outcome: Outcome::Unknown,
+        };
+        self.history.push(operation);
+        let client = &mut self.clients[proposer];
+        let lease = client.lease.take();
+        let now = WallTime(self.time + client.clock - SKEW);
+        let (mut proposal, question) = Proposal::begin(client.name, EPOCH, wish, lease, &mut client.used, now);
+        proposal.broken = self.broken;
+        client.running = Some(Running { proposal, at: number, since: self.numbered });
+        let round = client.round;
+        self.after(PATIENCE, Event::GivenUp { proposer, round });
+        self.ask(proposer, &question);
+    }
+
+    fn draw(&mut self, proposer: usize, number: usize) -> (Wish, Action) {
+        let seen = self.clients[proposer].seen.clone();
+        let (when, shown) = match (self.dice.below(4), seen) {
+            (0, _) => (Condition::Absent, When::Absent),
+            (1 | 2, Some((version, Some(value)))) => (Condition::Unchanged(version), When::Holds(value)),
+            (1, Some((version, None))) => (Condition::Unchanged(version), When::StillAbsent),
+            _ => (Condition::Always, When::Always),
+        };
+        let kind = self.dice.below(10);
+        if kind < 4 {
+            return (Wish::Get, Action::Get);
+        }
+        let request = RequestId { stamp: Hlc(number as u64 + 1), client: proposer as u64 };
+        let name = format!("v{number}");
+        let ends = (kind == 8).then(|| self.time + 20 + self.dice.below(60));
+        let change = Change {
+            request,
+            written: Hlc(0),
+            when,
+            value: (kind < 9).then(|| name.clone().into()),
+            expires: ends.map(WallTime),
+        };
+        let expires = ends.map(|ends| Expiry { earliest: ends - SKEW, latest: ends + SKEW });
+        let action = match change.value {
+            Some(_) => Action::Put { value: name, when: shown, expires },
+            None => Action::Delete { when: shown },
+        };
+        (Wish::Change(change), action)
+    }
+
+    fn ask(&mut self, proposer: usize, question: &Question) {
+        let round = self.clients[proposer].round;
+        if let Question::Accept { ballot, state, .. } = question {
+            let before = self.proposed.insert(*ballot, state.clone());
+            assert!(before.is_none_or(|before| before == *state), "C4: {ballot:?} is used twice");
+        }
+        for replica in 0..self.replicas.len() {
+            self.send(Event::Asked { replica, proposer, round, question: question.clone() });
+        }
+        self.after(ROUND, Event::Overdue { proposer, round, question: question.clone() });
+    }
+
+    fn hears(&mut self, proposer: usize, replica: usize, question: &Question, reply: Option<Reply>) {
+        let now = self.now(proposer);
+        let sets = self.sets.clone();
+        let quorum = |has: &dyn Fn(NodeId) -> bool| {
+            sets.iter().all(|set| set.iter().filter(|&&node| has(NodeId(node))).count() > set.len() / 2)
+        };
+        let client = &mut self.clients[proposer];
+        let Some(running) = &mut client.running else { return };
+        match running.proposal.answered(NodeId(replica as u64), question, reply, &quorum, (&mut client.used, now)) {
+            Step::Wait => {}
+            Step::Ask(question) => self.ask(proposer, &question),
+            Step::Blocked => {
+                let pause = 1 + self.dice.below(30);
+                let round = self.clients[proposer].round;
+                self.after(pause, Event::Again { proposer, round });
+            }
+            Step::Done(answer) => {
+                let Some(mut running) = self.clients[proposer].running.take() else { return };
+                self.clients[proposer].lease = running.proposal.take_lease();
+                if !matches!(question, Question::Prepare { .. }) && running.since + 20 > self.numbered {
+                    self.quick += 1;
+                }
+                let show = |state: &Option<State>| {
+                    let value = state.as_ref().and_then(|state| state.value.as_ref());
+                    value.map(|value| String::from_utf8(value.to_vec()).unwrap())
+                };
+                let outcome = match &answer {
+                    Answer::Found(state) => Outcome::Got { value: show(state) },
+                    Answer::Changed(_) => Outcome::Done,
+                    Answer::Failed(state) => Outcome::Failed { found: Some(show(state)) },
+                    Answer::Confirmed => Outcome::Refused,
+                    Answer::Unknown => Outcome::Unknown,
+                };
+                match answer {
+                    Answer::Found(state) | Answer::Failed(state) => {
+                        self.clients[proposer].seen = Some((state.as_ref().map(|state| state.version), show(&state)));
+                    }
+                    Answer::Changed(state) => {
+                        self.clients[proposer].seen = Some((Some(state.version), show(&Some(state))));
+                    }
+                    Answer::Confirmed | Answer::Unknown => {}
+                }
+                self.end(proposer, &running, outcome);
+            }
+        }
+    }
+
+    fn end(&mut self, proposer: usize, running: &Running, outcome: Outcome) {
+        let operation = &mut self.history[running.at];
+        operation.returned = (outcome != Outcome::Unknown).then_some(self.time);
+        operation.outcome = outcome;
+        self.clients[proposer].round += 1;
+        let rest = self.dice.below(30);
+        self.after(rest, Event::Begin { proposer });
+    }
+}
+
+/// How often chance may try.
+const SEEDS: u64 = 3000;
+
+#[test]
+fn what_clients_are_told_is_linearizable() {
+    let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    let mut quick = 0;
+    for seed in 0..SEEDS {
+        let mut model = Model::new(seed, None, false);
+        model.run();
+        if let Err(violation) = check(&model.history) {
+            let lines: VecDeque<String> = model.history.iter().map(ToString::to_string).collect();
+            panic!("seed {seed}: {violation}\n{}", lines.iter().map(|line| format!("  {line}\n")).collect::<String>());
+        }
+        quick += model.quick;
+        for operation in &model.history {
+            let name = operation.outcome.to_string();
+            *outcomes.entry(name.split_whitespace().next().unwrap_or_default().to_owned()).or_default() += 1;
+        }
+    }
+    for kind in ["got", "done", "the", "refused", "unknown"] {
+        assert!(outcomes.get(kind).is_some_and(|count| *count > SEEDS / 10), "too few of {kind}: {outcomes:?}");
+    }
+    assert!(quick > SEEDS, "hardly anything took one round");
+}
+
+#[track_caller]
+fn is_caught(broken: Option<Broken>, forgets_promises: bool) {
+    let fails = |seed: &u64| {
+        let mut model = Model::new(*seed, broken, forgets_promises);
+        model.run();
+        check(&model.history).is_err()
+    };
+    let found = (0..SEEDS * 10).find(fails);
+    assert!(found.is_some(), "{broken:?} is not caught");
+}
+
+#[test]
+fn replicas_that_forget_what_they_promised_are_caught() {
+    is_caught(None, true);
+}
+
+#[test]
+fn reads_of_what_is_not_decided_are_caught() {
+    is_caught(Some(Broken::ReadWantsAgreement), false);
+}
+
+#[test]
+fn proposing_again_what_may_have_taken_effect_is_caught() {
+    is_caught(Some(Broken::ProposeAgain), false);
+}
+
+#[test]
+fn not_knowing_ones_own_change_is_caught() {
+    is_caught(Some(Broken::FindOwn), false);
+}
+
+#[test]
+fn failing_on_what_is_not_decided_is_caught() {
+    is_caught(Some(Broken::ConfirmBeforeFailing), false);
+}
+
+#[test]
+fn failing_beside_ones_own_proposal_is_caught() {
+    is_caught(Some(Broken::WithdrawBeforeFailing), false);
+}
+
+#[test]
+fn telling_absence_before_it_is_decided_is_caught() {
+    is_caught(Some(Broken::DeleteExpired), false);
+}
+
+#[test]
+fn proposing_something_else_than_the_latest_is_caught() {
+    is_caught(Some(Broken::ProposeLatest), false);
+}

@@ -1,0 +1,448 @@
+//! Requests on consistent keyspaces: a proposal, which asks the owners of the key, and is asked again until its answer is certain.
+//!
+//! A node has one proposal for a key at a time. The others wait for it, in the order in which they came: two proposals of one node
+//! would end each other's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::in_flight::InFlight;
+use super::{Op, OpState, Origin, Requests};
+use crate::acceptor;
+use crate::error::{Kind, RequestError};
+use crate::kernel::TimerKey;
+use crate::message::{CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When};
+use crate::register::proposal::{Answer, Change, Condition, Lease, Proposal, Question, Reply, Step, Wish};
+use crate::register::{Proposer, State, token};
+use crate::ring::Owner;
+use crate::storage::StorageKey;
+use crate::types::{Epoch, Hlc, Monotonic, NodeId, PartitionId};
+use crate::wiring::{Ctx, OpId, Timer, Waiter};
+
+/// Keys of which it is remembered that this node was the last to change them.
+const LEASES_MAX: usize = 4096;
+
+/// The first pause before a proposal begins again, and how often it doubles.
+const PAUSE_FIRST: Duration = Duration::from_millis(2);
+const PAUSES_DOUBLED: u32 = 6;
+
+/// A request on a register.
+#[derive(Debug)]
+pub(super) struct RegisterOp {
+    request: KeyRequest,
+    key: StorageKey,
+    run: Option<Run>,
+    /// A majority is to hold one state, whatever it is.
+    confirms: bool,
+    /// How often it began again.
+    tries: u32,
+    pub(super) pause: Option<TimerKey>,
+}
+
+/// Its proposal, once it is its turn.
+#[derive(Debug)]
+struct Run {
+    proposal: Proposal,
+    question: Question,
+    call: CallId,
+    epoch: Epoch,
+    /// Owners that have not answered the question.
+    awaited: Vec<NodeId>,
+    /// Whether one has not done what it asks.
+    is_refused: bool,
+    /// Whether the proposal has come to its answer.
+    is_done: bool,
+}
+
+/// What this node knows of registers as a proposer.
+#[derive(Debug, Default)]
+pub(super) struct Registers {
+    /// The requests on a key, the one whose turn it is first.
+    turns: BTreeMap<StorageKey, VecDeque<OpId>>,
+    /// The leases, and the keys in the order in which they came.
+    leases: BTreeMap<StorageKey, Lease>,
+    order: VecDeque<StorageKey>,
+    /// The highest counter of a ballot that was used.
+    used: u64,
+    /// Owners that have not answered the last question of a request that has ended, by its call.
+    late: BTreeMap<CallId, (PartitionId, Vec<NodeId>)>,
+}
+
+impl RegisterOp {
+    pub(super) fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    pub(super) fn request(&self) -> &KeyRequest {
+        &self.request
+    }
+
+    pub(super) fn may_take_effect(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.proposal.may_take_effect())
+    }
+
+    pub(super) fn progress(&self) -> String {
+        match &self.run {
+            None => "another request on the key has not ended".to_owned(),
+            Some(run) if run.awaited.is_empty() => "others write the key at the same time".to_owned(),
+            Some(run) => {
+                let silent: Vec<String> = run.awaited.iter().map(NodeId::to_string).collect();
+                format!("{} did not answer", silent.join(", "))
+            }
+        }
+    }
+}
+
+impl Registers {
+    fn lease(&mut self, key: &StorageKey) -> Option<Lease> {
+        self.leases.remove(key)
+    }
+
+    fn keep_lease(&mut self, key: &StorageKey, lease: Lease) {
+        if self.leases.insert(key.clone(), lease).is_none() {
+            self.order.push_back(key.clone());
+        }
+        while self.order.len() > LEASES_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.leases.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl Requests {
+    pub(super) fn start_register(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: Origin,
+        request: KeyRequest,
+        deadline: Monotonic,
+    ) {
+        let Some(partition) = ctx.view.partition_of(&request.key) else { return };
+        if let Some(error) = no_majority(ctx, partition) {
+            return self.answer(ctx, origin, Err(error));
+        }
+        let key = StorageKey::owned(partition, request.keyspace, &request.key);
+        let waiting = self.registers.turns.get(&key).map_or(0, VecDeque::len);
+        if waiting > ctx.view.config.key_waiters_max {
+            let error = RequestError::exhausted(format!(
+                "{waiting} operations wait for this key, the most that a node allows; try again"
+            ));
+            return self.answer(ctx, origin, Err(error));
+        }
+        let state = RegisterOp { request, key: key.clone(), run: None, confirms: false, tries: 0, pause: None };
+        let op = self.open_op(ctx, origin, deadline, OpState::Register(Box::new(state)));
+        let turns = self.registers.turns.entry(key).or_default();
+        turns.push_back(op);
+        if turns.len() == 1 {
+            self.run_register(ctx, op);
+        }
+    }
+
+    /// Replicas of a register cannot be brought together by what they hold (rule C2): a proposal of its own does that.
+    pub(crate) fn confirm_register(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey) {
+        if self.registers.turns.contains_key(key) || no_majority(ctx, key.partition()).is_some() {
+            // Whoever proposes now does it, or it is tried again.
+            return;
+        }
+        let request = KeyRequest {
+            keyspace: key.keyspace(),
+            key: key.key_bytes(),
+            epoch: ctx.view.entry_epoch(key.partition()),
+            consistency: Consistency::default(),
+            operation: Operation::Get,
+        };
+        let deadline = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
+        let state = RegisterOp { request, key: key.clone(), run: None, confirms: true, tries: 0, pause: None };
+        let op = self.open_op(ctx, Origin::Nobody, deadline, OpState::Register(Box::new(state)));
+        self.registers.turns.entry(key.clone()).or_default().push_back(op);
+        self.run_register(ctx, op);
+    }
+
+    /// It is the turn of a request.
+    fn run_register(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Register(register), .. }) = self.ops.get(&op) else { return };
+        let key = register.key.clone();
+        let wish = match wish_of(&register.request) {
+            Ok(_) if register.confirms => Wish::Confirm,
+            Ok(wish) => wish,
+            Err(error) => return self.finish(ctx, op, Err(error)),
+        };
+        let me = Proposer::new(ctx.me(), ctx.view.incarnation);
+        let epoch = ctx.view.entry_epoch(key.partition());
+        let lease = self.registers.lease(&key);
+        let (proposal, question) =
+            Proposal::begin(me, epoch, wish, lease, &mut self.registers.used, ctx.kernel.now.wall);
+        let question_asked = question.clone();
+        let (call, awaited) = (CallId(0), Vec::new());
+        let run = Run { proposal, question: question_asked, call, epoch, awaited, is_refused: false, is_done: false };
+        if let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) {
+            register.run = Some(run);
+        }
+        self.ask_register(ctx, op, question);
+    }
+
+    /// Asks all owners.
+    fn ask_register(&mut self, ctx: &mut Ctx<'_>, op: OpId, question: Question) {
+        let call = ctx.kernel.next_call();
+        let Some((key, run)) = running(&mut self.ops, op) else { return };
+        let (key, epoch) = (key.clone(), run.epoch);
+        let me = ctx.me();
+        let owners = ctx.view.owners(key.partition());
+        let (up, down): (Vec<NodeId>, Vec<NodeId>) =
+            owners.into_iter().partition(|&node| ctx.is_owner_up(key.partition(), node));
+        run.question = question.clone();
+        run.is_refused = false;
+        let before = std::mem::replace(&mut run.call, call);
+        let unanswered = std::mem::replace(&mut run.awaited, up.clone());
+        give_up(ctx, before, &unanswered);
+        for &node in up.iter().filter(|&&node| node != me) {
+            let message = Message::Register {
+                call,
+                epoch,
+                keyspace: key.keyspace(),
+                key: key.key_bytes(),
+                question: question.clone(),
+            };
+            ctx.kernel.ask(node, call, Waiter::Register(op), message);
+        }
+        if up.contains(&me) {
+            acceptor::ask_own(ctx, (op, call, epoch), &key, question);
+        }
+        for node in down {
+            self.register_answered(ctx, op, node, call, Err(None));
+        }
+    }
+
+    /// An owner has answered; `Err(None)`: its session has ended, or there is none.
+    pub(crate) fn register_answered(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        op: OpId,
+        node: NodeId,
+        call: CallId,
+        result: Result<Reply, Option<Refusal>>,
+    ) {
+        let Some((key, run)) = running(&mut self.ops, op) else {
+            return self.late_answered(ctx, node, call, result.is_ok_and(|reply| reply == Reply::Accepted));
+        };
+        if run.call != call {
+            return;
+        }
+        run.awaited.retain(|awaited| *awaited != node);
+        run.is_refused |= !matches!(result, Ok(Reply::Told(_) | Reply::Accepted));
+        let partition = key.partition();
+        let sets: Vec<Vec<NodeId>> = ctx.view.entry(partition).map_or_else(Vec::new, |entry| {
+            entry.sets().map(|set| set.iter().map(|owner: &Owner| owner.node).collect()).collect()
+        });
+        let quorum = |has: &dyn Fn(NodeId) -> bool| {
+            !sets.is_empty() && sets.iter().all(|set| set.iter().filter(|&&node| has(node)).count() > set.len() / 2)
+        };
+        let question = run.question.clone();
+        let clock = (&mut self.registers.used, ctx.kernel.now.wall);
+        let step = run.proposal.answered(node, &question, result.ok(), &quorum, clock);
+        match step {
+            Step::Wait => {}
+            Step::Ask(question) => self.ask_register(ctx, op, question),
+            Step::Blocked => self.register_blocked(ctx, op),
+            Step::Done(answer) => self.register_done(ctx, op, answer),
+        }
+    }
+
+    /// An owner has stalled. Those that answer are waited for; without it they may be no majority any more, and then it is.
+    pub(crate) fn register_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId) {
+        let Some((_, run)) = running(&mut self.ops, op) else { return };
+        if matches!(run.question, Question::Read) {
+            let call = run.call;
+            self.register_answered(ctx, op, node, call, Err(None));
+        }
+    }
+
+    /// Somebody else proposes, or too few owners can be asked.
+    fn register_blocked(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Register(register), .. }) = self.ops.get(&op) else { return };
+        if let Some(error) = no_majority(ctx, register.key.partition()) {
+            let error = if register.may_take_effect() {
+                RequestError::new(Kind::Unknown, format!("the outcome is unknown: {error}"))
+            } else {
+                error
+            };
+            return self.finish(ctx, op, Err(error));
+        }
+        // Others do not come back at the same moment.
+        let tries = register.tries;
+        let most = PAUSE_FIRST * (1 << tries.min(PAUSES_DOUBLED));
+        let part = u32::try_from(ctx.kernel.draw() % 1000).unwrap_or(0);
+        let pause = most / 2 + most * part / 2000;
+        let timer = ctx.kernel.set_timer(ctx.kernel.now.mono.plus(pause), Timer::Again(op));
+        if let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) {
+            register.tries += 1;
+            register.pause = Some(timer);
+        }
+    }
+
+    /// A proposal begins again, by the layout that is in force.
+    pub(crate) fn register_again(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) else { return };
+        if let Some(timer) = register.pause.take() {
+            ctx.kernel.cancel_timer(timer);
+        }
+        let Some(run) = &mut register.run else { return };
+        run.epoch = ctx.view.entry_epoch(register.key.partition());
+        let question = run.proposal.again(run.epoch, &mut self.registers.used);
+        self.ask_register(ctx, op, question);
+    }
+
+    fn register_done(&mut self, ctx: &mut Ctx<'_>, op: OpId, answer: Answer) {
+        let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) else { return };
+        let key = register.key.clone();
+        let Some(run) = &mut register.run else { return };
+        let (keyspace, name) = (key.keyspace(), key.key_bytes());
+        let context = |state: Option<&State>| token::encode(state.map(|state| state.version), keyspace, &name);
+        let lease = run.proposal.take_lease();
+        run.is_done = true;
+        let is_accepted = matches!(run.question, Question::Accept { .. });
+        let (call, awaited) = (run.call, if is_accepted { std::mem::take(&mut run.awaited) } else { Vec::new() });
+        if is_accepted && run.is_refused {
+            // It may hold something that the others do not, or lack what they hold.
+            give_up(ctx, call, &awaited);
+            ctx.kernel.note_uneven(key.partition());
+        } else if !awaited.is_empty() {
+            self.note_late(ctx, call, key.partition(), awaited);
+        }
+        if let Some(lease) = lease {
+            self.registers.keep_lease(&key, lease);
+        }
+        let newest = ctx.newest(Hlc::default());
+        let outcome = match answer {
+            Answer::Found(state) => {
+                let context = context(state.as_ref());
+                Ok(Response::Got { values: state.and_then(value_of).into_iter().collect(), context, newest })
+            }
+            Answer::Changed(state) => Ok(Response::Written { context: context(Some(&state)), siblings: 1, newest }),
+            Answer::Failed(state) => {
+                let context = context(state.as_ref());
+                Ok(Response::Unchanged { value: state.and_then(value_of), context, newest })
+            }
+            Answer::Confirmed => Ok(Response::Got { values: Vec::new(), context: Bytes::new(), newest }),
+            Answer::Unknown => Err(RequestError::new(
+                Kind::Unknown,
+                "the outcome is unknown: the write was sent, and others have written the key since; read it, then decide",
+            )),
+        };
+        self.finish(ctx, op, outcome);
+    }
+
+    /// A request has ended before all owners have accepted what it wrote. Those that never do are compared with the others.
+    fn note_late(&mut self, ctx: &mut Ctx<'_>, call: CallId, partition: PartitionId, awaited: Vec<NodeId>) {
+        if self.registers.late.len() >= ctx.view.config.replications_max {
+            give_up(ctx, call, &awaited);
+            return ctx.kernel.note_uneven(partition);
+        }
+        if self.registers.late.is_empty() {
+            ctx.kernel.arm(ctx.kernel.now.mono.plus(ctx.view.config.retry_after), Timer::Late);
+        }
+        self.registers.late.insert(call, (partition, awaited));
+    }
+
+    fn late_answered(&mut self, ctx: &mut Ctx<'_>, node: NodeId, call: CallId, well: bool) {
+        let Some((partition, awaited)) = self.registers.late.get_mut(&call) else { return };
+        awaited.retain(|awaited| *awaited != node);
+        let (partition, ended) = (*partition, awaited.is_empty());
+        if ended {
+            self.registers.late.remove(&call);
+        }
+        if !well {
+            ctx.kernel.note_uneven(partition);
+        }
+    }
+
+    /// Some time has passed: whoever has not answered by now has perhaps not been reached.
+    pub(crate) fn late_registers(&mut self, ctx: &mut Ctx<'_>) {
+        for (call, (partition, awaited)) in std::mem::take(&mut self.registers.late) {
+            give_up(ctx, call, &awaited);
+            ctx.kernel.note_uneven(partition);
+        }
+    }
+
+    /// A request has ended: the next one on its key has its turn.
+    pub(super) fn end_register(&mut self, ctx: &mut Ctx<'_>, op: OpId, register: RegisterOp) {
+        if let Some(pause) = register.pause {
+            ctx.kernel.cancel_timer(pause);
+        }
+        if let Some(run) = register.run {
+            give_up(ctx, run.call, &run.awaited);
+            let is_accepted = run.is_done && matches!(run.question, Question::Accept { .. });
+            if run.proposal.leaves_replicas_apart() && !is_accepted {
+                ctx.kernel.note_uneven(register.key.partition());
+            }
+        }
+        let Some(turns) = self.registers.turns.get_mut(&register.key) else { return };
+        let was_first = turns.front() == Some(&op);
+        turns.retain(|waiting| *waiting != op);
+        let next = turns.front().copied();
+        if next.is_none() {
+            self.registers.turns.remove(&register.key);
+        }
+        if let Some(next) = next.filter(|_| was_first) {
+            self.run_register(ctx, next);
+        }
+    }
+}
+
+/// The proposal of a request, and its key.
+fn running(ops: &mut InFlight, op: OpId) -> Option<(&StorageKey, &mut Run)> {
+    match &mut ops.get_mut(&op)?.state {
+        OpState::Register(register) => Some((&register.key, register.run.as_mut()?)),
+        _ => None,
+    }
+}
+
+/// Nobody waits for these answers any more.
+fn give_up(ctx: &mut Ctx<'_>, call: CallId, nodes: &[NodeId]) {
+    for &node in nodes.iter().filter(|&&node| node != ctx.me()).collect::<Vec<_>>() {
+        ctx.kernel.give_up_call(node, call);
+    }
+}
+
+/// The error of a request for which too few owners can be asked; nothing was done.
+fn no_majority(ctx: &Ctx<'_>, partition: PartitionId) -> Option<RequestError> {
+    let entry = ctx.view.entry(partition)?;
+    let up = |owner: &&Owner| ctx.is_owner_up(partition, owner.node);
+    let lacks = entry.sets().find(|set| set.iter().filter(up).count() <= set.len() / 2)?;
+    let reached = lacks.iter().filter(up).count();
+    Some(RequestError::unavailable(format!(
+        "{partition}: {reached} of {} owners can be reached, a consistent keyspace needs more than half of them; nothing was done",
+        lacks.len()
+    )))
+}
+
+/// What a request wants of its register.
+fn wish_of(request: &KeyRequest) -> Result<Wish, RequestError> {
+    let Operation::Write { request: Some(id), value, context, ttl, when, .. } = &request.operation else {
+        return Ok(Wish::Get);
+    };
+    let condition = match (when, context) {
+        (When::Always, _) => Condition::Always,
+        (When::Absent, _) => Condition::Absent,
+        (When::Unchanged, Some(context)) => {
+            let version = token::decode(context, request.keyspace, &request.key);
+            Condition::Unchanged(version.map_err(|error| RequestError::invalid(error.to_string()))?)
+        }
+        (When::Unchanged, None) => {
+            return Err(RequestError::invalid(
+                "the condition has no context; pass the one that a get of this key returned",
+            ));
+        }
+    };
+    let expires = ttl.map(|ttl| id.stamp.wall().plus(ttl));
+    let value = value.as_ref().map(|value| Bytes::copy_from_slice(value));
+    Ok(Wish::Change(Change { request: *id, written: id.stamp, when: condition, value, expires }))
+}
+
+fn value_of(state: State) -> Option<Value> {
+    let State { written, expires, value, .. } = state;
+    value.map(|value| Value { value, written, expires })
+}
