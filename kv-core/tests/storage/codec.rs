@@ -135,7 +135,8 @@ fn each_cause_has_its_error() {
     assert_eq!(error.to_string(), "its content is not a record: bytes follow the record");
     assert_eq!(
         StoredError::Format { found: 9 }.to_string(),
-        "it has record format 9, this build reads format 2 (of available keyspaces); read it with the build that wrote it"
+        "it has record format 9, this build reads formats 2 (of available keyspaces) and 65 (of consistent ones); read it \
+         with the build that wrote it"
     );
 }
 
