@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::boots::Boots;
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, Mode};
 use kv_core::message::{Hello, PROTOCOL_VERSION};
 use kv_core::ring::{Entry, Joint, Layout, Member, Owner, Receiver};
 use kv_core::types::{ClusterId, Epoch, Generation, HashSeed, Incarnation, NodeId, Point, StoreId};
@@ -142,10 +142,6 @@ fn contradictions_are_refused() {
     check(|wire| wire.limits = None, "limits: is missing");
     check(|wire| wire.keyspaces[0].r = 0, "keyspace.r: is 0, 1 to 16 copies are allowed");
     check(
-        |wire| wire.keyspaces[0].mode = 2,
-        "keyspace.mode: is consistent, this release reads available keyspaces only; use the release of the nodes",
-    );
-    check(
         |wire| wire.keyspaces[0].mode = 9,
         "keyspace.mode: 9 is neither available (1) nor consistent (2), the modes that there are",
     );
@@ -271,4 +267,12 @@ fn the_descriptors_hold_all_services() {
     for name in ["KeyValue", "Cluster", "Peer", "kv/v1/cluster.proto"] {
         assert!(text.contains(name), "{name}");
     }
+}
+
+#[test]
+fn a_consistent_keyspace_has_a_mode_and_no_quorums() {
+    let keyspace = Keyspace { mode: Mode::Consistent, ..Keyspace::initial() };
+    let wire = v1::Keyspace::from(&keyspace);
+    assert_eq!((wire.mode(), wire.r, wire.w), (v1::KeyspaceMode::Consistent, 0, 0));
+    assert_eq!(Keyspace::try_from(wire), Ok(keyspace));
 }
