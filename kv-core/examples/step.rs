@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, NodeConfig};
-use kv_core::message::{Attempt, Consistency, KeyRequest, Operation, Outcome, Request, When};
+use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request};
 use kv_core::node::{Effect, Input, Node, Tag};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
 use kv_core::storage::{Committer, MemoryCommitter, MemoryReader, MemoryStore, Reader};
@@ -74,14 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     shell.give(Input::Layout(Arc::new(layout)))?;
 
     let value = Some(Bytes::from_static(b"Ada"));
-    let put = Operation::Write {
-        request: None,
-        attempt: Attempt::Plain,
-        value,
-        context: None,
-        ttl: None,
-        when: When::Always,
-    };
+    let put = Operation::plain_write(value);
     for (tag, operation) in [(Tag(1), put), (Tag(2), Operation::Get)] {
         let request = Request::Key(KeyRequest {
             keyspace: KeyspaceId(0),

@@ -4,8 +4,9 @@
 
 use bytes::Bytes;
 
+use crate::apply;
 use crate::error::RequestError;
-use crate::message::{CallId, Message, Refusal};
+use crate::message::{CallId, Message, Refusal, Role};
 use crate::register::proposal::{Question, Reply};
 use crate::register::{Ballot, Register};
 use crate::storage::{StorageKey, Stored};
@@ -37,8 +38,8 @@ pub(crate) fn ask_own(
 }
 
 fn accept(ctx: &Ctx<'_>, epoch: Epoch, keyspace: KeyspaceId, key: &Bytes) -> Result<StorageKey, Refusal> {
-    let partition = ctx.view.partition_sent(key)?;
-    ctx.view.fence(partition, epoch)?;
+    // What a store that was lost has promised and accepted only the others know (rule D2).
+    let partition = apply::addressed(ctx, epoch, Role::Owner, key)?;
     if ctx.view.refuses_dropped(keyspace) {
         return Err(Refusal::Failed(ctx.view.dropped_error(keyspace)));
     }
@@ -47,13 +48,6 @@ fn accept(ctx: &Ctx<'_>, epoch: Epoch, keyspace: KeyspaceId, key: &Bytes) -> Res
         let message =
             format!("a peer asks about a register of keyspace {}, which is {}", known.name, known.mode.name());
         return Err(Refusal::Failed(RequestError::invalid(message)));
-    }
-    if !ctx.view.owns(partition) {
-        return Err(Refusal::NotOwner);
-    }
-    // What a store that was lost has promised and accepted only the others know (rule D2).
-    if !ctx.view.holds(partition) {
-        return Err(Refusal::NotSynced);
     }
     Ok(StorageKey::owned(partition, keyspace, key))
 }

@@ -80,7 +80,7 @@ pub(crate) fn may_take(
 }
 
 /// Checks that this node may act for `key` in `role` at `epoch` (invariant 6).
-fn addressed(ctx: &Ctx<'_>, epoch: Epoch, role: Role, key: &Bytes) -> Result<PartitionId, Refusal> {
+pub(crate) fn addressed(ctx: &Ctx<'_>, epoch: Epoch, role: Role, key: &Bytes) -> Result<PartitionId, Refusal> {
     let partition = ctx.view.partition_sent(key)?;
     ctx.view.fence(partition, epoch)?;
     match role {

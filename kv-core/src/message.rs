@@ -94,6 +94,15 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// A write of somebody who says nothing but what is to stand there; `None` deletes.
+    #[must_use]
+    pub fn plain_write(value: Option<Bytes>) -> Self {
+        let (attempt, when) = (Attempt::Plain, When::Always);
+        Self::Write { request: None, attempt, value, context: None, ttl: None, when }
+    }
+}
+
 /// On which condition a key is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum When {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::in_flight::InFlight;
+use super::write::copy;
 use super::{Op, OpState, Origin, Requests};
 use crate::acceptor;
 use crate::error::{Kind, RequestError};
@@ -19,6 +20,7 @@ use crate::register::{Proposer, State, token};
 use crate::ring::Owner;
 use crate::storage::StorageKey;
 use crate::types::{Epoch, Hlc, Monotonic, NodeId, PartitionId};
+use crate::view::quorum::Needs;
 use crate::wiring::{Ctx, OpId, Timer, Waiter};
 
 /// Keys of which it is remembered that this node was the last to change them.
@@ -132,13 +134,7 @@ impl Requests {
             ));
             return self.answer(ctx, origin, Err(error));
         }
-        let state = RegisterOp { request, key: key.clone(), run: None, confirms: false, tries: 0, pause: None };
-        let op = self.open_op(ctx, origin, deadline, OpState::Register(Box::new(state)));
-        let turns = self.registers.turns.entry(key).or_default();
-        turns.push_back(op);
-        if turns.len() == 1 {
-            self.run_register(ctx, op);
-        }
+        self.open_register(ctx, origin, (request, key), deadline, false);
     }
 
     /// Replicas of a register cannot be brought together by what they hold (rule C2): a proposal of its own does that.
@@ -155,10 +151,25 @@ impl Requests {
             operation: Operation::Get,
         };
         let deadline = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
-        let state = RegisterOp { request, key: key.clone(), run: None, confirms: true, tries: 0, pause: None };
-        let op = self.open_op(ctx, Origin::Nobody, deadline, OpState::Register(Box::new(state)));
-        self.registers.turns.entry(key.clone()).or_default().push_back(op);
-        self.run_register(ctx, op);
+        self.open_register(ctx, Origin::Nobody, (request, key.clone()), deadline, true);
+    }
+
+    /// Takes a request in. It runs if it is the only one on its key.
+    fn open_register(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: Origin,
+        (request, key): (KeyRequest, StorageKey),
+        deadline: Monotonic,
+        confirms: bool,
+    ) {
+        let state = RegisterOp { request, key: key.clone(), run: None, confirms, tries: 0, pause: None };
+        let op = self.open_op(ctx, origin, deadline, OpState::Register(Box::new(state)));
+        let turns = self.registers.turns.entry(key).or_default();
+        turns.push_back(op);
+        if turns.len() == 1 {
+            self.run_register(ctx, op);
+        }
     }
 
     /// It is the turn of a request.
@@ -175,9 +186,9 @@ impl Requests {
         let lease = self.registers.lease(&key);
         let (proposal, question) =
             Proposal::begin(me, epoch, wish, lease, &mut self.registers.used, ctx.kernel.now.wall);
-        let question_asked = question.clone();
+        let asked = question.clone();
         let (call, awaited) = (CallId(0), Vec::new());
-        let run = Run { proposal, question: question_asked, call, epoch, awaited, is_refused: false, is_done: false };
+        let run = Run { proposal, question: asked, call, epoch, awaited, is_refused: false, is_done: false };
         if let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) {
             register.run = Some(run);
         }
@@ -233,12 +244,9 @@ impl Requests {
         }
         run.awaited.retain(|awaited| *awaited != node);
         run.is_refused |= !matches!(result, Ok(Reply::Told(_) | Reply::Accepted));
-        let partition = key.partition();
-        let sets: Vec<Vec<NodeId>> = ctx.view.entry(partition).map_or_else(Vec::new, |entry| {
-            entry.sets().map(|set| set.iter().map(|owner: &Owner| owner.node).collect()).collect()
-        });
+        let entry = ctx.view.entry(key.partition());
         let quorum = |has: &dyn Fn(NodeId) -> bool| {
-            !sets.is_empty() && sets.iter().all(|set| set.iter().filter(|&&node| has(node)).count() > set.len() / 2)
+            entry.is_some_and(|entry| Needs::majority().are_met(entry, |owner| has(owner.node), 0))
         };
         let question = run.question.clone();
         let clock = (&mut self.registers.used, ctx.kernel.now.wall);
@@ -402,7 +410,8 @@ fn running(ops: &mut InFlight, op: OpId) -> Option<(&StorageKey, &mut Run)> {
 
 /// Nobody waits for these answers any more.
 fn give_up(ctx: &mut Ctx<'_>, call: CallId, nodes: &[NodeId]) {
-    for &node in nodes.iter().filter(|&&node| node != ctx.me()).collect::<Vec<_>>() {
+    let me = ctx.me();
+    for &node in nodes.iter().filter(|&&node| node != me) {
         ctx.kernel.give_up_call(node, call);
     }
 }
@@ -410,12 +419,14 @@ fn give_up(ctx: &mut Ctx<'_>, call: CallId, nodes: &[NodeId]) {
 /// The error of a request for which too few owners can be asked; nothing was done.
 fn no_majority(ctx: &Ctx<'_>, partition: PartitionId) -> Option<RequestError> {
     let entry = ctx.view.entry(partition)?;
-    let up = |owner: &&Owner| ctx.is_owner_up(partition, owner.node);
-    let lacks = entry.sets().find(|set| set.iter().filter(up).count() <= set.len() / 2)?;
-    let reached = lacks.iter().filter(up).count();
+    let up = |owner: &Owner| ctx.is_owner_up(partition, owner.node);
+    let needs = Needs::majority();
+    if needs.are_met(entry, up, 0) {
+        return None;
+    }
+    let reached = needs.progress(entry, up, 0);
     Some(RequestError::unavailable(format!(
-        "{partition}: {reached} of {} owners can be reached, a consistent keyspace needs more than half of them; nothing was done",
-        lacks.len()
+        "{partition}: only {reached} owners that a consistent keyspace needs can be reached; nothing was done"
     )))
 }
 
@@ -438,7 +449,7 @@ fn wish_of(request: &KeyRequest) -> Result<Wish, RequestError> {
         }
     };
     let expires = ttl.map(|ttl| id.stamp.wall().plus(ttl));
-    let value = value.as_ref().map(|value| Bytes::copy_from_slice(value));
+    let value = value.as_ref().map(copy);
     Ok(Wish::Change(Change { request: *id, written: id.stamp, when: condition, value, expires }))
 }
 

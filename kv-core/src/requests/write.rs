@@ -409,6 +409,6 @@ fn delta(record: &Record, dot: Dot) -> Record {
 }
 
 /// A value of its own: a slice of a request's frame would keep the whole frame in memory.
-fn copy(value: &Bytes) -> Bytes {
+pub(super) fn copy(value: &Bytes) -> Bytes {
     Bytes::copy_from_slice(value)
 }

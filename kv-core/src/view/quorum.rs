@@ -33,6 +33,11 @@ impl Needs {
         Self { consistency, keyspace_level: keyspace.settings().w, old_only: false }
     }
 
+    /// A majority of the owners of each set (rule C3).
+    pub(crate) fn majority() -> Self {
+        Self { consistency: Consistency { level: Level::Quorum, strict: true }, keyspace_level: 0, old_only: false }
+    }
+
     /// All old owners.
     pub(crate) fn every_old_owner() -> Self {
         Self { consistency: Consistency { level: Level::All, strict: true }, keyspace_level: 0, old_only: true }

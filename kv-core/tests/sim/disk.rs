@@ -294,22 +294,22 @@ impl Disk {
 
     /// The record that is visible at `key`.
     pub(crate) fn visible_record(&self, key: &StorageKey) -> Option<Record> {
-        decode(self.visible.get(key))
+        self.visible_cell(key).as_ref().and_then(Cell::record).cloned()
     }
 
     /// The record that is durable at `key`.
     pub(crate) fn durable_record(&self, key: &StorageKey) -> Option<Record> {
-        decode(self.durable.get(key))
+        self.durable_cell(key).as_ref().and_then(Cell::record).cloned()
     }
 
     /// The cell that is visible at `key`, of whatever mode.
     pub(crate) fn visible_cell(&self, key: &StorageKey) -> Option<Cell> {
-        self.visible.get(key).and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.cell)
+        decode(self.visible.get(key))
     }
 
     /// The cell that is durable at `key`, of whatever mode.
     pub(crate) fn durable_cell(&self, key: &StorageKey) -> Option<Cell> {
-        self.durable.get(key).and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.cell)
+        decode(self.durable.get(key))
     }
 
     /// Whether some durable record at `key`, on this disk or on one that it replaces, satisfies `check`.
@@ -317,7 +317,7 @@ impl Disk {
         let images = std::iter::once(&self.durable).chain(&self.lost);
         let deleted = self.deleted.get(key).into_iter().flatten().cloned();
         let held = images.filter_map(|image| image.get(key)).chain(deleted);
-        held.filter_map(|bytes| decode(Some(bytes))).any(|record| check(&record))
+        held.filter_map(|bytes| decode(Some(bytes))).any(|cell| cell.record().is_some_and(&check))
     }
 
     /// The statistics of what is visible.
@@ -331,9 +331,9 @@ impl Disk {
     }
 }
 
-fn decode(encoded: Option<Bytes>) -> Option<Record> {
-    // A record that does not decode is not held; the simulator damages none.
-    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).and_then(|stored| stored.cell.record().cloned())
+fn decode(encoded: Option<Bytes>) -> Option<Cell> {
+    // What does not decode is not held; the simulator damages none.
+    encoded.and_then(|bytes| Stored::decode(&bytes).ok()).map(|stored| stored.cell)
 }
 
 fn count_anew(image: &Arc<MemoryImage>) -> Stats {

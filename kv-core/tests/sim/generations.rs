@@ -15,10 +15,10 @@ use kv_core::version::{Hlc, Record, Version};
 use crate::check::converged::replicas_are_equal;
 use crate::history::KeyId;
 use crate::report::{Count, Report};
-use crate::rules;
 use crate::settings::{MS, Mutation, Settings, node_id};
 use crate::workload::{Ask, Asker};
 use crate::world::{AgreedStore, Event, World};
+use crate::{rules, settling};
 
 const QUORUM: Consistency = Consistency { level: Level::Quorum, strict: true };
 
@@ -265,12 +265,7 @@ fn restore_all_and_go_on(world: &mut World, moves: bool) {
 }
 
 fn adjust(settings: &mut Settings, copies: u8) {
-    rules::alone(settings, 4, copies);
-    settings.network.late = 0;
-    settings.network.delay = 300;
-    settings.cluster.clock_skew_max = Duration::from_millis(50);
-    settings.node.collect_after = Duration::from_millis(10);
-    settings.cluster.repeat_within = Duration::from_millis(500);
+    settling::alone(settings, 4, copies);
     settings.node.settle_every = Duration::from_millis(10);
     settings.node.deadline = Duration::from_secs(1);
 }

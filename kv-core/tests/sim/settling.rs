@@ -40,7 +40,7 @@ fn check_by_chance(rule: Rule, expected: &[&str]) {
 }
 
 /// The settings of a story: nothing happens but what it tells, and tombstones are collected as soon as they can be.
-fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
+pub(crate) fn alone(settings: &mut Settings, nodes: usize, copies: u8) {
     rules::alone(settings, nodes, copies);
     settings.network.late = 0;
     settings.network.delay = 300;

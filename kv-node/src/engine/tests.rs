@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use bytes::Bytes;
 use kv_core::config::{ClusterConfig, KeyspaceList, NodeConfig};
 use kv_core::error::{Kind, StorageError};
-use kv_core::message::{Attempt, Consistency, KeyRequest, Operation, Outcome, Request, Response, When};
+use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Request, Response};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
 use kv_core::storage::{Batch, Committer, MemoryCommitter, MemoryReader, MemoryStore, Stats};
 use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, Seq, StoreId};
@@ -99,19 +99,7 @@ async fn ask(engine: &Engine, key: &str, operation: Operation) -> Outcome {
 
 async fn put(engine: &Engine, key: &str) -> Outcome {
     let value = Some(Bytes::from_static(b"v"));
-    ask(
-        engine,
-        key,
-        Operation::Write {
-            request: None,
-            attempt: Attempt::Plain,
-            value,
-            context: None,
-            ttl: None,
-            when: When::Always,
-        },
-    )
-    .await
+    ask(engine, key, Operation::plain_write(value)).await
 }
 
 async fn holds(engine: &Engine, key: &str) -> bool {
@@ -177,19 +165,7 @@ async fn a_stop_makes_everything_durable() {
 
 async fn put_large(engine: &Engine, key: &str) -> Outcome {
     let value = Some(Bytes::from(vec![7; 1 << 20]));
-    ask(
-        engine,
-        key,
-        Operation::Write {
-            request: None,
-            attempt: Attempt::Plain,
-            value,
-            context: None,
-            ttl: None,
-            when: When::Always,
-        },
-    )
-    .await
+    ask(engine, key, Operation::plain_write(value)).await
 }
 
 #[tokio::test]

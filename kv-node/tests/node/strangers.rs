@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::message::{
-    Attempt, CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest,
-    Role, When,
+    CallId, Consistency, KeyRequest, Level, Message, Operation, PROTOCOL_VERSION, Request as CoreRequest, Role,
 };
 use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::Record;
@@ -117,14 +116,7 @@ fn forward(call: u64, operation: Operation, key: &'static str) -> Message {
 
 /// What a stranger wants of a node: a value that it should not see, one that it makes up, and a record that it made up.
 pub(crate) fn theft() -> Vec<Message> {
-    let write = Operation::Write {
-        request: None,
-        attempt: Attempt::Plain,
-        value: Some(Bytes::from_static(b"made up")),
-        context: None,
-        ttl: None,
-        when: When::Always,
-    };
+    let write = Operation::plain_write(Some(Bytes::from_static(b"made up")));
     vec![
         forward(1, Operation::Get, "secret"),
         forward(2, write, "secret"),

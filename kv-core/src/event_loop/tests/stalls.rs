@@ -152,14 +152,7 @@ fn a_forwarded_write_that_stood_still_is_not_carried_out() {
         message.waited(age);
         if let Message::Forward { deadline, .. } = message { deadline } else { Duration::MAX }
     };
-    let write = || Operation::Write {
-        request: None,
-        attempt: crate::message::Attempt::Plain,
-        value: None,
-        context: None,
-        ttl: None,
-        when: crate::message::When::Always,
-    };
+    let write = || Operation::plain_write(None);
     let second = Duration::from_secs(1);
     assert_eq!(left(forward(write()), Duration::from_millis(100)), Duration::from_millis(4900));
     assert_eq!(left(forward(write()), FORWARD_AGE_MAX), Duration::ZERO);
