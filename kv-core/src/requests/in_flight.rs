@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Keys;
-use std::ops::Index;
 
 use super::Op;
 use crate::wiring::OpId;
@@ -74,13 +73,5 @@ impl InFlight {
         if let Some(op) = self.open.get_mut(&id) {
             self.answer_bytes -= std::mem::take(&mut op.answer_bytes);
         }
-    }
-}
-
-impl Index<&OpId> for InFlight {
-    type Output = Op;
-
-    fn index(&self, id: &OpId) -> &Op {
-        &self.open[id]
     }
 }

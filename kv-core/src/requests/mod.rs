@@ -161,7 +161,9 @@ impl Requests {
     /// The store has failed, so what reached it is unknown: nothing is answered from here any more.
     pub(crate) fn stop(&mut self, ctx: &mut Ctx<'_>, reason: &str, stopped: &RequestError) {
         for op in self.ops.keys().copied().collect::<Vec<_>>() {
-            let outcome = if self.ops[&op].may_take_effect() {
+            // The end of one may have been that of another one, which waited for it.
+            let Some(found) = self.ops.get(&op) else { continue };
+            let outcome = if found.may_take_effect() {
                 RequestError::new(Kind::Unknown, format!("the outcome is unknown: {reason}"))
             } else {
                 stopped.clone()

@@ -63,8 +63,8 @@ struct Run {
 pub(super) struct Registers {
     /// The requests on a key, the one whose turn it is first.
     turns: BTreeMap<StorageKey, VecDeque<OpId>>,
-    /// The leases, and the keys in the order in which they came.
-    leases: BTreeMap<StorageKey, Lease>,
+    /// The leases, each gone while a request uses it, and their keys in the order in which they came.
+    leases: BTreeMap<StorageKey, Option<Lease>>,
     order: VecDeque<StorageKey>,
     /// The highest counter of a ballot that was used.
     used: u64,
@@ -99,11 +99,11 @@ impl RegisterOp {
 
 impl Registers {
     fn lease(&mut self, key: &StorageKey) -> Option<Lease> {
-        self.leases.remove(key)
+        self.leases.get_mut(key)?.take()
     }
 
     fn keep_lease(&mut self, key: &StorageKey, lease: Lease) {
-        if self.leases.insert(key.clone(), lease).is_none() {
+        if self.leases.insert(key.clone(), Some(lease)).is_none() {
             self.order.push_back(key.clone());
         }
         while self.order.len() > LEASES_MAX {
@@ -139,7 +139,8 @@ impl Requests {
 
     /// Replicas of a register cannot be brought together by what they hold (rule C2): a proposal of its own does that.
     pub(crate) fn confirm_register(&mut self, ctx: &mut Ctx<'_>, key: &StorageKey) {
-        if self.registers.turns.contains_key(key) || no_majority(ctx, key.partition()).is_some() {
+        let is_full = self.ops.len() >= ctx.view.config.requests_max;
+        if is_full || self.registers.turns.contains_key(key) || no_majority(ctx, key.partition()).is_some() {
             // Whoever proposes now does it, or it is tried again.
             return;
         }
