@@ -8,9 +8,11 @@ use crate::apply;
 use crate::error::RequestError;
 use crate::message::{CallId, Message, Refusal, Role};
 use crate::register::proposal::{Question, Reply};
-use crate::register::{Ballot, Register};
+use crate::register::{Register, State};
+use crate::rule::Rule;
 use crate::storage::{StorageKey, Stored};
-use crate::types::{Epoch, KeyspaceId, NodeId};
+use crate::types::{Epoch, Hlc, KeyspaceId, NodeId};
+use crate::view::meta;
 use crate::wiring::{AfterDurable, Asker, Ctx, OpId, Task};
 
 /// A proposer asks about a register.
@@ -63,12 +65,53 @@ pub(crate) fn answer(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored
         return ctx.kernel.refuse(key.clone(), Task::Register { asker, question }, refusal);
     }
     let before = stored.and_then(|stored| stored.cell.register());
+    if let Question::Accept { state, .. } = &question
+        && is_past(ctx, key, before, state)
+    {
+        let message = format!("{} settles, and takes nothing that old; try again", key.partition());
+        let refusal = Refusal::Busy(RequestError::unavailable(message));
+        return ctx.kernel.refuse(key.clone(), Task::Register { asker, question }, refusal);
+    }
     let mut register = before.cloned().unwrap_or_default();
-    let reply = register.answer(Ballot::default(), question);
+    if !ctx.view.keep(Rule::KeepPromises) {
+        register.promised = register.ballot();
+    }
+    let reply = register.answer(ctx.kernel.floor(key.partition()), question);
     if before != Some(&register) && register != Register::default() {
+        register.empty_since = match (&register.accepted, before) {
+            (Some(_), _) => Hlc::default(),
+            (None, Some(before)) => before.empty_since,
+            (None, None) => Hlc::at(ctx.kernel.now.wall),
+        };
         ctx.kernel.put(key, Some(Stored { own: None, cell: register.into() }));
     }
     ctx.kernel.after_key(key, AfterDurable::Register { asker, reply });
+}
+
+/// Whether a state is as old as what its partition settles with, or has (rule A6): whoever proposes it is late, since those that
+/// hold it have given it to all owners, and nobody begins anything that old any more.
+fn is_past(ctx: &Ctx<'_>, key: &StorageKey, before: Option<&Register>, state: &State) -> bool {
+    let held = before.and_then(|register| register.accepted.as_ref());
+    if held.is_some_and(|held| held.state.version == state.version) || !ctx.view.keep(Rule::HoldWhileSettling) {
+        return false;
+    }
+    // One owner has collected this, and another one has not yet. It is collected once more.
+    if held.is_none() && state.value.is_none() {
+        return false;
+    }
+    let holds = ctx.view.held_until(key.partition(), ctx.kernel.now.mono);
+    holds.max(ctx.view.settled_until(key.partition())).is_some_and(|until| state.written <= until)
+}
+
+/// Removes a register that is no part of the copy any more. What it has promised its partition promises for all keys of which nothing
+/// is held (rule C7).
+pub(crate) fn remove(ctx: &mut Ctx<'_>, key: &StorageKey, register: &Register) {
+    let partition = key.partition();
+    if ctx.view.keep(Rule::RaiseFloor) && ctx.kernel.raise_floor(partition, register.promised) {
+        // Not later than the removal: batches become durable one after the other.
+        ctx.kernel.persist_meta(meta::floor(partition), meta::encode(&register.promised));
+    }
+    ctx.kernel.put(key, None);
 }
 
 /// An answer is durable, or there is none. One for this node itself is left to its proposer.

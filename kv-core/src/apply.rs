@@ -108,7 +108,9 @@ pub(crate) fn replica_read(
             let key = StorageKey::owned(partition, keyspace, key).in_space(role.space());
             ctx.kernel.read_key(key, Task::ReadForPeer { peer, call, digest });
         }
-        Err(refusal) => ctx.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) }),
+        Err(refusal) => {
+            ctx.kernel.send(peer, Message::ReadResult { call, result: Err(refusal), settled: Hlc::default() })
+        }
     }
 }
 
@@ -141,8 +143,11 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         let refusal = Refusal::Busy(RequestError::unavailable(message));
         return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
-    if let Some(held) = stored.and_then(|stored| stored.cell.register())
-        && cell.register().is_some_and(|sent| held.keeps_out(sent, ctx.view.entry_epoch(key.partition())))
+    let own = if is_owned { ctx.view.watermark(key.partition()) } else { Hlc::default() };
+    if let (Some(held), Some(sent)) = (stored.and_then(|stored| stored.cell.register()), cell.register())
+        && held.keeps_out(sent, ctx.view.entry_epoch(key.partition()))
+        && !(held.accepted.is_none() && sent.is_settled(own))
+        && ctx.view.keep(Rule::InstallAbovePromise)
     {
         // Rule C2: whoever holds the promise goes on from what this replica had. A round of its own brings both together.
         ctx.kernel.note_apart(key);
@@ -150,7 +155,6 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
         let refusal = Refusal::Busy(RequestError::unavailable(message));
         return ctx.kernel.refuse(key.clone(), Task::Apply { cell, applied }, refusal);
     }
-    let own = if is_owned { ctx.view.watermark(key.partition()) } else { Hlc::default() };
     let others = match applied {
         Applied::Exchange { settled, .. } => settled,
         _ => Hlc::default(),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
 use crate::register::Register;
+use crate::register::done::Done;
 use crate::types::{RequestId, WallTime};
 use crate::version::{Actor, Conflict, Hlc, Record, Replaces, Retired, Settled, Version, Write};
 
@@ -23,6 +24,9 @@ pub(crate) const OVERHEAD: usize = 128;
 
 /// What a context takes in messages for each actor.
 const ACTOR_BYTES: usize = 32;
+
+/// What a request that a register remembers takes in messages.
+const REQUEST_BYTES: usize = 40;
 
 /// What a retired request takes in messages.
 const RETIRED_BYTES: usize = 20;
@@ -90,6 +94,15 @@ impl Cell {
                 }
                 forgotten
             }
+            // It is gone from the one copy, or from the other: a register stands for its key as a whole.
+            (Self::Consistent(register), Self::Consistent(other))
+                if register.accepted.is_none() && other.is_settled(own) =>
+            {
+                if *register == Register::default() {
+                    *held = None;
+                }
+                0
+            }
             (one, other) => one.merge(other, mode),
         }
     }
@@ -107,7 +120,7 @@ impl Cell {
     pub(crate) fn tombstone(&self) -> Option<Hlc> {
         match self {
             Self::Available(record) => record.tombstone(),
-            Self::Consistent(_) => None,
+            Self::Consistent(register) => register.tombstone(),
         }
     }
 
@@ -174,7 +187,7 @@ impl Cell {
             Self::Available(record) => {
                 Unsettled { tombstone: record.tombstone(), retired: record.retired.iter().next().map(|id| id.stamp) }
             }
-            Self::Consistent(_) => Unsettled::default(),
+            Self::Consistent(register) => Unsettled { tombstone: register.tombstone(), retired: None },
         }
     }
 
@@ -185,7 +198,7 @@ impl Cell {
                 let mut rest = record.clone();
                 rest.collect(until).then(|| (!rest.siblings.is_empty()).then(|| rest.into()))
             }
-            Self::Consistent(_) => None,
+            Self::Consistent(register) => register.tombstone().filter(|written| *written <= until).map(|_| None),
         }
     }
 
@@ -193,13 +206,12 @@ impl Cell {
     pub(crate) fn is_settled(&self, until: Hlc) -> bool {
         match self {
             Self::Available(record) => record.latest() <= until,
-            // Its replicas agree on what is gone, by ballots.
-            Self::Consistent(_) => false,
+            Self::Consistent(register) => register.is_settled(until),
         }
     }
 
     /// A cell of the same kind that has seen nothing.
-    fn nothing(&self) -> Self {
+    pub(crate) fn nothing(&self) -> Self {
         match self {
             Self::Available(_) => Self::Available(Record::default()),
             Self::Consistent(_) => Self::Consistent(Register::default()),
@@ -247,6 +259,13 @@ impl Cell {
             Self::Available(record) => record.digest(),
             Self::Consistent(register) => register.digest(),
         }
+    }
+
+    /// Whether there is nothing in it that other replicas need: a register that has promised something and accepted nothing. Replicas are
+    /// equal without it.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.register().is_some_and(|register| register.accepted.is_none())
     }
 
     /// Whether there is a value, expired or not: the key is then counted as live.
@@ -322,7 +341,9 @@ impl Cell {
                 let lists = record.context.len() * ACTOR_BYTES + record.retired.len() * RETIRED_BYTES;
                 OVERHEAD + record.value_bytes() + lists + record.siblings.len() * OVERHEAD
             }
-            Self::Consistent(register) => 2 * OVERHEAD + register.value().map_or(0, Bytes::len),
+            Self::Consistent(register) => {
+                2 * OVERHEAD + register.value().map_or(0, Bytes::len) + register.requests() * REQUEST_BYTES
+            }
         }
     }
 
@@ -339,7 +360,8 @@ impl Cell {
             }
             Self::Consistent(register) => {
                 let value = register.value().map_or(0, Bytes::len);
-                Heap { bytes: value, allocations: usize::from(value > 0) }
+                let requests = register.requests() * size_of::<Done>();
+                Heap { bytes: value + requests, allocations: usize::from(value > 0) + usize::from(requests > 0) }
             }
         }
     }

@@ -357,6 +357,9 @@ pub enum Message {
         call: CallId,
         /// What the replica holds, durably, or why it does not say.
         result: Result<ReadReply, Refusal>,
+        /// Up to when its copy of the partition has settled: what is that old and it does not hold was replaced or collected there (rule
+        /// A6).
+        settled: Hlc,
     },
     /// Asks an owner about a register of a consistent keyspace.
     Register {
@@ -512,6 +515,9 @@ pub struct SliceAnswer {
     pub records: Vec<Keyed>,
     /// Whether there may be more behind the last one.
     pub more: bool,
+    /// Up to when the copies have settled, of partitions that have: what is that old and they do not hold was replaced or collected there
+    /// (rule A6).
+    pub settled: Vec<(PartitionId, Hlc)>,
 }
 
 /// What two nodes tell each other first on every session.
@@ -583,8 +589,8 @@ impl Message {
             Self::Forwarded { call, outcome: Ok(Ok(response)) } if !matches!(response, Response::Written { .. }) => {
                 Some(Self::Forwarded { call: *call, outcome: Err(refusal) })
             }
-            Self::ReadResult { call, result: Ok(ReadReply::Full(_)) } => {
-                Some(Self::ReadResult { call: *call, result: Err(refusal) })
+            Self::ReadResult { call, result: Ok(ReadReply::Full(_)), settled } => {
+                Some(Self::ReadResult { call: *call, result: Err(refusal), settled: *settled })
             }
             Self::RegisterAnswer { call, result: Ok(Reply::Told(Some(_))), commit } => {
                 Some(Self::RegisterAnswer { call: *call, result: Err(refusal), commit: *commit })

@@ -147,30 +147,54 @@ pub enum Rule {
     WatermarkTravels,
     /// A6: who has confirmed writes nothing at or below the watermark, after a restart neither.
     WriteAboveConfirmed,
+    /// C1: a replica accepts nothing below what it has promised.
+    KeepPromises,
+    /// C2: what another replica has accepted is not taken over below a promise.
+    InstallAbovePromise,
+    /// C3: a read is done in one round only if a majority has accepted one ballot.
+    ReadWantsAgreement,
+    /// C4: what a majority may have accepted is proposed on.
+    ProposeLatest,
+    /// C4: no proposer uses a ballot twice.
+    CountBallots,
+    /// C5: a change that was made is not made again.
+    RememberChanges,
+    /// C5: a request that may have been forgotten is not taken for new.
+    RefuseForgotten,
+    /// C5: a request that has failed once, and may be tried again, fails for good.
+    RememberFailures,
+    /// C6: what is told of a register is held by a majority under one ballot.
+    ConfirmBeforeFailing,
+    /// C6: what was proposed and is given up is replaced before that is told.
+    WithdrawBeforeFailing,
+    /// C7: what a register had promised that is removed is promised for all of which nothing is held.
+    RaiseFloor,
+    /// C8: what has expired is deleted before it is told to be absent.
+    DeleteExpired,
 }
 
 /// Which rules hold.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Rules {
-    #[cfg(feature = "mutation")]
+pub struct Rules {
+    #[cfg(any(test, feature = "mutation"))]
     broken: Vec<Rule>,
 }
 
 impl Rules {
     /// Whether `rule` holds.
-    #[cfg(feature = "mutation")]
+    #[cfg(any(test, feature = "mutation"))]
     pub(crate) fn keep(&self, rule: Rule) -> bool {
         !self.broken.contains(&rule)
     }
 
     /// Whether `rule` holds: always.
-    #[cfg(not(feature = "mutation"))]
+    #[cfg(not(any(test, feature = "mutation")))]
     #[allow(clippy::unused_self, reason = "the signature is the same with the feature")]
     pub(crate) fn keep(&self, _rule: Rule) -> bool {
         true
     }
 
-    #[cfg(feature = "mutation")]
+    #[cfg(any(test, feature = "mutation"))]
     pub(crate) fn break_rule(&mut self, rule: Rule) {
         self.broken.push(rule);
     }

@@ -9,7 +9,7 @@ use crate::error::{Kind, RequestError, StorageError};
 use crate::message::{CallId, Message, Refusal, SliceAnswer, SliceQuery};
 use crate::parts::Ask;
 use crate::storage::{Slice, SliceRequest, Space, StorageKey};
-use crate::types::{Epoch, KeyspaceId, NodeId, PartitionId};
+use crate::types::{Epoch, Hlc, KeyspaceId, NodeId, PartitionId};
 use crate::wiring::{AfterDurable, Ctx, OpId, ReadFor, SliceId};
 
 /// The fewest entries that are asked of a part at once.
@@ -44,6 +44,8 @@ struct SliceJob {
     query: SliceQuery,
     /// One for each partition; `None` until it is read.
     parts: Vec<Option<Slice>>,
+    /// Watermarks from before anything was read: what is at or below one and not held was gone then.
+    settled: Vec<(PartitionId, Hlc)>,
 }
 
 /// The slices that are being read, for this node's own scans and for those of others.
@@ -79,7 +81,9 @@ impl Slices {
         };
         let job = SliceId(ctx.kernel.next_id());
         let parts = ranges.iter().map(|_| None).collect();
-        self.jobs.insert(job, SliceJob { requester, query, parts });
+        let settled = query.partitions.iter().map(|asked| (asked.0, ctx.view.watermark(asked.0)));
+        let settled = settled.filter(|settled| settled.1 > Hlc::default()).collect();
+        self.jobs.insert(job, SliceJob { requester, query, parts, settled });
         for (part, request) in ranges.into_iter().enumerate() {
             ctx.kernel.read_slice(request, ReadFor::Slice { job, part });
         }
@@ -159,11 +163,11 @@ impl Slices {
     }
 
     pub(crate) fn durable(&mut self, ctx: &mut Ctx<'_>, id: SliceId) {
-        let Some(SliceJob { requester, query, parts }) = self.jobs.remove(&id) else { return };
+        let Some(SliceJob { requester, query, parts, settled }) = self.jobs.remove(&id) else { return };
         let parts = parts.into_iter().flatten().collect();
         // A layout may have come while it was read, and what was left may have been dropped.
         let answer = self.may_scan(ctx, &query.partitions, query.keyspace);
-        let answer = answer.and_then(|()| self.scan_answer(ctx, parts, query.limit, query.keys_only));
+        let answer = answer.and_then(|()| self.scan_answer(ctx, parts, settled, query.limit, query.keys_only));
         self.slice_answer(ctx, requester, answer);
     }
 
@@ -171,6 +175,7 @@ impl Slices {
         &mut self,
         ctx: &mut Ctx<'_>,
         parts: Vec<Slice>,
+        settled: Vec<(PartitionId, Hlc)>,
         limit: usize,
         keys_only: bool,
     ) -> Result<SliceAnswer, Refusal> {
@@ -202,7 +207,7 @@ impl Slices {
             bytes_left = bytes_left.saturating_sub(key.key().len() + cell.value_bytes() + 64);
             records.push((key.keyspace(), key.key_bytes(), cell));
         }
-        Ok(SliceAnswer { records, more })
+        Ok(SliceAnswer { records, more, settled })
     }
 
     fn slice_answer(&mut self, ctx: &mut Ctx<'_>, requester: Requester, result: Result<SliceAnswer, Refusal>) {

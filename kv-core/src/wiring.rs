@@ -184,7 +184,7 @@ pub(crate) enum AfterDurable {
     /// Count this node's own copy of a write.
     Acked { op: OpId, epoch: Epoch },
     /// Give a request this node's own record.
-    ReadForOp { op: OpId, role: Role, cell: Option<Cell> },
+    ReadForOp { op: OpId, role: Role, cell: Option<Cell>, settled: Hlc },
     /// Count a merged record of an exchange.
     Merged { id: ExchangeId, round: CallId },
     /// Give a slice out.

@@ -92,7 +92,7 @@ fn restored(theirs: Option<Cell>) -> Option<Bytes> {
                             true => ReadReply::Digest(theirs.as_ref().map(Cell::digest)),
                             false => ReadReply::Full(theirs.clone()),
                         };
-                        let message = Message::ReadResult { call, result: Ok(held) };
+                        let message = Message::ReadResult { call, result: Ok(held), settled: Hlc::default() };
                         inputs.push(Input::Message { from: PEER, message });
                     }
                     _ => {}

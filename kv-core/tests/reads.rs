@@ -15,7 +15,9 @@ use kv_core::message::{
 use kv_core::node::{Effect, Input, Node, ReadId, Tag};
 use kv_core::ring::{FIRST_EPOCH, FirstLayout, Member, first_layout};
 use kv_core::storage::{Committer, MemoryStore};
-use kv_core::types::{ClusterId, Epoch, HashSeed, Incarnation, KeyspaceId, Monotonic, NodeId, Now, StoreId, WallTime};
+use kv_core::types::{
+    ClusterId, Epoch, HashSeed, Hlc, Incarnation, KeyspaceId, Monotonic, NodeId, Now, StoreId, WallTime,
+};
 use kv_core::version::Record;
 
 const ME: NodeId = NodeId(1);
@@ -113,7 +115,10 @@ impl Owner {
         let (from, call, digest) = self.asked.remove(index);
         let cell = Some(Cell::from(record.clone()));
         let reply = if digest { ReadReply::Digest(cell.as_ref().map(Cell::digest)) } else { ReadReply::Full(cell) };
-        self.give(Input::Message { from, message: Message::ReadResult { call, result: Ok(reply) } });
+        self.give(Input::Message {
+            from,
+            message: Message::ReadResult { call, result: Ok(reply), settled: Hlc::default() },
+        });
         from
     }
 

@@ -140,11 +140,13 @@ impl EventLoop {
         match task {
             Task::Write(op) => self.requests.coordinate_write(ctx!(self), op, key, stored),
             Task::ReadForOp(op, role) => {
-                self.kernel.after_key(key, AfterDurable::ReadForOp { op, role, cell: cell() });
+                let settled = self.view.watermark(key.partition());
+                self.kernel.after_key(key, AfterDurable::ReadForOp { op, role, cell: cell(), settled });
             }
             Task::ReadForPeer { peer, call, digest } => {
                 let held = if digest { ReadReply::Digest(stored.map(digest_of)) } else { ReadReply::Full(cell()) };
-                let message = Message::ReadResult { call, result: Ok(held) };
+                let settled = self.view.watermark(key.partition());
+                let message = Message::ReadResult { call, result: Ok(held), settled };
                 self.kernel.after_key(key, AfterDurable::Send { to: peer, message });
             }
             Task::Register { asker, question } => acceptor::answer(ctx!(self), key, stored, asker, question),
@@ -201,7 +203,7 @@ impl EventLoop {
                 self.requests.read_failed(ctx!(self), op, me, role, Some(refusal));
             }
             Task::ReadForPeer { peer, call, .. } => {
-                self.kernel.send(peer, Message::ReadResult { call, result: Err(refusal) });
+                self.kernel.send(peer, Message::ReadResult { call, result: Err(refusal), settled: Hlc::default() });
             }
             Task::Apply { applied: Applied::Peer { peer, call, .. }, .. } => {
                 self.kernel.send(peer, Message::Replicated { call, result: Err(refusal), commit: 0 });
@@ -249,9 +251,9 @@ impl EventLoop {
             }
             AfterDurable::Register { asker, reply } => self.register_answer(asker, Ok(reply)),
             AfterDurable::Acked { op, epoch } => self.requests.write_durable(ctx!(self), op, epoch),
-            AfterDurable::ReadForOp { op, role, cell } => {
+            AfterDurable::ReadForOp { op, role, cell, settled } => {
                 let me = self.view.me();
-                self.requests.read_answered(ctx!(self), op, me, role, ReadReply::Full(cell));
+                self.requests.read_answered(ctx!(self), op, (me, role), ReadReply::Full(cell), settled);
             }
             AfterDurable::Merged { id, round } => self.exchanges.record_merged(ctx!(self), id, round, true),
             AfterDurable::Slice { job } => self.slices.durable(ctx!(self), job),

@@ -87,10 +87,10 @@ impl EventLoop {
                     self.replications.answered(ctx!(self), replication, from, call, result);
                 }
             }
-            Message::ReadResult { call, result } => {
+            Message::ReadResult { call, result, settled } => {
                 if let Some(Waiter::Read(op, role)) = self.kernel.answered(from, call) {
                     match result {
-                        Ok(held) => self.requests.read_answered(ctx!(self), op, from, role, held),
+                        Ok(held) => self.requests.read_answered(ctx!(self), op, (from, role), held, settled),
                         Err(refusal) => self.requests.read_failed(ctx!(self), op, from, role, Some(refusal)),
                     }
                 }

@@ -19,7 +19,7 @@ use crate::slices::Slices;
 use crate::storage::{Reader, Space, Stats};
 use crate::sweeper::Sweeper;
 use crate::types::{Incarnation, Monotonic};
-use crate::view::View;
+use crate::view::{View, meta};
 use crate::wiring::{Kernel, Timer};
 
 impl EventLoop {
@@ -56,6 +56,7 @@ impl EventLoop {
             view,
             poisoned: None,
         };
+        new.kernel.recover_floors(meta::read_partitions(reader, meta::FLOOR, place)?);
         // Whatever the last run left to do is looked for at the first step.
         new.kernel.arm(Monotonic(0), Timer::Handoff);
         new.kernel.arm(Monotonic(0), Timer::Sweep);

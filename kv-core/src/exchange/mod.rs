@@ -591,6 +591,7 @@ impl Exchanges {
             slice.entries.iter().filter(|entry| leaves.contains(&entry.0) && kept(&entry.0)).collect();
         for (key, bytes) in entries {
             match Stored::decode(bytes) {
+                Ok(Stored { cell, .. }) if cell.is_blank() => {}
                 Ok(Stored { cell, .. }) => {
                     let digest = cell.digest();
                     own.push(Own { position: position(key), digest, cell: pushes.then_some(cell) });

@@ -228,6 +228,9 @@ impl Serving {
                 settled = Hlc::default();
                 continue;
             };
+            if cell.is_blank() {
+                continue;
+            }
             if digests.is_some() {
                 let size = u32::try_from(key.key().len() + bytes.len()).unwrap_or(u32::MAX);
                 let (keyspace, key) = position(&key);

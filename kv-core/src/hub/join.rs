@@ -153,6 +153,7 @@ fn join_slices(parts: Vec<SliceAnswer>, limit: usize, bytes_max: usize) -> Slice
     let bound: Option<Bytes> =
         ends.map(|part| part.records.last().map(|last| last.1.clone()).unwrap_or_default()).min();
     let mut more = bound.is_some();
+    let settled = parts.iter().flat_map(|part| part.settled.iter().copied()).collect();
     let mut found: Vec<_> = parts.into_iter().flat_map(|part| part.records).collect();
     found.retain(|record| bound.as_ref().is_none_or(|bound| record.1 <= *bound));
     found.sort_by(|a, b| a.1.cmp(&b.1));
@@ -166,7 +167,7 @@ fn join_slices(parts: Vec<SliceAnswer>, limit: usize, bytes_max: usize) -> Slice
         bytes += weight::of_keyed(&record);
         records.push(record);
     }
-    SliceAnswer { records, more }
+    SliceAnswer { records, more, settled }
 }
 
 /// Joins pages of different partitions: entries in key order, up to where every part has spoken.

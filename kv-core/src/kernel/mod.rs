@@ -25,6 +25,7 @@ use crate::error::StorageError;
 use crate::event::Event;
 use crate::map::{Map, map};
 use crate::message::{CallId, Message, Refusal};
+use crate::register::Ballot;
 use crate::rule::Rules;
 use crate::shell::{Effect, Effects, ReadId};
 use crate::storage::{ASIDE_BYTES_MAX, HotStats, HotTier, SetAside, SliceRequest, StorageKey, Stored};
@@ -120,6 +121,8 @@ pub(crate) struct Kernel<W: Wiring> {
     uneven: BTreeSet<PartitionId>,
     /// Registers of which replicas are to be brought together.
     apart: BTreeSet<StorageKey>,
+    /// What is promised for every register of a partition of which nothing is held (rule C7).
+    floors: BTreeMap<PartitionId, Ballot>,
     /// Instances of actors that were drawn (rule A1).
     actors_drawn: u64,
     aside: Aside,
@@ -162,6 +165,7 @@ impl<W: Wiring> Kernel<W> {
             unsettled: BTreeMap::new(),
             uneven: BTreeSet::new(),
             apart: BTreeSet::new(),
+            floors: BTreeMap::new(),
             actors_drawn: 0,
             aside: Aside::default(),
             queue: VecDeque::new(),
@@ -344,6 +348,25 @@ impl<W: Wiring> Kernel<W> {
     /// The next register of which replicas are to be brought together.
     pub(crate) fn take_apart(&mut self) -> Option<StorageKey> {
         self.apart.pop_first()
+    }
+
+    /// What is promised for a register of which nothing is held (rule C7).
+    pub(crate) fn floor(&self, partition: PartitionId) -> Ballot {
+        self.floors.get(&partition).copied().unwrap_or_default()
+    }
+
+    /// Promises that for all registers of a partition of which nothing is held. Says whether that is more than before: then it is to be
+    /// made durable.
+    pub(crate) fn raise_floor(&mut self, partition: PartitionId, promised: Ballot) -> bool {
+        let floor = self.floors.entry(partition).or_default();
+        let is_more = promised > *floor;
+        *floor = promised.max(*floor);
+        is_more
+    }
+
+    /// What earlier runs have promised.
+    pub(crate) fn recover_floors(&mut self, floors: BTreeMap<PartitionId, Ballot>) {
+        self.floors = floors;
     }
 
     /// The next partition whose owners are to be compared.

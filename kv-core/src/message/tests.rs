@@ -231,9 +231,20 @@ fn any_message() -> impl Strategy<Value = Message> {
         (call(), role(), any_bytes(), any::<bool>()).prop_map(|(call, role, key, digest)| {
             Message::Read { call, epoch: Epoch(8), role, keyspace: KeyspaceId(1), key, digest }
         }),
-        (call(), result_of(held)).prop_map(|(call, result)| Message::ReadResult { call, result }),
+        (call(), result_of(held), any::<u64>()).prop_map(|(call, result, settled)| Message::ReadResult {
+            call,
+            result,
+            settled: Hlc(settled)
+        }),
         (call(), query).prop_map(|(call, slice)| Message::Slice { call, slice }),
-        (call(), result_of((records(), any::<bool>()).prop_map(|(records, more)| SliceAnswer { records, more })))
+        (
+            call(),
+            result_of((records(), any::<bool>(), any::<u64>()).prop_map(|(records, more, settled)| SliceAnswer {
+                records,
+                more,
+                settled: vec![(PartitionId(1), Hlc(settled))],
+            }))
+        )
             .prop_map(|(call, result)| Message::SliceResult { call, result }),
         (call(), any::<u16>(), purpose, any_question()).prop_map(|(call, partition, purpose, question)| {
             Message::Exchange { call, partition: PartitionId(partition), epoch: Epoch(3), purpose, question }
@@ -338,9 +349,13 @@ fn malformed_contents_are_refused() {
     let (call, key) = (CallId(1), Bytes::from_static(b"key"));
     let (epoch, role, keyspace) = (Epoch(1), Role::Owner, KeyspaceId(0));
     refused(Message::Replicate { call, epoch, role, keyspace, key: key.clone(), cell: cell.clone() });
-    refused(Message::ReadResult { call, result: Ok(ReadReply::Full(Some(cell.clone()))) });
+    let settled = Hlc::default();
+    refused(Message::ReadResult { call, result: Ok(ReadReply::Full(Some(cell.clone()))), settled });
     let records = vec![(keyspace, key, cell.clone())];
-    refused(Message::SliceResult { call, result: Ok(SliceAnswer { records: records.clone(), more: false }) });
+    refused(Message::SliceResult {
+        call,
+        result: Ok(SliceAnswer { records: records.clone(), more: false, settled: Vec::new() }),
+    });
     refused(Message::ExchangeResult {
         call,
         result: Ok(Answer::Records { records: records.clone(), next: None, settled: Hlc(0) }),
@@ -359,7 +374,7 @@ fn malformed_contents_are_refused() {
     {
         let refusal = || Refusal::Stale { newer: Entry::settled(Epoch(5), owners.clone()) };
         refused(Message::Replicated { call, result: Err(refusal()), commit: 0 });
-        refused(Message::ReadResult { call, result: Err(refusal()) });
+        refused(Message::ReadResult { call, result: Err(refusal()), settled: Hlc::default() });
         refused(Message::SliceResult { call, result: Err(refusal()) });
         refused(Message::Forwarded { call, outcome: Err(refusal()) });
         refused(Message::ExchangeResult { call, result: Err(refusal()), commit: 0 });

@@ -3,6 +3,7 @@
 //!
 //! This is what a replica holds and answers; [`proposal`] is how somebody reads or changes it. Neither sends, stores or waits.
 
+pub mod done;
 pub mod proposal;
 #[cfg(test)]
 mod tests;
@@ -12,9 +13,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use done::Requests;
 use proposal::{Question, Reply};
 
-use crate::types::{Epoch, Hlc, Incarnation, NodeId, RequestId, WallTime};
+use crate::types::{Epoch, Hlc, Incarnation, NodeId, WallTime};
 
 /// Who proposes in a register: one run of one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -63,9 +65,10 @@ pub struct State {
     /// Names what was written, for conditions: the ballot under which it was proposed first. Who proposes it again keeps it
     /// (rule C6).
     pub version: Ballot,
-    /// The request that wrote it (rule C5).
-    pub request: RequestId,
-    /// When that began, by the clock of its client; for people, since nothing is decided by it.
+    /// The requests that led to it (rule C5).
+    pub requests: Requests,
+    /// The stamp of the request that wrote it: when that began, by the clock of its client. What stands in place of something that has
+    /// expired has the time of who found that. It says nothing of what is true, but when a state without a value may go (rule C7).
     pub written: Hlc,
     /// From when on it is to be removed.
     pub expires: Option<WallTime>,
@@ -78,6 +81,12 @@ impl State {
     #[must_use]
     pub fn has_expired(&self, now: WallTime) -> bool {
         self.value.is_some() && self.expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// When the last thing happened that it remembers.
+    #[must_use]
+    pub fn latest(&self) -> Hlc {
+        self.written.max(self.requests.latest())
     }
 }
 
@@ -97,6 +106,8 @@ pub struct Register {
     pub promised: Ballot,
     /// What it has accepted last; `None`: nothing.
     pub accepted: Option<Accepted>,
+    /// Of one that has promised something and accepted nothing: when it was first asked, by its own clock.
+    pub empty_since: Hlc,
 }
 
 impl Register {
@@ -110,7 +121,9 @@ impl Register {
     #[must_use]
     pub fn is_valid(&self) -> bool {
         let accepted = self.accepted.as_ref();
-        accepted.is_none_or(|accepted| accepted.ballot <= self.promised && accepted.state.version <= accepted.ballot)
+        accepted.is_none_or(|Accepted { ballot, state }| {
+            *ballot <= self.promised && state.version <= *ballot && state.requests.are_valid()
+        })
     }
 
     /// The value that it has accepted.
@@ -119,10 +132,31 @@ impl Register {
         self.accepted.as_ref()?.state.value.as_ref()
     }
 
+    /// How many requests it remembers.
+    #[must_use]
+    pub(crate) fn requests(&self) -> usize {
+        self.accepted.as_ref().map_or(0, |accepted| accepted.state.requests.len())
+    }
+
     /// From when on what it has accepted is to be removed.
     #[must_use]
     pub fn expires(&self) -> Option<WallTime> {
         self.accepted.as_ref()?.state.expires
+    }
+
+    /// Whether a majority may have decided that there is no value, and when that was.
+    #[must_use]
+    pub fn tombstone(&self) -> Option<Hlc> {
+        match &self.accepted {
+            None => Some(self.empty_since),
+            Some(Accepted { state, .. }) => state.value.is_none().then(|| state.latest()),
+        }
+    }
+
+    /// Whether it has accepted nothing that its partition has not settled with up to `until` (rule A6).
+    #[must_use]
+    pub fn is_settled(&self, until: Hlc) -> bool {
+        self.accepted.as_ref().is_none_or(|accepted| accepted.state.latest() <= until)
     }
 
     /// A hash of what it has accepted. What it has promised is no part of it: replicas promise different ballots and hold the same.

@@ -5,11 +5,14 @@
 //! (rules C4 to C6, C8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::done::{Done, Known, Requests};
 use super::{Accepted, Ballot, Proposer, State};
+use crate::rule::{Rule, Rules};
 use crate::types::{Epoch, Hlc, NodeId, RequestId, WallTime};
 
 /// Under which condition a register is changed.
@@ -28,8 +31,10 @@ pub enum Condition {
 pub struct Change {
     /// Names the request, the same in every attempt (rule C5).
     pub request: RequestId,
-    /// When it began; for people.
-    pub written: Hlc,
+    /// Whether an earlier attempt of the request may have been sent somewhere.
+    pub repeats: bool,
+    /// How long requests are remembered that came before this one.
+    pub remembers: Duration,
     /// Under which condition.
     pub when: Condition,
     /// The value; `None` deletes.
@@ -94,14 +99,21 @@ pub struct Lease {
 pub enum Answer {
     /// To `Get`: what the register holds.
     Found(Option<State>),
-    /// The change is made.
-    Changed(State),
+    /// The change is made, under this name.
+    Changed(Ballot),
     /// The condition does not hold. Nothing was done. What the register holds.
     Failed(Option<State>),
     /// To `Confirm`: it is so.
     Confirmed,
-    /// The change may have taken effect, and may yet.
-    Unknown,
+    /// An earlier attempt has found that the condition did not hold. Nothing was done, and never is.
+    FailedBefore,
+    /// As old a request may have taken effect and been forgotten. This attempt has done nothing if it is the first one.
+    Forgotten {
+        /// Another request needs a stamp above this.
+        above: Hlc,
+        /// Whether this or another attempt may have taken effect.
+        is_unknown: bool,
+    },
 }
 
 /// What is to be done.
@@ -115,6 +127,17 @@ pub enum Step {
     Blocked,
     /// It is done.
     Done(Answer),
+}
+
+/// The time at a proposer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Its clock, by which it tries to delete what has expired.
+    pub wall: WallTime,
+    /// The same as a timestamp.
+    pub stamp: Hlc,
+    /// It has promised to write nothing for a request with a stamp at or below this (rule A6).
+    pub floor: Hlc,
 }
 
 /// Whether the nodes for which something holds are a majority of each set of owners (rule C3).
@@ -139,38 +162,13 @@ pub struct Proposal {
     lost: BTreeSet<NodeId>,
     /// The highest ballot that anybody has told of.
     highest: Ballot,
-    /// The ballot under which the wished change was proposed last, if that may be what a majority holds.
-    proposed: Option<Ballot>,
-    /// Whether it was ever proposed: some replica may hold it, and somebody else may find it there and go on from it.
+    /// Whether the wished change was ever proposed: some replica may hold it, and somebody else may find it there and go on from it.
     is_out: bool,
     has_proposed: bool,
-    has_prepared: bool,
-    /// Whether some replica has told of a state.
-    has_found: bool,
     /// The name of what is written, once it was proposed.
     version: Option<Ballot>,
     lease: Option<Lease>,
-    #[cfg(test)]
-    pub(super) broken: Option<Broken>,
-}
-
-/// Rules that a test switches off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
-    /// C3: a read is done in one round only if a majority has accepted one ballot.
-    ReadWantsAgreement,
-    /// C5: what may have taken effect is not proposed again when somebody has gone on.
-    ProposeAgain,
-    /// C5: a change that is found is not made again.
-    FindOwn,
-    /// C6: what is told of a register is held by a majority under one ballot.
-    ConfirmBeforeFailing,
-    /// C6: what was proposed and is given up is replaced before that is told.
-    WithdrawBeforeFailing,
-    /// C8: what has expired is deleted before it is told to be absent.
-    DeleteExpired,
-    /// What a majority has accepted is proposed on.
-    ProposeLatest,
+    rules: Rules,
 }
 
 /// A state that was proposed.
@@ -197,50 +195,42 @@ impl Proposal {
     /// Begins, with what the proposer knows from its last change, if there was no other one since as far as it knows. The first
     /// question.
     pub fn begin(
-        me: Proposer,
-        epoch: Epoch,
+        (me, epoch, rules): (Proposer, Epoch, Rules),
         wish: Wish,
         lease: Option<Lease>,
         used: &mut u64,
-        now: WallTime,
+        now: Moment,
     ) -> (Self, Question) {
+        let is_out = matches!(&wish, Wish::Change(change) if change.repeats);
         let mut proposal = Self {
             me,
             wish,
             phase: Phase::Blocked,
             lost: BTreeSet::new(),
             highest: Ballot::default(),
-            proposed: None,
-            is_out: false,
+            is_out,
             has_proposed: false,
-            has_prepared: false,
-            has_found: false,
             version: None,
             lease: None,
-            #[cfg(test)]
-            broken: None,
+            rules,
         };
         let question = proposal.first(epoch, lease, used, now);
         (proposal, question)
     }
 
-    /// Whether a rule holds: a test may switch it off.
-    #[allow(clippy::unused_self, reason = "it is used in tests")]
-    fn keeps(&self, _rule: Broken) -> bool {
-        #[cfg(test)]
-        return self.broken != Some(_rule);
-        #[cfg(not(test))]
-        true
+    fn keeps(&self, rule: Rule) -> bool {
+        self.rules.keep(rule)
     }
 
-    fn first(&mut self, epoch: Epoch, lease: Option<Lease>, used: &mut u64, now: WallTime) -> Question {
+    fn first(&mut self, epoch: Epoch, lease: Option<Lease>, used: &mut u64, now: Moment) -> Question {
         // Only a change that holds is proposed right away: what others did since is not known (rule C4).
         if let (Wish::Change(change), Some(Lease { next, state })) = (&self.wish, lease)
             && next.epoch == epoch
-            && state.request != change.request
-            && holds(change.when, Some(&state), now)
+            && state.requests.find(change.request) == Known::New
+            && change.request.stamp > now.floor
+            && holds(change.when, Some(&state), now.wall)
         {
-            let state = new_state(change, next);
+            let state = new_state(change, next, Some(&state));
             return self.propose(next, state, None, used);
         }
         match self.wish {
@@ -258,9 +248,11 @@ impl Proposal {
     }
 
     fn prepare(&mut self, epoch: Epoch, used: &mut u64) -> Question {
+        if !self.keeps(Rule::CountBallots) {
+            *used = 0;
+        }
         let ballot = self.highest.next(epoch, self.me, used);
         self.highest = ballot;
-        self.has_prepared = true;
         self.lost.clear();
         self.phase = Phase::Preparing(ballot, BTreeMap::new());
         Question::Prepare { ballot }
@@ -272,12 +264,12 @@ impl Proposal {
         let next = ballot.next(ballot.epoch, self.me, used);
         self.highest = self.highest.max(next);
         self.has_proposed = true;
-        if then.is_none() {
-            self.proposed = Some(ballot);
+        let version = state.version;
+        let then = then.unwrap_or_else(|| {
             self.is_out = true;
-            self.version.get_or_insert(state.version);
-        }
-        let then = then.unwrap_or_else(|| Answer::Changed(state.clone()));
+            self.version.get_or_insert(version);
+            Answer::Changed(version)
+        });
         let question = Question::Accept { ballot, next, state: state.clone() };
         self.phase = Phase::Accepting(Box::new(Accepting { ballot, next, state, accepted: BTreeSet::new(), then }));
         question
@@ -290,17 +282,16 @@ impl Proposal {
         asked: &Question,
         reply: Option<Reply>,
         quorum: &impl Quorum,
-        (used, now): (&mut u64, WallTime),
+        (used, now): (&mut u64, Moment),
     ) -> Step {
         if let Some(Reply::Refused(promised)) = &reply {
             self.highest = self.highest.max(*promised);
         }
-        self.has_found |= matches!(reply, Some(Reply::Told(Some(_))));
         match (&mut self.phase, asked, reply) {
             (Phase::Reading(told), Question::Read, Some(Reply::Told(accepted))) => {
                 self.lost.remove(&node);
                 told.insert(node, accepted);
-                self.read(quorum, now)
+                self.read(quorum, now.wall)
             }
             (Phase::Preparing(at, told), Question::Prepare { ballot }, Some(Reply::Told(accepted)))
                 if *at == *ballot =>
@@ -326,7 +317,7 @@ impl Proposal {
                     self.lost.insert(node);
                 }
                 match self.phase {
-                    Phase::Reading(_) => self.read(quorum, now),
+                    Phase::Reading(_) => self.read(quorum, now.wall),
                     _ => self.unless_impossible(quorum),
                 }
             }
@@ -350,11 +341,10 @@ impl Proposal {
         self.is_out
     }
 
-    /// Whether some replica may hold something that others do not: what was proposed, or a promise for a key of which nothing is held
-    /// anywhere.
+    /// Whether some replica may hold something that others do not.
     #[must_use]
     pub fn leaves_replicas_apart(&self) -> bool {
-        self.has_proposed || self.has_prepared && !self.has_found
+        self.has_proposed
     }
 
     /// What the proposer may begin the next change with.
@@ -371,7 +361,7 @@ impl Proposal {
         let may_agree = |node: NodeId| !self.lost.contains(&node) && (!told.contains_key(&node) || agrees(node));
         let is_over = latest.as_ref().is_some_and(|accepted| accepted.state.has_expired(now));
         let has_told = quorum.is_met(&|node| told.contains_key(&node));
-        let is_sure = quorum.is_met(&agrees) || !self.keeps(Broken::ReadWantsAgreement) && has_told;
+        let is_sure = quorum.is_met(&agrees) || !self.keeps(Rule::ReadWantsAgreement) && has_told;
         self.highest = self.highest.max(ballot);
         if is_sure && !is_over {
             return Step::Done(Answer::Found(latest.map(|accepted| accepted.state)));
@@ -384,7 +374,7 @@ impl Proposal {
     }
 
     /// Some replicas have promised the ballot.
-    fn promised(&mut self, quorum: &impl Quorum, used: &mut u64, now: WallTime) -> Step {
+    fn promised(&mut self, quorum: &impl Quorum, used: &mut u64, now: Moment) -> Step {
         let Phase::Preparing(ballot, told) = &self.phase else { return Step::Wait };
         if !quorum.is_met(&|node| told.contains_key(&node)) {
             return Step::Wait;
@@ -395,61 +385,75 @@ impl Proposal {
         let is_agreed = told.values().all(|told| ballot_of(told.as_ref()) == agreed);
         let state = latest.map(|accepted| accepted.state);
         let change = match &self.wish {
-            Wish::Get => return self.settle(ballot, state, is_agreed, (used, now), Answer::Found),
+            Wish::Get => return self.settle(ballot, state, is_agreed, false, (used, now), Answer::Found),
             // Those that do not hold it get it, too, if they can be asked.
-            Wish::Confirm => return self.settle(ballot, state, false, (used, now), |_| Answer::Confirmed),
+            Wish::Confirm => {
+                return self.settle(ballot, state, false, false, (used, now), |_| Answer::Confirmed);
+            }
             Wish::Change(change) => change.clone(),
         };
-        let own = state.as_ref().filter(|found| found.request == change.request);
-        if let Some(found) = own.filter(|_| self.keeps(Broken::FindOwn)) {
-            // It has taken effect, or does now.
-            let found = found.clone();
-            return Step::Ask(self.propose(ballot, found.clone(), Some(Answer::Changed(found)), used));
+        let known = state.as_ref().map_or(Known::New, |state| state.requests.find(change.request));
+        match known {
+            Known::Done(Done { version: Some(version), .. }) if self.keeps(Rule::RememberChanges) => {
+                // It has taken effect, or does so now.
+                return match state {
+                    Some(state) if !is_agreed => {
+                        Step::Ask(self.propose(ballot, state, Some(Answer::Changed(version)), used))
+                    }
+                    _ => Step::Done(Answer::Changed(version)),
+                };
+            }
+            Known::Done(Done { version: None, .. }) if self.keeps(Rule::RememberFailures) => {
+                return self.settle(ballot, state, is_agreed, false, (used, now), |_| Answer::FailedBefore);
+            }
+            Known::Forgotten if self.keeps(Rule::RefuseForgotten) => {
+                let above = state.map(|state| state.latest()).unwrap_or_default();
+                return Step::Done(Answer::Forgotten { above, is_unknown: self.is_out });
+            }
+            Known::New if change.request.stamp <= now.floor => {
+                return Step::Done(Answer::Forgotten { above: now.floor, is_unknown: self.is_out });
+            }
+            Known::New | Known::Done(_) | Known::Forgotten => {}
         }
-        if self.proposed.is_some_and(|proposed| agreed > proposed) && self.keeps(Broken::ProposeAgain) {
-            // Somebody has gone on, perhaps from it.
-            return Step::Done(Answer::Unknown);
-        }
-        // What was proposed before cannot be accepted by a majority any more.
-        self.proposed = None;
-        let state = state.filter(|_| self.keeps(Broken::ProposeLatest));
-        if holds(change.when, state.as_ref(), now) {
-            let mut next = new_state(&change, ballot);
-            next.version = self.version.unwrap_or(next.version);
+        // What was proposed before is not part of what was found. If a majority accepts this, nothing can come of that any more; if
+        // somebody else has a majority accept that, this is refused.
+        let state = state.filter(|_| self.keeps(Rule::ProposeLatest));
+        if holds(change.when, state.as_ref(), now.wall) {
+            let next = new_state(&change, self.version.unwrap_or(ballot), state.as_ref());
             return Step::Ask(self.propose(ballot, next, None, used));
         }
-        self.settle(ballot, state, is_agreed, (used, now), Answer::Failed)
+        self.settle(ballot, state, is_agreed, self.is_out, (used, now), Answer::Failed)
     }
 
-    /// Nothing is to be changed. What was found is told once a majority holds it under one ballot, and nothing else can come of what was
-    /// proposed before (rule C6); if its time is over, once it is deleted (rule C8).
+    /// Nothing is to be changed. What was found is told once a majority holds it under one ballot; if its time is over, once it is deleted
+    /// (rule C8). `withdraws`: and once nothing else can come of what may have been proposed before, by this attempt or another one, and
+    /// all later ones learn that (rules C5 and C6).
     fn settle(
         &mut self,
         ballot: Ballot,
         state: Option<State>,
         is_agreed: bool,
-        (used, now): (&mut u64, WallTime),
+        withdraws: bool,
+        (used, now): (&mut u64, Moment),
         answer: impl Fn(Option<State>) -> Answer,
     ) -> Step {
-        let is_agreed = is_agreed || !self.keeps(Broken::ConfirmBeforeFailing);
-        let is_out = self.is_out && self.keeps(Broken::WithdrawBeforeFailing);
-        let nothing = State {
-            version: ballot,
-            request: RequestId::default(),
-            written: Hlc::default(),
-            expires: None,
-            value: None,
-        };
-        let told = match state {
-            Some(state) if state.has_expired(now) && self.keeps(Broken::DeleteExpired) => {
-                State { value: None, expires: None, version: ballot, ..state }
-            }
-            Some(state) if state.has_expired(now) => return Step::Done(answer(Some(nothing))),
-            Some(state) if is_agreed && !is_out => return Step::Done(answer(Some(state))),
+        let is_agreed = is_agreed || !self.keeps(Rule::ConfirmBeforeFailing);
+        let withdraws = withdraws && self.keeps(Rule::WithdrawBeforeFailing);
+        let nothing =
+            |requests: Requests| State { version: ballot, requests, written: now.stamp, expires: None, value: None };
+        let mut told = match state {
+            Some(state) if state.has_expired(now.wall) && self.keeps(Rule::DeleteExpired) => nothing(state.requests),
+            Some(state) if state.has_expired(now.wall) => return Step::Done(answer(Some(nothing(state.requests)))),
+            Some(state) if is_agreed && !withdraws => return Step::Done(answer(Some(state))),
             Some(state) => state,
-            None if !is_out => return Step::Done(answer(None)),
-            None => nothing,
+            None if !withdraws => return Step::Done(answer(None)),
+            None => nothing(Requests::default()),
         };
+        if let Wish::Change(change) = &self.wish
+            && withdraws
+        {
+            told.requests.remember(Done { request: change.request, version: None }, change.remembers);
+        }
         Step::Ask(self.propose(ballot, told.clone(), Some(answer(Some(told))), used))
     }
 
@@ -478,9 +482,12 @@ impl Phase {
     }
 }
 
-fn new_state(change: &Change, ballot: Ballot) -> State {
-    let Change { request, written, value, expires, .. } = change.clone();
-    State { version: ballot, request, written, expires, value }
+/// What a change makes of what was found, under the name `version`.
+fn new_state(change: &Change, version: Ballot, found: Option<&State>) -> State {
+    let Change { request, remembers, value, expires, .. } = change.clone();
+    let mut requests = found.map(|found| found.requests.clone()).unwrap_or_default();
+    requests.remember(Done { request, version: Some(version) }, remembers);
+    State { version, requests, written: request.stamp, expires, value }
 }
 
 fn ballot_of(accepted: Option<&Accepted>) -> Ballot {

@@ -3,13 +3,16 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
 
 use kv_histories::{Action, Condition as When, Expiry, Operation, Outcome, check};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::proposal::{Answer, Broken, Change, Condition, Lease, Proposal, Question, Reply, Step, Wish};
+use super::done::{Done, Requests};
+use super::proposal::{Answer, Change, Condition, Lease, Moment, Proposal, Question, Reply, Step, Wish};
 use super::{Ballot, Proposer, Register, State};
+use crate::rule::{Rule, Rules};
 use crate::types::{Epoch, Hlc, NodeId, RequestId, WallTime};
 
 const EPOCH: Epoch = Epoch(1);
@@ -27,13 +30,10 @@ fn ballot(counter: u64, node: u64) -> Ballot {
 }
 
 fn state(counter: u64) -> State {
-    State {
-        version: ballot(counter, 1),
-        request: RequestId { stamp: Hlc(counter), client: 1 },
-        written: Hlc(counter),
-        expires: None,
-        value: Some("x".into()),
-    }
+    let mut requests = Requests::default();
+    let request = RequestId { stamp: Hlc(counter), client: 1 };
+    requests.remember(Done { request, version: Some(ballot(counter, 1)) }, Duration::MAX);
+    State { version: ballot(counter, 1), requests, written: Hlc(counter), expires: None, value: Some("x".into()) }
 }
 
 #[test]
@@ -104,10 +104,18 @@ enum Event {
     Asked { replica: usize, proposer: usize, round: u64, question: Question },
     /// An answer reaches a proposer.
     Answered { replica: usize, proposer: usize, round: u64, question: Question, reply: Option<Reply> },
+    /// A client has waited long enough: it asks another proposer, and hears no more of the first one.
+    Repeat { proposer: usize, at: usize },
+    /// The first attempt of an operation comes late.
+    Late { proposer: usize, at: usize, wish: Wish },
     /// A proposer waits no longer for answers.
     Overdue { proposer: usize, round: u64, question: Question },
     /// It begins again.
     Again { proposer: usize, round: u64 },
+    /// If all replicas hold one and the same deletion, it settles.
+    Settle,
+    /// A replica collects what has settled until then.
+    Collect { replica: usize, until: Hlc },
     /// Its client gives up.
     GivenUp { proposer: usize, round: u64 },
     /// The next client comes.
@@ -129,8 +137,11 @@ struct Client {
 
 struct Running {
     proposal: Proposal,
+    wish: Wish,
     at: usize,
     since: u64,
+    /// Nobody hears what becomes of it.
+    is_left: bool,
 }
 
 struct Model {
@@ -140,13 +151,20 @@ struct Model {
     events: BTreeMap<u64, Event>,
     numbered: u64,
     replicas: Vec<Register>,
+    /// What each promises for what it does not hold, and up to when it has settled.
+    floors: Vec<(Ballot, Hlc)>,
+    /// Nobody begins anything that old any more.
+    settled: Hlc,
+    collected: u64,
     down: Vec<u64>,
     clients: Vec<Client>,
     sets: Vec<Vec<u64>>,
     history: Vec<Operation>,
     loss: u64,
-    broken: Option<Broken>,
+    broken: Option<Rule>,
     forgets_promises: bool,
+    /// How long requests are remembered; short in some runs.
+    remembers: Duration,
     /// Answers that were given in one round.
     quick: u64,
     /// What was proposed under which ballot: no two states.
@@ -154,7 +172,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(seed: u64, broken: Option<Broken>, forgets_promises: bool) -> Self {
+    fn new(seed: u64, broken: Option<Rule>, forgets_promises: bool) -> Self {
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
         let sets: Vec<Vec<u64>> = match dice.below(4) {
             0 => vec![(0..5).collect()],
@@ -163,6 +181,7 @@ impl Model {
             2 => vec![vec![0, 1, 2], vec![0, 1, 3]],
             _ => vec![vec![0, 1, 2]],
         };
+        let remembers = Duration::from_micros([3, 3000][usize::try_from(dice.below(2)).unwrap()]);
         let replicas = sets.iter().flatten().max().map_or(0, |last| usize::try_from(*last).unwrap() + 1);
         let client = |index: usize| Client {
             name: Proposer { node: NodeId(10 + index as u64), boot: 1, nonce: 3 },
@@ -181,16 +200,22 @@ impl Model {
             events: BTreeMap::new(),
             numbered: 0,
             replicas: vec![Register::default(); replicas],
+            floors: vec![(Ballot::default(), Hlc::default()); replicas],
+            settled: Hlc::default(),
+            collected: 0,
             down: vec![0; replicas],
-            clients: (0..PROPOSERS).map(client).collect(),
+            // Behind each one the proposer that a client asks when it repeats.
+            clients: (0..2 * PROPOSERS).map(client).collect(),
             sets,
             history: Vec::new(),
             broken,
             forgets_promises,
+            remembers,
             quick: 0,
             proposed: BTreeMap::new(),
             dice,
         };
+        model.after(10, Event::Settle);
         for proposer in 0..PROPOSERS {
             model.clients[proposer].clock = model.dice.below(2 * SKEW);
             let at = model.dice.below(20);
@@ -214,8 +239,9 @@ impl Model {
     }
 
     /// What the clock of a proposer shows.
-    fn now(&self, proposer: usize) -> WallTime {
-        WallTime(self.time + self.clients[proposer].clock - SKEW)
+    fn now(&self, proposer: usize) -> Moment {
+        let wall = WallTime(self.time + self.clients[proposer].clock - SKEW);
+        Moment { wall, stamp: Hlc::at(wall), floor: self.settled }
     }
 
     fn happens(&mut self, event: Event) {
@@ -227,9 +253,15 @@ impl Model {
                 }
                 let register = &mut self.replicas[replica];
                 let kept = register.promised;
+                let (floor, until) = self.floors[replica];
+                if let Question::Accept { state, .. } = &question
+                    && is_past(register, state, until)
+                {
+                    return;
+                }
                 let reply = match &question {
                     Question::Read => Reply::Told(register.accepted.clone()),
-                    Question::Prepare { ballot } => match register.prepare(Ballot::default(), *ballot) {
+                    Question::Prepare { ballot } => match register.prepare(floor, *ballot) {
                         Ok(()) => Reply::Told(register.accepted.clone()),
                         Err(promised) => Reply::Refused(promised),
                     },
@@ -237,7 +269,7 @@ impl Model {
                         if self.forgets_promises {
                             register.promised = register.ballot();
                         }
-                        match register.accept(Ballot::default(), *ballot, *next, state.clone()) {
+                        match register.accept(floor, *ballot, *next, state.clone()) {
                             Ok(()) => Reply::Accepted,
                             Err(promised) => Reply::Refused(promised),
                         }
@@ -275,6 +307,48 @@ impl Model {
                     self.end(proposer, &running, if unknown { Outcome::Unknown } else { Outcome::Refused });
                 }
             }
+            Event::Settle => self.settle(),
+            Event::Collect { replica, until } => {
+                let register = &self.replicas[replica];
+                if register.accepted.is_some() && register.tombstone().is_some_and(|deleted| deleted <= until) {
+                    if self.broken != Some(Rule::RaiseFloor) {
+                        self.floors[replica].0 = self.floors[replica].0.max(register.promised);
+                    }
+                    self.replicas[replica] = Register::default();
+                    self.collected += 1;
+                }
+            }
+            Event::Repeat { proposer, at } => {
+                let Some(running) = &mut self.clients[proposer].running else { return };
+                if running.at == at {
+                    running.is_left = true;
+                    let wish = again(&running.wish);
+                    self.propose(proposer + PROPOSERS, at, wish, false);
+                }
+            }
+            Event::Late { proposer, at, wish } if self.clients[proposer].running.is_some() => {
+                self.after(10, Event::Late { proposer, at, wish });
+            }
+            Event::Late { proposer, at, wish } => self.propose(proposer, at, wish, true),
+        }
+    }
+
+    /// What the settled barrier makes sure of: nobody begins anything that old, every replica has the deletion, and takes nothing else that
+    /// old. Then each of them collects when it comes to that.
+    fn settle(&mut self) {
+        let deletion = self.replicas[0].clone();
+        let is_one = self.replicas.iter().all(|register| register.accepted == deletion.accepted);
+        let until = deletion.tombstone().filter(|_| is_one && deletion.accepted.is_some());
+        if let Some(until) = until.filter(|until| *until > self.settled) {
+            self.settled = until;
+            for replica in 0..self.replicas.len() {
+                self.floors[replica].1 = until;
+                let late = self.dice.below(60);
+                self.after(late, Event::Collect { replica, until });
+            }
+        }
+        if self.clients[..PROPOSERS].iter().any(|client| client.left > 0) {
+            self.after(10, Event::Settle);
         }
     }
 
@@ -293,8 +367,11 @@ impl Model {
         if self.clients[proposer].left == 0 {
             return;
         }
+        if self.clients[proposer].running.is_some() {
+            // An attempt that its client has left is still under way here.
+            return self.after(10, Event::Begin { proposer });
+        }
         self.clients[proposer].left -= 1;
-        self.clients[proposer].round += 1;
         if self.dice.chance(40) {
             let replica = usize::try_from(self.dice.below(self.replicas.len() as u64)).unwrap();
             self.down[replica] = self.time + self.dice.below(200);
@@ -310,12 +387,33 @@ impl Model {
             outcome: Outcome::Unknown,
         };
         self.history.push(operation);
+        if matches!(wish, Wish::Change(_)) && self.dice.chance(150) {
+            // The first attempt is under way for long, and the second one overtakes it.
+            let late = 1 + self.dice.below(PATIENCE / 2);
+            self.after(late, Event::Late { proposer, at: number, wish: wish.clone() });
+            return self.propose(proposer + PROPOSERS, number, again(&wish), false);
+        }
+        if matches!(wish, Wish::Change(_)) && self.dice.chance(300) {
+            let patience = 10 + self.dice.below(PATIENCE / 2);
+            self.after(patience, Event::Repeat { proposer, at: number });
+        }
+        self.propose(proposer, number, wish, false);
+    }
+
+    /// An attempt of an operation begins.
+    fn propose(&mut self, proposer: usize, at: usize, wish: Wish, is_left: bool) {
+        let now = self.now(proposer);
         let client = &mut self.clients[proposer];
+        assert!(client.running.is_none(), "proposer {proposer} is busy");
+        client.round += 1;
         let lease = client.lease.take();
-        let now = WallTime(self.time + client.clock - SKEW);
-        let (mut proposal, question) = Proposal::begin(client.name, EPOCH, wish, lease, &mut client.used, now);
-        proposal.broken = self.broken;
-        client.running = Some(Running { proposal, at: number, since: self.numbered });
+        let mut rules = Rules::default();
+        if let Some(rule) = self.broken {
+            rules.break_rule(rule);
+        }
+        let begin = (client.name, EPOCH, rules);
+        let (proposal, question) = Proposal::begin(begin, wish.clone(), lease, &mut client.used, now);
+        client.running = Some(Running { proposal, wish, at, since: self.numbered, is_left });
         let round = client.round;
         self.after(PATIENCE, Event::GivenUp { proposer, round });
         self.ask(proposer, &question);
@@ -333,12 +431,13 @@ impl Model {
         if kind < 4 {
             return (Wish::Get, Action::Get);
         }
-        let request = RequestId { stamp: Hlc(number as u64 + 1), client: proposer as u64 };
+        let request = RequestId { stamp: Hlc::at(WallTime(number as u64 + 1)), client: proposer as u64 };
         let name = format!("v{number}");
         let ends = (kind == 8).then(|| self.time + 20 + self.dice.below(60));
         let change = Change {
             request,
-            written: Hlc(0),
+            repeats: false,
+            remembers: self.remembers,
             when,
             value: (kind < 9).then(|| name.clone().into()),
             expires: ends.map(WallTime),
@@ -393,17 +492,23 @@ impl Model {
                     Answer::Found(state) => Outcome::Got { value: show(state) },
                     Answer::Changed(_) => Outcome::Done,
                     Answer::Failed(state) => Outcome::Failed { found: Some(show(state)) },
-                    Answer::Confirmed => Outcome::Refused,
-                    Answer::Unknown => Outcome::Unknown,
+                    Answer::Confirmed | Answer::Forgotten { is_unknown: false, .. } => Outcome::Refused,
+                    Answer::FailedBefore => Outcome::Failed { found: None },
+                    Answer::Forgotten { is_unknown: true, .. } => Outcome::Unknown,
                 };
-                match answer {
+                let seen = match answer {
                     Answer::Found(state) | Answer::Failed(state) => {
-                        self.clients[proposer].seen = Some((state.as_ref().map(|state| state.version), show(&state)));
+                        Some((state.as_ref().map(|state| state.version), show(&state)))
                     }
-                    Answer::Changed(state) => {
-                        self.clients[proposer].seen = Some((Some(state.version), show(&Some(state))));
+                    Answer::Changed(version) => {
+                        let Wish::Change(Change { value, .. }) = &running.wish else { panic!("{:?}", running.wish) };
+                        let written = value.as_ref().map(|value| String::from_utf8(value.to_vec()).unwrap());
+                        Some((Some(version), written))
                     }
-                    Answer::Confirmed | Answer::Unknown => {}
+                    Answer::Confirmed | Answer::FailedBefore | Answer::Forgotten { .. } => None,
+                };
+                if !running.is_left && seen.is_some() {
+                    self.clients[proposer % PROPOSERS].seen = seen;
                 }
                 self.end(proposer, &running, outcome);
             }
@@ -411,12 +516,30 @@ impl Model {
     }
 
     fn end(&mut self, proposer: usize, running: &Running, outcome: Outcome) {
+        self.clients[proposer].round += 1;
+        if running.is_left {
+            return;
+        }
         let operation = &mut self.history[running.at];
         operation.returned = (outcome != Outcome::Unknown).then_some(self.time);
         operation.outcome = outcome;
-        self.clients[proposer].round += 1;
         let rest = self.dice.below(30);
-        self.after(rest, Event::Begin { proposer });
+        self.after(rest, Event::Begin { proposer: proposer % PROPOSERS });
+    }
+}
+
+/// What a replica does not take any more, since it has settled with all that is so old.
+fn is_past(register: &Register, state: &State, until: Hlc) -> bool {
+    let held = register.accepted.as_ref();
+    let has_it = held.is_some_and(|held| held.state.version == state.version);
+    state.written <= until && !has_it && (held.is_some() || state.value.is_some())
+}
+
+/// The wish of an operation when its client repeats it.
+fn again(wish: &Wish) -> Wish {
+    match wish {
+        Wish::Change(change) => Wish::Change(Change { repeats: true, ..change.clone() }),
+        other => other.clone(),
     }
 }
 
@@ -426,7 +549,7 @@ const SEEDS: u64 = 3000;
 #[test]
 fn what_clients_are_told_is_linearizable() {
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
-    let mut quick = 0;
+    let (mut quick, mut collected) = (0, 0);
     for seed in 0..SEEDS {
         let mut model = Model::new(seed, None, false);
         model.run();
@@ -435,6 +558,7 @@ fn what_clients_are_told_is_linearizable() {
             panic!("seed {seed}: {violation}\n{}", lines.iter().map(|line| format!("  {line}\n")).collect::<String>());
         }
         quick += model.quick;
+        collected += model.collected;
         for operation in &model.history {
             let name = operation.outcome.to_string();
             *outcomes.entry(name.split_whitespace().next().unwrap_or_default().to_owned()).or_default() += 1;
@@ -444,10 +568,11 @@ fn what_clients_are_told_is_linearizable() {
         assert!(outcomes.get(kind).is_some_and(|count| *count > SEEDS / 10), "too few of {kind}: {outcomes:?}");
     }
     assert!(quick > SEEDS, "hardly anything took one round");
+    assert!(collected > SEEDS / 10, "hardly anything was collected");
 }
 
 #[track_caller]
-fn is_caught(broken: Option<Broken>, forgets_promises: bool) {
+fn is_caught(broken: Option<Rule>, forgets_promises: bool) {
     let fails = |seed: &u64| {
         let mut model = Model::new(*seed, broken, forgets_promises);
         model.run();
@@ -464,35 +589,45 @@ fn replicas_that_forget_what_they_promised_are_caught() {
 
 #[test]
 fn reads_of_what_is_not_decided_are_caught() {
-    is_caught(Some(Broken::ReadWantsAgreement), false);
+    is_caught(Some(Rule::ReadWantsAgreement), false);
 }
 
 #[test]
-fn proposing_again_what_may_have_taken_effect_is_caught() {
-    is_caught(Some(Broken::ProposeAgain), false);
+fn taking_what_was_forgotten_for_new_is_caught() {
+    is_caught(Some(Rule::RefuseForgotten), false);
+}
+
+#[test]
+fn not_remembering_failures_is_caught() {
+    is_caught(Some(Rule::RememberFailures), false);
+}
+
+#[test]
+fn collecting_a_register_with_its_promise_is_caught() {
+    is_caught(Some(Rule::RaiseFloor), false);
 }
 
 #[test]
 fn not_knowing_ones_own_change_is_caught() {
-    is_caught(Some(Broken::FindOwn), false);
+    is_caught(Some(Rule::RememberChanges), false);
 }
 
 #[test]
 fn failing_on_what_is_not_decided_is_caught() {
-    is_caught(Some(Broken::ConfirmBeforeFailing), false);
+    is_caught(Some(Rule::ConfirmBeforeFailing), false);
 }
 
 #[test]
 fn failing_beside_ones_own_proposal_is_caught() {
-    is_caught(Some(Broken::WithdrawBeforeFailing), false);
+    is_caught(Some(Rule::WithdrawBeforeFailing), false);
 }
 
 #[test]
 fn telling_absence_before_it_is_decided_is_caught() {
-    is_caught(Some(Broken::DeleteExpired), false);
+    is_caught(Some(Rule::DeleteExpired), false);
 }
 
 #[test]
 fn proposing_something_else_than_the_latest_is_caught() {
-    is_caught(Some(Broken::ProposeLatest), false);
+    is_caught(Some(Rule::ProposeLatest), false);
 }

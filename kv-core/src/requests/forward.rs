@@ -4,7 +4,9 @@ use super::{Op, OpState, Origin, Requests, once};
 use crate::config::Mode;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
-use crate::message::{Attempt, KeyRequest, Message, Operation, Outcome, Refusal, Request, Response, Role, weight};
+use crate::message::{
+    Attempt, KeyRequest, Message, Operation, Outcome, Refusal, Request, Response, Role, When, weight,
+};
 use crate::rule::Rule;
 use crate::types::{Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::version::Conflict;
@@ -207,8 +209,10 @@ impl Requests {
         if !forward.waiting.is_empty() && !ctx.view.keep(Rule::HedgeForwards) {
             return None;
         }
-        if forward.may_take_effect() && ctx.view.mode(forward.keyspace()) == Some(&Mode::Consistent) {
-            // A register remembers the last request only: a second attempt could take effect once more (rule C5).
+        let is_conditional =
+            matches!(forward.request.operation, Operation::Write { when: When::Absent | When::Unchanged, .. });
+        if is_conditional && !forward.waiting.is_empty() {
+            // The one may tell the client that the condition does not hold, before the other one finds that it does.
             return None;
         }
         let bytes = weight::of_key_request(&forward.request);

@@ -2,6 +2,7 @@
 
 use super::{Command, Op, OpState, Origin, Requests};
 use crate::cell::Cell;
+use crate::config::Mode;
 use crate::error::{Kind, RequestError};
 use crate::event::Event;
 use crate::kernel::TimerKey;
@@ -10,7 +11,7 @@ use crate::replication::{Goal, Target};
 use crate::ring::{Entry, Owner};
 use crate::rule::Rule;
 use crate::storage::{Space, StorageKey};
-use crate::types::{Monotonic, NodeId};
+use crate::types::{Hlc, Monotonic, NodeId};
 use crate::version::{ContextToken, Record, Version};
 use crate::view::quorum::{self, Asked, Needs};
 use crate::wiring::{Applied, Ctx, OpId, Task, Timer, Waiter};
@@ -42,6 +43,8 @@ struct Answer {
     digest: Option<u64>,
     /// What it holds; `None` if only the digest is known.
     held: Option<Option<Cell>>,
+    /// Up to when its copy has settled (rule A6).
+    settled: Hlc,
 }
 
 impl GetOp {
@@ -171,16 +174,17 @@ impl Requests {
         }
     }
 
-    pub(super) fn get_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId, role: Role, held: ReadReply) {
+    pub(super) fn get_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: Asked, held: ReadReply, settled: Hlc) {
         let Some(Op { state: OpState::Get(get), .. }) = self.ops.get_mut(&op) else { return };
-        let from = (node, role);
         if !get.waiting.contains(&from) {
             return;
         }
         get.waiting.retain(|asked| *asked != from);
         let answer = match held {
-            ReadReply::Full(cell) => Answer { from, digest: cell.as_ref().map(Cell::digest), held: Some(cell) },
-            ReadReply::Digest(digest) => Answer { from, digest, held: None },
+            ReadReply::Full(cell) => {
+                Answer { from, digest: cell.as_ref().map(Cell::digest), held: Some(cell), settled }
+            }
+            ReadReply::Digest(digest) => Answer { from, digest, held: None, settled },
         };
         match get.answers.iter_mut().find(|known| known.from == from) {
             Some(known) => *known = answer,
@@ -280,10 +284,13 @@ impl Requests {
             return;
         }
         let mode = ctx.view.mode(get.key.keyspace());
-        let mut merged = None;
-        for cell in get.answers.iter().filter_map(|answer| answer.held.as_ref()?.as_ref()) {
-            Cell::merge_into(&mut merged, cell, mode);
+        let mut merged = Merged::default();
+        for answer in &get.answers {
+            if let Some(held) = &answer.held {
+                merged.add(held.as_ref(), answer.settled, mode);
+            }
         }
+        let merged = merged.cell;
         // A digest says enough if it is that of the result or of a cell that is known.
         let of_merged = merged.as_ref().map(Cell::digest);
         let is_known = |digest: Option<u64>| {
@@ -386,6 +393,30 @@ impl Requests {
         let deadline = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
         let consistency = Consistency { level: Level::All, strict: true };
         self.open_get(ctx, Origin::Restore(key.clone()), key.clone(), consistency, deadline);
+    }
+}
+
+/// What several copies hold of a key. What is at or below the watermark of one that does not hold it was replaced or collected there: an
+/// answer of another one from before that does not bring it back (rule A6).
+#[derive(Debug, Default)]
+pub(super) struct Merged {
+    pub(super) cell: Option<Cell>,
+    settled: Hlc,
+}
+
+impl Merged {
+    pub(super) fn add(&mut self, held: Option<&Cell>, settled: Hlc, mode: Option<&Mode>) {
+        match (held, &mut self.cell) {
+            (Some(held), _) => {
+                Cell::merge_settled_into(&mut self.cell, self.settled, held, settled, mode);
+            }
+            (None, Some(known)) if settled > Hlc::default() => {
+                let nothing = known.nothing();
+                Cell::merge_settled_into(&mut self.cell, self.settled, &nothing, settled, mode);
+            }
+            (None, _) => {}
+        }
+        self.settled = self.settled.max(settled);
     }
 }
 

@@ -28,7 +28,7 @@ use crate::replication::{Goal, Target};
 use crate::rule::Rule;
 use crate::shell::{Effect, Tag};
 use crate::storage::StorageKey;
-use crate::types::{KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::types::{Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::View;
 use crate::wiring::{Ctx, OpId, Task, Timer, Waiter};
 use forward::HedgeBudget;
@@ -82,6 +82,8 @@ enum Origin {
     Peer { node: NodeId, call: CallId },
     /// The hub, for a client's scan of which this loop has a part.
     Part(Tag),
+    /// A scan of this node, of which an attempt needs to know what is certain of a key.
+    Page { scan: OpId, attempt: u32, key: Bytes },
     /// Nobody: the node replaces a record of its own that it cannot read.
     Restore(StorageKey),
     /// Nobody: the node brings replicas together.
@@ -319,9 +321,6 @@ impl Requests {
                 format!("there is no keyspace {keyspace}; `keyspace ls` lists those that exist"),
             ));
         }
-        if let (Request::Scan(_), Some(Mode::Consistent)) = (request, ctx.view.mode(keyspace)) {
-            return Err(RequestError::invalid("this release scans available keyspaces only; get the keys one by one"));
-        }
         if let Some(key) = key {
             self.check_key(ctx, key)?;
         }
@@ -438,6 +437,7 @@ impl Requests {
             Origin::Client(tag) => ctx.kernel.effect(Effect::Reply { tag, outcome }),
             Origin::Part(tag) => ctx.kernel.say(Ask::Page { tag, outcome }),
             Origin::Peer { node, call } => ctx.kernel.send(node, Message::Forwarded { call, outcome: Ok(outcome) }),
+            Origin::Page { scan, attempt, key } => self.page_learns(ctx, (scan, attempt), key, outcome),
             Origin::Restore(_) | Origin::Nobody => {}
         }
     }
@@ -484,12 +484,19 @@ impl Requests {
     }
 
     /// A replica or fallback answered a read.
-    pub(crate) fn read_answered(&mut self, ctx: &mut Ctx<'_>, op: OpId, from: NodeId, role: Role, held: ReadReply) {
+    pub(crate) fn read_answered(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        op: OpId,
+        (from, role): (NodeId, Role),
+        held: ReadReply,
+        settled: Hlc,
+    ) {
         if !self.keep_answer(ctx, op, weight::of_read_reply(&held)) {
             return;
         }
         match self.ops.get_mut(&op).map(|op| &mut op.state) {
-            Some(OpState::Get(_)) => self.get_answered(ctx, op, from, role, held),
+            Some(OpState::Get(_)) => self.get_answered(ctx, op, (from, role), held, settled),
             Some(OpState::Inspect(_)) => {
                 let cell = match held {
                     ReadReply::Full(cell) => cell,

@@ -83,9 +83,7 @@ pub(super) fn judge<'a>(
     if (is_old && ctx.view.keep(Rule::RefuseOldRequests)) || is_settled {
         return Err(too_old(&ctx.view.cluster, asked.request, now));
     }
-    if !is_own(ctx, asked.request) {
-        accept_stamp(ctx, asked)?;
-    }
+    accept_stamp(ctx, asked.request, asked.attempt)?;
     if before.is_some_and(|record| record.knows(asked.request)) && ctx.view.keep(Rule::RememberRequests) {
         return Ok(Verdict::Done);
     }
@@ -123,11 +121,14 @@ pub(super) fn clock_is_off(ctx: &Ctx<'_>) -> String {
 }
 
 /// A stamp from too far ahead is refused; any other sets this node's clock.
-fn accept_stamp(ctx: &mut Ctx<'_>, asked: Asked<'_>) -> Result<(), RequestError> {
+pub(super) fn accept_stamp(ctx: &mut Ctx<'_>, request: RequestId, attempt: Attempt) -> Result<(), RequestError> {
+    if is_own(ctx, request) {
+        return Ok(());
+    }
     let (wall, limit) = (ctx.kernel.now.wall, ctx.view.cluster.clock_skew_max);
-    ctx.kernel.clock.observe(wall, asked.request.stamp, limit).map_err(|skew| {
+    ctx.kernel.clock.observe(wall, request.stamp, limit).map_err(|skew| {
         let message = format!("the request's stamp is no time: {skew}; nothing was done");
-        match asked.attempt {
+        match attempt {
             Attempt::First | Attempt::Hedge => RequestError::stamp(ctx.kernel.clock.reading(wall), message),
             Attempt::Plain | Attempt::Repeated => RequestError::unavailable(message),
         }

@@ -10,16 +10,16 @@ use bytes::Bytes;
 
 use super::in_flight::InFlight;
 use super::write::copy;
-use super::{Op, OpState, Origin, Requests};
+use super::{Op, OpState, Origin, Requests, once};
 use crate::acceptor;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
-use crate::message::{CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When};
-use crate::register::proposal::{Answer, Change, Condition, Lease, Proposal, Question, Reply, Step, Wish};
-use crate::register::{Proposer, State, token};
+use crate::message::{Attempt, CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When};
+use crate::register::proposal::{Answer, Change, Condition, Lease, Moment, Proposal, Question, Reply, Step, Wish};
+use crate::register::{Ballot, Proposer, State, token};
 use crate::ring::Owner;
 use crate::storage::StorageKey;
-use crate::types::{Epoch, Hlc, Monotonic, NodeId, PartitionId};
+use crate::types::{Epoch, Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::quorum::Needs;
 use crate::wiring::{Ctx, OpId, Timer, Waiter};
 
@@ -126,6 +126,11 @@ impl Requests {
         if let Some(error) = no_majority(ctx, partition) {
             return self.answer(ctx, origin, Err(error));
         }
+        if let Operation::Write { request: Some(id), attempt, .. } = &request.operation
+            && let Err(error) = once::accept_stamp(ctx, *id, *attempt)
+        {
+            return self.answer(ctx, origin, Err(error));
+        }
         let key = StorageKey::owned(partition, request.keyspace, &request.key);
         let waiting = self.registers.turns.get(&key).map_or(0, VecDeque::len);
         if waiting > ctx.view.config.key_waiters_max {
@@ -155,6 +160,27 @@ impl Requests {
         self.open_register(ctx, Origin::Nobody, (request, key.clone()), deadline, true);
     }
 
+    /// Reads a key for a scan of this node.
+    pub(super) fn read_for_page(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        (scan, attempt): (OpId, u32),
+        (partition, keyspace, key): (PartitionId, KeyspaceId, Bytes),
+        deadline: Monotonic,
+    ) {
+        let stored = StorageKey::owned(partition, keyspace, &key);
+        let epoch = ctx.view.entry_epoch(partition);
+        let request = KeyRequest {
+            keyspace,
+            key: key.clone(),
+            epoch,
+            consistency: Consistency::default(),
+            operation: Operation::Get,
+        };
+        let origin = Origin::Page { scan, attempt, key };
+        self.open_register(ctx, origin, (request, stored), deadline, false);
+    }
+
     /// Takes a request in. It runs if it is the only one on its key.
     fn open_register(
         &mut self,
@@ -177,7 +203,7 @@ impl Requests {
     fn run_register(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
         let Some(Op { state: OpState::Register(register), .. }) = self.ops.get(&op) else { return };
         let key = register.key.clone();
-        let wish = match wish_of(&register.request) {
+        let wish = match wish_of(&register.request, ctx.view.cluster.repeat_within) {
             Ok(_) if register.confirms => Wish::Confirm,
             Ok(wish) => wish,
             Err(error) => return self.finish(ctx, op, Err(error)),
@@ -185,8 +211,8 @@ impl Requests {
         let me = Proposer::new(ctx.me(), ctx.view.incarnation);
         let epoch = ctx.view.entry_epoch(key.partition());
         let lease = self.registers.lease(&key);
-        let (proposal, question) =
-            Proposal::begin(me, epoch, wish, lease, &mut self.registers.used, ctx.kernel.now.wall);
+        let begin = (me, epoch, ctx.view.rules.clone());
+        let (proposal, question) = Proposal::begin(begin, wish, lease, &mut self.registers.used, moment(ctx));
         let asked = question.clone();
         let (call, awaited) = (CallId(0), Vec::new());
         let run = Run { proposal, question: asked, call, epoch, awaited, is_refused: false, is_done: false };
@@ -250,8 +276,8 @@ impl Requests {
             entry.is_some_and(|entry| Needs::majority().are_met(entry, |owner| has(owner.node), 0))
         };
         let question = run.question.clone();
-        let clock = (&mut self.registers.used, ctx.kernel.now.wall);
-        let step = run.proposal.answered(node, &question, result.ok(), &quorum, clock);
+        let now = (&mut self.registers.used, moment(ctx));
+        let step = run.proposal.answered(node, &question, result.ok(), &quorum, now);
         match step {
             Step::Wait => {}
             Step::Ask(question) => self.ask_register(ctx, op, question),
@@ -309,7 +335,8 @@ impl Requests {
         let key = register.key.clone();
         let Some(run) = &mut register.run else { return };
         let (keyspace, name) = (key.keyspace(), key.key_bytes());
-        let context = |state: Option<&State>| token::encode(state.map(|state| state.version), keyspace, &name);
+        let token = |version: Option<Ballot>| token::encode(version, keyspace, &name);
+        let context = |state: Option<&State>| token(state.map(|state| state.version));
         let lease = run.proposal.take_lease();
         run.is_done = true;
         let is_accepted = matches!(run.question, Question::Accept { .. });
@@ -330,18 +357,53 @@ impl Requests {
                 let context = context(state.as_ref());
                 Ok(Response::Got { values: state.and_then(value_of).into_iter().collect(), context, newest })
             }
-            Answer::Changed(state) => Ok(Response::Written { context: context(Some(&state)), siblings: 1, newest }),
+            Answer::Changed(version) => Ok(Response::Written { context: token(Some(version)), siblings: 1, newest }),
             Answer::Failed(state) => {
                 let context = context(state.as_ref());
                 Ok(Response::Unchanged { value: state.and_then(value_of), context, newest })
             }
             Answer::Confirmed => Ok(Response::Got { values: Vec::new(), context: Bytes::new(), newest }),
-            Answer::Unknown => Err(RequestError::new(
-                Kind::Unknown,
-                "the outcome is unknown: the write was sent, and others have written the key since; read it, then decide",
+            Answer::FailedBefore => Err(RequestError::new(
+                Kind::Conflict,
+                "the condition did not hold when an earlier attempt of this request was made, and nothing was done; read the key, \
+                 then decide, and write with a new request id",
             )),
+            Answer::Forgotten { above, is_unknown } => match self.forgotten(ctx, op, above, is_unknown) {
+                Some(error) => Err(error),
+                None => return,
+            },
         };
         self.finish(ctx, op, outcome);
+    }
+
+    /// A register does not remember requests as old as this one, so nobody knows whether it took effect. If it was sent nowhere yet it gets
+    /// another name: its client may give it one, and so does this node if it has named it. Otherwise what its client is told.
+    fn forgotten(&mut self, ctx: &mut Ctx<'_>, op: OpId, above: Hlc, is_unknown: bool) -> Option<RequestError> {
+        let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) else { return None };
+        let Operation::Write { request: Some(request), attempt, .. } = &mut register.request.operation else {
+            return None;
+        };
+        let newest = ctx.newest(above);
+        if is_unknown {
+            return Some(RequestError::new(
+                Kind::Unknown,
+                "the outcome is unknown: the key was written so often since the first attempt of this request that it is not \
+                 remembered; this attempt did nothing, an earlier one may have; read the key, then decide, and write with a new \
+                 request id",
+            ));
+        }
+        if newest < above || !once::is_own(ctx, *request) {
+            let message = "the request's stamp is below those of requests that the key does not remember any more; nothing was \
+                           done; draw a new request id with a stamp above the newest timestamp of this answer";
+            return Some(match attempt {
+                Attempt::First | Attempt::Hedge => RequestError::stamp(newest, message),
+                Attempt::Plain | Attempt::Repeated => RequestError::unavailable(message),
+            });
+        }
+        *request = once::own(ctx, above);
+        register.run = None;
+        self.run_register(ctx, op);
+        None
     }
 
     /// A request has ended before all owners have accepted what it wrote. Those that never do are compared with the others.
@@ -431,11 +493,18 @@ fn no_majority(ctx: &Ctx<'_>, partition: PartitionId) -> Option<RequestError> {
     )))
 }
 
+/// The time, for a proposal.
+fn moment(ctx: &Ctx<'_>) -> Moment {
+    let wall = ctx.kernel.now.wall;
+    Moment { wall, stamp: ctx.kernel.clock.reading(wall), floor: ctx.kernel.clock.floor() }
+}
+
 /// What a request wants of its register.
-fn wish_of(request: &KeyRequest) -> Result<Wish, RequestError> {
-    let Operation::Write { request: Some(id), value, context, ttl, when, .. } = &request.operation else {
+fn wish_of(request: &KeyRequest, remembers: Duration) -> Result<Wish, RequestError> {
+    let Operation::Write { request: Some(id), attempt, value, context, ttl, when } = &request.operation else {
         return Ok(Wish::Get);
     };
+    let repeats = matches!(attempt, Attempt::Repeated | Attempt::Hedge);
     let condition = match (when, context) {
         (When::Always, _) => Condition::Always,
         (When::Absent, _) => Condition::Absent,
@@ -451,10 +520,10 @@ fn wish_of(request: &KeyRequest) -> Result<Wish, RequestError> {
     };
     let expires = ttl.map(|ttl| id.stamp.wall().plus(ttl));
     let value = value.as_ref().map(copy);
-    Ok(Wish::Change(Change { request: *id, written: id.stamp, when: condition, value, expires }))
+    Ok(Wish::Change(Change { request: *id, repeats, remembers, when: condition, value, expires }))
 }
 
-fn value_of(state: State) -> Option<Value> {
+pub(super) fn value_of(state: State) -> Option<Value> {
     let State { written, expires, value, .. } = state;
     value.map(|value| Value { value, written, expires })
 }

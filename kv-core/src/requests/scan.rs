@@ -1,19 +1,27 @@
 //! Scans: one page of a keyspace in byte order, read from R owners of every partition.
 //!
 //! A scan is not a snapshot. It goes on behind a key, so a key that is present throughout appears exactly once (rule R1).
+//!
+//! Of a consistent keyspace each key of a page is as certain as if it were read alone: where a majority has not accepted one and the
+//! same, it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::get::value_of;
+use super::get::{Merged, value_of};
+use super::register::value_of as value_of_state;
 use super::{Command, Op, OpState, Origin, Requests};
 use crate::cell::Cell;
+use crate::config::Mode;
 use crate::error::{Kind, RequestError};
-use crate::message::{Message, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight};
+use crate::message::{
+    Message, Outcome, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight,
+};
+use crate::register::{Register, token};
 use crate::ring::Owner;
 use crate::rule::Rule;
-use crate::types::{Epoch, KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::types::{Epoch, Hlc, KeyspaceId, Monotonic, NodeId, PartitionId, WallTime};
 use crate::version::ContextToken;
 use crate::view::quorum::Needs;
 use crate::wiring::{Ctx, OpId, Waiter};
@@ -32,6 +40,39 @@ pub(super) struct ScanOp {
     is_busy: bool,
     /// Counts how often the scan was started.
     attempt: u32,
+    /// How many nodes are asked about a partition.
+    asked: BTreeMap<PartitionId, usize>,
+    page: Option<Page>,
+}
+
+/// Keys of a page of a consistent keyspace that are read one by one.
+const READS_MAX: usize = 16;
+
+/// A page of a consistent keyspace of which not all is certain.
+#[derive(Debug)]
+struct Page {
+    /// Keys that are to be read.
+    unsure: VecDeque<Bytes>,
+    /// How many are being read.
+    reads: usize,
+    entries: BTreeMap<Bytes, ScanEntry>,
+    next: Option<Bytes>,
+}
+
+/// What the nodes that were asked hold of a key of a consistent keyspace.
+#[derive(Debug, Default)]
+struct Told {
+    registers: Vec<Register>,
+}
+
+impl Told {
+    /// Whether all that were asked have accepted one and the same, which has not expired.
+    fn is_sure(&self, asked: usize, now: WallTime) -> bool {
+        let one = self.registers.first().map(Register::ballot);
+        let is_one = self.registers.iter().all(|register| Some(register.ballot()) == one);
+        let has_ended = self.registers.iter().any(|register| register.expires().is_some_and(|expires| expires <= now));
+        self.registers.len() == asked && is_one && !has_ended
+    }
 }
 
 impl ScanOp {
@@ -71,6 +112,8 @@ impl Requests {
             failures: Vec::new(),
             is_busy: false,
             attempt: 0,
+            asked: BTreeMap::new(),
+            page: None,
         };
         let op = self.open_op(ctx, origin, deadline, OpState::Scan(scan));
         self.restart_scan(ctx, op);
@@ -91,6 +134,11 @@ impl Requests {
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
         scan.waiting = asked.keys().copied().collect();
         scan.answers.clear();
+        scan.page = None;
+        scan.asked.clear();
+        for (partition, _) in asked.values().flatten() {
+            *scan.asked.entry(*partition).or_default() += 1;
+        }
         scan.attempt += 1;
         let attempt = scan.attempt;
         for (node, partitions) in asked {
@@ -121,12 +169,15 @@ impl Requests {
             ctx.view.layout().cloned().ok_or_else(|| RequestError::unavailable("the node has no layout yet"))?;
         let keyspace = ctx
             .view
-            .available(scan.request.keyspace)
+            .keyspace(scan.request.keyspace)
             .ok_or_else(|| RequestError::new(Kind::NotFound, "the keyspace was dropped meanwhile"))?;
+        let needs = match keyspace.available() {
+            Some(available) => ctx.by_rule(Needs::of_read(scan.request.consistency, available)),
+            None => Needs::majority(),
+        };
         let mut asked: BTreeMap<NodeId, Vec<(PartitionId, Epoch)>> = BTreeMap::new();
         for partition in layout.partition_ids().filter(|&partition| ctx.view.serves(partition)) {
             let Some(entry) = layout.entry(partition) else { continue };
-            let needs = ctx.by_rule(Needs::of_read(scan.request.consistency, keyspace));
             let mut owners = ctx.owners_up(partition);
             owners.retain(|node| !scan.avoid.contains(node));
             // Nodes that have stalled come last. Nodes that are asked anyway come first, so that few are asked in all. Of a
@@ -188,6 +239,9 @@ impl Requests {
         if scan.waiting.is_empty() {
             let answers = std::mem::take(&mut scan.answers);
             let request = scan.request.clone();
+            if ctx.view.mode(request.keyspace) == Some(&Mode::Consistent) {
+                return self.begin_page(ctx, op, answers);
+            }
             let page = self.page(ctx, &request, answers);
             self.finish(ctx, op, Ok(page));
         }
@@ -208,22 +262,25 @@ impl Requests {
     /// Merges the slices of all nodes into a page.
     fn page(&self, ctx: &Ctx<'_>, request: &ScanRequest, answers: Vec<SliceAnswer>) -> Response {
         let mode = ctx.view.mode(request.keyspace);
-        // Behind the end of the shortest unfinished slice some replica has not spoken.
-        let bound: Option<Bytes> = answers
-            .iter()
-            .filter(|answer| answer.more && ctx.view.keep(Rule::PageEndsWhereOneStops))
-            .map(|answer| answer.records.last().map(|record| record.1.clone()).unwrap_or_default())
-            .min();
-        let mut cells: BTreeMap<Bytes, Option<Cell>> = BTreeMap::new();
-        for (_, key, cell) in answers.into_iter().flat_map(|answer| answer.records) {
-            if bound.as_ref().is_none_or(|bound| key <= *bound) {
-                Cell::merge_into(cells.entry(key).or_default(), &cell, mode);
+        let bound = bound_of(ctx, &answers);
+        let keys = answers.iter().flat_map(|answer| &answer.records).map(|record| record.1.clone());
+        let mut cells: BTreeMap<Bytes, Merged> = keys
+            .filter(|key| bound.as_ref().is_none_or(|bound| key <= bound))
+            .map(|key| (key, Merged::default()))
+            .collect();
+        for SliceAnswer { records, settled, .. } in answers {
+            let settled: BTreeMap<PartitionId, Hlc> = settled.into_iter().collect();
+            let until = |key| ctx.view.partition_of(key).and_then(|it| settled.get(&it)).copied().unwrap_or_default();
+            let mut held: BTreeMap<Bytes, Cell> = records.into_iter().map(|(_, key, cell)| (key, cell)).collect();
+            for (key, merged) in &mut cells {
+                // Nobody speaks for partitions of which he was not asked: they have no watermark here.
+                merged.add(held.remove(key).as_ref(), until(key), mode);
             }
         }
         let mut entries = Vec::new();
         let mut next = bound;
         for (key, cell) in cells {
-            let Some(record) = cell.as_ref().and_then(Cell::record) else { continue };
+            let Some(record) = cell.cell.as_ref().and_then(Cell::record) else { continue };
             let live = record.live(ctx.kernel.now.wall);
             if live.is_empty() {
                 continue;
@@ -238,4 +295,90 @@ impl Requests {
         }
         Response::Page { entries, next }
     }
+
+    /// All nodes have answered a scan of a consistent keyspace.
+    fn begin_page(&mut self, ctx: &mut Ctx<'_>, op: OpId, answers: Vec<SliceAnswer>) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
+        let bound = bound_of(ctx, &answers);
+        let mut told: BTreeMap<Bytes, Told> = BTreeMap::new();
+        for (_, key, cell) in answers.into_iter().flat_map(|answer| answer.records) {
+            let Cell::Consistent(register) = cell else { continue };
+            if bound.as_ref().is_none_or(|bound| key <= *bound) {
+                told.entry(key).or_default().registers.push(register);
+            }
+        }
+        let mut page = Page { unsure: VecDeque::new(), reads: 0, entries: BTreeMap::new(), next: bound };
+        let mut last = None;
+        for (key, mut told) in told {
+            if page.entries.len() + page.unsure.len() == scan.request.limit {
+                page.next = last;
+                break;
+            }
+            let partition = ctx.view.partition_of(&key);
+            let asked = partition.and_then(|partition| scan.asked.get(&partition)).copied().unwrap_or_default();
+            if told.is_sure(asked, ctx.kernel.now.wall) || !ctx.view.keep(Rule::ReadWantsAgreement) {
+                let state = told.registers.pop().and_then(|register| register.accepted).map(|accepted| accepted.state);
+                let Some(state) = state.filter(|state| state.value.is_some()) else { continue };
+                let context = token::encode(Some(state.version), scan.request.keyspace, &key);
+                let values = value_of_state(state).into_iter().collect();
+                page.entries.insert(key.clone(), ScanEntry { key: key.clone(), values, context });
+            } else {
+                page.unsure.push_back(key.clone());
+            }
+            last = Some(key);
+        }
+        scan.page = Some(page);
+        self.read_page(ctx, op);
+    }
+
+    /// Reads keys of a page of which it is not certain what they hold. Without any the page is complete.
+    fn read_page(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        loop {
+            let is_full = self.ops.len() >= ctx.view.config.requests_max;
+            let Some(Op { state: OpState::Scan(scan), deadline, .. }) = self.ops.get_mut(&op) else { return };
+            let (deadline, attempt, keyspace) = (*deadline, scan.attempt, scan.request.keyspace);
+            let Some(page) = &mut scan.page else { return };
+            if page.reads == 0 && page.unsure.is_empty() {
+                let (entries, next) = (std::mem::take(&mut page.entries), page.next.take());
+                return self.finish(ctx, op, Ok(Response::Page { entries: entries.into_values().collect(), next }));
+            }
+            if is_full && page.reads == 0 {
+                let message = "there is no room for the reads of a scan; slow down and try again";
+                return self.finish(ctx, op, Err(RequestError::exhausted(message)));
+            }
+            if is_full || page.reads == READS_MAX {
+                return;
+            }
+            let Some(key) = page.unsure.pop_front() else { return };
+            let Some(partition) = ctx.view.partition_of(&key) else { return };
+            page.reads += 1;
+            self.read_for_page(ctx, (op, attempt), (partition, keyspace, key), deadline);
+        }
+    }
+
+    /// A key of a page was read.
+    pub(super) fn page_learns(&mut self, ctx: &mut Ctx<'_>, (op, attempt): (OpId, u32), key: Bytes, outcome: Outcome) {
+        let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
+        let Some(page) = scan.page.as_mut().filter(|_| scan.attempt == attempt) else { return };
+        page.reads -= 1;
+        match outcome {
+            Ok(Response::Got { mut values, context, .. }) => {
+                if scan.request.keys_only {
+                    values.iter_mut().for_each(|value| value.value = Bytes::new());
+                }
+                if !values.is_empty() {
+                    page.entries.insert(key.clone(), ScanEntry { key, values, context });
+                }
+                self.read_page(ctx, op);
+            }
+            Ok(_) => {}
+            Err(error) => self.finish(ctx, op, Err(error)),
+        }
+    }
+}
+
+/// Behind the end of the shortest unfinished slice some replica has not spoken.
+fn bound_of(ctx: &Ctx<'_>, answers: &[SliceAnswer]) -> Option<Bytes> {
+    let unfinished = answers.iter().filter(|answer| answer.more && ctx.view.keep(Rule::PageEndsWhereOneStops));
+    unfinished.map(|answer| answer.records.last().map(|record| record.1.clone()).unwrap_or_default()).min()
 }

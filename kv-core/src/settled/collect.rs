@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Settling, is_stable};
+use crate::acceptor;
 use crate::cell::Unsettled;
 use crate::event::Event;
 use crate::message::CallId;
@@ -181,7 +182,12 @@ impl Settling {
             if rest.is_some() {
                 self.collecting.partly.insert(partition);
             }
-            ctx.kernel.put(key, rest.map(|cell| Stored { own: stored.own, cell }));
+            match stored.cell.register() {
+                Some(register) => acceptor::remove(ctx, key, register),
+                None => {
+                    ctx.kernel.put(key, rest.map(|cell| Stored { own: stored.own, cell }));
+                }
+            }
         }
     }
 
@@ -208,7 +214,12 @@ impl Settling {
             if ctx.view.keep(Rule::SetAside) {
                 ctx.kernel.set_aside(key, &stored.cell.lost_to(None, settled));
             }
-            ctx.kernel.put(key, None);
+            match stored.cell.register() {
+                Some(register) => acceptor::remove(ctx, key, register),
+                None => {
+                    ctx.kernel.put(key, None);
+                }
+            }
         }
         ctx.kernel.after_key(key, AfterDurable::Merged { id, round });
     }

@@ -171,6 +171,9 @@ impl Stored {
     /// What the cell adds to the statistics at `key`, with the length of its encoding.
     #[must_use]
     pub fn footprint(&self, key: &StorageKey, encoded_len: usize) -> Footprint {
+        if self.cell.is_blank() {
+            return Footprint::of_blank(key, encoded_len);
+        }
         Footprint::of_cell(key, self.cell.has_value(), encoded_len, self.cell.digest())
     }
 }

@@ -39,6 +39,12 @@ impl Footprint {
         Self { live, bytes: bytes_of(key, encoded_len), hash: xxh3_64(&both) }
     }
 
+    /// The footprint of a cell that adds nothing to its leaf, since replicas are equal without it.
+    #[must_use]
+    pub fn of_blank(key: &StorageKey, encoded_len: usize) -> Self {
+        Self { live: false, bytes: bytes_of(key, encoded_len), hash: 0 }
+    }
+
     /// The footprint of an entry in the space of missed-write markers, whatever its value: it counts as a key. Missed-write markers have no leaves.
     #[must_use]
     pub fn of_mark(key: &StorageKey, encoded_len: usize) -> Self {

@@ -32,6 +32,8 @@ pub(crate) const SYNCED: &[u8] = b"synced/";
 pub(crate) const PROGRESS: &[u8] = b"progress/";
 /// Prefix of the watermarks below which everything in a partition has settled (rule A6).
 pub(crate) const SETTLED: &[u8] = b"settled/";
+/// Prefix of what is promised for every register of a partition of which nothing is held (rule C7).
+pub(crate) const FLOOR: &[u8] = b"floor/";
 /// Prefix of what each loop has confirmed that it will write above. The number behind it is that of the loop, which serves the
 /// partition of this number; what another number of loops has left is an older promise of the same node.
 pub(crate) const CONFIRMED: &[u8] = b"confirmed/";
@@ -70,6 +72,10 @@ pub(crate) fn progress(partition: PartitionId) -> Bytes {
 
 pub(crate) fn settled(partition: PartitionId) -> Bytes {
     of_partition(SETTLED, partition)
+}
+
+pub(crate) fn floor(partition: PartitionId) -> Bytes {
+    of_partition(FLOOR, partition)
 }
 
 pub(crate) fn confirmed(index: u16) -> Bytes {

@@ -314,10 +314,15 @@ impl Disk {
 
     /// Whether some durable record at `key`, on this disk or on one that it replaces, satisfies `check`.
     pub(crate) fn ever_held(&self, key: &StorageKey, check: impl Fn(&Record) -> bool) -> bool {
+        self.ever_held_cell(key, |cell| cell.record().is_some_and(&check))
+    }
+
+    /// The same of a cell of any kind.
+    pub(crate) fn ever_held_cell(&self, key: &StorageKey, check: impl Fn(&Cell) -> bool) -> bool {
         let images = std::iter::once(&self.durable).chain(&self.lost);
         let deleted = self.deleted.get(key).into_iter().flatten().cloned();
         let held = images.filter_map(|image| image.get(key)).chain(deleted);
-        held.filter_map(|bytes| decode(Some(bytes))).any(|cell| cell.record().is_some_and(&check))
+        held.filter_map(|bytes| decode(Some(bytes))).any(|cell| check(&cell))
     }
 
     /// The statistics of what is visible.

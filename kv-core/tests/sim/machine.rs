@@ -330,7 +330,12 @@ impl World {
                 Space::Owned => {}
             }
             if Some(key.keyspace()) == self.registers.keyspace() {
-                check::registers::never_fall(self, index, key, value)?;
+                if check::registers::is_new(self, index, key, value)? {
+                    // It was collected and written again within one batch.
+                    self.removed(index, key)?;
+                } else {
+                    check::registers::never_fall(self, index, key, value)?;
+                }
                 continue;
             }
             let Some(id) = self.history.key_named(key.keyspace(), &key.key_bytes()) else {
@@ -525,7 +530,7 @@ impl World {
         }
         let answered = match message {
             Message::Replicated { call, result: Ok(()), .. }
-            | Message::ReadResult { call, result: Ok(_) }
+            | Message::ReadResult { call, result: Ok(_), .. }
             | Message::SliceResult { call, result: Ok(_) }
             | Message::ExchangeResult { call, result: Ok(_), .. } => *call,
             Message::Forward { .. } => return self.count(Count::Forwards),

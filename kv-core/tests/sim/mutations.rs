@@ -345,3 +345,54 @@ fn going_back_to_an_older_list_of_keyspaces_is_caught() {
 fn a_scan_that_leaves_loops_out_is_caught() {
     check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1"]);
 }
+
+#[test]
+fn accepting_below_a_promise_is_caught() {
+    check(Mutation::Core(Rule::KeepPromises), &["C1", "C2", "invariant 2"]);
+}
+
+#[test]
+fn taking_over_what_is_below_a_promise_is_caught() {
+    check(Mutation::Core(Rule::InstallAbovePromise), &["C2", "invariant 2"]);
+}
+
+#[test]
+fn reading_what_no_majority_agrees_on_is_caught() {
+    check(Mutation::Core(Rule::ReadWantsAgreement), &["invariant 2"]);
+}
+
+#[test]
+fn proposing_something_else_than_was_found_is_caught() {
+    check(Mutation::Core(Rule::ProposeLatest), &["invariant 2"]);
+}
+
+#[test]
+fn changing_a_register_twice_for_one_request_is_caught() {
+    check(Mutation::Core(Rule::RememberChanges), &["invariant 2"]);
+}
+
+#[test]
+fn trying_again_what_has_failed_is_caught() {
+    check(Mutation::Core(Rule::RememberFailures), &["invariant 2"]);
+}
+
+#[test]
+fn failing_on_what_no_majority_agrees_on_is_caught() {
+    // Nothing is written then where replicas are to be brought together, either.
+    check(Mutation::Core(Rule::ConfirmBeforeFailing), &["invariant 2", "liveness", "invariant 3"]);
+}
+
+#[test]
+fn failing_while_the_change_may_still_be_found_is_caught() {
+    check(Mutation::Core(Rule::WithdrawBeforeFailing), &["invariant 2"]);
+}
+
+#[test]
+fn calling_what_has_expired_absent_is_caught() {
+    check(Mutation::Core(Rule::DeleteExpired), &["invariant 2"]);
+}
+
+#[test]
+fn taking_a_forgotten_request_for_new_is_caught() {
+    check(Mutation::Core(Rule::RefuseForgotten), &["invariant 2"]);
+}

@@ -8,12 +8,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_core::config::Mode;
 use kv_core::error::Kind;
-use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, When};
-use kv_core::register::Register;
+use kv_core::message::{
+    Attempt, Consistency, KeyRequest, Level, Operation, Outcome, Request, Response, ScanRequest, When,
+};
+use kv_core::register::{Ballot, Register};
+use kv_core::ring::Layout;
 use kv_core::storage::{Space, StorageKey};
 use kv_core::types::{Hlc, KeyspaceId, RequestId};
 use kv_histories::{Action, Condition, Expiry, Operation as Told, Outcome as End, check};
 
+use crate::clock::Time;
 use crate::dice::Dice;
 use crate::report::Count;
 use crate::settings::{MS, machine_of};
@@ -41,6 +45,8 @@ pub(crate) struct Registers {
     clients: Vec<Client>,
     asked: Vec<Asked>,
     pub(crate) history: Vec<Told>,
+    /// What was collected of each key: the highest version.
+    pub(crate) collected: BTreeMap<StorageKey, Ballot>,
 }
 
 /// What was asked.
@@ -49,11 +55,27 @@ struct Asked {
     client: Option<usize>,
     key: usize,
     operation: Operation,
+    /// Attempts that were sent, and the one for which its client waits. `None`: it has heard enough.
+    sent: u32,
+    awaited: Option<u32>,
+    /// Whether another attempt than the awaited one may have taken effect, or may yet.
+    is_uncertain: bool,
 }
+
+/// How often a client asks for one operation.
+const ATTEMPTS_MAX: u32 = 4;
 
 impl Registers {
     pub(crate) fn new(dice: Dice) -> Self {
-        Self { dice, keyspace: None, keys: Vec::new(), clients: Vec::new(), asked: Vec::new(), history: Vec::new() }
+        Self {
+            dice,
+            keyspace: None,
+            keys: Vec::new(),
+            clients: Vec::new(),
+            asked: Vec::new(),
+            history: Vec::new(),
+            collected: BTreeMap::new(),
+        }
     }
 
     /// Whether every client has finished.
@@ -63,6 +85,13 @@ impl Registers {
 
     pub(crate) fn stop(&mut self) {
         self.clients.iter_mut().for_each(|client| client.left = 0);
+    }
+
+    /// Where the keys are stored.
+    pub(crate) fn stored(&self, layout: &Layout) -> Vec<StorageKey> {
+        let place =
+            |keyspace| self.keys.iter().map(move |key| StorageKey::owned(layout.partition_of(key), keyspace, key));
+        self.keyspace.into_iter().flat_map(place).collect()
     }
 
     /// What the client of a key is asked for.
@@ -97,6 +126,10 @@ impl World {
             return;
         }
         client.left -= 1;
+        if self.registers.dice.chance(80) {
+            let machine = self.registers.dice.index(self.machines.len());
+            self.read_registers(machine);
+        }
         let key = self.registers.dice.index(self.registers.keys.len());
         let machine = self.registers.dice.index(self.machines.len());
         let (operation, action) = self.draw_register(index, key);
@@ -159,29 +192,80 @@ impl World {
             returned: None,
             outcome: End::Unknown,
         });
-        self.registers.asked.push(Asked { client, key, operation });
+        let is_write = operation != Operation::Get;
+        let asked = Asked { client, key, operation, sent: 0, awaited: None, is_uncertain: false };
+        self.registers.asked.push(asked);
         if let Some(client) = client {
             self.registers.clients[client].running = Some(number);
         }
+        let attempt = if is_write && self.registers.dice.chance(40) {
+            // The first attempt is overtaken by the second one.
+            let late = self.registers.dice.below(1500 * MS);
+            self.at(self.time + late, Event::RegisterLate { number, attempt: Attempt::First });
+            self.registers.asked[number].is_uncertain = true;
+            Attempt::Repeated
+        } else {
+            Attempt::First
+        };
+        self.attempt_register(number, attempt, machine);
+        if is_write && self.registers.dice.chance(150) {
+            let patience = self.registers.dice.below(400 * MS);
+            self.at(self.time + patience, Event::RegisterAgain { number });
+        }
+    }
+
+    /// Sends an attempt, for which the client waits.
+    fn attempt_register(&mut self, number: usize, attempt: Attempt, machine: usize) {
+        let asked = &mut self.registers.asked[number];
+        asked.sent += 1;
+        asked.awaited = Some(asked.sent);
+        let sent = asked.sent;
         let layout = self.layouts.len() - 1;
-        self.ask(Asker::Register(number), Ask::Register(number), machine, layout);
+        self.ask(Asker::Register(number, sent), Ask::Register(number, attempt), machine, layout);
+    }
+
+    /// A client does not wait for the answer any more, or has got none: it asks another node.
+    pub(crate) fn register_again(&mut self, number: usize) {
+        let asked = &mut self.registers.asked[number];
+        if asked.awaited.is_none() || asked.sent >= ATTEMPTS_MAX {
+            return;
+        }
+        asked.is_uncertain = true;
+        self.count(Count::RegisterRepetitions);
+        let machine = self.registers.dice.index(self.machines.len());
+        self.attempt_register(number, Attempt::Repeated, machine);
+    }
+
+    /// An attempt comes late. Nobody waits for its answer.
+    pub(crate) fn register_late(&mut self, number: usize, attempt: Attempt) {
+        let machine = self.registers.dice.index(self.machines.len());
+        let layout = self.layouts.len() - 1;
+        self.count(Count::RegisterRepetitions);
+        self.ask(Asker::Register(number, 0), Ask::Register(number, attempt), machine, layout);
     }
 
     /// The request of an operation.
-    pub(crate) fn register_request(&self, number: usize, layout: usize) -> Request {
+    pub(crate) fn register_request(&self, number: usize, attempt: Attempt, layout: usize) -> Request {
         let Asked { key, operation, .. } = &self.registers.asked[number];
         let key = self.registers.keys[*key].clone();
         let layout = &self.layouts[layout];
         let epoch = layout.entry(layout.partition_of(&key)).map(|entry| entry.changed).unwrap_or_default();
         let consistency = Consistency { level: Level::Keyspace, strict: false };
         let keyspace = self.registers.keyspace.unwrap_or_default();
-        Request::Key(KeyRequest { keyspace, key, epoch, consistency, operation: operation.clone() })
+        let mut operation = operation.clone();
+        if let Operation::Write { attempt: of, .. } = &mut operation {
+            *of = attempt;
+        }
+        Request::Key(KeyRequest { keyspace, key, epoch, consistency, operation })
     }
 
-    /// An operation has ended.
-    pub(crate) fn register_learns(&mut self, number: usize, outcome: Outcome) {
+    /// An attempt of an operation has ended.
+    pub(crate) fn register_learns(&mut self, number: usize, attempt: u32, outcome: Outcome) {
         let text = |value: &kv_core::message::Value| String::from_utf8_lossy(&value.value).into_owned();
-        let Asked { client, key, .. } = self.registers.asked[number].clone();
+        let Asked { client, key, awaited, is_uncertain, sent, .. } = self.registers.asked[number].clone();
+        if awaited != Some(attempt) {
+            return;
+        }
         let (end, seen) = match outcome {
             Ok(Response::Got { values, context, .. }) => {
                 let value = values.first().map(text);
@@ -200,8 +284,26 @@ impl World {
             }
             Ok(response) => return self.fail(format!("an operation on a register is answered with {response:?}")),
             Err(error) if matches!(error.kind, Kind::Unknown | Kind::Poisoned) => (End::Unknown, None),
+            Err(error) if error.kind == Kind::Conflict && !error.wants_stamp() => (End::Failed { found: None }, None),
+            Err(_) if is_uncertain => (End::Unknown, None),
             Err(_) => (End::Refused, None),
         };
+        if end == End::Unknown && client.is_some() && sent < ATTEMPTS_MAX && self.registers.dice.chance(600) {
+            self.registers.asked[number].is_uncertain = true;
+            let rest = self.registers.dice.below(300 * MS);
+            return self.at(self.time + rest, Event::RegisterAgain { number });
+        }
+        self.registers.asked[number].awaited = None;
+        // Who was told that the condition did not hold, and had asked once only, does not ask again.
+        let may_repeat = match end {
+            End::Done | End::Unknown => self.registers.asked[number].operation != Operation::Get,
+            End::Failed { .. } => is_uncertain,
+            End::Got { .. } | End::Refused => false,
+        };
+        if may_repeat && self.registers.dice.chance(100) {
+            let late = self.registers.dice.below(2000 * MS);
+            self.at(self.time + late, Event::RegisterLate { number, attempt: Attempt::Repeated });
+        }
         let what = match &end {
             End::Got { .. } => Count::RegisterGets,
             End::Done => Count::RegisterWrites,
@@ -220,6 +322,56 @@ impl World {
             self.registers.clients[client].running = None;
             let think = self.registers.dice.below(self.settings.think.max(MS));
             self.at(self.time + think, Event::RegisterClient { client });
+        }
+    }
+
+    /// Somebody scans them.
+    fn read_registers(&mut self, machine: usize) {
+        let limit = usize::try_from(self.registers.dice.between(1, 4)).unwrap_or(1);
+        let (asker, layout) = (Asker::Registers { called: self.time }, self.layouts.len() - 1);
+        self.ask(asker, Ask::Registers { limit }, machine, layout);
+    }
+
+    /// The request of a scan.
+    pub(crate) fn registers_request(&self, limit: usize) -> Request {
+        Request::Scan(ScanRequest {
+            keyspace: self.registers.keyspace.unwrap_or_default(),
+            prefix: Bytes::new(),
+            after: None,
+            limit,
+            keys_only: false,
+            consistency: Consistency::default(),
+        })
+    }
+
+    /// A scan has ended: each key of the page was read, and so was each one that would be on it.
+    pub(crate) fn registers_are_read(&mut self, called: Time, outcome: Outcome) {
+        let Ok(Response::Page { entries, next }) = outcome else { return };
+        for (index, key) in self.registers.keys.clone().into_iter().enumerate() {
+            if next.as_ref().is_some_and(|next| key > *next) {
+                continue;
+            }
+            let entry = entries.iter().find(|entry| entry.key == key);
+            let value = entry.and_then(|entry| entry.values.first());
+            let value = value.map(|value| String::from_utf8_lossy(&value.value).into_owned());
+            self.count(Count::RegistersRead);
+            // A page has an end, but each key was read for itself.
+            self.registers.asked.push(Asked {
+                client: None,
+                key: index,
+                operation: Operation::Get,
+                sent: 0,
+                awaited: None,
+                is_uncertain: false,
+            });
+            self.registers.history.push(Told {
+                client: 98,
+                key: format!("r{index}"),
+                action: Action::Get,
+                called,
+                returned: Some(self.time),
+                outcome: End::Got { value },
+            });
         }
     }
 
@@ -242,6 +394,20 @@ impl World {
                     let told = told.to_string();
                     self.fail(format!("liveness: after everything has healed: {told}"));
                 }
+            }
+        }
+        for machine in self.living() {
+            let read = self.registers.history.len();
+            for _ in 0..100 {
+                // What is busy is asked again.
+                self.read_registers(machine);
+                self.wait_for(3000 * MS, |world| world.pending.is_empty());
+                if self.registers.history.len() > read {
+                    break;
+                }
+            }
+            if self.registers.history.len() == read && !self.registers.keys.is_empty() && self.failure.is_none() {
+                self.fail("liveness: after everything has healed a scan of the registers fails".to_owned());
             }
         }
         if self.failure.is_none()

@@ -60,6 +60,9 @@ counts! {
     RegisterConditions => "conditions that did not hold",
     RegisterRefusals => "operations on registers refused",
     RegisterUnknown => "operations on registers of unknown outcome",
+    RegisterRepetitions => "repetitions of operations on registers",
+    RegistersCollected => "registers collected",
+    RegistersRead => "registers read by scans",
     /// Disks that were replaced by an older copy.
     RollBacks => "roll-backs",
     /// Roll-backs to a copy that was taken in the boot that ran then.

@@ -72,7 +72,7 @@ fn is_served_without(world: &World, victim: usize, ask: &Ask) -> bool {
         }
         Ask::Read { key, consistency } => enough(*key, *consistency, |settings| settings.r),
         Ask::Scan(scan) => matches!(scan.consistency.level, Level::One | Level::Quorum),
-        Ask::Inspect { .. } | Ask::Register(_) | Ask::Bad { .. } => true,
+        Ask::Inspect { .. } | Ask::Register(..) | Ask::Registers { .. } | Ask::Bad { .. } => true,
     }
 }
 

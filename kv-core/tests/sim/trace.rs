@@ -107,13 +107,13 @@ pub(crate) fn brief(message: &Message) -> String {
             let what = if *digest { "digest" } else { "record" };
             format!("read {} {epoch} {role:?} {keyspace}/{}: {what}", call.0, key.escape_ascii())
         }
-        Message::ReadResult { call, result: Ok(ReadReply::Full(what)) } => {
+        Message::ReadResult { call, result: Ok(ReadReply::Full(what)), .. } => {
             format!("result {}: {}", call.0, what.as_ref().map_or_else(|| "nothing".to_owned(), cell))
         }
-        Message::ReadResult { call, result: Ok(ReadReply::Digest(digest)) } => {
+        Message::ReadResult { call, result: Ok(ReadReply::Digest(digest)), .. } => {
             format!("result {}: {digest:016x?}", call.0)
         }
-        Message::ReadResult { call, result: Err(refusal) } => format!("result {}: refused: {refusal}", call.0),
+        Message::ReadResult { call, result: Err(refusal), .. } => format!("result {}: refused: {refusal}", call.0),
         Message::Register { call, epoch, key, question: what, .. } => {
             format!("register {} {epoch} {}: {}", call.0, key.escape_ascii(), register_question(what))
         }

@@ -41,8 +41,10 @@ pub(crate) enum Ask {
     Scan(ScanRequest),
     /// What each replica of a key holds.
     Inspect { key: KeyId },
-    /// An operation on a register, by its number.
-    Register(usize),
+    /// An attempt of an operation on a register, by its number.
+    Register(usize, Attempt),
+    /// A page of the registers, with at most so many keys.
+    Registers { limit: usize },
     /// A request that can only be refused, and how.
     Bad { request: Request, kind: Kind },
 }
@@ -52,8 +54,10 @@ pub(crate) enum Ask {
 pub(crate) enum Asker {
     /// One of the clients.
     Client(usize),
-    /// A client of the consistent keyspace, for the operation with this number.
-    Register(usize),
+    /// A client of the consistent keyspace, for an operation with this number, and which of its attempts.
+    Register(usize, u32),
+    /// Somebody who reads all registers, since then.
+    Registers { called: Time },
     /// The audit at the end of the run.
     Audit,
     /// A client that does not wait for the answer: it repeats what it has done, or has gone on without it.
@@ -214,7 +218,7 @@ impl World {
         let key = match ask {
             Ask::Write(op, _) => Some(self.history.op(*op).key),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(*key),
-            Ask::Scan(_) | Ask::Register(_) | Ask::Bad { .. } => None,
+            Ask::Scan(_) | Ask::Register(..) | Ask::Registers { .. } | Ask::Bad { .. } => None,
         };
         match key {
             Some(key) if self.dice.chance(600) => {
@@ -351,7 +355,8 @@ impl World {
                 let key = self.history.key(*key);
                 Request::Inspect { keyspace: key.keyspace, key: key.bytes.clone() }
             }
-            Ask::Register(number) => self.register_request(*number, layout),
+            Ask::Register(number, attempt) => self.register_request(*number, *attempt, layout),
+            Ask::Registers { limit } => self.registers_request(*limit),
             Ask::Bad { request, .. } => request.clone(),
         }
     }
@@ -445,7 +450,7 @@ impl World {
             (Ask::Inspect { key }, Ok(Response::Inspected { replicas })) => {
                 check::answers::owners_are_listed(self, *key, replicas)
             }
-            (Ask::Register(_), Ok(_)) | (_, Err(_)) => Ok(()),
+            (Ask::Register(..) | Ask::Registers { .. }, Ok(_)) | (_, Err(_)) => Ok(()),
             (ask, Ok(response)) => Err(format!("{ask:?} is answered with {response:?}")),
         }
     }
@@ -456,7 +461,7 @@ impl World {
             Ask::Write(op, _) => Some(self.history.key(self.history.op(*op).key).keyspace),
             Ask::Read { key, .. } | Ask::Inspect { key } => Some(self.history.key(*key).keyspace),
             Ask::Scan(scan) => Some(scan.keyspace),
-            Ask::Register(_) => self.registers.keyspace(),
+            Ask::Register(..) | Ask::Registers { .. } => self.registers.keyspace(),
             Ask::Bad { request: Request::Key(request), .. } => Some(request.keyspace),
             Ask::Bad { request: Request::Scan(request), .. } => Some(request.keyspace),
             Ask::Bad { request: Request::Inspect { keyspace, .. }, .. } => Some(*keyspace),
@@ -484,7 +489,8 @@ impl World {
         let Some(pending) = self.pending.remove(&tag) else { return };
         match pending.asker {
             Asker::Client(client) => self.client_learns(client, &outcome),
-            Asker::Register(number) => self.register_learns(number, outcome),
+            Asker::Register(number, attempt) => self.register_learns(number, attempt, outcome),
+            Asker::Registers { called } => self.registers_are_read(called, outcome),
             Asker::Audit => self.audit_learns(&pending.ask, outcome),
             Asker::Past => {
                 self.wanted_stamp = outcome.err().filter(RequestError::wants_stamp).map(|error| error.newest);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::config::{Available, Keyspace, KeyspaceList};
-use kv_core::message::{CallId, Consistency, Level, Outcome};
+use kv_core::message::{Attempt, CallId, Consistency, Level, Outcome};
 use kv_core::node::{Effects, Input, Tag};
 use kv_core::register::{Ballot, State};
 use kv_core::ring::{Entry, Layout};
@@ -38,43 +38,108 @@ use crate::workload::{Client, Pending};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A frame arrives at an end of a session.
-    Frame { session: SessionId, side: usize, number: u64, sent: Time, bytes: Vec<u8> },
+    Frame {
+        session: SessionId,
+        side: usize,
+        number: u64,
+        sent: Time,
+        bytes: Vec<u8>,
+    },
     /// An end learns that its session has begun.
-    SessionOpens { session: SessionId, side: usize },
+    SessionOpens {
+        session: SessionId,
+        side: usize,
+    },
     /// An end learns that its session is over.
-    SessionCloses { session: SessionId, side: usize },
+    SessionCloses {
+        session: SessionId,
+        side: usize,
+    },
     /// Two machines try to talk.
-    Connect { one: usize, other: usize },
+    Connect {
+        one: usize,
+        other: usize,
+    },
     /// Two machines that have refused each other try again.
-    ConnectAgain { one: usize, other: usize },
+    ConnectAgain {
+        one: usize,
+        other: usize,
+    },
     /// The failure detector of `to` has heard nothing from `from`.
-    Silence { session: SessionId, from: usize, to: usize },
+    Silence {
+        session: SessionId,
+        from: usize,
+        to: usize,
+    },
     /// An input for the run `life` of a machine; nothing happens if that run is over.
-    Input { machine: usize, life: u64, input: Input },
+    Input {
+        machine: usize,
+        life: u64,
+        input: Input,
+    },
     /// The moment of a wake-up, if it is still the one that the node wants.
-    Wake { machine: usize, life: u64, at: Monotonic },
+    Wake {
+        machine: usize,
+        life: u64,
+        at: Monotonic,
+    },
     /// A sync ends.
-    Synced { machine: usize, life: u64, through: Seq },
+    Synced {
+        machine: usize,
+        life: u64,
+        through: Seq,
+    },
     /// A machine starts.
-    Start { machine: usize },
+    Start {
+        machine: usize,
+    },
     /// A machine stops, unless that run is over.
-    Crash { machine: usize, life: u64 },
+    Crash {
+        machine: usize,
+        life: u64,
+    },
     /// A client goes on with its work.
-    ClientWorks { client: usize },
+    ClientWorks {
+        client: usize,
+    },
     /// A request reaches its node.
-    Request { tag: Tag },
+    Request {
+        tag: Tag,
+    },
     /// A client of the consistent keyspace begins its next operation.
-    RegisterClient { client: usize },
+    RegisterClient {
+        client: usize,
+    },
+    RegisterAgain {
+        number: usize,
+    },
+    RegisterLate {
+        number: usize,
+        attempt: Attempt,
+    },
     /// A request must have been answered by now.
-    Overdue { tag: Tag },
+    Overdue {
+        tag: Tag,
+    },
     /// A write is sent again.
-    Repeat { op: OpId },
+    Repeat {
+        op: OpId,
+    },
     /// An answer reaches its client.
-    Answer { tag: Tag, outcome: Outcome },
+    Answer {
+        tag: Tag,
+        outcome: Outcome,
+    },
     /// A machine that was frozen goes on.
-    Thaw { machine: usize },
+    Thaw {
+        machine: usize,
+    },
     /// A part of a node that has lagged goes on.
-    GoesOn { machine: usize, life: u64, part: usize },
+    GoesOn {
+        machine: usize,
+        life: u64,
+        part: usize,
+    },
     /// A fault strikes.
     Fault(Fault),
     /// The control plane goes on with its operation.
@@ -82,11 +147,18 @@ pub(crate) enum Event {
     /// A receipt reaches the control plane.
     Receipt(Receipt),
     /// The control plane hears of a machine's store.
-    StoreReported { machine: usize },
+    StoreReported {
+        machine: usize,
+    },
     /// A node hears of new layouts.
-    TellLayouts { machine: usize },
+    TellLayouts {
+        machine: usize,
+    },
     /// A node hears of the keyspaces.
-    TellKeyspaces { machine: usize, list: usize },
+    TellKeyspaces {
+        machine: usize,
+        list: usize,
+    },
 }
 
 /// An event and when it happens. Only time and number are compared.
@@ -356,6 +428,8 @@ impl World {
             }
             Event::ClientWorks { client } => self.client_works(client),
             Event::RegisterClient { client } => self.register_client(client),
+            Event::RegisterAgain { number } => self.register_again(number),
+            Event::RegisterLate { number, attempt } => self.register_late(number, attempt),
             Event::Request { tag } => self.request_arrives(tag),
             Event::Overdue { tag } => self.expect_answered(tag),
             Event::Repeat { op } => self.repeat(op),

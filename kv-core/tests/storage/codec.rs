@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::StorageError;
+use kv_core::register::done::{Done, Requests};
 use kv_core::register::{Accepted, Ballot, Proposer, Register, State};
 use kv_core::storage::{FORMAT_AVAILABLE, FORMAT_CONSISTENT, Space, Stored, StoredError};
 use kv_core::types::{Epoch, Hlc, NodeId, RequestId, WallTime};
@@ -177,17 +180,20 @@ fn ballot(counter: u64) -> Ballot {
 
 /// A register that has accepted a value, or nothing.
 fn register(value: Option<&[u8]>) -> Stored {
+    let mut requests = Requests::default();
+    let request = RequestId { stamp: Hlc(9), client: 7 };
+    requests.remember(Done { request, version: Some(ballot(2)) }, Duration::from_mins(10));
     let accepted = value.map(|value| Accepted {
         ballot: ballot(4),
         state: State {
             version: ballot(2),
-            request: RequestId { stamp: Hlc(9), client: 7 },
+            requests,
             written: Hlc(9),
             expires: Some(WallTime(5)),
             value: Some(Bytes::copy_from_slice(value)),
         },
     });
-    Stored { own: None, cell: Register { promised: ballot(5), accepted }.into() }
+    Stored { own: None, cell: Register { promised: ballot(5), accepted, empty_since: Hlc::default() }.into() }
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) fn error_is_allowed(
         (_, Err(error)) if busy(error.kind) => Ok(()),
         // Where the last writer wins, all that do not repeat draw another stamp.
         (Ask::Write(_, Attempt::First | Attempt::Plain), Err(error)) if error.wants_stamp() => Ok(()),
+        // So do those of whose requests a register remembers too little; and a repetition may learn that the first attempt has failed.
+        (Ask::Register(_, Attempt::First | Attempt::Repeated), Err(error)) if error.kind == Kind::Conflict => Ok(()),
         // A session that has learnt that its time is wrong goes back, behind what it was shown before.
         (Ask::Write(..), Err(error)) if error.kind == Kind::Invalid && clocks_are_wrong => Ok(()),
         // A put without a context is refused when the siblings would become too many.

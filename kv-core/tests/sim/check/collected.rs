@@ -4,9 +4,10 @@
 
 use kv_core::ring::Entry;
 use kv_core::storage::{Space, StorageKey};
-use kv_core::types::{NodeId, WallTime};
+use kv_core::types::{Hlc, NodeId, WallTime};
 use kv_core::version::{Context, Record, Version};
 
+use super::registers;
 use crate::history::KeyId;
 use crate::report::Count;
 use crate::settings::{machine_of, node_id};
@@ -14,6 +15,9 @@ use crate::world::World;
 
 /// A machine removes a record of a partition that it owns.
 pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &StorageKey) -> Result<(), String> {
+    if Some(key.keyspace()) == world.registers.keyspace() {
+        return registers::may_go(world, machine, entry, key);
+    }
     let node = node_id(machine);
     let Some(record) = world.machines[machine].disk.visible_record(key) else { return Ok(()) };
     let Some(id) = world.history.key_named(key.keyspace(), &key.key_bytes()) else { return Ok(()) };
@@ -63,8 +67,13 @@ pub(crate) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
 
 /// Whether all of a record is older than the minimum age by every clock.
 fn is_old(world: &World, record: &Record) -> bool {
+    is_past(world, record.latest())
+}
+
+/// Whether a timestamp is older than the minimum age by every clock.
+pub(super) fn is_past(world: &World, at: Hlc) -> bool {
     let clocks = world.machines.iter().filter(|machine| !machine.dead).map(|machine| machine.clock.wall(world.time));
-    record.latest().wall().plus(world.settings.age()) <= clocks.min().unwrap_or_default()
+    at.wall().plus(world.settings.age()) <= clocks.min().unwrap_or_default()
 }
 
 /// What a context says of a key together with what was collected of it.
@@ -90,5 +99,5 @@ pub(crate) fn none_is_left(world: &World) -> Result<(), String> {
             }
         }
     }
-    Ok(())
+    registers::none_is_left(world)
 }

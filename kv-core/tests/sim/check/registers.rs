@@ -3,11 +3,28 @@
 //! clients is judged by `kv_histories`.
 
 use bytes::Bytes;
+use kv_core::cell::Cell;
 use kv_core::register::Register;
+use kv_core::ring::Entry;
 use kv_core::storage::{StorageKey, Stored};
+use kv_core::types::Hlc;
 
-use crate::settings::node_id;
+use super::collected::is_past;
+use crate::report::Count;
+use crate::settings::{machine_of, node_id};
 use crate::world::World;
+
+/// What a machine holds at a key.
+fn held(world: &World, machine: usize, key: &StorageKey) -> Register {
+    let cell = world.machines[machine].disk.visible_cell(key);
+    cell.and_then(|cell| cell.register().cloned()).unwrap_or_default()
+}
+
+/// Whether a machine writes a register in place of one that had accepted more.
+pub(crate) fn is_new(world: &World, machine: usize, key: &StorageKey, value: &Bytes) -> Result<bool, String> {
+    let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
+    Ok(stored.cell.register().is_some_and(|after| after.ballot() < held(world, machine, key).ballot()))
+}
 
 /// A machine writes a register.
 pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, value: &Bytes) -> Result<(), String> {
@@ -21,8 +38,7 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
             return Err(format!("C4: {:?} of {key} names {first:?} and {:?}", accepted.ballot, accepted.state));
         }
     }
-    let before = world.machines[machine].disk.visible_cell(key);
-    let before: Register = before.and_then(|cell| cell.register().cloned()).unwrap_or_default();
+    let before = held(world, machine, key);
     if after.promised < before.promised {
         return Err(format!(
             "C1: {node} has promised {:?} of {key}, and forgets that for {:?}",
@@ -45,6 +61,56 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
             after.ballot(),
             before.promised
         ));
+    }
+    Ok(())
+}
+
+/// Rule C7: an owner removes a register when it has settled that there is no value, and every owner has held that or something later.
+pub(super) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &StorageKey) -> Result<(), String> {
+    let node = node_id(machine);
+    let disk = &world.machines[machine].disk;
+    let held = disk.visible_cell(key).and_then(|cell| cell.register().cloned());
+    let Some(register) = held else { return Ok(()) };
+    let Some(version) = register.accepted.as_ref().map(|accepted| accepted.state.version) else { return Ok(()) };
+    let is_due = |deleted: Hlc| disk.durable_watermark(key.partition()) >= deleted;
+    // A copy that is being filled learns from another one what was collected; who stays may be filled, too.
+    if world.machines[machine].ever_lost || entry.joint.is_some() {
+        if register.tombstone().is_some_and(is_due) {
+            world.registers.collected.insert(key.clone(), version);
+        }
+        return Ok(());
+    }
+    // Others may agree on it once more meanwhile.
+    if world.registers.collected.get(key).is_some_and(|collected| *collected >= version) {
+        return Ok(());
+    }
+    let Some(deleted) = register.tombstone() else {
+        return Err(format!("C7: {node} removes {key}, which has a value: {register:?}"));
+    };
+    if !is_due(deleted) {
+        return Err(format!("C7: {node} removes {key} before its watermark is durable"));
+    }
+    let has_it = |cell: &Cell| cell.register().is_some_and(|held| held.ballot() >= register.ballot());
+    let without = entry.nodes().find(|owner| !world.machines[machine_of(*owner)].disk.ever_held_cell(key, has_it));
+    if let Some(owner) = without {
+        return Err(format!("C7: {node} removes {key} at {:?}, which {owner} does not hold", register.ballot()));
+    }
+    world.count(Count::RegistersCollected);
+    world.registers.collected.insert(key.clone(), version);
+    Ok(())
+}
+
+/// Whether no owner holds a register without a value that is old enough.
+pub(super) fn none_is_left(world: &World) -> Result<(), String> {
+    for stored in world.registers.stored(&world.layout()) {
+        for owner in world.owners(stored.partition()) {
+            let cell = world.machines[owner].disk.durable_cell(&stored);
+            let Some(register) = cell.as_ref().and_then(Cell::register) else { continue };
+            if register.tombstone().is_some_and(|deleted| is_past(world, deleted)) {
+                let node = node_id(owner);
+                return Err(format!("C7: {node} still holds {stored}, which is old enough: {register:?}"));
+            }
+        }
     }
     Ok(())
 }
