@@ -187,7 +187,7 @@ fn written() -> Record {
     use kv_core::version::{Actor, Conflict, ContextToken, Hlc, Replaces, Write};
     let actor = Actor { store: StoreId(2), boot: 1, nonce: 1, instance: 1 };
     let request = RequestId { client: 1, stamp: Hlc(1) };
-    let write = Write { written: Hlc::default(), request, expires: None, value: Some(Bytes::from_static(b"v")) };
+    let write = Write { written: request.stamp, request, expires: None, value: Some(Bytes::from_static(b"v")) };
     let mut record = Record::default();
     record.write(actor, Replaces::Shown(&ContextToken::default()), Conflict::Siblings, write);
     record
