@@ -10,6 +10,7 @@
 
 #![allow(clippy::print_stdout, reason = "traces and reports are the output of this test")]
 
+mod agreed;
 mod audit;
 mod check;
 mod clock;

@@ -112,7 +112,7 @@ impl World {
             return;
         }
         for client in 0..usize::try_from(self.registers.dice.between(1, 4)).unwrap_or(1) {
-            let left = self.settings.operations / 2;
+            let left = self.settings.register_operations;
             self.registers.clients.push(Client { left, running: None, seen: BTreeMap::new() });
             let at = 10 * MS + self.registers.dice.below(40 * MS);
             self.at(at, Event::RegisterClient { client });

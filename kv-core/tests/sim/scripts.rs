@@ -23,7 +23,7 @@ const QUORUM: Consistency = Consistency { level: Level::Quorum, strict: true };
 const SLOPPY: Consistency = Consistency { level: Level::Quorum, strict: false };
 
 /// Runs a script with many seeds; none may fail, and each of these things must have happened.
-fn check(run: impl Fn(u64) -> Run, happened: &[Count]) {
+pub(crate) fn check(run: impl Fn(u64) -> Run, happened: &[Count]) {
     let mut report = Report::new();
     for seed in 0..SEEDS {
         let run = run(seed);
@@ -124,7 +124,7 @@ fn an_owner_that_was_cut_off_is_brought_up_to_date() {
 }
 
 /// A disk comes back as an older copy while clients write: nobody may read what it has forgotten.
-fn roll_back_under_load(world: &mut World) {
+pub(crate) fn roll_back_under_load(world: &mut World) {
     world.begin();
     let key = KeyId(0);
     let owners = world.owners(world.history.key(key).partition);
@@ -194,7 +194,7 @@ fn wipes_and_roll_backs_under_load_lose_nothing() {
 }
 
 /// The settings of a script that moves partitions under load.
-fn moving(settings: &mut Settings, nodes: usize, spares: usize, copies: u8) {
+pub(crate) fn moving(settings: &mut Settings, nodes: usize, spares: usize, copies: u8) {
     calm(settings, nodes, copies);
     settings.spares = spares;
     settings.clients = 4;
@@ -206,7 +206,7 @@ fn moving(settings: &mut Settings, nodes: usize, spares: usize, copies: u8) {
 
 /// Two of three owners are replaced while the third hears nothing of it and puts are in flight: it goes on at the old
 /// epoch, together with whoever has not adopted the new one yet.
-fn replace_two_of_three(world: &mut World) {
+pub(crate) fn replace_two_of_three(world: &mut World) {
     world.begin();
     let frozen = world.dice.index(3);
     world.hold_layouts_back(frozen);
@@ -233,7 +233,7 @@ fn replacing_two_of_three_with_one_frozen_loses_nothing() {
 
 /// A node is asked to leave and the operation cancelled, or it leaves and comes back, three times, while keys are
 /// written and deleted; machines crash in between.
-fn leave_cancel_rejoin(world: &mut World) {
+pub(crate) fn leave_cancel_rejoin(world: &mut World) {
     world.begin();
     let node = node_id(0);
     for round in 0..3 {
@@ -261,7 +261,7 @@ fn leaving_and_coming_back_brings_no_deleted_key_back() {
 }
 
 /// Fewer copies, then more again.
-fn five_copies_to_three(world: &mut World) {
+pub(crate) fn five_copies_to_three(world: &mut World) {
     world.begin();
     for copies in [3, 5] {
         world.operate(&[Change::Copies { copies }]);
@@ -280,7 +280,7 @@ fn fewer_copies_still_hold_everything() {
 }
 
 /// A node enters, and one disk of those that take part is lost in the middle: a source's or the receiver's.
-fn move_with_a_disk_lost(world: &mut World) {
+pub(crate) fn move_with_a_disk_lost(world: &mut World) {
     world.begin();
     world.operate(&[Change::Add { node: node_id(3) }]);
     world.wait_a_while(80);
@@ -298,7 +298,7 @@ fn a_disk_lost_in_the_middle_of_a_move_loses_nothing() {
 }
 
 /// A member is destroyed under load and removed as dead: its copies are made again from the survivors.
-fn remove_a_dead_member(world: &mut World) {
+pub(crate) fn remove_a_dead_member(world: &mut World) {
     world.begin();
     world.wait_a_while(100);
     let dead = world.dice.index(4);

@@ -95,6 +95,8 @@ pub(crate) struct Settings {
     pub(crate) clients: usize,
     /// Operations of each client.
     pub(crate) operations: usize,
+    /// Operations of each client of the consistent keyspace.
+    pub(crate) register_operations: usize,
     /// Writes, of 1,000, that are sent again later.
     pub(crate) repetitions: u64,
     /// The longest pause between two operations of a client.
@@ -171,20 +173,25 @@ impl Settings {
         let collect_after = Duration::from_millis(*aside.pick(&[10, 50, 200]));
         let settle_every = Duration::from_millis(*aside.pick(&[10, 30, 100]));
         let repeat_within = Duration::from_millis(*aside.pick(&[200, 600, 3000]));
+        let (partitions, zones) = (*dice.pick(&[4, 4, 8, 16]), *dice.pick(&[1, 1, 3]));
+        let lags = *aside.pick(&[0, 2, 20]);
+        let keyspaces = keyspaces(dice);
+        let (keys_per_keyspace, clients, operations) = (dice.index(3) + 1, dice.index(5) + 1, 20 + dice.index(80));
         Self {
             nodes,
             spares,
             copies,
-            partitions: *dice.pick(&[4, 4, 8, 16]),
-            zones: *dice.pick(&[1, 1, 3]),
+            partitions,
+            zones,
             cluster: ClusterConfig { clock_skew_max, repeat_within, ..cluster },
             node: NodeConfig { collect_after, settle_every, ..node },
             loops,
-            lags: *aside.pick(&[0, 2, 20]),
-            keyspaces: keyspaces(dice),
-            keys_per_keyspace: dice.index(3) + 1,
-            clients: dice.index(5) + 1,
-            operations: 20 + dice.index(80),
+            lags,
+            keyspaces,
+            keys_per_keyspace,
+            clients,
+            operations,
+            register_operations: operations / 2,
             repetitions: *aside.pick(&[0, 100, 300, 600]),
             think: *dice.pick(&[0, 5 * MS, 30 * MS, 60 * MS]),
             trouble_ends: dice.between(800, 2500) * MS,
@@ -310,11 +317,15 @@ fn keyspaces(dice: &mut Dice) -> Vec<Keyspace> {
         name: name.to_owned(),
         mode: Mode::Available(Available { r, w, strict, conflict }),
     };
-    let registers = Keyspace { id: KeyspaceId(3), name: "registers".to_owned(), mode: Mode::Consistent };
     vec![
         Keyspace::initial(),
         other(1, "latest", (2, 2), Conflict::Lww),
         other(2, "other", quorums, Conflict::Siblings),
-        registers,
+        registers(),
     ]
+}
+
+/// The consistent keyspace.
+pub(crate) fn registers() -> Keyspace {
+    Keyspace { id: KeyspaceId(3), name: "registers".to_owned(), mode: Mode::Consistent }
 }
