@@ -124,6 +124,8 @@ struct DotInfo {
     replaced_by: Vec<Dot>,
     /// Writes whose clients were shown its operation under another dot (rule A7).
     named_by: Vec<Dot>,
+    /// Its operation was concluded from others: no version with the dot was seen.
+    is_guessed: bool,
 }
 
 /// A write that was acknowledged.
@@ -276,6 +278,7 @@ impl History {
                 }
                 Some(info) if info.ops.iter().any(|op| self.ops[op.0].request == version.request) => {}
                 Some(info) if info.ops.is_empty() || self.overlooks_actors => self.name_dot(key, version, now)?,
+                Some(info) if info.is_guessed => self.correct_guess(key, version, now)?,
                 Some(_) => return Err(format!("A1: dot {} stands for two writes of {key:?}", version.dot)),
             }
         }
@@ -319,6 +322,7 @@ impl History {
             let later = fresh.iter().copied().filter(|other| other.actor == dot.actor && other.counter > dot.counter);
             let Some(info) = self.dots.get_mut(&(key, dot)) else { continue };
             info.ops.push(op);
+            info.is_guessed = true;
             info.replaced_by.extend(later);
             info.tombstone = self.ops[op.0].value.is_none();
             self.ops[op.0].dots.push(dot);
@@ -383,6 +387,30 @@ impl History {
         Ok(())
     }
 
+    /// A version shows that its dot stands for another operation than was concluded. If another dot was taken for that one, the two change
+    /// places.
+    fn correct_guess(&mut self, key: KeyId, version: &Version, now: Time) -> Result<(), String> {
+        let right = self.op_of_version(key, version)?;
+        let Some(info) = self.dots.get_mut(&(key, version.dot)) else { return Ok(()) };
+        let wrong = std::mem::take(&mut info.ops);
+        info.is_guessed = false;
+        for op in &wrong {
+            self.ops[op.0].dots.retain(|dot| *dot != version.dot);
+        }
+        let is_taken = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|it| it.is_guessed && it.ops == [right]);
+        if let Some(other) = self.dots_of_key[key.0].iter().find(is_taken).copied() {
+            self.ops[right.0].dots.retain(|dot| *dot != other);
+            for op in &wrong {
+                self.ops[op.0].dots.push(other);
+            }
+            if let Some(info) = self.dots.get_mut(&(key, other)) {
+                info.tombstone = wrong.iter().any(|op| self.ops[op.0].value.is_none());
+                info.ops = wrong;
+            }
+        }
+        self.name_dot(key, version, now)
+    }
+
     fn add_dot(
         &mut self,
         key: KeyId,
@@ -440,6 +468,7 @@ impl History {
             tombstone: version.is_some_and(|version| version.value.is_none()),
             replaced_by: Vec::new(),
             named_by: Vec::new(),
+            is_guessed: false,
         };
         self.dots.insert((key, dot), info);
         self.dots_of_key[key.0].push(dot);
@@ -511,6 +540,7 @@ impl History {
         let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next_back())?;
         let info = self.dots.get_mut(&(key, dot))?;
         info.ops.push(op);
+        info.is_guessed = true;
         info.tombstone = self.ops[op.0].value.is_none();
         self.ops[op.0].dots.push(dot);
         self.ops[op.0].unseen = true;

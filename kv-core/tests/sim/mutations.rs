@@ -301,7 +301,7 @@ fn a_timestamp_below_what_was_seen_is_caught() {
 
 #[test]
 fn a_page_that_ends_behind_what_was_read_is_caught() {
-    check(Mutation::Core(Rule::PageEndsWhereOneStops), &["a strict scan misses"]);
+    check(Mutation::Core(Rule::PageEndsWhereOneStops), &["a strict scan misses", "invariant 2"]);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn going_back_to_an_older_list_of_keyspaces_is_caught() {
 
 #[test]
 fn a_scan_that_leaves_loops_out_is_caught() {
-    check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1"]);
+    check(Mutation::Core(Rule::AskEveryLoop), &["scan", "R1", "invariant 2"]);
 }
 
 #[test]
