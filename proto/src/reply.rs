@@ -1,5 +1,6 @@
 //! Answers on the way out of a node, and on the way into a client.
 
+use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, ReplicaView, Response, ScanEntry, Value};
@@ -33,7 +34,11 @@ pub fn get(outcome: Outcome) -> Result<v1::GetResponse, RequestError> {
 pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
     match outcome? {
         Response::Written { context, siblings, newest } => {
-            Ok(v1::PutResponse { context, siblings: count(siblings), newest: newest.0 })
+            Ok(v1::PutResponse { context, siblings: count(siblings), newest: newest.0, unchanged: None })
+        }
+        Response::Unchanged { value, context, newest } => {
+            let unchanged = Some(v1::Unchanged { found: value.map(Into::into) });
+            Ok(v1::PutResponse { context, siblings: 0, newest: newest.0, unchanged })
         }
         _ => Err(mismatch()),
     }
@@ -46,7 +51,11 @@ pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
 pub fn delete(outcome: Outcome) -> Result<v1::DeleteResponse, RequestError> {
     match outcome? {
         Response::Written { context, siblings, newest } => {
-            Ok(v1::DeleteResponse { context, siblings: count(siblings), newest: newest.0 })
+            Ok(v1::DeleteResponse { context, siblings: count(siblings), newest: newest.0, unchanged: None })
+        }
+        Response::Unchanged { value, context, newest } => {
+            let unchanged = Some(v1::Unchanged { found: value.map(Into::into) });
+            Ok(v1::DeleteResponse { context, siblings: 0, newest: newest.0, unchanged })
         }
         _ => Err(mismatch()),
     }
@@ -152,13 +161,21 @@ impl From<v1::GetResponse> for Response {
 
 impl From<v1::PutResponse> for Response {
     fn from(wire: v1::PutResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
+        written(&wire.context, wire.siblings, wire.newest, wire.unchanged)
     }
 }
 
 impl From<v1::DeleteResponse> for Response {
     fn from(wire: v1::DeleteResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
+        written(&wire.context, wire.siblings, wire.newest, wire.unchanged)
+    }
+}
+
+fn written(context: &Bytes, siblings: u32, newest: u64, unchanged: Option<v1::Unchanged>) -> Response {
+    let (context, newest) = (copy(context), Hlc(newest));
+    match unchanged {
+        None => Response::Written { context, siblings: siblings as usize, newest },
+        Some(v1::Unchanged { found }) => Response::Unchanged { value: found.map(Into::into), context, newest },
     }
 }
 
@@ -242,8 +259,6 @@ fn mismatch() -> RequestError {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn value(expires: Option<u64>) -> Value {
@@ -259,6 +274,12 @@ mod tests {
         let written = Response::Written { context: Bytes::from_static(b"c"), siblings: 3, newest: Hlc(8) };
         assert_eq!(put(Ok(written.clone())).map(Response::from), Ok(written.clone()));
         assert_eq!(delete(Ok(written.clone())).map(Response::from), Ok(written));
+        for value in [None, Some(value(None))] {
+            let unchanged = Response::Unchanged { value, context: Bytes::from_static(b"c"), newest: Hlc(9) };
+            assert_eq!(put(Ok(unchanged.clone())).map(Response::from), Ok(unchanged.clone()));
+            assert_eq!(delete(Ok(unchanged.clone())).map(Response::from), Ok(unchanged.clone()));
+            assert_eq!(outcome_of(batch_result(9, BatchKind::Put, Ok(unchanged.clone()))), Ok(unchanged));
+        }
         let entry = ScanEntry { key: Bytes::from_static(b"k"), values: vec![value(None)], context: Bytes::new() };
         assert_eq!(ScanEntry::from(v1::ScanEntry::from(entry.clone())), entry);
     }

@@ -16,7 +16,7 @@ fn bad_input_is_named_with_its_exit_code() {
     check(&["get", "k", "-k", "nope"], 3, "no keyspace \"nope\"");
     check(&["count", "-k", "nope"], 3, "no keyspace \"nope\"");
     check(&["frobnicate"], 2, "unrecognized subcommand");
-    check(&["put", "k", "v", "--if-absent"], 2, "consistent mode");
+    check(&["put", "k", "v", "--if-absent"], 2, "use a keyspace of mode consistent");
     check(&["put", "k", "--value-file", "/nonexistent"], 1, "cannot read /nonexistent");
     check(&["node", "show", "n9"], 3, "the nodes are: n1, n2, n3");
     check(&["keyspace", "create", "No Name"], 2, "is not a name");
