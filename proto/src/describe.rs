@@ -355,7 +355,9 @@ impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
                 conflict: conflict("conflict", wire.conflict)?,
             }),
             v1::KeyspaceMode::Consistent => {
-                let Some(field) = setting_of_available(&wire) else { return Ok(Self { name: wire.name, mode: Mode::Consistent }) };
+                let Some(field) = setting_of_available(&wire) else {
+                    return Ok(Self { name: wire.name, mode: Mode::Consistent });
+                };
                 return Err(RequestError::invalid(format!(
                     "{field}: is set, and only available keyspaces have it; leave it out: in a consistent keyspace a majority of the \
                      owners agrees on every answer"

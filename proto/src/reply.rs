@@ -4,6 +4,7 @@ use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, ReplicaView, Response, ScanEntry, Value};
+use kv_core::register::{Accepted, Ballot, Register};
 use kv_core::types::WallTime;
 use kv_core::version::{Dot, Hlc, Record, Version};
 
@@ -197,14 +198,39 @@ impl From<ReplicaView> for v1::ReplicaView {
     fn from(view: ReplicaView) -> Self {
         let answer = match view.cell {
             Ok(Some(Cell::Available(record))) => v1::replica_view::Answer::Record(record.into()),
-            Ok(Some(Cell::Consistent(_))) => {
-                let error = RequestError::invalid("registers of consistent keyspaces are not shown");
-                v1::replica_view::Answer::Error(error.into())
-            }
+            Ok(Some(Cell::Consistent(register))) => v1::replica_view::Answer::Register(register.into()),
             Ok(None) => v1::replica_view::Answer::Record(Record::default().into()),
             Err(error) => v1::replica_view::Answer::Error(error.into()),
         };
         Self { node: view.node.0, owner: view.owner, answer: Some(answer) }
+    }
+}
+
+impl From<Register> for v1::RegisterView {
+    fn from(register: Register) -> Self {
+        let Register { promised, accepted } = register;
+        Self { promised: Some(promised.into()), accepted: accepted.map(Into::into) }
+    }
+}
+
+impl From<Accepted> for v1::AcceptedView {
+    fn from(Accepted { ballot, state }: Accepted) -> Self {
+        let (written_us, written_logical) = split(state.written);
+        Self {
+            ballot: Some(ballot.into()),
+            version: Some(state.version.into()),
+            written_us,
+            written_logical,
+            expires_us: state.expires.map(|wall| wall.0),
+            value: state.value,
+            request: Some(state.request.into()),
+        }
+    }
+}
+
+impl From<Ballot> for v1::Ballot {
+    fn from(ballot: Ballot) -> Self {
+        Self { epoch: ballot.epoch.0, counter: ballot.counter, node: ballot.proposer.node.0 }
     }
 }
 
@@ -259,6 +285,9 @@ fn mismatch() -> RequestError {
 
 #[cfg(test)]
 mod tests {
+    use kv_core::register::{Proposer, State};
+    use kv_core::types::{Epoch, NodeId, RequestId};
+
     use super::*;
 
     fn value(expires: Option<u64>) -> Value {
@@ -299,7 +328,7 @@ mod tests {
     #[test]
     fn an_inspection_shows_tombstones_and_failures() {
         let (ok, failed) = (Ok(None), Err(RequestError::unavailable("n2 is down")));
-        let view = |owner, cell| ReplicaView { node: kv_core::types::NodeId(2), owner, cell };
+        let view = |owner, cell| ReplicaView { node: NodeId(2), owner, cell };
         let seen = replicas(Ok(Response::Inspected { replicas: vec![view(true, ok), view(false, failed)] }));
         let seen = seen.expect("an inspection");
         assert_eq!(seen[0].answer, Some(v1::replica_view::Answer::Record(Record::default().into())));
@@ -310,5 +339,28 @@ mod tests {
         let tombstone = Version { dot, written: Hlc(5), request: Default::default(), expires: None, value: None };
         let shown = v1::VersionView::from(tombstone);
         assert_eq!((shown.value, shown.dot.map(|dot| dot.counter)), (None, Some(4)));
+    }
+
+    #[test]
+    fn an_inspection_shows_registers() {
+        let proposer = Proposer { node: NodeId(3), boot: 1, nonce: 9 };
+        let ballot = |counter| Ballot { epoch: Epoch(2), counter, proposer };
+        let state = State {
+            version: ballot(4),
+            request: RequestId::default(),
+            written: Hlc::at(WallTime(7)),
+            expires: Some(WallTime(9)),
+            value: Some(Bytes::from_static(b"v")),
+        };
+        let register = Register { promised: ballot(6), accepted: Some(Accepted { ballot: ballot(5), state }) };
+        let shown = v1::RegisterView::from(register);
+        let wire = |counter| Some(v1::Ballot { epoch: 2, counter, node: 3 });
+        let accepted = shown.accepted.expect("accepted");
+        assert_eq!((shown.promised, accepted.ballot, accepted.version), (wire(6), wire(5), wire(4)));
+        assert_eq!(
+            (accepted.value.as_deref(), accepted.written_us, accepted.expires_us),
+            (Some(&b"v"[..]), 7, Some(9))
+        );
+        assert_eq!(v1::RegisterView::from(Register::default()).accepted, None);
     }
 }

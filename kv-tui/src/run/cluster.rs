@@ -1,5 +1,6 @@
 //! count, status, node, ring, keyspace.
 
+use kv_core::config::{Keyspace, Mode as KeyspaceMode};
 use kv_core::types::{KeyspaceId, NodeId};
 use kv_proto::client::Client;
 use kv_proto::describe::MemberView;
@@ -18,6 +19,9 @@ use crate::observe::snapshot::{ClusterSnapshot, Share, state_word};
 use crate::observe::uneven;
 use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};
+
+/// Keyspaces that a status names.
+const KEYSPACES_NAMED_MAX: usize = 8;
 
 pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let (cluster, keyspace) = ClusterSnapshot::with(client, |cluster| keyspace_id(cluster, &within.keyspace)).await?;
@@ -85,6 +89,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         "tombstones": tombstones.json(),
         "control": control_json(cluster),
         "uneven": uneven::json(cluster),
+        "keyspaces": keyspaces_json(&description.keyspaces),
     });
     let mut lines = vec![match layout {
         Some(layout) => format!(
@@ -100,6 +105,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
     if layout.is_some() {
         lines.push(format!("  {}", safety.line()));
         lines.extend(tombstones.line().map(|line| format!("  {line}")));
+        lines.extend(keyspaces_line(&description.keyspaces).map(|line| format!("  {line}")));
         lines.extend(ControlPlane::of(cluster).restored().map(|line| format!("  {line}")));
     }
     for reason in &health.reasons {
@@ -107,6 +113,25 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         lines.push(format!("  - {}{remedy}", reason.what));
     }
     Item { json, raw: format!("{}\n", health.word.text()).into_bytes(), human: Human::Text(lines.join("\n")) }
+}
+
+/// How many keyspaces have each mode, for programs.
+fn keyspaces_json(keyspaces: &[Keyspace]) -> Value {
+    let consistent = keyspaces.iter().filter(|keyspace| keyspace.mode == KeyspaceMode::Consistent).count();
+    json!({"available": keyspaces.len() - consistent, "consistent": consistent})
+}
+
+/// The same for people; `None`: all are available, which goes without saying.
+fn keyspaces_line(keyspaces: &[Keyspace]) -> Option<String> {
+    let consistent: Vec<&str> = keyspaces
+        .iter()
+        .filter(|keyspace| keyspace.mode == KeyspaceMode::Consistent)
+        .map(|keyspace| keyspace.name.as_str())
+        .collect();
+    let named = consistent.iter().take(KEYSPACES_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+    let more = consistent.len().saturating_sub(KEYSPACES_NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!consistent.is_empty()).then(|| format!("{} keyspaces, of which consistent: {named}{more}", keyspaces.len()))
 }
 
 /// The control plane for programs; `null` where nodes do not say.

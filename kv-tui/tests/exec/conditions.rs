@@ -83,10 +83,39 @@ fn what_a_mode_does_not_serve_is_named_with_the_remedy() {
 }
 
 #[test]
+fn an_inspection_shows_what_each_replica_has_promised_and_accepted() {
+    let cluster = with_locks();
+    let inspect = ["get", "k", "-k", "locks", "--all-replicas"];
+    let nothing = cluster.exec(&inspect).text();
+    assert!(nothing.contains(": nothing"), "{nothing}");
+    assert_eq!(cluster.exec(&["put", "k", "v", "-k", "locks", "--ttl", "1h"]).code, 0);
+    let shown = cluster.json(&inspect).one();
+    let replicas = shown["replicas"].as_array().expect("replicas").clone();
+    let answered: Vec<&Value> = replicas.iter().filter(|replica| replica["error"].is_null()).collect();
+    assert_eq!(answered.len(), 2, "one is down");
+    let accepted = &answered[0]["accepted"];
+    let ballot = accepted["ballot"].as_str().expect("a ballot");
+    assert!(ballot.starts_with("1.1.n") && answered[0]["promised"].as_str().is_some_and(|it| it.starts_with("1.2.n")));
+    assert_eq!(
+        (&accepted["version"], &accepted["value"], &accepted["deleted"]),
+        (&json!(ballot), &json!("v"), &json!(false))
+    );
+    assert!(accepted["expires"].is_string(), "{accepted}");
+    let text = cluster.exec(&inspect).text();
+    assert!(text.contains(&format!(", has accepted {ballot}\n  version {ballot}  written ")), "{text}");
+    assert_eq!(cluster.exec(&["del", "k", "-k", "locks"]).code, 0);
+    let text = cluster.exec(&["where", "k", "-k", "locks"]).text();
+    assert!(text.contains("(deleted)"), "{text}");
+}
+
+#[test]
 fn the_help_tells_conditions_and_modes() {
     let cluster = Cluster::start();
     let help = cluster.exec(&["put", "--help"]).text();
-    assert!(help.contains("--if-absent") && help.contains("--if-context <CTX>") && help.contains("exit with 4"), "{help}");
+    assert!(
+        help.contains("--if-absent") && help.contains("--if-context <CTX>") && help.contains("exit with 4"),
+        "{help}"
+    );
     let help = cluster.exec(&["del", "--help"]).text();
     assert!(help.contains("--if-context <CTX>") && !help.contains("--if-absent"), "{help}");
     let help = cluster.exec(&["keyspace", "create", "--help"]).text();

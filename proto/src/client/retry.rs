@@ -32,10 +32,18 @@ const STAMPS_MAX: u32 = 16;
 #[derive(Debug)]
 pub(super) enum KeyOperation<'a> {
     Get,
-    Put { value: &'a Bytes, write: &'a Write, condition: Option<&'a Condition> },
-    Delete { context: Option<&'a Bytes> },
+    Put {
+        value: &'a Bytes,
+        write: &'a Write,
+        condition: Option<&'a Condition>,
+    },
+    Delete {
+        context: Option<&'a Bytes>,
+    },
     /// If nothing has changed since the read that gave the context.
-    DeleteIf { context: &'a Bytes },
+    DeleteIf {
+        context: &'a Bytes,
+    },
 }
 
 /// Under which identity a write is sent, and whether it may have been carried out. It keeps its identity over all attempts that
@@ -143,10 +151,10 @@ impl Progress {
         if !matches!(response, Response::Unchanged { .. }) || (self.unknown.is_none() && !are_others_out) {
             return Ok(response);
         }
-        let why = self.unknown.as_ref().map_or_else(
-            || "the outcome is unknown: an earlier attempt has no answer".to_owned(),
-            ToString::to_string,
-        );
+        let why = self
+            .unknown
+            .as_ref()
+            .map_or_else(|| "the outcome is unknown: an earlier attempt has no answer".to_owned(), ToString::to_string);
         Err(RequestError::new(
             Kind::Unknown,
             format!("{why}; a later attempt found that the condition does not hold; read the key, then decide"),
@@ -372,14 +380,19 @@ impl Client {
             Ok(outcome) => {
                 node.trust();
                 if let Ok(
-                    Response::Got { newest, .. } | Response::Written { newest, .. } | Response::Unchanged { newest, .. },
+                    Response::Got { newest, .. }
+                    | Response::Written { newest, .. }
+                    | Response::Unchanged { newest, .. },
                 ) = &outcome
                 {
                     self.inner.ids.shown(*newest);
                 }
-                let outcome = outcome.and_then(|response| {
-                    if operation.is_answered_by(&response) { Ok(response) } else { Err(mismatch()) }
-                });
+                let outcome =
+                    outcome.and_then(
+                        |response| {
+                            if operation.is_answered_by(&response) { Ok(response) } else { Err(mismatch()) }
+                        },
+                    );
                 outcome.map_err(|error| Failure { error, transport: false })
             }
             Err(failure) => {

@@ -163,8 +163,7 @@ mod tests {
 
     #[test]
     fn pauses_differ_and_are_bounded() {
-        let pauses: Vec<Duration> =
-            (0..50).map(|_| jittered(PAUSE_LONGEST).expect("random numbers")).collect();
+        let pauses: Vec<Duration> = (0..50).map(|_| jittered(PAUSE_LONGEST).expect("random numbers")).collect();
         assert!(pauses.iter().all(|pause| (PAUSE_LONGEST / 2..=PAUSE_LONGEST).contains(pause)));
         assert!(pauses.iter().any(|pause| *pause != pauses[0]));
     }

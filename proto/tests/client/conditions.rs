@@ -40,7 +40,8 @@ fn failed(conditional: Conditional) -> (Option<Bytes>, Bytes) {
 
 async fn conditions_are_kept(transport: Transport) {
     let (_cluster, client, how) = with_locks(Options { transport, ..unhurried() }).await;
-    let put = async |value, condition| client.put_if(&how, &key(1), &text(value), None, &condition).await.expect("answered");
+    let put =
+        async |value, condition| client.put_if(&how, &key(1), &text(value), None, &condition).await.expect("answered");
     let absent = client.get(&how, &key(1)).await.expect("readable").context;
     let first = done(put("a", Condition::Absent).await);
     assert_eq!(failed(put("b", Condition::Absent).await), (Some(text("a")), first.clone()));
