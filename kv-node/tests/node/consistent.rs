@@ -1,9 +1,12 @@
 //! Consistent keyspaces on real processes: conditions, a majority that is missing, and counters through several nodes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_core::error::{Kind, RequestError};
+use kv_core::topology::Change;
 use kv_proto::client::{Client, Condition, Conditional, How, Options, Transport, Unchanged, Write};
 use kv_proto::v1;
 use kv_proto::v1::key_value_client::KeyValueClient;
@@ -11,6 +14,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use crate::moving::{apply, spare, until_done};
 use crate::world::{Node, World, options, reports, until_async};
 
 fn locks() -> How {
@@ -263,4 +267,41 @@ async fn a_counter_that_is_raised_through_all_nodes_adds_up() {
     let perhaps = i64::try_from(added.iter().filter(|added| **added == Added::Perhaps).count()).unwrap();
     let sum = client.add(&locks(), &Bytes::from_static(b"counter"), 0).await.unwrap();
     assert!((8 * ROUNDS - perhaps..=8 * ROUNDS).contains(&sum), "{sum}, and {perhaps} are not known");
+}
+
+#[tokio::test]
+async fn counters_go_on_while_a_node_joins() {
+    let (mut world, client) = with_locks().await;
+    let key = |index: usize| Bytes::from(format!("counter-{index}"));
+    for index in 0..60 {
+        client.add(&locks(), &key(index), 100).await.unwrap();
+    }
+    let id = spare(&mut world, &client, "n4").await;
+    let (stop, adding) = (Arc::new(AtomicBool::new(false)), client.clone());
+    let stopped = Arc::clone(&stop);
+    let adder = tokio::spawn(async move {
+        let (mut added, mut perhaps) = (vec![0_i64; 60], vec![0_i64; 60]);
+        for index in (0..60).cycle() {
+            // Each key at least once.
+            if stopped.load(Ordering::Relaxed) && added.iter().zip(&perhaps).all(|(added, perhaps)| added + perhaps > 0)
+            {
+                break;
+            }
+            match adding.add(&locks(), &key(index), 1).await {
+                Ok(_) => added[index] += 1,
+                Err(RequestError { kind: Kind::Unknown, .. }) => perhaps[index] += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        (added, perhaps)
+    });
+    let operation = apply(&client, Change::Add { node: id }).await;
+    until_done(&client, operation).await;
+    stop.store(true, Ordering::Relaxed);
+    let (added, perhaps) = adder.await.unwrap();
+    for index in 0..60 {
+        let sum = client.add(&locks(), &key(index), 0).await.unwrap();
+        let least = 100 + added[index];
+        assert!((least..=least + perhaps[index]).contains(&sum), "{index}: {sum}, {least} at least, {perhaps:?}");
+    }
 }

@@ -109,6 +109,21 @@ fn an_inspection_shows_what_each_replica_has_promised_and_accepted() {
 }
 
 #[test]
+fn values_side_by_side_are_not_imported() {
+    let cluster = with_locks();
+    let folder = tempfile::tempdir().expect("a folder");
+    let lines = "{\"key\":\"one\",\"value\":\"v\"}\n{\"key\":\"k\",\"values\":[{\"value\":\"a\"},{\"value\":\"b\"}]}\n";
+    let records = crate::support::file(folder.path(), "records.ndjson", lines);
+    let ran = cluster.exec(&["import", &records, "-k", "locks", "--keep-going"]);
+    assert!(
+        ran.code == 2 && ran.errors.contains("keyspace locks is consistent, where a key has one"),
+        "{}",
+        ran.errors
+    );
+    assert_eq!(cluster.exec(&["get", "one", "-k", "locks"]).text(), "v\n");
+}
+
+#[test]
 fn the_help_tells_conditions_and_modes() {
     let cluster = Cluster::start();
     let help = cluster.exec(&["put", "--help"]).text();

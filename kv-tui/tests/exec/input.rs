@@ -20,7 +20,7 @@ fn bad_input_is_named_with_its_exit_code() {
     check(&["put", "k", "--value-file", "/nonexistent"], 1, "cannot read /nonexistent");
     check(&["node", "show", "n9"], 3, "the nodes are: n1, n2, n3");
     check(&["keyspace", "create", "No Name"], 2, "is not a name");
-    check(&["keyspace", "create", "x", "--mode", "consistent"], 2, "available keyspaces only");
+    check(&["keyspace", "create", "x", "--mode", "eventual"], 2, "possible values: available, consistent");
     check(&["keyspace", "drop", "default"], 6, "add --yes");
     check(&["bench", "--value-size", "5"], 2, "at least 32 bytes");
     check(&["import", "/nonexistent"], 1, "cannot read /nonexistent");
