@@ -2,7 +2,8 @@
 
 #![no_main]
 
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, Mode};
+use kv_core::types::KeyspaceId;
 use kv_proto::edge::{Edge, Keyspaces};
 use kv_proto::v1;
 use libfuzzer_sys::fuzz_target;
@@ -11,7 +12,9 @@ use prost::Message as _;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(batch) = v1::BatchRequest::decode(bytes) else { return };
     assert_eq!(v1::BatchRequest::decode(&batch.encode_to_vec()[..]), Ok(batch.clone()));
-    let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
+    // Each mode takes what the other refuses.
+    let consistent = Keyspace { id: KeyspaceId(1), name: "c".to_owned(), mode: Mode::Consistent };
+    let keyspaces = Keyspaces::from_iter([Keyspace::initial(), consistent]);
     let limits = ClusterConfig::default();
     let edge = Edge { limits: &limits, keyspaces: &keyspaces };
     for operation in &batch.operations {

@@ -355,13 +355,28 @@ impl TryFrom<v1::CreateKeyspaceRequest> for NewKeyspace {
                 conflict: conflict("conflict", wire.conflict)?,
             }),
             v1::KeyspaceMode::Consistent => {
-                return Err(RequestError::invalid(
-                    "mode: this release serves available keyspaces only; leave the mode out",
-                ));
+                let Some(field) = setting_of_available(&wire) else {
+                    return Ok(Self { name: wire.name, mode: Mode::Consistent });
+                };
+                return Err(RequestError::invalid(format!(
+                    "{field}: is set, and only available keyspaces have it; leave it out: in a consistent keyspace a majority of the \
+                     owners agrees on every answer"
+                )));
             }
         };
         Ok(Self { name: wire.name, mode })
     }
+}
+
+/// The first setting of the request that a consistent keyspace does not have.
+fn setting_of_available(wire: &v1::CreateKeyspaceRequest) -> Option<&'static str> {
+    let set = [
+        ("r", wire.r != 0),
+        ("w", wire.w != 0),
+        ("strict", wire.strict),
+        ("conflict", wire.conflict != v1::Conflict::Unspecified.into()),
+    ];
+    set.into_iter().find_map(|(field, is_set)| is_set.then_some(field))
 }
 
 fn mode(field: &str, number: i32) -> Result<v1::KeyspaceMode, RequestError> {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, Mode};
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Attempt, Consistency, KeyRequest, Level, Operation, Request, ScanRequest, When};
+use kv_core::register::token;
 use kv_core::types::{Epoch, KeyspaceId};
 use kv_core::version::RETIRED_MAX;
 
@@ -106,13 +107,14 @@ impl Edge<'_> {
     /// `Invalid` or `NotFound`, naming the field and the limit.
     pub fn put(&self, wire: &v1::PutRequest) -> Result<Incoming, RequestError> {
         check_value(&wire.value, self.limits)?;
+        let (when, context) = self.condition(wire.if_absent, wire.if_context.as_ref(), wire.context.as_ref())?;
         let operation = Operation::Write {
             request: wire.request.map(TryInto::try_into).transpose()?,
             attempt: attempt(wire.attempt, wire.request.is_some())?,
             value: Some(copy(&wire.value)),
-            context: self.context(wire.context.as_ref())?,
+            context,
             ttl: wire.ttl_ms.map(ttl).transpose()?,
-            when: When::Always,
+            when,
         };
         self.key_request(&wire.keyspace, &wire.key, (wire.level, wire.strict), wire.epoch, wire.timeout_ms, operation)
     }
@@ -122,13 +124,14 @@ impl Edge<'_> {
     /// # Errors
     /// `Invalid` or `NotFound`, naming the field and the limit.
     pub fn delete(&self, wire: &v1::DeleteRequest) -> Result<Incoming, RequestError> {
+        let (when, context) = self.condition(false, wire.if_context.as_ref(), wire.context.as_ref())?;
         let operation = Operation::Write {
             request: wire.request.map(TryInto::try_into).transpose()?,
             attempt: attempt(wire.attempt, wire.request.is_some())?,
             value: None,
-            context: self.context(wire.context.as_ref())?,
+            context,
             ttl: None,
-            when: When::Always,
+            when,
         };
         self.key_request(&wire.keyspace, &wire.key, (wire.level, wire.strict), wire.epoch, wire.timeout_ms, operation)
     }
@@ -152,16 +155,17 @@ impl Edge<'_> {
     /// `Invalid` or `NotFound`, naming the field and the limit.
     pub fn scan(&self, wire: &v1::ScanRequest) -> Result<IncomingScan, RequestError> {
         check_length("prefix", wire.prefix.len(), self.limits.key_bytes_max, "no key is longer")?;
+        let keyspace = self.keyspaces.get(&wire.keyspace)?;
         let limit = (wire.limit > 0).then_some(wire.limit);
         let page = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX).min(SCAN_PAGE_KEYS_MAX);
         Ok(IncomingScan {
             page: ScanRequest {
-                keyspace: self.keyspace(&wire.keyspace)?,
+                keyspace: keyspace.id,
                 prefix: copy(&wire.prefix),
                 after: self.cursor(&wire.cursor)?,
                 limit: page,
                 keys_only: wire.keys_only,
-                consistency: consistency(wire.level, wire.strict)?,
+                consistency: consistency(keyspace, wire.level, wire.strict)?,
             },
             limit,
             timeout: timeout(wire.timeout_ms)?,
@@ -186,11 +190,14 @@ impl Edge<'_> {
         timeout_ms: u32,
         operation: Operation,
     ) -> Result<Incoming, RequestError> {
+        let keyspace = self.keyspaces.get(keyspace)?;
+        let key = self.key(key)?;
+        check_mode(keyspace, &key, &operation)?;
         let request = KeyRequest {
-            keyspace: self.keyspace(keyspace)?,
-            key: self.key(key)?,
+            keyspace: keyspace.id,
+            key,
             epoch: Epoch(epoch),
-            consistency: consistency(level, strict)?,
+            consistency: consistency(keyspace, level, strict)?,
             operation,
         };
         Ok(Incoming { request: Request::Key(request), timeout: timeout(timeout_ms)? })
@@ -205,15 +212,36 @@ impl Edge<'_> {
         Ok(copy(key))
     }
 
-    fn context(&self, context: Option<&Bytes>) -> Result<Option<Bytes>, RequestError> {
+    /// On which condition a write is done, and the context that belongs to it.
+    fn condition(
+        &self,
+        if_absent: bool,
+        if_context: Option<&Bytes>,
+        context: Option<&Bytes>,
+    ) -> Result<(When, Option<Bytes>), RequestError> {
+        match (if_absent, if_context, context) {
+            (false, None, context) => Ok((When::Always, self.context("context", context)?)),
+            (true, None, None) => Ok((When::Absent, None)),
+            (false, Some(_), None) => Ok((When::Unchanged, self.context("if_context", if_context)?)),
+            (true, Some(_), _) => Err(RequestError::invalid(
+                "if_context: is set beside if_absent, and a write has one condition; the context of a get that found nothing says the \
+                 same as if_absent",
+            )),
+            (_, _, Some(_)) => Err(RequestError::invalid(
+                "context: is set beside a condition; leave it out, since a write on a condition replaces what the condition names",
+            )),
+        }
+    }
+
+    fn context(&self, field: &str, context: Option<&Bytes>) -> Result<Option<Bytes>, RequestError> {
         let Some(context) = context else { return Ok(None) };
         if context.is_empty() {
-            return Err(RequestError::invalid("context: is empty; pass what a get returned, or leave it out"));
+            return Err(RequestError::invalid(format!("{field}: is empty; pass what a get returned, or leave it out")));
         }
         let requests = RETIRED_MAX.saturating_add(self.limits.siblings_max.saturating_mul(SHOWN_PER_SIBLING));
         let entries = self.limits.actors_max.saturating_add(requests).saturating_add(1);
         let limit = entries.saturating_mul(CONTEXT_BYTES_PER_ACTOR);
-        check_length("context", context.len(), limit, "pass it as a get returned it")?;
+        check_length(field, context.len(), limit, "pass it as a get returned it")?;
         Ok(Some(copy(context)))
     }
 
@@ -272,7 +300,37 @@ fn check_length(field: &str, length: usize, limit: usize, remedy: &str) -> Resul
     Ok(())
 }
 
-fn consistency(level: i32, strict: bool) -> Result<Consistency, RequestError> {
+/// Refuses a write that its keyspace's mode does not serve.
+fn check_mode(keyspace: &Keyspace, key: &[u8], operation: &Operation) -> Result<(), RequestError> {
+    let Operation::Write { context, when, .. } = operation else { return Ok(()) };
+    let name = &keyspace.name;
+    match (&keyspace.mode, when, context) {
+        (Mode::Available(_), When::Always, _) | (Mode::Consistent, When::Always | When::Absent, None) => Ok(()),
+        (Mode::Available(_), When::Absent | When::Unchanged, _) => {
+            let field = if *when == When::Absent { "if_absent" } else { "if_context" };
+            Err(RequestError::invalid(format!(
+                "{field}: keyspace {name} is available, and two nodes could both find a condition true there; use a keyspace of mode \
+                 consistent (keyspace create NAME --mode consistent)"
+            )))
+        }
+        (Mode::Consistent, When::Always | When::Absent, Some(_)) => Err(RequestError::invalid(format!(
+            "context: keyspace {name} is consistent, and holds no values side by side that a context could name; pass the context as a \
+             condition, if_context (--if-context), or leave it out"
+        ))),
+        (Mode::Consistent, When::Unchanged, context) => {
+            let known = context.as_ref().and_then(|context| token::decode(context, keyspace.id, key).ok());
+            known.map(drop).ok_or_else(|| {
+                RequestError::invalid(format!(
+                    "if_context: no read of this key of keyspace {name} gave this context: it is damaged, of another key, of another \
+                     keyspace, or from before the keyspace was dropped and created again; pass the context that a get of this key \
+                     returned"
+                ))
+            })
+        }
+    }
+}
+
+fn consistency(keyspace: &Keyspace, level: i32, strict: bool) -> Result<Consistency, RequestError> {
     let level = match v1::Level::try_from(level) {
         Ok(v1::Level::Unspecified) => Level::Keyspace,
         Ok(v1::Level::One) => Level::One,
@@ -284,7 +342,18 @@ fn consistency(level: i32, strict: bool) -> Result<Consistency, RequestError> {
             )));
         }
     };
-    Ok(Consistency { level, strict })
+    let word = match (&keyspace.mode, level) {
+        (Mode::Consistent, Level::One) => "one",
+        (Mode::Consistent, Level::All) => "all",
+        (Mode::Available(_), _) | (Mode::Consistent, Level::Keyspace | Level::Quorum) => {
+            return Ok(Consistency { level, strict });
+        }
+    };
+    Err(RequestError::invalid(format!(
+        "level: is {word}, and keyspace {} is consistent, where a majority of the owners agrees on every answer; leave the level out, \
+         or use quorum (2)",
+        keyspace.name
+    )))
 }
 
 /// The level as it travels.

@@ -1,8 +1,10 @@
 //! Answers on the way out of a node, and on the way into a client.
 
+use bytes::Bytes;
 use kv_core::cell::Cell;
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Outcome, ReplicaView, Response, ScanEntry, Value};
+use kv_core::register::{Accepted, Ballot, Register};
 use kv_core::types::WallTime;
 use kv_core::version::{Dot, Hlc, Record, Version};
 
@@ -33,7 +35,11 @@ pub fn get(outcome: Outcome) -> Result<v1::GetResponse, RequestError> {
 pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
     match outcome? {
         Response::Written { context, siblings, newest } => {
-            Ok(v1::PutResponse { context, siblings: count(siblings), newest: newest.0 })
+            Ok(v1::PutResponse { context, siblings: count(siblings), newest: newest.0, unchanged: None })
+        }
+        Response::Unchanged { value, context, newest } => {
+            let unchanged = Some(v1::Unchanged { found: value.map(Into::into) });
+            Ok(v1::PutResponse { context, siblings: 0, newest: newest.0, unchanged })
         }
         _ => Err(mismatch()),
     }
@@ -46,7 +52,11 @@ pub fn put(outcome: Outcome) -> Result<v1::PutResponse, RequestError> {
 pub fn delete(outcome: Outcome) -> Result<v1::DeleteResponse, RequestError> {
     match outcome? {
         Response::Written { context, siblings, newest } => {
-            Ok(v1::DeleteResponse { context, siblings: count(siblings), newest: newest.0 })
+            Ok(v1::DeleteResponse { context, siblings: count(siblings), newest: newest.0, unchanged: None })
+        }
+        Response::Unchanged { value, context, newest } => {
+            let unchanged = Some(v1::Unchanged { found: value.map(Into::into) });
+            Ok(v1::DeleteResponse { context, siblings: 0, newest: newest.0, unchanged })
         }
         _ => Err(mismatch()),
     }
@@ -152,13 +162,21 @@ impl From<v1::GetResponse> for Response {
 
 impl From<v1::PutResponse> for Response {
     fn from(wire: v1::PutResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
+        written(&wire.context, wire.siblings, wire.newest, wire.unchanged)
     }
 }
 
 impl From<v1::DeleteResponse> for Response {
     fn from(wire: v1::DeleteResponse) -> Self {
-        Self::Written { context: copy(&wire.context), siblings: wire.siblings as usize, newest: Hlc(wire.newest) }
+        written(&wire.context, wire.siblings, wire.newest, wire.unchanged)
+    }
+}
+
+fn written(context: &Bytes, siblings: u32, newest: u64, unchanged: Option<v1::Unchanged>) -> Response {
+    let (context, newest) = (copy(context), Hlc(newest));
+    match unchanged {
+        None => Response::Written { context, siblings: siblings as usize, newest },
+        Some(v1::Unchanged { found }) => Response::Unchanged { value: found.map(Into::into), context, newest },
     }
 }
 
@@ -180,14 +198,39 @@ impl From<ReplicaView> for v1::ReplicaView {
     fn from(view: ReplicaView) -> Self {
         let answer = match view.cell {
             Ok(Some(Cell::Available(record))) => v1::replica_view::Answer::Record(record.into()),
-            Ok(Some(Cell::Consistent(_))) => {
-                let error = RequestError::invalid("registers of consistent keyspaces are not shown");
-                v1::replica_view::Answer::Error(error.into())
-            }
+            Ok(Some(Cell::Consistent(register))) => v1::replica_view::Answer::Register(register.into()),
             Ok(None) => v1::replica_view::Answer::Record(Record::default().into()),
             Err(error) => v1::replica_view::Answer::Error(error.into()),
         };
         Self { node: view.node.0, owner: view.owner, answer: Some(answer) }
+    }
+}
+
+impl From<Register> for v1::RegisterView {
+    fn from(register: Register) -> Self {
+        let Register { promised, accepted } = register;
+        Self { promised: Some(promised.into()), accepted: accepted.map(Into::into) }
+    }
+}
+
+impl From<Accepted> for v1::AcceptedView {
+    fn from(Accepted { ballot, state }: Accepted) -> Self {
+        let (written_us, written_logical) = split(state.written);
+        Self {
+            ballot: Some(ballot.into()),
+            version: Some(state.version.into()),
+            written_us,
+            written_logical,
+            expires_us: state.expires.map(|wall| wall.0),
+            value: state.value,
+            request: Some(state.request.into()),
+        }
+    }
+}
+
+impl From<Ballot> for v1::Ballot {
+    fn from(ballot: Ballot) -> Self {
+        Self { epoch: ballot.epoch.0, counter: ballot.counter, node: ballot.proposer.node.0 }
     }
 }
 
@@ -242,7 +285,8 @@ fn mismatch() -> RequestError {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use kv_core::register::{Proposer, State};
+    use kv_core::types::{Epoch, NodeId, RequestId};
 
     use super::*;
 
@@ -259,6 +303,12 @@ mod tests {
         let written = Response::Written { context: Bytes::from_static(b"c"), siblings: 3, newest: Hlc(8) };
         assert_eq!(put(Ok(written.clone())).map(Response::from), Ok(written.clone()));
         assert_eq!(delete(Ok(written.clone())).map(Response::from), Ok(written));
+        for value in [None, Some(value(None))] {
+            let unchanged = Response::Unchanged { value, context: Bytes::from_static(b"c"), newest: Hlc(9) };
+            assert_eq!(put(Ok(unchanged.clone())).map(Response::from), Ok(unchanged.clone()));
+            assert_eq!(delete(Ok(unchanged.clone())).map(Response::from), Ok(unchanged.clone()));
+            assert_eq!(outcome_of(batch_result(9, BatchKind::Put, Ok(unchanged.clone()))), Ok(unchanged));
+        }
         let entry = ScanEntry { key: Bytes::from_static(b"k"), values: vec![value(None)], context: Bytes::new() };
         assert_eq!(ScanEntry::from(v1::ScanEntry::from(entry.clone())), entry);
     }
@@ -278,7 +328,7 @@ mod tests {
     #[test]
     fn an_inspection_shows_tombstones_and_failures() {
         let (ok, failed) = (Ok(None), Err(RequestError::unavailable("n2 is down")));
-        let view = |owner, cell| ReplicaView { node: kv_core::types::NodeId(2), owner, cell };
+        let view = |owner, cell| ReplicaView { node: NodeId(2), owner, cell };
         let seen = replicas(Ok(Response::Inspected { replicas: vec![view(true, ok), view(false, failed)] }));
         let seen = seen.expect("an inspection");
         assert_eq!(seen[0].answer, Some(v1::replica_view::Answer::Record(Record::default().into())));
@@ -289,5 +339,28 @@ mod tests {
         let tombstone = Version { dot, written: Hlc(5), request: Default::default(), expires: None, value: None };
         let shown = v1::VersionView::from(tombstone);
         assert_eq!((shown.value, shown.dot.map(|dot| dot.counter)), (None, Some(4)));
+    }
+
+    #[test]
+    fn an_inspection_shows_registers() {
+        let proposer = Proposer { node: NodeId(3), boot: 1, nonce: 9 };
+        let ballot = |counter| Ballot { epoch: Epoch(2), counter, proposer };
+        let state = State {
+            version: ballot(4),
+            request: RequestId::default(),
+            written: Hlc::at(WallTime(7)),
+            expires: Some(WallTime(9)),
+            value: Some(Bytes::from_static(b"v")),
+        };
+        let register = Register { promised: ballot(6), accepted: Some(Accepted { ballot: ballot(5), state }) };
+        let shown = v1::RegisterView::from(register);
+        let wire = |counter| Some(v1::Ballot { epoch: 2, counter, node: 3 });
+        let accepted = shown.accepted.expect("accepted");
+        assert_eq!((shown.promised, accepted.ballot, accepted.version), (wire(6), wire(5), wire(4)));
+        assert_eq!(
+            (accepted.value.as_deref(), accepted.written_us, accepted.expires_us),
+            (Some(&b"v"[..]), 7, Some(9))
+        );
+        assert_eq!(v1::RegisterView::from(Register::default()).accepted, None);
     }
 }

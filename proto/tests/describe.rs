@@ -248,10 +248,21 @@ fn new_keyspaces_are_checked() {
         assert_eq!(error.message, message);
     };
     check(v1::CreateKeyspaceRequest { w: 17, ..wire.clone() }, "w: is 17, 1 to 16 copies are allowed");
-    check(
-        v1::CreateKeyspaceRequest { mode: 2, ..wire.clone() },
-        "mode: this release serves available keyspaces only; leave the mode out",
-    );
+    let consistent = v1::CreateKeyspaceRequest { mode: v1::KeyspaceMode::Consistent.into(), ..wire.clone() };
+    assert_eq!(NewKeyspace::try_from(consistent.clone()).map(|new| new.mode), Ok(Mode::Consistent));
+    let settings: [(&str, v1::CreateKeyspaceRequest); 4] = [
+        ("r", v1::CreateKeyspaceRequest { r: 2, ..consistent.clone() }),
+        ("w", v1::CreateKeyspaceRequest { w: 2, ..consistent.clone() }),
+        ("strict", v1::CreateKeyspaceRequest { strict: true, ..consistent.clone() }),
+        ("conflict", v1::CreateKeyspaceRequest { conflict: 1, ..consistent }),
+    ];
+    for (field, wire) in settings {
+        let expected = format!(
+            "{field}: is set, and only available keyspaces have it; leave it out: in a consistent keyspace a majority of the owners \
+             agrees on every answer"
+        );
+        check(wire, &expected);
+    }
     check(
         v1::CreateKeyspaceRequest { mode: 9, ..wire.clone() },
         "mode: 9 is neither available (1) nor consistent (2), the modes that there are",

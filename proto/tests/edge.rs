@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, Mode};
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Attempt, Hello, KeyRequest, Level, Operation, Request, When};
-use kv_core::types::{Epoch, Hlc, RequestId};
+use kv_core::register::token;
+use kv_core::types::{Epoch, Hlc, KeyspaceId, RequestId};
 use kv_proto::edge::{Edge, Keyspaces, cursor_after};
 use kv_proto::limits::SCAN_PAGE_KEYS_MAX;
 use kv_proto::peer::Joining;
@@ -18,9 +19,18 @@ use prost::Message as _;
 const STAMP: u64 = 1_780_000_000_000_000 << 12;
 
 fn with_edge<T>(check: impl FnOnce(Edge<'_>) -> T) -> T {
-    let keyspaces = Keyspaces::from_iter([Keyspace::initial()]);
+    let keyspaces = Keyspaces::from_iter([Keyspace::initial(), locks()]);
     let limits = ClusterConfig::default();
     check(Edge { limits: &limits, keyspaces: &keyspaces })
+}
+
+fn locks() -> Keyspace {
+    Keyspace { id: KeyspaceId(4), name: "locks".to_owned(), mode: Mode::Consistent }
+}
+
+/// A put in the consistent keyspace.
+fn put_lock(key: &str) -> v1::PutRequest {
+    v1::PutRequest { keyspace: locks().name, ..put(key) }
 }
 
 fn put(key: &str) -> v1::PutRequest {
@@ -94,7 +104,7 @@ fn bad_puts_are_refused_with_field_and_limit() {
     );
     check(
         v1::PutRequest { keyspace: "nope".to_owned(), ..put("k") },
-        "NotFound: no keyspace \"nope\"; create it, or use one of: default",
+        "NotFound: no keyspace \"nope\"; create it, or use one of: default, locks",
     );
     check(
         v1::PutRequest { level: 7, ..put("k") },
@@ -142,6 +152,84 @@ fn bad_puts_are_refused_with_field_and_limit() {
     let empty = v1::BatchOperation { id: 1, operation: None };
     let said = with_edge(|edge| refused(edge.operation(&empty)));
     assert_eq!(said, "Invalid: operation: is missing; set get, put or delete");
+}
+
+#[test]
+fn conditions_arrive_in_consistent_keyspaces() {
+    let context = token::encode(None, locks().id, b"k");
+    let condition = |request: KeyRequest| match request.operation {
+        Operation::Write { when, context, .. } => (when, context),
+        Operation::Get => panic!("no write"),
+    };
+    let put = |wire: v1::PutRequest| condition(key_request(with_edge(|edge| edge.put(&wire)).expect("valid").request));
+    assert_eq!(put(put_lock("k")), (When::Always, None));
+    assert_eq!(put(v1::PutRequest { if_absent: true, ..put_lock("k") }), (When::Absent, None));
+    let unchanged = v1::PutRequest { if_context: Some(context.clone()), ..put_lock("k") };
+    assert_eq!(put(unchanged), (When::Unchanged, Some(context.clone())));
+    let delete = v1::DeleteRequest {
+        keyspace: locks().name,
+        key: "k".into(),
+        if_context: Some(context.clone()),
+        level: v1::Level::Quorum.into(),
+        strict: true,
+        ..Default::default()
+    };
+    let delete = condition(key_request(with_edge(|edge| edge.delete(&delete)).expect("valid").request));
+    assert_eq!(delete, (When::Unchanged, Some(context)));
+}
+
+#[test]
+fn what_a_mode_does_not_serve_is_refused_with_the_remedy() {
+    let check = |wire: v1::PutRequest, expected: &str| {
+        assert_eq!(with_edge(|edge| refused(edge.put(&wire))), format!("Invalid: {expected}"));
+    };
+    let context = token::encode(None, locks().id, b"k");
+    check(
+        v1::PutRequest { if_absent: true, ..put("k") },
+        "if_absent: keyspace default is available, and two nodes could both find a condition true there; use a keyspace of mode \
+         consistent (keyspace create NAME --mode consistent)",
+    );
+    check(
+        v1::PutRequest { if_context: Some(context.clone()), ..put("k") },
+        "if_context: keyspace default is available, and two nodes could both find a condition true there; use a keyspace of mode \
+         consistent (keyspace create NAME --mode consistent)",
+    );
+    check(
+        v1::PutRequest { if_absent: true, if_context: Some(context.clone()), ..put_lock("k") },
+        "if_context: is set beside if_absent, and a write has one condition; the context of a get that found nothing says the same as \
+         if_absent",
+    );
+    check(
+        v1::PutRequest { if_absent: true, context: Some(context.clone()), ..put_lock("k") },
+        "context: is set beside a condition; leave it out, since a write on a condition replaces what the condition names",
+    );
+    check(
+        v1::PutRequest { context: Some(context.clone()), ..put_lock("k") },
+        "context: keyspace locks is consistent, and holds no values side by side that a context could name; pass the context as a \
+         condition, if_context (--if-context), or leave it out",
+    );
+    check(
+        v1::PutRequest { if_context: Some(Bytes::new()), ..put_lock("k") },
+        "if_context: is empty; pass what a get returned, or leave it out",
+    );
+    let foreign = "if_context: no read of this key of keyspace locks gave this context: it is damaged, of another key, of another \
+                   keyspace, or from before the keyspace was dropped and created again; pass the context that a get of this key \
+                   returned";
+    check(v1::PutRequest { if_context: Some(context.clone()), ..put_lock("other") }, foreign);
+    let before = token::encode(None, KeyspaceId(3), b"k");
+    check(v1::PutRequest { if_context: Some(before), ..put_lock("k") }, foreign);
+    check(v1::PutRequest { if_context: Some(Bytes::from_static(&[2; 20])), ..put_lock("k") }, foreign);
+    for (level, word) in [(v1::Level::One, "one"), (v1::Level::All, "all")] {
+        let expected = format!(
+            "level: is {word}, and keyspace locks is consistent, where a majority of the owners agrees on every answer; leave the level \
+             out, or use quorum (2)"
+        );
+        check(v1::PutRequest { level: level.into(), ..put_lock("k") }, &expected);
+        let get = v1::GetRequest { keyspace: locks().name, key: "k".into(), level: level.into(), ..Default::default() };
+        assert_eq!(with_edge(|edge| refused(edge.get(&get))), format!("Invalid: {expected}"));
+        let scan = v1::ScanRequest { keyspace: locks().name, level: level.into(), ..Default::default() };
+        assert_eq!(with_edge(|edge| refused(edge.scan(&scan))), format!("Invalid: {expected}"));
+    }
 }
 
 #[test]
@@ -208,6 +296,13 @@ proptest! {
         let operations = vec![
             operation(1, v1::batch_operation::Operation::Get(get)),
             operation(2, v1::batch_operation::Operation::Put(put)),
+            operation(3, v1::batch_operation::Operation::Put(v1::PutRequest { if_absent: true, ..put_lock("k") })),
+            operation(4, v1::batch_operation::Operation::Delete(v1::DeleteRequest {
+                keyspace: locks().name,
+                key: "k".into(),
+                if_context: Some(token::encode(None, locks().id, b"k")),
+                ..Default::default()
+            })),
         ];
         let mut bytes = v1::BatchRequest { operations, sent_us: 9 }.encode_to_vec();
         for (at, byte) in changes {

@@ -2,6 +2,7 @@
 //! (kv-proto) and of the command language (kv-tui) share it; nothing that is released depends on it.
 
 mod node;
+mod registers;
 mod services;
 mod world;
 
@@ -23,6 +24,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 pub use node::{Fault, Node};
+pub use registers::Registers;
 pub use world::{PARTITIONS, ScanFault, World, layout};
 
 /// A running cluster of three nodes, `n1` to `n3`. It ends when it is dropped.

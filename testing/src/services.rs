@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 
+use kv_core::cell::Cell;
 use kv_core::config::{ClusterConfig, Keyspace};
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{ReplicaView, Request as CoreRequest, Response as CoreResponse};
@@ -203,7 +204,11 @@ impl ClusterService for Node {
         let CoreRequest::Inspect { keyspace, key } = incoming.request else { panic!("not an inspection") };
         let world = self.world();
         let layout = world.formed().map_err(to_status)?;
-        let cell = world.records.get(&(keyspace, key.clone())).cloned().map(Into::into);
+        let cell = if world.is_consistent(keyspace) {
+            world.registers.register(keyspace, &key).map(Cell::Consistent)
+        } else {
+            world.records.get(&(keyspace, key.clone())).cloned().map(Into::into)
+        };
         let partition = layout.partition_of(&key);
         let entry = layout.entry(partition).expect("a partition");
         let view = |node: NodeId| ReplicaView {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use kv_core::config::Keyspace;
+use kv_core::config::{Keyspace, Mode};
 use kv_core::error::{Kind, RequestError};
 use kv_core::message::{Attempt, KeyRequest, Operation, Outcome, Response as CoreResponse, ScanEntry, Value};
 use kv_core::ring::{Entry, Layout, Member, Owner};
@@ -15,6 +15,8 @@ use kv_proto::reply;
 use kv_proto::status::to_status;
 use kv_proto::v1;
 use tonic::Status;
+
+use crate::registers::Registers;
 
 /// The number of partitions of [`layout`].
 pub const PARTITIONS: u32 = 16;
@@ -62,8 +64,10 @@ pub struct World {
     pub layout: Option<Layout>,
     /// The keyspaces.
     pub keyspaces: Vec<Keyspace>,
-    /// The records.
+    /// The records of available keyspaces.
     pub records: BTreeMap<(KeyspaceId, Bytes), Record>,
+    /// The keys of consistent keyspaces.
+    pub registers: Registers,
     /// Every write that was carried out, by the node that did so.
     pub writes: Vec<(NodeId, RequestId)>,
     /// What was said of the attempts of each of these.
@@ -115,6 +119,7 @@ impl World {
             layout,
             keyspaces: vec![Keyspace::initial()],
             records: BTreeMap::new(),
+            registers: Registers::default(),
             writes: Vec::new(),
             attempts: Vec::new(),
             pending: v1::Pending::default(),
@@ -144,8 +149,20 @@ impl World {
         Ok(layout.entry(layout.partition_of(key)).expect("a partition").clone())
     }
 
+    /// Whether a keyspace is consistent.
+    pub(crate) fn is_consistent(&self, keyspace: KeyspaceId) -> bool {
+        self.keyspaces.iter().any(|known| known.id == keyspace && known.mode == Mode::Consistent)
+    }
+
     /// Carries out an operation on a key.
     pub(crate) fn key(&mut self, node: NodeId, request: KeyRequest) -> Outcome {
+        if self.is_consistent(request.keyspace) {
+            if let Operation::Write { request: Some(id), attempt, .. } = &request.operation {
+                self.writes.push((node, *id));
+                self.attempts.push(*attempt);
+            }
+            return self.registers.key(node, request);
+        }
         let (keyspace, key) = (request.keyspace, request.key);
         let refused = self.refuses.is_some_and(|refuses| refuses(&key));
         self.clock += 1;

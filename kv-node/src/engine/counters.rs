@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use kv_core::config::{Available, KeyspaceList, Mode};
 use kv_core::error::Kind;
-use kv_core::message::{Operation, Outcome, Request};
+use kv_core::message::{Operation, Outcome, Request, Response};
 use kv_core::types::{KeyspaceId, Monotonic};
 use kv_core::version::Conflict;
 
@@ -122,7 +122,7 @@ pub struct RequestClass {
     pub kind: RequestKind,
     /// What the keyspace does with concurrent writes; "unknown" where the node does not know the keyspace.
     pub mode: &'static str,
-    /// "ok", or the kind of the error.
+    /// "ok", "unchanged" of a write whose condition does not hold, or the kind of the error.
     pub outcome: &'static str,
 }
 
@@ -183,7 +183,11 @@ impl Requests {
     }
 
     pub(super) fn record(&mut self, kind: RequestKind, mode: &'static str, outcome: &Outcome, took: Duration) {
-        let outcome = outcome.as_ref().map_or_else(|error| name_of(error.kind), |_| "ok");
+        let outcome = match outcome {
+            Ok(Response::Unchanged { .. }) => "unchanged",
+            Ok(_) => "ok",
+            Err(error) => name_of(error.kind),
+        };
         self.classes.entry(RequestClass { kind, mode, outcome }).or_default().record(micros(took));
     }
 

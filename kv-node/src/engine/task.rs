@@ -433,7 +433,8 @@ impl Loop {
         waiting.reply.send(answer);
     }
 
-    /// An outcome with the room that it takes. A read whose answer finds none is refused: it has done nothing.
+    /// An outcome with the room that it takes. A read whose answer finds none is refused, and so is a write whose condition fails:
+    /// they have done nothing.
     fn answer(&self, outcome: Outcome, reply: &ReplyTo) -> Answer {
         let bytes = bytes_of(&outcome);
         if bytes == 0 {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use kv_core::error::RequestError;
-use kv_core::message::{Request as CoreRequest, Response as CoreResponse};
+use kv_core::message::{Outcome, Request as CoreRequest, Response as CoreResponse};
 use kv_proto::edge::{Edge, Incoming, IncomingScan};
 use kv_proto::reply;
 use kv_proto::status::to_status;
@@ -84,30 +84,36 @@ fn within(extensions: &Extensions, timeout: Option<Duration>) -> Option<Duration
     extensions.get::<Deadline>().map_or(timeout, |deadline| deadline.shortens(Instant::now(), timeout, usual_timeout()))
 }
 
+/// An answer as it travels. What it holds of the room for answers is given back when the client has taken it.
+fn respond<T>(
+    Answer { outcome, share }: Answer,
+    to_wire: impl FnOnce(Outcome) -> Result<T, RequestError>,
+) -> Result<Response<T>, Status> {
+    let mut response = Response::new(to_wire(outcome).map_err(to_status)?);
+    if let Some(share) = share {
+        response.extensions_mut().insert(Arc::new(share));
+    }
+    Ok(response)
+}
+
 #[tonic::async_trait]
 impl KeyValue for Service {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
-        let Answer { outcome, share } = self.ask(&extensions, request.timeout_ms, |edge| edge.get(&request)).await;
-        let mut response = Response::new(reply::get(outcome).map_err(to_status)?);
-        if let Some(share) = share {
-            // It is given back when the client has taken the answer.
-            response.extensions_mut().insert(Arc::new(share));
-        }
-        Ok(response)
+        let answer = self.ask(&extensions, request.timeout_ms, |edge| edge.get(&request)).await;
+        respond(answer, reply::get)
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
-        let put = self.ask(&extensions, request.timeout_ms, |edge| edge.put(&request)).await;
-        reply::put(put.outcome).map(Response::new).map_err(to_status)
+        let answer = self.ask(&extensions, request.timeout_ms, |edge| edge.put(&request)).await;
+        respond(answer, reply::put)
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
-        reply::delete(self.ask(&extensions, request.timeout_ms, |edge| edge.delete(&request)).await.outcome)
-            .map(Response::new)
-            .map_err(to_status)
+        let answer = self.ask(&extensions, request.timeout_ms, |edge| edge.delete(&request)).await;
+        respond(answer, reply::delete)
     }
 
     type ScanStream = Pages;

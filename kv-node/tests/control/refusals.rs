@@ -223,6 +223,11 @@ fn keyspaces_are_checked() {
         };
         let message = "keyspace default exists already; use it, drop it, or choose another name";
         check(create("default"), RefusalKind::Exists, message).await;
+        let Command::CreateKeyspace { spec, asked } = create("default") else { unreachable!("made above") };
+        let command = Command::CreateKeyspace { spec: KeyspaceSpec { mode: Mode::Consistent, ..spec }, asked };
+        let message =
+            "keyspace default exists already and is available, not consistent; use it, drop it, or choose another name";
+        check(command, RefusalKind::Exists, message).await;
         let message = "there is no keyspace nope; list the keyspaces to see their names";
         check(drop_keyspace("nope"), RefusalKind::NotFound, message).await;
         let message = "keyspace default is there from the start and stays; delete its keys";

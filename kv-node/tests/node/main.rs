@@ -8,6 +8,7 @@ mod bulk;
 mod clocks;
 mod collecting;
 mod connections;
+mod consistent;
 mod copies;
 mod data;
 mod deadlines;

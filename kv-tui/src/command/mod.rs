@@ -96,7 +96,7 @@ pub struct In {
 /// How many copies a command waits for.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Consistency {
-    /// How many copies answer; without it the keyspace's own numbers hold.
+    /// How many copies answer; without it the keyspace's own numbers hold. In a consistent keyspace it is always a quorum.
     #[arg(short = 'c', long = "consistency", value_enum)]
     pub level: Option<Level>,
     /// Let only owners count, no fallbacks: refuse where too few of them can be reached.
@@ -130,13 +130,13 @@ pub struct PutArgs {
     /// How many copies it waits for.
     #[command(flatten)]
     pub consistency: Consistency,
-    /// The context of an earlier get, whose result this write replaces.
-    #[arg(long, value_parser = context, value_name = "CTX")]
+    /// The context of an earlier get, whose result this write replaces; for available keyspaces.
+    #[arg(long, value_parser = context, value_name = "CTX", conflicts_with_all = ["if_absent", "if_context"])]
     pub context: Option<Bytes>,
-    /// Write only if the key is absent; for consistent keyspaces.
+    /// Write only if the key is absent, else exit with 4; for consistent keyspaces.
     #[arg(long, conflicts_with = "if_context")]
     pub if_absent: bool,
-    /// Write only if the key is still as this context says; for consistent keyspaces.
+    /// Write only if nothing has changed since the get that gave this context, else exit with 4; for consistent keyspaces.
     #[arg(long, value_parser = context, value_name = "CTX")]
     pub if_context: Option<Bytes>,
     /// After which time the value reads as absent, such as 30s.
@@ -176,9 +176,15 @@ pub struct DelArgs {
     /// How many copies it waits for.
     #[command(flatten)]
     pub consistency: Consistency,
-    /// The context of an earlier get: only what it returned is deleted.
-    #[arg(long, value_parser = context, value_name = "CTX")]
+    /// The context of an earlier get: only what it returned is deleted; for available keyspaces.
+    #[arg(long, value_parser = context, value_name = "CTX", conflicts_with = "if_context")]
     pub context: Option<Bytes>,
+    /// Delete only if nothing has changed since the get that gave this context, else exit with 4; for consistent keyspaces.
+    #[arg(long, value_parser = context, value_name = "CTX")]
+    pub if_context: Option<Bytes>,
+    /// Known only to be refused with a reason.
+    #[arg(long, hide = true)]
+    pub if_absent: bool,
 }
 
 /// `scan`
@@ -359,21 +365,21 @@ pub enum KeyspaceCommand {
 pub struct CreateArgs {
     /// Its name: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
     pub name: String,
-    /// What it promises.
+    /// What it promises. It never changes; the other settings are those of available keyspaces.
     #[arg(long, value_enum, default_value = "available")]
     pub mode: Mode,
-    /// Copies that a read asks.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub r: u8,
-    /// Durable copies that a write waits for.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub w: u8,
+    /// Copies that a read asks; 2 without it.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub r: Option<u8>,
+    /// Durable copies that a write waits for; 2 without it.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub w: Option<u8>,
     /// Let only owners count, no fallbacks, for every request.
     #[arg(long)]
     pub strict: bool,
-    /// What becomes of concurrent writes.
-    #[arg(long, value_enum, default_value = "siblings")]
-    pub conflict: Conflict,
+    /// What becomes of concurrent writes; without it they stand side by side.
+    #[arg(long, value_enum)]
+    pub conflict: Option<Conflict>,
 }
 
 /// What a keyspace promises.
@@ -381,7 +387,7 @@ pub struct CreateArgs {
 pub enum Mode {
     /// Always answers, reconciles later.
     Available,
-    /// Linearizable for each key.
+    /// Linearizable for each key, with conditions on writes; refuses where a majority of the owners is out of reach.
     Consistent,
 }
 
@@ -641,7 +647,10 @@ mod tests {
         check("wait healthy --timeout 500ms", "until: Healthy, timeout: 500ms");
         check("bench --reads 25% --value-size 1KiB", "reads: 0.25");
         check("bench --reads 25% --value-size 1KiB", "value_size: 1024");
-        check("keyspace create users --r 1 --conflict lww", "r: 1, w: 2, strict: false, conflict: Lww");
+        check("keyspace create users --r 1 --conflict lww", "r: Some(1), w: None, strict: false, conflict: Some(Lww)");
+        check("keyspace create locks --mode consistent", "mode: Consistent, r: None, w: None");
+        check("put k v --if-absent", "if_absent: true");
+        check("del k --if-context AAAA", r#"if_context: Some(b"\0\0\0")"#);
         check("  # nothing", "None");
         check("", "None");
     }
@@ -664,6 +673,9 @@ mod tests {
         check("wait forever", "possible values: ready, idle, healthy");
         check("get k --context !", "unexpected argument");
         check("put k v --context !", "is not a context");
+        check("put k v --if-absent --if-context AAAA", "cannot be used with");
+        check("put k v --if-absent --context AAAA", "cannot be used with");
+        check("del k --if-context AAAA --context AAAA", "cannot be used with");
         check(r"get '\xzz'", r#"key: Text(b"\\xzz")"#);
     }
 }

@@ -17,6 +17,8 @@ pub struct Names {
     pub nodes: Vec<String>,
     /// Keyspaces.
     pub keyspaces: Vec<String>,
+    /// Those of them that are consistent.
+    pub consistent: Vec<String>,
     /// Keys that may stand where a key is typed.
     pub keys: Vec<Bytes>,
 }
@@ -143,6 +145,21 @@ impl Bar {
         (plain(&words), word)
     }
 
+    /// The words that may stand at the cursor as they are shown: consistent keyspaces with their mode.
+    #[must_use]
+    pub fn hints(&self, names: &Names) -> Vec<String> {
+        let (words, _) = self.typed();
+        let (command, rest) = command_of(&words);
+        let option = words.last().and_then(|word| command.get_arguments().find(|arg| is_option(arg, word)));
+        let place = option.or_else(|| command.get_positionals().nth(rest).filter(|_| command.get_name() == "drop"));
+        let names_keyspace = place.is_some_and(|place| matches!(place.get_id().as_str(), "keyspace" | "name"));
+        let shown = |name: String| {
+            let is_consistent = names_keyspace && names.consistent.iter().any(|known| quoted(known.as_bytes()) == name);
+            if is_consistent { format!("{name} (consistent)") } else { name }
+        };
+        self.candidates(names).into_iter().map(shown).collect()
+    }
+
     /// The words that may stand at the cursor.
     #[must_use]
     pub fn candidates(&self, names: &Names) -> Vec<String> {
@@ -158,7 +175,8 @@ impl Bar {
             }
             option.get_possible_values().iter().for_each(|value| offer(value.get_name()));
         } else if typed.starts_with('-') {
-            let options = command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}"));
+            let known = command.get_arguments().filter(|arg| !arg.is_hide_set());
+            let options = known.filter_map(|arg| arg.get_long()).map(|long| format!("--{long}"));
             let mut options: Vec<String> = options.filter(|option| option.starts_with(typed)).collect();
             options.sort();
             options.dedup();
@@ -323,10 +341,11 @@ mod tests {
     fn check_completion(text: &str, expected: &[&str]) {
         let names = Names {
             nodes: vec!["n1".to_owned(), "n2".to_owned()],
-            keyspaces: vec!["users".to_owned()],
+            keyspaces: vec!["locks".to_owned(), "users".to_owned()],
+            consistent: vec!["locks".to_owned()],
             keys: vec![Bytes::from_static(b"cart:1"), Bytes::from_static(b"cart 2")],
         };
-        let found = Bar::with(text).candidates(&names);
+        let found = Bar::with(text).hints(&names);
         assert_eq!(found, expected, "{text:?}");
     }
 
@@ -369,7 +388,11 @@ mod tests {
         check_completion("st", &["status"]);
         check_completion("node s", &["show", "start", "stop"]);
         check_completion("node show ", &["n1", "n2"]);
-        check_completion("get k -k ", &["users"]);
+        check_completion("get k -k ", &["locks (consistent)", "users"]);
+        check_completion("keyspace drop ", &["locks (consistent)", "users"]);
+        check_completion("keyspace create x --mode ", &["available", "consistent"]);
+        check_completion("put locks v --if-", &["--if-absent", "--if-context"]);
+        check_completion("del k --if-", &["--if-context"]);
         check_completion("get k -c ", &["all", "one", "quorum"]);
         check_completion("wait ", &["healthy", "idle", "ready"]);
         check_completion("get ca", &["'cart 2'", "cart:1"]);

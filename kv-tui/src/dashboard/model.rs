@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_core::config::Mode;
 use kv_core::types::NodeId;
 use kv_proto::client::Inspection;
 use kv_proto::describe::MemberView;
@@ -302,8 +303,21 @@ impl Model {
         Names {
             nodes: description.members.iter().map(|member| member.member.name.clone()).collect(),
             keyspaces: description.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
+            consistent: description
+                .keyspaces
+                .iter()
+                .filter(|keyspace| keyspace.mode == Mode::Consistent)
+                .map(|keyspace| keyspace.name.clone())
+                .collect(),
             keys,
         }
+    }
+
+    /// The word for the mode of a keyspace; empty: it is not known.
+    #[must_use]
+    pub fn mode_of(&self, keyspace: &str) -> &'static str {
+        let keyspaces = self.shown().map_or(&[][..], |cluster| &cluster.snapshot.description.keyspaces);
+        keyspaces.iter().find(|known| known.name == keyspace).map_or("", |known| known.mode.name())
     }
 
     /// The member that is selected.

@@ -158,6 +158,8 @@ fn every_screen_at_every_size() {
         differing.keys("4");
         conflict(&mut differing);
         insta::assert_snapshot!(format!("conflict-{width}x{height}"), differing.text());
+        let mut registers = session(width, height);
+        insta::assert_snapshot!(format!("registers-{width}x{height}"), registers.keys("4Kj\n\n").text());
     }
 }
 

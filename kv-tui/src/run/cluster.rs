@@ -1,5 +1,6 @@
 //! count, status, node, ring, keyspace.
 
+use kv_core::config::{Keyspace, Mode as KeyspaceMode};
 use kv_core::types::{KeyspaceId, NodeId};
 use kv_proto::client::Client;
 use kv_proto::describe::MemberView;
@@ -18,6 +19,9 @@ use crate::observe::snapshot::{ClusterSnapshot, Share, state_word};
 use crate::observe::uneven;
 use crate::output::time::{short, size};
 use crate::output::{Human, Item, Sink};
+
+/// Keyspaces that a status names.
+const KEYSPACES_NAMED_MAX: usize = 8;
 
 pub(super) async fn count(within: &In, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let (cluster, keyspace) = ClusterSnapshot::with(client, |cluster| keyspace_id(cluster, &within.keyspace)).await?;
@@ -85,6 +89,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         "tombstones": tombstones.json(),
         "control": control_json(cluster),
         "uneven": uneven::json(cluster),
+        "keyspaces": keyspaces_json(&description.keyspaces),
     });
     let mut lines = vec![match layout {
         Some(layout) => format!(
@@ -100,6 +105,7 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
     if layout.is_some() {
         lines.push(format!("  {}", safety.line()));
         lines.extend(tombstones.line().map(|line| format!("  {line}")));
+        lines.extend(keyspaces_line(&description.keyspaces).map(|line| format!("  {line}")));
         lines.extend(ControlPlane::of(cluster).restored().map(|line| format!("  {line}")));
     }
     for reason in &health.reasons {
@@ -107,6 +113,25 @@ pub(super) fn status_item(cluster: &ClusterSnapshot) -> Item {
         lines.push(format!("  - {}{remedy}", reason.what));
     }
     Item { json, raw: format!("{}\n", health.word.text()).into_bytes(), human: Human::Text(lines.join("\n")) }
+}
+
+/// How many keyspaces have each mode, for programs.
+fn keyspaces_json(keyspaces: &[Keyspace]) -> Value {
+    let consistent = keyspaces.iter().filter(|keyspace| keyspace.mode == KeyspaceMode::Consistent).count();
+    json!({"available": keyspaces.len() - consistent, "consistent": consistent})
+}
+
+/// The same for people; `None`: all are available, which goes without saying.
+fn keyspaces_line(keyspaces: &[Keyspace]) -> Option<String> {
+    let consistent: Vec<&str> = keyspaces
+        .iter()
+        .filter(|keyspace| keyspace.mode == KeyspaceMode::Consistent)
+        .map(|keyspace| keyspace.name.as_str())
+        .collect();
+    let named = consistent.iter().take(KEYSPACES_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+    let more = consistent.len().saturating_sub(KEYSPACES_NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!consistent.is_empty()).then(|| format!("{} keyspaces, of which consistent: {named}{more}", keyspaces.len()))
 }
 
 /// The control plane for programs; `null` where nodes do not say.
@@ -363,17 +388,31 @@ pub(super) async fn keyspace_create(
     client: &Client,
     sink: &mut dyn Sink,
 ) -> Result<(), CommandError> {
+    let settings = [
+        ("--r", args.r.is_some()),
+        ("--w", args.w.is_some()),
+        ("--strict", args.strict),
+        ("--conflict", args.conflict.is_some()),
+    ];
+    if let (Mode::Consistent, Some((flag, _))) = (args.mode, settings.iter().find(|(_, is_set)| *is_set)) {
+        return Err(CommandError::usage(format!(
+            "{flag} is a setting of available keyspaces; leave it out: in a consistent keyspace a majority of the owners agrees on every \
+             answer"
+        )));
+    }
     let request = v1::CreateKeyspaceRequest {
         name: args.name.clone(),
         mode: match args.mode {
             Mode::Available => v1::KeyspaceMode::Available.into(),
             Mode::Consistent => v1::KeyspaceMode::Consistent.into(),
         },
-        r: u32::from(args.r),
-        w: u32::from(args.w),
+        // 0: as the cluster does it without.
+        r: args.r.map_or(0, u32::from),
+        w: args.w.map_or(0, u32::from),
         conflict: match args.conflict {
-            Conflict::Siblings => v1::Conflict::Siblings.into(),
-            Conflict::Lww => v1::Conflict::Lww.into(),
+            None => v1::Conflict::Unspecified.into(),
+            Some(Conflict::Siblings) => v1::Conflict::Siblings.into(),
+            Some(Conflict::Lww) => v1::Conflict::Lww.into(),
         },
         by: asker(),
         strict: args.strict,
@@ -384,35 +423,32 @@ pub(super) async fn keyspace_create(
 }
 
 fn keyspace_item(keyspace: &v1::Keyspace, created: Option<bool>) -> Item {
-    let mode = match keyspace.mode() {
-        v1::KeyspaceMode::Consistent => "consistent",
-        v1::KeyspaceMode::Available | v1::KeyspaceMode::Unspecified => "available",
+    let mut json = json!({"schema": 1, "name": keyspace.name, "id": keyspace.id});
+    let cells = match keyspace.mode() {
+        v1::KeyspaceMode::Consistent => {
+            json["mode"] = Value::from("consistent");
+            // Every request is strict there; R, W and what becomes of concurrent writes do not exist.
+            json["strict"] = Value::from(true);
+            ["consistent", "-", "-", "yes", "-"].map(str::to_owned)
+        }
+        v1::KeyspaceMode::Available | v1::KeyspaceMode::Unspecified => {
+            let conflict = match keyspace.conflict() {
+                v1::Conflict::Lww => "lww",
+                v1::Conflict::Siblings | v1::Conflict::Unspecified => "siblings",
+            };
+            json["mode"] = Value::from("available");
+            json["r"] = Value::from(keyspace.r);
+            json["w"] = Value::from(keyspace.w);
+            json["strict"] = Value::from(keyspace.strict);
+            json["conflict"] = Value::from(conflict);
+            let strict = if keyspace.strict { "yes" } else { "no" };
+            ["available", &keyspace.r.to_string(), &keyspace.w.to_string(), strict, conflict].map(str::to_owned)
+        }
     };
-    let conflict = match keyspace.conflict() {
-        v1::Conflict::Lww => "lww",
-        v1::Conflict::Siblings | v1::Conflict::Unspecified => "siblings",
-    };
-    let mut json = json!({
-        "schema": 1,
-        "name": keyspace.name,
-        "id": keyspace.id,
-        "mode": mode,
-        "r": keyspace.r,
-        "w": keyspace.w,
-        "strict": keyspace.strict,
-        "conflict": conflict,
-    });
     if let Some(created) = created {
         json["created"] = Value::from(created);
     }
-    let cells = vec![
-        keyspace.name.clone(),
-        mode.to_owned(),
-        keyspace.r.to_string(),
-        keyspace.w.to_string(),
-        if keyspace.strict { "yes" } else { "no" }.to_owned(),
-        conflict.to_owned(),
-    ];
+    let cells = std::iter::once(keyspace.name.clone()).chain(cells).collect();
     Item {
         json,
         raw: format!("{}\n", keyspace.name).into_bytes(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_core::config::Mode;
 use kv_core::error::RequestError;
 use kv_proto::client::{Client, How, Write};
 use serde_json::json;
@@ -183,6 +184,14 @@ async fn write(client: &Client, how: &How, record: Record) -> Result<bool, Reque
     match live.as_slice() {
         [] => return Ok(false),
         [(value, ttl)] => put(client, how, &key, value, None, *ttl).await?,
+        many if is_consistent(client, how) => {
+            return Err(RequestError::invalid(format!(
+                "the key has {} values side by side, and keyspace {} is consistent, where a key has one; choose one of them, or import into \
+                 an available keyspace",
+                many.len(),
+                how.keyspace
+            )));
+        }
         many => {
             // Writes that have seen the same stand side by side.
             let seen = client.get(how, &key).await?.context;
@@ -192,6 +201,11 @@ async fn write(client: &Client, how: &How, record: Record) -> Result<bool, Reque
         }
     }
     Ok(true)
+}
+
+fn is_consistent(client: &Client, how: &How) -> bool {
+    let description = client.description();
+    description.keyspaces.iter().any(|known| known.name == how.keyspace && known.mode == Mode::Consistent)
 }
 
 async fn put(

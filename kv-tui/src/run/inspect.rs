@@ -54,10 +54,25 @@ fn replica_json(replica: &v1::ReplicaView, description: &Description) -> Value {
             out["versions"] = record.versions.iter().map(version_json).collect();
             out["context"] = record.context.iter().map(|dot| json!(dot_text(Some(dot)))).collect();
         }
+        Some(Answer::Register(register)) => {
+            out["promised"] = json!(ballot_text(register.promised.as_ref(), description));
+            out["accepted"] = register.accepted.as_ref().map_or(Value::Null, |it| accepted_json(it, description));
+        }
         Some(Answer::Error(error)) => out["error"] = json!(error.message),
         None => out["error"] = json!("no answer"),
     }
     out
+}
+
+fn accepted_json(accepted: &v1::AcceptedView, description: &Description) -> Value {
+    json!({
+        "ballot": ballot_text(accepted.ballot.as_ref(), description),
+        "version": ballot_text(accepted.version.as_ref(), description),
+        "value": accepted.value.as_ref().map(|value| to_json(value)),
+        "deleted": accepted.value.is_none(),
+        "written": rfc3339(accepted.written_us),
+        "expires": accepted.expires_us.map(rfc3339),
+    })
 }
 
 fn version_json(version: &v1::VersionView) -> Value {
@@ -78,21 +93,44 @@ fn replica_lines(replica: &v1::ReplicaView, description: &Description) -> Vec<St
         Some(Answer::Record(record)) => {
             let mut lines = vec![format!("{name}{role}: digest {:016x}", record.digest)];
             for version in &record.versions {
-                let value = version
-                    .value
-                    .as_ref()
-                    .map_or_else(|| "(deleted)".to_owned(), |value| shortened(&printable(value), 60));
-                let expires = version.expires_us.map(|us| format!(", expires {}", rfc3339(us))).unwrap_or_default();
-                lines.push(format!(
-                    "  {}  written {}{expires}  {value}",
-                    dot_text(version.dot.as_ref()),
-                    rfc3339(version.written_us)
-                ));
+                let facts = facts(version.written_us, version.expires_us, version.value.as_deref());
+                lines.push(format!("  {}  {facts}", dot_text(version.dot.as_ref())));
             }
             lines
         }
+        Some(Answer::Register(register)) => register_lines(&name, register, description),
         Some(Answer::Error(error)) => vec![format!("{name}{role}: {}", error.message)],
         None => vec![format!("{name}{role}: no answer")],
+    }
+}
+
+fn register_lines(name: &str, register: &v1::RegisterView, description: &Description) -> Vec<String> {
+    let ballot = |ballot: &Option<v1::Ballot>| ballot_text(ballot.as_ref(), description);
+    let promised = ballot(&register.promised);
+    let Some(accepted) = &register.accepted else {
+        return vec![format!("{name}: promised {promised}, has accepted nothing")];
+    };
+    let facts = facts(accepted.written_us, accepted.expires_us, accepted.value.as_deref());
+    vec![
+        format!("{name}: promised {promised}, has accepted {}", ballot(&accepted.ballot)),
+        format!("  version {}  {facts}", ballot(&accepted.version)),
+    ]
+}
+
+/// When something was written, until when it is there, and what it is.
+fn facts(written_us: u64, expires_us: Option<u64>, value: Option<&[u8]>) -> String {
+    let value = value.map_or_else(|| "(deleted)".to_owned(), |value| shortened(&printable(value), 60));
+    let expires = expires_us.map(|us| format!(", expires {}", rfc3339(us))).unwrap_or_default();
+    format!("written {}{expires}  {value}", rfc3339(written_us))
+}
+
+/// A ballot: epoch, counter, and the node that made it.
+pub(crate) fn ballot_text(ballot: Option<&v1::Ballot>, description: &Description) -> String {
+    match ballot {
+        None | Some(v1::Ballot { node: 0, .. }) => "nothing".to_owned(),
+        Some(v1::Ballot { epoch, counter, node }) => {
+            format!("{epoch}.{counter}.{}", description.name_of(NodeId(*node)))
+        }
     }
 }
 

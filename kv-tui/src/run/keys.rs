@@ -6,7 +6,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 use kv_core::message::Value as Version;
-use kv_proto::client::{Client, ScanQuery, Write};
+use kv_proto::client::{Client, Condition, Conditional, ScanQuery, Unchanged, Write, Written};
 use serde_json::{Value, json};
 
 use super::how;
@@ -21,27 +21,53 @@ use crate::output::{Format, Human, Item, Sink};
 const CELL_MAX: usize = 60;
 
 pub(super) async fn put(args: &PutArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    if args.if_absent || args.if_context.is_some() {
-        return Err(CommandError::usage(
-            "--if-absent and --if-context need a keyspace in consistent mode, which this release does not serve; \
-             --context replaces exactly what a get returned",
-        ));
-    }
     let value = match (&args.value, &args.value_file) {
         (Some(value), _) => value.0.clone(),
         (None, Some(file)) => read_value(file, client.description().limits.value_bytes_max)?,
         (None, None) => return Err(CommandError::usage("a value or --value-file is needed")),
     };
-    let write = Write { context: args.context.clone(), ttl: args.ttl };
-    let key = &args.key.0;
-    let written = client.put(&how(&args.within, args.consistency), key, &value, &write).await?;
-    sink.item(written_item(key, &written.context, written.siblings, "written"))
+    let condition = match &args.if_context {
+        Some(context) => Some(Condition::Unchanged(context.clone())),
+        None => args.if_absent.then_some(Condition::Absent),
+    };
+    let (how, key) = (how(&args.within, args.consistency), &args.key.0);
+    let done = match condition {
+        Some(condition) => client.put_if(&how, key, &value, args.ttl, &condition).await?,
+        None => {
+            let write = Write { context: args.context.clone(), ttl: args.ttl };
+            Conditional::Written(client.put(&how, key, &value, &write).await?)
+        }
+    };
+    report_write(key, done, "written", sink)
 }
 
 pub(super) async fn del(args: &DelArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
-    let key = &args.key.0;
-    let gone = client.delete(&how(&args.within, args.consistency), key, args.context.as_ref()).await?;
-    sink.item(written_item(key, &gone.context, gone.siblings, "deleted"))
+    if args.if_absent {
+        return Err(CommandError::usage(
+            "--if-absent is a condition of put: there is nothing to delete where a key is absent; use --if-context to delete what a get \
+             returned",
+        ));
+    }
+    let (how, key) = (how(&args.within, args.consistency), &args.key.0);
+    let done = match &args.if_context {
+        Some(context) => client.delete_if(&how, key, context).await?,
+        None => Conditional::Written(client.delete(&how, key, args.context.as_ref()).await?),
+    };
+    report_write(key, done, "deleted", sink)
+}
+
+/// Shows how a write has ended. One whose condition fails is an error, as JSON beside what was found.
+fn report_write(key: &Bytes, done: Conditional, what: &str, sink: &mut dyn Sink) -> Result<(), CommandError> {
+    match done {
+        Conditional::Written(Written { context, siblings }) => sink.item(written_item(key, &context, siblings, what)),
+        Conditional::Unchanged(unchanged) => {
+            let error = unchanged_error(key, &unchanged, what);
+            if sink.format() == Format::Json {
+                sink.item(unchanged_item(key, &unchanged))?;
+            }
+            Err(error)
+        }
+    }
 }
 
 fn written_item(key: &Bytes, context: &Bytes, siblings: usize, what: &str) -> Item {
@@ -53,10 +79,48 @@ fn written_item(key: &Bytes, context: &Bytes, siblings: usize, what: &str) -> It
         ),
     };
     Item {
-        json: json!({"schema": 1, "key": to_json(key), "context": token(context), "siblings": siblings}),
+        json: json!({
+            "schema": 1,
+            "key": to_json(key),
+            "unchanged": false,
+            "context": token(context),
+            "siblings": siblings,
+        }),
         raw: format!("{}\n", token(context)).into_bytes(),
         human: Human::Text(text),
     }
+}
+
+fn unchanged_item(key: &Bytes, unchanged: &Unchanged) -> Item {
+    let Unchanged { value, context } = unchanged;
+    Item {
+        json: json!({
+            "schema": 1,
+            "key": to_json(key),
+            "unchanged": true,
+            "found": value.is_some(),
+            "versions": value.iter().map(version_json).collect::<Vec<_>>(),
+            "context": token(context),
+        }),
+        raw: Vec::new(),
+        human: Human::Text(String::new()),
+    }
+}
+
+fn unchanged_error(key: &Bytes, unchanged: &Unchanged, what: &str) -> CommandError {
+    let Unchanged { value, context } = unchanged;
+    let found = value.as_ref().map_or_else(
+        || "is absent".to_owned(),
+        |value| format!("holds {}", shortened(&printable(&value.value), CELL_MAX)),
+    );
+    CommandError::new(
+        Class::Conflict,
+        format!(
+            "the condition does not hold, and nothing was {what}: {} {found}; to go on from that, pass --if-context {}",
+            printable(key),
+            token(context)
+        ),
+    )
 }
 
 pub(super) async fn get(args: &GetArgs, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {

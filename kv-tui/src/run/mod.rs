@@ -8,7 +8,7 @@ mod export;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod import;
-mod inspect;
+pub(crate) mod inspect;
 mod keys;
 pub mod limits;
 mod ndjson;

@@ -16,11 +16,11 @@ fn bad_input_is_named_with_its_exit_code() {
     check(&["get", "k", "-k", "nope"], 3, "no keyspace \"nope\"");
     check(&["count", "-k", "nope"], 3, "no keyspace \"nope\"");
     check(&["frobnicate"], 2, "unrecognized subcommand");
-    check(&["put", "k", "v", "--if-absent"], 2, "consistent mode");
+    check(&["put", "k", "v", "--if-absent"], 2, "use a keyspace of mode consistent");
     check(&["put", "k", "--value-file", "/nonexistent"], 1, "cannot read /nonexistent");
     check(&["node", "show", "n9"], 3, "the nodes are: n1, n2, n3");
     check(&["keyspace", "create", "No Name"], 2, "is not a name");
-    check(&["keyspace", "create", "x", "--mode", "consistent"], 2, "available keyspaces only");
+    check(&["keyspace", "create", "x", "--mode", "eventual"], 2, "possible values: available, consistent");
     check(&["keyspace", "drop", "default"], 6, "add --yes");
     check(&["bench", "--value-size", "5"], 2, "at least 32 bytes");
     check(&["import", "/nonexistent"], 1, "cannot read /nonexistent");

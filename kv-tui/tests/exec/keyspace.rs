@@ -27,3 +27,20 @@ fn a_strict_keyspace_is_created_and_shown() {
     let listed: Vec<_> = cluster.json(&["keyspace", "ls"]).json().iter().map(|one| one["strict"].clone()).collect();
     assert_eq!(listed, [json!(false), json!(true)]);
 }
+
+#[test]
+fn a_consistent_keyspace_is_shown_by_its_mode() {
+    let cluster = Cluster::start();
+    let created = cluster.json(&["keyspace", "create", "locks", "--mode", "consistent"]).one();
+    let expected =
+        json!({"schema": 1, "name": "locks", "id": 1, "mode": "consistent", "strict": true, "created": true});
+    assert_eq!(created, expected);
+    let listed = cluster.exec(&["keyspace", "ls"]).text();
+    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["KEYSPACE", "MODE", "R", "W", "STRICT", "CONFLICT"]);
+    assert_eq!(rows[1], ["default", "available", "2", "2", "no", "siblings"]);
+    assert_eq!(rows[2], ["locks", "consistent", "-", "-", "yes", "-"]);
+    let status = cluster.exec(&["status"]).text();
+    assert!(status.contains("\n  2 keyspaces, of which consistent: locks\n"), "{status}");
+    assert_eq!(cluster.json(&["status"]).one()["keyspaces"], json!({"available": 1, "consistent": 1}));
+}

@@ -2,6 +2,7 @@
 
 mod bar;
 mod bench;
+mod conditions;
 mod events;
 mod import_export;
 mod info;

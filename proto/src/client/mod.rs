@@ -4,6 +4,8 @@
 //! Operations on keys share one `Batch` stream for each node. Every write carries an identity (rule A7), so a write whose
 //! outcome is unknown is repeated under the same identity while its deadline lasts. A repeated write without a context may
 //! land behind one that came in between; who needs exactly one effect passes a context.
+//!
+//! In consistent keyspaces writes may have conditions (`put_if`, `delete_if`), and `update` and `add` change a key by what it holds.
 
 mod admin;
 mod calls;
@@ -15,6 +17,7 @@ mod retry;
 mod scan;
 mod session;
 mod stub;
+mod update;
 mod view;
 
 use std::sync::Arc;
@@ -33,10 +36,11 @@ use crate::edge::{check_key, check_value};
 use crate::request_id::RequestIds;
 use crate::v1;
 pub use admin::{Inspection, NodeReport};
-pub use options::{How, Options, Retry, Transport, Write};
+pub use options::{Condition, How, Options, Retry, Transport, Write};
 use pool::{Node, Pool};
 use retry::KeyOperation;
 pub use scan::{Page, Scan, ScanQuery};
+pub use update::{Change, Updated};
 use view::View;
 
 /// How long after one refresh of the layout a failed connection does not cause another.
@@ -90,6 +94,24 @@ pub struct Got {
     /// None: the key is absent. More than one: concurrent writes that stand side by side.
     pub values: Vec<Value>,
     /// What a put passes to replace exactly these.
+    pub context: Bytes,
+}
+
+/// The answer to a put or a delete on a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Conditional {
+    /// The condition held, and the write is done.
+    Written(Written),
+    /// The condition does not hold, and nothing was done.
+    Unchanged(Unchanged),
+}
+
+/// What a write found whose condition does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unchanged {
+    /// The value that stands there; `None`: the key is absent.
+    pub value: Option<Value>,
+    /// What a write passes on the condition that this has not changed.
     pub context: Bytes,
 }
 
@@ -168,8 +190,27 @@ impl Client {
     /// As the node says, `Unavailable` if nothing was done before the deadline, or `Unknown` if perhaps it was.
     pub async fn put(&self, how: &How, key: &Bytes, value: &Bytes, write: &Write) -> Result<Written, RequestError> {
         self.check(key, Some(value))?;
-        let operation = KeyOperation::Put { value, write };
+        let operation = KeyOperation::Put { value, write, condition: None };
         written(self.on_key(how, key, &operation).await?)
+    }
+
+    /// Writes a key of a consistent keyspace if the condition holds.
+    ///
+    /// # Errors
+    /// As for a put. `Unknown` is also what a condition that fails becomes if an earlier attempt of this write may have been carried
+    /// out: then what was found may be its own work.
+    pub async fn put_if(
+        &self,
+        how: &How,
+        key: &Bytes,
+        value: &Bytes,
+        ttl: Option<Duration>,
+        condition: &Condition,
+    ) -> Result<Conditional, RequestError> {
+        self.check(key, Some(value))?;
+        let write = Write { context: None, ttl };
+        let operation = KeyOperation::Put { value, write: &write, condition: Some(condition) };
+        conditional(self.on_key(how, key, &operation).await?)
     }
 
     /// Deletes a key; only what `context` covers, if there is one.
@@ -180,6 +221,15 @@ impl Client {
         self.check(key, None)?;
         let operation = KeyOperation::Delete { context };
         written(self.on_key(how, key, &operation).await?)
+    }
+
+    /// Deletes a key of a consistent keyspace if nothing has changed since the read that gave `context`.
+    ///
+    /// # Errors
+    /// As for `put_if`.
+    pub async fn delete_if(&self, how: &How, key: &Bytes, context: &Bytes) -> Result<Conditional, RequestError> {
+        self.check(key, None)?;
+        conditional(self.on_key(how, key, &KeyOperation::DeleteIf { context }).await?)
     }
 
     /// Lists keys in byte order.
@@ -317,6 +367,13 @@ fn written(response: Response) -> Result<Written, RequestError> {
     match response {
         Response::Written { context, siblings, .. } => Ok(Written { context, siblings }),
         _ => Err(mismatch()),
+    }
+}
+
+fn conditional(response: Response) -> Result<Conditional, RequestError> {
+    match response {
+        Response::Unchanged { value, context, .. } => Ok(Conditional::Unchanged(Unchanged { value, context })),
+        response => written(response).map(Conditional::Written),
     }
 }
 

@@ -83,3 +83,12 @@ pub struct Write {
     /// After which time the value reads as absent.
     pub ttl: Option<Duration>,
 }
+
+/// On which condition a key of a consistent keyspace is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is absent.
+    Absent,
+    /// Nothing has changed since the read that gave this context, which may have found the key absent.
+    Unchanged(Bytes),
+}

@@ -12,7 +12,7 @@ use kv_core::types::{Epoch, RequestId};
 use tokio::time::{Instant, sleep_until};
 
 use super::failure::Failure;
-use super::options::{How, Retry, Transport, Write};
+use super::options::{Condition, How, Retry, Transport, Write};
 use super::pool::Node;
 use super::session::{Late, Reply};
 use super::view::Route;
@@ -32,8 +32,18 @@ const STAMPS_MAX: u32 = 16;
 #[derive(Debug)]
 pub(super) enum KeyOperation<'a> {
     Get,
-    Put { value: &'a Bytes, write: &'a Write },
-    Delete { context: Option<&'a Bytes> },
+    Put {
+        value: &'a Bytes,
+        write: &'a Write,
+        condition: Option<&'a Condition>,
+    },
+    Delete {
+        context: Option<&'a Bytes>,
+    },
+    /// If nothing has changed since the read that gave the context.
+    DeleteIf {
+        context: &'a Bytes,
+    },
 }
 
 /// Under which identity a write is sent, and whether it may have been carried out. It keeps its identity over all attempts that
@@ -49,13 +59,25 @@ impl KeyOperation<'_> {
         matches!(self, Self::Get)
     }
 
+    /// Whether it is answered by this kind of response.
+    fn is_answered_by(&self, response: &Response) -> bool {
+        match response {
+            Response::Got { .. } => self.is_read(),
+            Response::Written { .. } => !self.is_read(),
+            Response::Unchanged { .. } => {
+                matches!(self, Self::Put { condition: Some(_), .. } | Self::DeleteIf { .. })
+            }
+            Response::Page { .. } | Response::Inspected { .. } => false,
+        }
+    }
+
     fn to_wire(&self, how: &How, key: &Bytes, sent: Sent, epoch: Epoch, timeout: Duration) -> Operation {
         let (keyspace, key, strict) = (how.keyspace.clone(), key.clone(), how.consistency.strict);
         let (level, epoch, timeout_ms) = (level_of(how), epoch.0, timeout_to_wire(timeout));
         let (request, attempt) = (Some(sent.request.into()), attempt_to_wire(sent.attempt).into());
         match self {
             Self::Get => Operation::Get(v1::GetRequest { keyspace, key, level, strict, epoch, timeout_ms }),
-            Self::Put { value, write } => Operation::Put(v1::PutRequest {
+            Self::Put { value, write, condition } => Operation::Put(v1::PutRequest {
                 keyspace,
                 key,
                 value: Bytes::clone(value),
@@ -67,11 +89,17 @@ impl KeyOperation<'_> {
                 epoch,
                 timeout_ms,
                 attempt,
+                if_absent: matches!(condition, Some(Condition::Absent)),
+                if_context: match condition {
+                    Some(Condition::Unchanged(context)) => Some(context.clone()),
+                    Some(Condition::Absent) | None => None,
+                },
             }),
-            Self::Delete { context } => Operation::Delete(v1::DeleteRequest {
+            Self::Delete { .. } | Self::DeleteIf { .. } => Operation::Delete(v1::DeleteRequest {
                 keyspace,
                 key,
-                context: context.cloned(),
+                context: if let Self::Delete { context } = self { context.cloned() } else { None },
+                if_context: if let Self::DeleteIf { context } = self { Some(Bytes::clone(context)) } else { None },
                 request,
                 level,
                 strict,
@@ -114,6 +142,23 @@ impl Progress {
             self.unknown.get_or_insert_with(|| error.clone());
         }
         self.failed(error, !transport);
+    }
+
+    /// What an answer means beside other attempts. A condition that fails says that nothing was done by the attempt that asked; an
+    /// earlier one may have been carried out, and what was found be its own work, or it may be carried out yet. `are_others_out`:
+    /// whether some have no answer.
+    fn certain(&self, response: Response, are_others_out: bool) -> Result<Response, RequestError> {
+        if !matches!(response, Response::Unchanged { .. }) || (self.unknown.is_none() && !are_others_out) {
+            return Ok(response);
+        }
+        let why = self
+            .unknown
+            .as_ref()
+            .map_or_else(|| "the outcome is unknown: an earlier attempt has no answer".to_owned(), ToString::to_string);
+        Err(RequestError::new(
+            Kind::Unknown,
+            format!("{why}; a later attempt found that the condition does not hold; read the key, then decide"),
+        ))
     }
 
     fn end(self, error: RequestError) -> RequestError {
@@ -185,7 +230,7 @@ impl Client {
                 // Everybody who answers has been asked: asking those again that do not would only add to their work.
                 let (node, ended) = first_ended(&mut late).await;
                 match self.judge(operation, &node, ended) {
-                    Ok(response) => return Ok(response),
+                    Ok(response) => return progress.certain(response, !late.is_empty()),
                     Err(failure) => progress.late_failed(operation, failure),
                 }
                 if Instant::now() >= deadline {
@@ -224,7 +269,8 @@ impl Client {
                         attempted = &mut attempt => break attempted,
                         (node, ended) = first_ended(&mut late), if !late.is_empty() => {
                             match self.judge(operation, &node, ended) {
-                                Ok(response) => return Ok(response),
+                                // The attempt that has just begun has no answer.
+                                Ok(response) => return progress.certain(response, true),
                                 Err(failure) => progress.late_failed(operation, failure),
                             }
                         }
@@ -232,7 +278,7 @@ impl Client {
                 }
             };
             let failure = match attempted {
-                Ok(Attempted::Done(response)) => return Ok(response),
+                Ok(Attempted::Done(response)) => return progress.certain(response, !late.is_empty()),
                 Ok(Attempted::Stalled(ended)) => {
                     self.counters().moved.fetch_add(1, Ordering::Relaxed);
                     progress.tried.push(Arc::clone(&route.node));
@@ -333,16 +379,20 @@ impl Client {
         match ended {
             Ok(outcome) => {
                 node.trust();
-                if let Ok(Response::Got { newest, .. } | Response::Written { newest, .. }) = &outcome {
+                if let Ok(
+                    Response::Got { newest, .. }
+                    | Response::Written { newest, .. }
+                    | Response::Unchanged { newest, .. },
+                ) = &outcome
+                {
                     self.inner.ids.shown(*newest);
                 }
-                let outcome = outcome.and_then(|response| {
-                    if operation.is_read() == matches!(response, Response::Got { .. }) {
-                        Ok(response)
-                    } else {
-                        Err(mismatch())
-                    }
-                });
+                let outcome =
+                    outcome.and_then(
+                        |response| {
+                            if operation.is_answered_by(&response) { Ok(response) } else { Err(mismatch()) }
+                        },
+                    );
                 outcome.map_err(|error| Failure { error, transport: false })
             }
             Err(failure) => {

@@ -1,6 +1,7 @@
 //! The client against a fake cluster whose nodes die, stall, refuse, forget and send garbage.
 
 mod admin;
+mod conditions;
 mod deadlines;
 mod retries;
 mod routing;

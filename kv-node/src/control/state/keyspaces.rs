@@ -21,10 +21,12 @@ impl ClusterState {
         check_by(asked)?;
         check_name("keyspace", &spec.name)?;
         check_mode(&spec.mode)?;
-        if self.keyspace_named(&spec.name).is_some() {
+        if let Some(existing) = self.keyspace_named(&spec.name) {
+            let (mode, wanted) = (existing.mode.name(), spec.mode.name());
+            let is = if mode == wanted { String::new() } else { format!(" and is {mode}, not {wanted}") };
             return Err(Refusal::new(
                 RefusalKind::Exists,
-                format!("keyspace {} exists already; use it, drop it, or choose another name", spec.name),
+                format!("keyspace {} exists already{is}; use it, drop it, or choose another name", spec.name),
             ));
         }
         if self.keyspaces.len() >= KEYSPACES_MAX {

@@ -56,6 +56,10 @@ fn every_change_says_who_made_it_and_what_undoes_it() {
     let made = "keyspace create a --r 1 --w 2 --conflict lww";
     check(state, create("a", asked(1)), &[&format!("KeyspaceCreated | ann | {made} | keyspace drop a")]);
     let made = made.replace(" a ", " b ");
+    let spec = KeyspaceSpec { name: "locks".to_owned(), mode: Mode::Consistent };
+    let locks = Command::CreateKeyspace { spec, asked: asked(2) };
+    let line = "KeyspaceCreated | ann | keyspace create locks --mode consistent | keyspace drop locks";
+    check(state, locks, &[line]);
     let unknown = Asked { by: String::new(), at: WallTime(9) };
     check(state, create("b", unknown), &[&format!("KeyspaceCreated | unknown | {made} | keyspace drop b")]);
     check(state, drop_keyspace("a"), &["KeyspaceDropped | unknown | keyspace drop a | "]);

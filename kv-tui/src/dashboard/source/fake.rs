@@ -6,10 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_core::config::{ClusterConfig, Keyspace};
+use kv_core::config::{ClusterConfig, Keyspace, Mode};
 use kv_core::error::RequestError;
 use kv_core::ring::{FirstLayout, LayoutError, Member, first_layout};
-use kv_core::types::{ClusterId, Epoch, HashSeed, NodeId, StoreId};
+use kv_core::types::{ClusterId, Epoch, HashSeed, KeyspaceId, NodeId, StoreId};
 use kv_proto::describe::{Description, MemberView};
 use kv_proto::v1;
 use kv_proto::v1::replica_view::Answer;
@@ -78,7 +78,7 @@ impl Fake {
             seed,
             layout: Some(Arc::new(layout)),
             members: views,
-            keyspaces: vec![Keyspace::initial()],
+            keyspaces: vec![Keyspace::initial(), locks()],
             limits: ClusterConfig::default(),
             forming: None,
             node: NodeId(1),
@@ -267,8 +267,9 @@ impl Fake {
                 let keys = self.keys.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
                 vec![Feed::Completions { generation, keys }]
             }
-            Ask::Inspect { generation, key, .. } => {
-                let result = Ok(Box::new(self.inspection(&key)));
+            Ask::Inspect { generation, keyspace, key } => {
+                let answer = if keyspace == locks().name { Self::register } else { Self::record };
+                let result = Ok(Box::new(self.inspection(&key, answer)));
                 vec![Feed::Inspected { generation, key, result }]
             }
             Ask::Plan { generation, request } => {
@@ -291,21 +292,40 @@ impl Fake {
         }
     }
 
-    fn inspection(&self, key: &[u8]) -> v1::InspectResponse {
-        let layout = self.description.layout.as_deref();
-        let partition = layout.map(|layout| layout.partition_of(key)).unwrap_or_default();
-        let owners = layout.and_then(|layout| layout.entry(partition)).into_iter().flat_map(|entry| entry.nodes());
+    /// What every owner holds of a key of the available keyspace.
+    fn record(_at: usize) -> Answer {
         let version = v1::VersionView {
             dot: Some(v1::Dot { actor: "s1.1.1".to_owned(), counter: 3 }),
             written_us: START_US,
             value: Some(Bytes::from_static("{\"store\": \"강남점\", \"total\": 17000}".as_bytes())),
             ..v1::VersionView::default()
         };
-        let record = v1::RecordView { versions: vec![version], context: Vec::new(), digest: 9 };
-        let replicas = owners.map(|owner| v1::ReplicaView {
+        Answer::Record(v1::RecordView { versions: vec![version], context: Vec::new(), digest: 9 })
+    }
+
+    /// What an owner holds of a key of the consistent keyspace: the last one has missed a change.
+    fn register(at: usize) -> Answer {
+        let ballot = |counter, node| Some(v1::Ballot { epoch: 1, counter, node });
+        let (counter, value) = if at < 2 { (5, "taken by 강남점") } else { (3, "free") };
+        let accepted = v1::AcceptedView {
+            ballot: ballot(counter, 2),
+            version: ballot(counter, 2),
+            written_us: START_US + counter * 1_000_000,
+            expires_us: (at < 2).then_some(START_US + 60_000_000),
+            value: Some(Bytes::from_static(value.as_bytes())),
+            ..v1::AcceptedView::default()
+        };
+        Answer::Register(v1::RegisterView { promised: ballot(counter + 1, 2), accepted: Some(accepted) })
+    }
+
+    fn inspection(&self, key: &[u8], answer: fn(usize) -> Answer) -> v1::InspectResponse {
+        let layout = self.description.layout.as_deref();
+        let partition = layout.map(|layout| layout.partition_of(key)).unwrap_or_default();
+        let owners = layout.and_then(|layout| layout.entry(partition)).into_iter().flat_map(|entry| entry.nodes());
+        let replicas = owners.enumerate().map(|(at, owner)| v1::ReplicaView {
             node: owner.0,
             owner: true,
-            answer: Some(Answer::Record(record.clone())),
+            answer: Some(answer(at)),
         });
         v1::InspectResponse {
             token: 0x9e31_0000_0000_e07a,
@@ -314,6 +334,11 @@ impl Fake {
             replicas: replicas.collect(),
         }
     }
+}
+
+/// A consistent keyspace.
+fn locks() -> Keyspace {
+    Keyspace { id: KeyspaceId(1), name: "locks".to_owned(), mode: Mode::Consistent }
 }
 
 impl Source for Fake {

@@ -8,7 +8,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use super::canvas::{Canvas, grouped};
-use super::{Room, pane};
+use super::{Room, pane, registers};
 use crate::dashboard::cluster::Cluster;
 use crate::dashboard::keymap::Action;
 use crate::dashboard::model::{Model, Pane};
@@ -20,7 +20,7 @@ use crate::output::time::rfc3339;
 const VALUE_BYTES: usize = 4096;
 
 /// A line: pieces with their roles.
-type Line = Vec<(String, Role)>;
+pub(super) type Line = Vec<(String, Role)>;
 
 /// Draws the replicas of the key that was opened.
 pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
@@ -57,6 +57,7 @@ pub(in crate::dashboard) fn inspected_lines(model: &Model) -> usize {
 fn lines(canvas: &Canvas<'_>, model: &Model, width: u16) -> Vec<Line> {
     let (Some(cluster), Some((_, result))) = (model.shown(), &model.keys.inspected) else { return Vec::new() };
     match result {
+        Ok(seen) if registers::are_shown(seen) => registers::lines(canvas, cluster, seen, width),
         Ok(seen) => replica_lines(canvas, cluster, seen, width),
         Err(error) => {
             let text = canvas.wrapped(&printable(error.as_bytes()), width);
@@ -83,8 +84,8 @@ fn versions(seen: &Inspection) -> Vec<&v1::VersionView> {
     versions
 }
 
-fn replica_lines(canvas: &Canvas<'_>, cluster: &Cluster, seen: &Inspection, width: u16) -> Vec<Line> {
-    let versions = versions(seen);
+/// Where the key is: its token, its partition and its owners.
+pub(super) fn place_lines(canvas: &Canvas<'_>, cluster: &Cluster, seen: &Inspection) -> Vec<Line> {
     let arrow = canvas.symbol('→');
     let mut lines: Vec<Line> = Vec::new();
     let place = format!("partition {}, epoch {}", seen.partition, seen.epoch);
@@ -101,13 +102,25 @@ fn replica_lines(canvas: &Canvas<'_>, cluster: &Cluster, seen: &Inspection, widt
         walk.push((format!(" {}", printable(cluster.name_of(node).as_bytes())), Role::Text));
     }
     lines.push(walk);
-    let (words, role) = status(seen, &versions);
+    lines
+}
+
+/// What the replicas say together, and the head of the table of what each holds.
+pub(super) fn status_lines(canvas: &Canvas<'_>, (words, role): (String, Role), width: u16) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
     for (at, line) in canvas.wrapped(&words, width.saturating_sub(8)).into_iter().enumerate() {
         let label = if at == 0 { "status  " } else { "        " };
         lines.push(vec![(label.to_owned(), Role::Dim), (line, role)]);
     }
     lines.push(Vec::new());
     lines.push(vec![("     NODE        ROLE      HOLDS".to_owned(), Role::Dim)]);
+    lines
+}
+
+fn replica_lines(canvas: &Canvas<'_>, cluster: &Cluster, seen: &Inspection, width: u16) -> Vec<Line> {
+    let versions = versions(seen);
+    let mut lines = place_lines(canvas, cluster, seen);
+    lines.extend(status_lines(canvas, status(seen, &versions), width));
     for replica in &seen.replicas {
         lines.push(replica_line(canvas, cluster, replica, &versions, width));
     }
@@ -164,12 +177,7 @@ fn replica_line(
     versions: &[&v1::VersionView],
     width: u16,
 ) -> Line {
-    let node = NodeId(replica.node);
-    let index = cluster.index(node);
-    let name = canvas.fitted(&printable(cluster.name_of(node).as_bytes()), 10);
-    let pad = " ".repeat(usize::from(12_u16.saturating_sub(canvas.width(&name))));
-    let part = if replica.owner { "owner" } else { "fallback" };
-    let (holds, role) = match &replica.answer {
+    let held = match &replica.answer {
         Some(Answer::Record(record)) if record.versions.is_empty() => ("no copy".to_owned(), Role::Dim),
         Some(Answer::Record(record)) => {
             let held = |version: &v1::VersionView| versions.iter().position(|known| known.dot == version.dot);
@@ -177,9 +185,26 @@ fn replica_line(
             let more = if replica.owner { "" } else { ", as a hint" };
             (format!("{}{more}", names.join(" ")), Role::Text)
         }
+        Some(Answer::Register(_)) => ("a register".to_owned(), Role::Text),
         Some(Answer::Error(error)) => (printable(error.message.as_bytes()), Role::Bad),
         None => ("no answer".to_owned(), Role::Bad),
     };
+    holder_line(canvas, cluster, replica, held, width)
+}
+
+/// A replica, its role, and what it holds.
+pub(super) fn holder_line(
+    canvas: &Canvas<'_>,
+    cluster: &Cluster,
+    replica: &v1::ReplicaView,
+    (holds, role): (String, Role),
+    width: u16,
+) -> Line {
+    let node = NodeId(replica.node);
+    let index = cluster.index(node);
+    let name = canvas.fitted(&printable(cluster.name_of(node).as_bytes()), 10);
+    let pad = " ".repeat(usize::from(12_u16.saturating_sub(canvas.width(&name))));
+    let part = if replica.owner { "owner" } else { "fallback" };
     vec![
         ("   ".to_owned(), Role::Text),
         (index.map_or('?', Theme::letter).to_string(), index.map_or(Role::Dim, Role::Node)),
@@ -206,22 +231,34 @@ fn version_lines(
     version: &v1::VersionView,
     width: u16,
 ) -> Vec<Line> {
-    let written = rfc3339(version.written_us);
-    let written = written.get(..23).unwrap_or(&written).replace('T', " ");
     let mut lines = vec![vec![
         (format!("v{}  ", at + 1), Role::Title),
         (canvas.fitted(&format!("dot {}", dot_text(cluster, version)), width.saturating_sub(4)), Role::Dim),
     ]];
+    let times = (version.written_us, version.expires_us);
+    lines.extend(value_lines(canvas, times, version.value.as_deref(), width));
+    lines
+}
+
+/// When a value was written and until when it is there, and the value itself; `None`: it was deleted.
+pub(super) fn value_lines(
+    canvas: &Canvas<'_>,
+    (written_us, expires_us): (u64, Option<u64>),
+    value: Option<&[u8]>,
+    width: u16,
+) -> Vec<Line> {
+    let written = rfc3339(written_us);
+    let written = written.get(..23).unwrap_or(&written).replace('T', " ");
     let mut facts = vec![format!("written {written} UTC")];
-    if let Some(value) = &version.value {
+    if let Some(value) = value {
         facts.push(format!("{} bytes", grouped(u64::try_from(value.len()).unwrap_or(0))));
     }
-    if let Some(expires) = version.expires_us {
+    if let Some(expires) = expires_us {
         facts.push(format!("expires {}", rfc3339(expires).get(..19).unwrap_or_default().replace('T', " ")));
     }
     let facts = canvas.wrapped(&facts.join(", "), width.saturating_sub(4));
-    lines.extend(facts.into_iter().map(|line| vec![(format!("    {line}"), Role::Dim)]));
-    match &version.value {
+    let mut lines: Vec<Line> = facts.into_iter().map(|line| vec![(format!("    {line}"), Role::Dim)]).collect();
+    match value {
         None => lines.push(vec![("    deleted".to_owned(), Role::Warn)]),
         Some(value) => {
             let shown = printable(&value[..value.len().min(VALUE_BYTES)]);

@@ -19,7 +19,12 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, ar
 
 fn draw_list(canvas: &mut Canvas<'_>, model: &Model, cluster: &Cluster, area: Rect, room: Room) {
     let keys = &model.keys;
-    let title = format!("Keys in {}", printable(keys.keyspace.as_bytes()));
+    let name = printable(keys.keyspace.as_bytes());
+    let title = match model.mode_of(&keys.keyspace) {
+        // The usual one goes without saying.
+        "" | "available" => format!("Keys in {name}"),
+        mode => format!("{name} ({mode})"),
+    };
     let more = if keys.more.is_some() || keys.loading { "+" } else { "" };
     let count = format!("{}{more}", super::canvas::grouped(u64::try_from(keys.keys.len()).unwrap_or(0)));
     let inner = canvas.panel(area, pane(model, Pane::Main, &title, &count, room));

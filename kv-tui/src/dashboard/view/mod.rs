@@ -17,6 +17,7 @@ mod overview;
 mod partitions;
 mod plan;
 mod plan_pages;
+mod registers;
 mod ring;
 mod table;
 

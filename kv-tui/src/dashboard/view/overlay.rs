@@ -30,7 +30,7 @@ pub(super) fn dialog(canvas: &mut Canvas<'_>, model: &Model, dialog: &Dialog, ar
             None
         }
         Dialog::Choose { choice, names, row } => {
-            choose(canvas, *choice, names, *row, area);
+            choose(canvas, model, *choice, (names, *row), area);
             None
         }
         Dialog::Confirm(asked) => Some(confirm(canvas, asked, area)),
@@ -58,7 +58,7 @@ fn help(canvas: &mut Canvas<'_>, model: &Model, top: usize, area: Rect) {
     }
 }
 
-fn choose(canvas: &mut Canvas<'_>, choice: Choice, names: &[String], row: usize, area: Rect) {
+fn choose(canvas: &mut Canvas<'_>, model: &Model, choice: Choice, (names, row): (&[String], usize), area: Rect) {
     let title = match choice {
         Choice::Keyspace => "Keyspace",
     };
@@ -66,8 +66,13 @@ fn choose(canvas: &mut Canvas<'_>, choice: Choice, names: &[String], row: usize,
     let inner = boxed(canvas, area, (44, height), title, "Enter chooses");
     let rows = usize::from(inner.height);
     for (y, (at, name)) in (0_u16..).zip(names.iter().enumerate().skip(top_of(row, rows)).take(rows)) {
-        let name = canvas.fitted(&printable(name.as_bytes()), inner.width.saturating_sub(2));
+        let about = match choice {
+            Choice::Keyspace => model.mode_of(name),
+        };
+        let room = inner.width.saturating_sub(3 + canvas.width(about));
+        let name = canvas.fitted(&printable(name.as_bytes()), room);
         canvas.text(inner, 2, y, &name, Role::Text);
+        canvas.right(inner, inner.width, y, about, Role::Dim);
         if at == row {
             canvas.text(inner, 0, y, &canvas.symbol('▸').to_string(), Role::Title);
             canvas.select(Rect { x: inner.x + 2, width: inner.width.saturating_sub(2), ..inner }, y);
@@ -105,7 +110,7 @@ pub(super) fn bar(canvas: &mut Canvas<'_>, model: &Model, bar: &Bar, above: Rect
         canvas.text(above, end + 3, 0, &about, Role::Dim);
     }
     let position = line(canvas, ":", bar, area);
-    let candidates = bar.candidates(&model.names());
+    let candidates = bar.hints(&model.names());
     let typed = 2 + canvas.width(&bar.text) + 4;
     if !candidates.is_empty() && !bar.text.is_empty() && typed + 12 < area.width {
         let hint = canvas.fitted(&candidates.join("  "), area.width - typed - 1);
