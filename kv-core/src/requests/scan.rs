@@ -302,8 +302,9 @@ impl Requests {
         let bound = bound_of(ctx, &answers);
         let mut told: BTreeMap<Bytes, Told> = BTreeMap::new();
         for (_, key, cell) in answers.into_iter().flat_map(|answer| answer.records) {
+            // A promise alone is nothing that others need to have.
             let Cell::Consistent(register) = cell else { continue };
-            if bound.as_ref().is_none_or(|bound| key <= *bound) {
+            if register.accepted.is_some() && bound.as_ref().is_none_or(|bound| key <= *bound) {
                 told.entry(key).or_default().registers.push(register);
             }
         }

@@ -534,10 +534,19 @@ impl History {
     /// acknowledgement that no other dot explains claims it: the latest in the context of the record just after the
     /// write is the write's own, and if that context leaves the write out, the earliest beyond it.
     pub(crate) fn claim_dot(&mut self, op: OpId, context: &Context) -> Option<Dot> {
+        let free = self.free_dots(op);
+        let dot = *free.iter().rev().find(|dot| context.covers(**dot)).or(free.first())?;
+        self.claim(op, dot)
+    }
+
+    /// The same of the latest one for which something holds.
+    pub(crate) fn claim_dot_if(&mut self, op: OpId, fits: impl Fn(Dot) -> bool) -> Option<Dot> {
+        let dot = self.free_dots(op).into_iter().rev().find(|dot| fits(*dot))?;
+        self.claim(op, dot)
+    }
+
+    fn claim(&mut self, op: OpId, dot: Dot) -> Option<Dot> {
         let key = self.ops[op.0].key;
-        let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
-        let mut free = self.dots_of_key[key.0][self.ops[op.0].dots_before..].iter().rev().filter(is_free);
-        let dot = *free.clone().find(|dot| context.covers(**dot)).or_else(|| free.next_back())?;
         let info = self.dots.get_mut(&(key, dot))?;
         info.ops.push(op);
         info.is_guessed = true;

@@ -405,6 +405,8 @@ impl World {
                 if self.registers.history.len() > read {
                     break;
                 }
+                // Some parts of the node may still read for the last one.
+                self.run_until(self.time + 50 * MS);
             }
             if self.registers.history.len() == read && !self.registers.keys.is_empty() && self.failure.is_none() {
                 self.fail("liveness: after everything has healed a scan of the registers fails".to_owned());

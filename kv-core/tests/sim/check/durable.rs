@@ -53,8 +53,18 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     };
     let known = world.history.acknowledged_dots(id, &context);
     let mut dots: Vec<Dot> = Vec::new();
+    let store = world.machines[machine].incarnation.store;
+    // The answer is that of a later attempt, whose dot was replaced in the batch that made it: an earlier one, of another machine, may go
+    // with its disk.
+    if !known.is_empty() && !known.iter().any(|dot| dot.actor.store == store || context.covers(*dot)) {
+        let of_answer = |dot: Dot| dot.actor.store == store && context.covers(dot);
+        let claimed = world.history.claim_dot_if(id, of_answer);
+        dots.extend(claimed.filter(|dot| enough(world, *dot, &held_ever)));
+    }
     // What the disks hold now explains the acknowledgement better than what lost disks held, and so does a later write.
-    dots.extend(known.iter().filter(|dot| enough(world, **dot, &held_now)));
+    if dots.is_empty() {
+        dots.extend(known.iter().filter(|dot| enough(world, **dot, &held_now)));
+    }
     if dots.is_empty() && is_outdone(world, &op, &entries, owners_only) {
         return Ok(());
     }
@@ -63,7 +73,6 @@ pub(crate) fn acknowledged(world: &mut World, machine: usize, id: OpId, token: &
     }
     // Two attempts were carried out, and the answer does not say which of them it is about: that of the machine that answers, if
     // one is. What another one did may be gone with its disk, and nobody was told of it.
-    let store = world.machines[machine].incarnation.store;
     if dots.iter().any(|dot| dot.actor.store == store) && !dots.iter().any(|dot| context.covers(*dot)) {
         dots.retain(|dot| dot.actor.store == store);
     }
