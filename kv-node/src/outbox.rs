@@ -287,8 +287,12 @@ mod tests {
     async fn answers_to_a_peer_that_takes_nothing_do_not_break_its_session() {
         let (outbox, mut outgoing) = outbox();
         let record = record(1024 * 1024);
-        let answer =
-            |call| Message::ReadResult { call: CallId(call), result: Ok(ReadReply::Full(Some(record.clone().into()))) };
+        let settled = Hlc::default();
+        let answer = |call| Message::ReadResult {
+            call: CallId(call),
+            result: Ok(ReadReply::Full(Some(record.clone().into()))),
+            settled,
+        };
         for call in 0..200 {
             outbox.push(&answer(call));
         }
@@ -347,7 +351,7 @@ mod tests {
         let (outbox, mut outgoing) = outbox();
         let bytes = MESSAGE_BYTES_MAX + 1000;
         let result = Ok(ReadReply::Full(Some(record(bytes).into())));
-        let large = Message::ReadResult { call: CallId(1), result };
+        let large = Message::ReadResult { call: CallId(1), result, settled: Hlc::default() };
         outbox.push(&large);
         outbox.push(&message(2));
         let mut assembly = Assembly::default();
@@ -375,7 +379,7 @@ mod tests {
     async fn a_record_that_nothing_carries_is_answered_with_a_refusal() {
         let (outbox, mut outgoing) = outbox();
         let result = Ok(ReadReply::Full(Some(record(PEER_MESSAGE_BYTES_MAX).into())));
-        outbox.push(&Message::ReadResult { call: CallId(1), result });
+        outbox.push(&Message::ReadResult { call: CallId(1), result, settled: Hlc::default() });
         let refused = Message::decode(&next(&mut outgoing).await[0]);
         assert!(matches!(refused, Ok(Message::ReadResult { result: Err(Refusal::Failed(_)), .. })), "{refused:?}");
     }

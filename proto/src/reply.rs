@@ -208,7 +208,7 @@ impl From<ReplicaView> for v1::ReplicaView {
 
 impl From<Register> for v1::RegisterView {
     fn from(register: Register) -> Self {
-        let Register { promised, accepted } = register;
+        let Register { promised, accepted, .. } = register;
         Self { promised: Some(promised.into()), accepted: accepted.map(Into::into) }
     }
 }
@@ -223,7 +223,7 @@ impl From<Accepted> for v1::AcceptedView {
             written_logical,
             expires_us: state.expires.map(|wall| wall.0),
             value: state.value,
-            request: Some(state.request.into()),
+            request: state.requests.that_wrote(state.version).map(Into::into),
         }
     }
 }
@@ -285,6 +285,9 @@ fn mismatch() -> RequestError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use kv_core::register::done::{Done, Requests};
     use kv_core::register::{Proposer, State};
     use kv_core::types::{Epoch, NodeId, RequestId};
 
@@ -345,14 +348,18 @@ mod tests {
     fn an_inspection_shows_registers() {
         let proposer = Proposer { node: NodeId(3), boot: 1, nonce: 9 };
         let ballot = |counter| Ballot { epoch: Epoch(2), counter, proposer };
+        let request = RequestId { stamp: Hlc(8), client: 6 };
+        let mut requests = Requests::default();
+        requests.remember(Done { request, version: Some(ballot(4)) }, Duration::from_mins(10));
         let state = State {
             version: ballot(4),
-            request: RequestId::default(),
+            requests,
             written: Hlc::at(WallTime(7)),
             expires: Some(WallTime(9)),
             value: Some(Bytes::from_static(b"v")),
         };
-        let register = Register { promised: ballot(6), accepted: Some(Accepted { ballot: ballot(5), state }) };
+        let accepted = Some(Accepted { ballot: ballot(5), state });
+        let register = Register { promised: ballot(6), accepted, empty_since: Hlc::default() };
         let shown = v1::RegisterView::from(register);
         let wire = |counter| Some(v1::Ballot { epoch: 2, counter, node: 3 });
         let accepted = shown.accepted.expect("accepted");
@@ -361,6 +368,7 @@ mod tests {
             (accepted.value.as_deref(), accepted.written_us, accepted.expires_us),
             (Some(&b"v"[..]), 7, Some(9))
         );
+        assert_eq!(accepted.request, Some(request.into()));
         assert_eq!(v1::RegisterView::from(Register::default()).accepted, None);
     }
 }

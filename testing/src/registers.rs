@@ -1,10 +1,12 @@
 //! Keys of consistent keyspaces: one state each, which a write changes on a condition. All nodes share them, so everybody agrees.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kv_core::error::RequestError;
 use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Response, Value, When};
+use kv_core::register::done::{Done, Requests};
 use kv_core::register::{Accepted, Ballot, Proposer, Register, State, token};
 use kv_core::types::{Epoch, Hlc, KeyspaceId, NodeId, RequestId};
 
@@ -50,7 +52,9 @@ impl Registers {
         let proposer = Proposer { node, boot: 1, nonce: 0 };
         let version = Ballot { epoch: Epoch(1), counter: self.counter, proposer };
         let expires = ttl.map(|ttl| request.stamp.wall().plus(ttl));
-        let state = State { version, request, written: request.stamp, expires, value };
+        let mut requests = Requests::default();
+        requests.remember(Done { request, version: Some(version) }, Duration::from_mins(10));
+        let state = State { version, requests, written: request.stamp, expires, value };
         let siblings = usize::from(state.value.is_some());
         let answer = Response::Written { context: context(Some(&state)), siblings, newest };
         self.states.insert(place, state);
@@ -71,7 +75,11 @@ impl Registers {
     pub(crate) fn register(&self, keyspace: KeyspaceId, key: &Bytes) -> Option<Register> {
         let state = self.states.get(&(keyspace, key.clone()))?.clone();
         let promised = Ballot { counter: state.version.counter + 1, ..state.version };
-        Some(Register { promised, accepted: Some(Accepted { ballot: state.version, state }) })
+        Some(Register {
+            promised,
+            accepted: Some(Accepted { ballot: state.version, state }),
+            empty_since: Hlc::default(),
+        })
     }
 }
 

@@ -140,6 +140,10 @@ impl EventLoop {
         self.requests.hedged()
     }
 
+    pub(crate) fn register_retries(&self) -> u64 {
+        self.requests.register_retries()
+    }
+
     /// So many values, of so many bytes, were set aside in earlier runs; each is counted by one loop.
     pub(crate) fn recover_aside(&mut self, values: u64, bytes: u64) {
         self.kernel.recover_aside(values, bytes);

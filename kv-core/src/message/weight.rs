@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{KeyRequest, Keyed, Message, Operation, ReadReply, Request, SliceAnswer};
 use crate::cell::Cell;
 pub(crate) use crate::cell::OVERHEAD;
-use crate::register::proposal::Question;
+use crate::register::proposal::{Question, Reply};
 
 /// Bytes that count for a client's request.
 pub(crate) fn of_request(request: &Request) -> usize {
@@ -32,6 +32,14 @@ pub(crate) fn of_read_reply(held: &ReadReply) -> usize {
         // An answer counts, even that there is nothing.
         ReadReply::Full(cell) => cell.as_ref().map_or(OVERHEAD, Cell::bytes_in_flight),
         ReadReply::Digest(_) => 0,
+    }
+}
+
+/// Bytes that count for what a replica tells of a register.
+pub(crate) fn of_told<E>(answer: &Result<Reply, E>) -> usize {
+    match answer {
+        Ok(Reply::Told(Some(accepted))) => OVERHEAD + accepted.state.value.as_ref().map_or(0, Bytes::len),
+        _ => 0,
     }
 }
 

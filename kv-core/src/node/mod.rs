@@ -285,6 +285,13 @@ impl Node {
         self.loops.iter().map(EventLoop::hedged).sum()
     }
 
+    /// How often proposals for keys of consistent keyspaces began again, since others proposed for the same key or too few owners
+    /// answered.
+    #[must_use]
+    pub fn register_retries(&self) -> u64 {
+        self.loops.iter().map(EventLoop::register_retries).sum()
+    }
+
     /// Retired requests (rule A7) that were forgotten because a record had no room for them, since the node began. A late
     /// repetition of one may bring its value back beside what replaced it.
     #[must_use]

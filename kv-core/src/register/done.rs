@@ -69,6 +69,12 @@ impl Requests {
         });
     }
 
+    /// The request that wrote a version, if it is remembered.
+    #[must_use]
+    pub fn that_wrote(&self, version: Ballot) -> Option<RequestId> {
+        self.kept.iter().find(|done| done.version == Some(version)).map(|done| done.request)
+    }
+
     /// The highest stamp of all of them, and of those that are forgotten.
     #[must_use]
     pub fn latest(&self) -> Hlc {

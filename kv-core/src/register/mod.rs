@@ -176,7 +176,8 @@ impl Register {
     /// Answers a proposer. `floor`: what is promised for every key of the partition of which nothing is held (rule C7).
     pub fn answer(&mut self, floor: Ballot, question: Question) -> Reply {
         let done = match question {
-            Question::Read => return Reply::Told(self.accepted.clone()),
+            Question::Read | Question::ReadAll => return Reply::Told(self.accepted.clone()),
+            Question::Ballot => return Reply::At(self.ballot()),
             Question::Prepare { ballot } => self.prepare(floor, ballot).map(|()| Reply::Told(self.accepted.clone())),
             Question::Accept { ballot, next, state } => {
                 self.accept(floor, ballot, next, state).map(|()| Reply::Accepted)

@@ -57,8 +57,12 @@ pub enum Wish {
 /// What all replicas are to be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
-    /// What they have accepted.
+    /// What they have accepted: one of them, and of the others under which ballot is enough.
     Read,
+    /// Under which ballot they have accepted something.
+    Ballot,
+    /// What they have accepted, all of them.
+    ReadAll,
     /// To promise a ballot, and to tell what they have accepted.
     Prepare {
         /// The ballot.
@@ -78,8 +82,10 @@ pub enum Question {
 /// What a replica answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To `Read` or `Prepare`: what it has accepted.
+    /// To `Read`, `ReadAll` or `Prepare`: what it has accepted.
     Told(Option<Accepted>),
+    /// To `Ballot`: under which one it has accepted something.
+    At(Ballot),
     /// To `Accept`: it has.
     Accepted,
     /// It has promised a higher ballot.
@@ -158,6 +164,8 @@ pub struct Proposal {
     me: Proposer,
     wish: Wish,
     phase: Phase,
+    /// Who tells what it has accepted when the others tell their ballots only.
+    nearest: Option<NodeId>,
     /// Those that will not answer the present question as is wanted.
     lost: BTreeSet<NodeId>,
     /// The highest ballot that anybody has told of.
@@ -169,6 +177,15 @@ pub struct Proposal {
     version: Option<Ballot>,
     lease: Option<Lease>,
     rules: Rules,
+}
+
+/// What is known of a register that is read.
+#[derive(Debug, Default)]
+struct Reading {
+    /// Under which ballot each replica has accepted something.
+    ballots: BTreeMap<NodeId, Ballot>,
+    /// The latest of what was told as a whole.
+    latest: Option<Accepted>,
 }
 
 /// A state that was proposed.
@@ -185,7 +202,7 @@ struct Accepting {
 
 #[derive(Debug)]
 enum Phase {
-    Reading(BTreeMap<NodeId, Option<Accepted>>),
+    Reading(Reading),
     Preparing(Ballot, BTreeMap<NodeId, Option<Accepted>>),
     Accepting(Box<Accepting>),
     Blocked,
@@ -206,6 +223,7 @@ impl Proposal {
             me,
             wish,
             phase: Phase::Blocked,
+            nearest: None,
             lost: BTreeSet::new(),
             highest: Ballot::default(),
             is_out,
@@ -235,7 +253,7 @@ impl Proposal {
         }
         match self.wish {
             Wish::Get => {
-                self.phase = Phase::Reading(BTreeMap::new());
+                self.phase = Phase::Reading(Reading::default());
                 Question::Read
             }
             Wish::Change(_) | Wish::Confirm => self.prepare(epoch, used),
@@ -288,9 +306,17 @@ impl Proposal {
             self.highest = self.highest.max(*promised);
         }
         match (&mut self.phase, asked, reply) {
-            (Phase::Reading(told), Question::Read, Some(Reply::Told(accepted))) => {
+            (Phase::Reading(reading), Question::Read | Question::ReadAll, Some(Reply::Told(accepted))) => {
                 self.lost.remove(&node);
-                told.insert(node, accepted);
+                reading.ballots.insert(node, ballot_of(accepted.as_ref()));
+                if ballot_of(accepted.as_ref()) > ballot_of(reading.latest.as_ref()) {
+                    reading.latest = accepted;
+                }
+                self.read(quorum, now.wall)
+            }
+            (Phase::Reading(reading), Question::Read, Some(Reply::At(ballot))) => {
+                self.lost.remove(&node);
+                reading.ballots.insert(node, ballot);
                 self.read(quorum, now.wall)
             }
             (Phase::Preparing(at, told), Question::Prepare { ballot }, Some(Reply::Told(accepted)))
@@ -309,7 +335,8 @@ impl Proposal {
             }
             (phase, asked, Some(Reply::Refused(_)) | None) if phase.is_of(asked) => {
                 let has = match phase {
-                    Phase::Reading(told) | Phase::Preparing(_, told) => told.contains_key(&node),
+                    Phase::Reading(reading) => reading.ballots.contains_key(&node),
+                    Phase::Preparing(_, told) => told.contains_key(&node),
                     Phase::Accepting(accepting) => accepting.accepted.contains(&node),
                     Phase::Blocked => true,
                 };
@@ -335,6 +362,17 @@ impl Proposal {
         Step::Blocked
     }
 
+    /// Of all that are asked to read, this one tells what it has accepted, and the others tell their ballots only.
+    pub fn set_nearest(&mut self, node: NodeId) {
+        self.nearest = Some(node);
+    }
+
+    /// Whether it only reads.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.wish == Wish::Get
+    }
+
     /// Whether it may still take effect although its client is told nothing good (rule C5).
     #[must_use]
     pub fn may_take_effect(&self) -> bool {
@@ -354,17 +392,28 @@ impl Proposal {
 
     /// Some replicas have told what they have accepted. If a majority has accepted one and the same, it is what the register holds.
     fn read(&mut self, quorum: &impl Quorum, now: WallTime) -> Step {
-        let Phase::Reading(told) = &self.phase else { return Step::Wait };
-        let latest = latest(told);
-        let ballot = ballot_of(latest.as_ref());
-        let agrees = |node: NodeId| told.get(&node).is_some_and(|told| ballot_of(told.as_ref()) == ballot);
-        let may_agree = |node: NodeId| !self.lost.contains(&node) && (!told.contains_key(&node) || agrees(node));
-        let is_over = latest.as_ref().is_some_and(|accepted| accepted.state.has_expired(now));
-        let has_told = quorum.is_met(&|node| told.contains_key(&node));
-        let is_sure = quorum.is_met(&agrees) || !self.keeps(Rule::ReadWantsAgreement) && has_told;
+        let Phase::Reading(reading) = &mut self.phase else { return Step::Wait };
+        let Reading { ballots, latest } = reading;
+        let ballot = ballots.values().max().copied().unwrap_or_default();
+        let is_whole = ballot_of(latest.as_ref()) == ballot;
+        let agrees = |node: NodeId| ballots.get(&node) == Some(&ballot);
+        let may_agree = |node: NodeId| !self.lost.contains(&node) && (!ballots.contains_key(&node) || agrees(node));
+        let is_over = is_whole && latest.as_ref().is_some_and(|accepted| accepted.state.has_expired(now));
+        let has_told = quorum.is_met(&|node| ballots.contains_key(&node));
+        let is_sure = quorum.is_met(&agrees) || !self.rules.keep(Rule::ReadWantsAgreement) && has_told;
         self.highest = self.highest.max(ballot);
-        if is_sure && !is_over {
-            return Step::Done(Answer::Found(latest.map(|accepted| accepted.state)));
+        if is_sure && is_whole && !is_over {
+            return Step::Done(Answer::Found(latest.take().map(|accepted| accepted.state)));
+        }
+        if is_sure && !is_whole {
+            let is_awaited = |node: NodeId| !ballots.contains_key(&node) && !self.lost.contains(&node);
+            if self.nearest.is_some_and(is_awaited) {
+                return Step::Wait;
+            }
+            // It is known under which ballot, and not what.
+            self.lost.clear();
+            self.phase = Phase::Reading(Reading::default());
+            return Step::Ask(Question::ReadAll);
         }
         if !is_over && quorum.is_met(&may_agree) {
             return Step::Wait;
@@ -474,7 +523,7 @@ impl Phase {
     /// Whether this is the question that waits for answers.
     fn is_of(&self, asked: &Question) -> bool {
         match (self, asked) {
-            (Self::Reading(_), Question::Read) => true,
+            (Self::Reading(_), Question::Read | Question::ReadAll) => true,
             (Self::Preparing(at, _), Question::Prepare { ballot }) => at == ballot,
             (Self::Accepting(accepting), Question::Accept { ballot, .. }) => accepting.ballot == *ballot,
             _ => false,

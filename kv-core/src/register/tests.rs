@@ -260,7 +260,10 @@ impl Model {
                     return;
                 }
                 let reply = match &question {
-                    Question::Read => Reply::Told(register.accepted.clone()),
+                    // One tells what, and the others tell under which ballot.
+                    Question::Read if replica > 0 => Reply::At(register.ballot()),
+                    Question::Read | Question::ReadAll => Reply::Told(register.accepted.clone()),
+                    Question::Ballot => Reply::At(register.ballot()),
                     Question::Prepare { ballot } => match register.prepare(floor, *ballot) {
                         Ok(()) => Reply::Told(register.accepted.clone()),
                         Err(promised) => Reply::Refused(promised),
@@ -412,7 +415,8 @@ impl Model {
             rules.break_rule(rule);
         }
         let begin = (client.name, EPOCH, rules);
-        let (proposal, question) = Proposal::begin(begin, wish.clone(), lease, &mut client.used, now);
+        let (mut proposal, question) = Proposal::begin(begin, wish.clone(), lease, &mut client.used, now);
+        proposal.set_nearest(NodeId(0));
         client.running = Some(Running { proposal, wish, at, since: self.numbered, is_left });
         let round = client.round;
         self.after(PATIENCE, Event::GivenUp { proposer, round });

@@ -150,6 +150,11 @@ impl Requests {
         self.hedges.spent
     }
 
+    /// How often proposals for registers began again.
+    pub(crate) fn register_retries(&self) -> u64 {
+        self.registers.retries()
+    }
+
     /// Whether a request is in flight.
     pub(crate) fn is_open(&self, op: OpId) -> bool {
         self.ops.get(&op).is_some()

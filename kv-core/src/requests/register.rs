@@ -14,7 +14,9 @@ use super::{Op, OpState, Origin, Requests, once};
 use crate::acceptor;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
-use crate::message::{Attempt, CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When};
+use crate::message::{
+    Attempt, CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When, weight,
+};
 use crate::register::proposal::{Answer, Change, Condition, Lease, Moment, Proposal, Question, Reply, Step, Wish};
 use crate::register::{Ballot, Proposer, State, token};
 use crate::ring::Owner;
@@ -68,6 +70,8 @@ pub(super) struct Registers {
     order: VecDeque<StorageKey>,
     /// The highest counter of a ballot that was used.
     used: u64,
+    /// How often a proposal began again, since others propose for the same key, or too few answered.
+    retries: u64,
     /// Owners that have not answered the last question of a request that has ended, by its call.
     late: BTreeMap<CallId, (PartitionId, Vec<NodeId>)>,
 }
@@ -98,6 +102,10 @@ impl RegisterOp {
 }
 
 impl Registers {
+    pub(super) fn retries(&self) -> u64 {
+        self.retries
+    }
+
     fn lease(&mut self, key: &StorageKey) -> Option<Lease> {
         self.leases.get_mut(key)?.take()
     }
@@ -236,13 +244,19 @@ impl Requests {
         let before = std::mem::replace(&mut run.call, call);
         let unanswered = std::mem::replace(&mut run.awaited, up.clone());
         give_up(ctx, before, &unanswered);
+        // This node's own copy is the nearest: of the others the ballot is enough to know whether they have the same.
+        let mut of_others = question.clone();
+        if question == Question::Read && up.contains(&me) {
+            run.proposal.set_nearest(me);
+            of_others = Question::Ballot;
+        }
         for &node in up.iter().filter(|&&node| node != me) {
             let message = Message::Register {
                 call,
                 epoch,
                 keyspace: key.keyspace(),
                 key: key.key_bytes(),
-                question: question.clone(),
+                question: of_others.clone(),
             };
             ctx.kernel.ask(node, call, Waiter::Register(op), message);
         }
@@ -263,14 +277,20 @@ impl Requests {
         call: CallId,
         result: Result<Reply, Option<Refusal>>,
     ) {
-        let Some((key, run)) = running(&mut self.ops, op) else {
+        let Some((_, run)) = running(&mut self.ops, op) else {
             return self.late_answered(ctx, node, call, result.is_ok_and(|reply| reply == Reply::Accepted));
         };
         if run.call != call {
             return;
         }
+        // A write goes on whatever others have told; reads make room.
+        let bytes = if run.proposal.is_read() { weight::of_told(&result) } else { 0 };
+        if !self.keep_answer(ctx, op, bytes) {
+            return;
+        }
+        let Some((key, run)) = running(&mut self.ops, op) else { return };
         run.awaited.retain(|awaited| *awaited != node);
-        run.is_refused |= !matches!(result, Ok(Reply::Told(_) | Reply::Accepted));
+        run.is_refused |= !matches!(result, Ok(Reply::Told(_) | Reply::At(_) | Reply::Accepted));
         let entry = ctx.view.entry(key.partition());
         let quorum = |has: &dyn Fn(NodeId) -> bool| {
             entry.is_some_and(|entry| Needs::majority().are_met(entry, |owner| has(owner.node), 0))
@@ -289,7 +309,7 @@ impl Requests {
     /// An owner has stalled. Those that answer are waited for; without it they may be no majority any more, and then it is.
     pub(crate) fn register_stalled(&mut self, ctx: &mut Ctx<'_>, op: OpId, node: NodeId) {
         let Some((_, run)) = running(&mut self.ops, op) else { return };
-        if matches!(run.question, Question::Read) {
+        if matches!(run.question, Question::Read | Question::ReadAll) {
             let call = run.call;
             self.register_answered(ctx, op, node, call, Err(None));
         }
@@ -312,6 +332,7 @@ impl Requests {
         let part = u32::try_from(ctx.kernel.draw() % 1000).unwrap_or(0);
         let pause = most / 2 + most * part / 2000;
         let timer = ctx.kernel.set_timer(ctx.kernel.now.mono.plus(pause), Timer::Again(op));
+        self.registers.retries += 1;
         if let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) {
             register.tries += 1;
             register.pause = Some(timer);
@@ -333,6 +354,7 @@ impl Requests {
     fn register_done(&mut self, ctx: &mut Ctx<'_>, op: OpId, answer: Answer) {
         let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) else { return };
         let key = register.key.clone();
+        let deletes = matches!(register.request.operation, Operation::Write { value: None, .. });
         let Some(run) = &mut register.run else { return };
         let (keyspace, name) = (key.keyspace(), key.key_bytes());
         let token = |version: Option<Ballot>| token::encode(version, keyspace, &name);
@@ -357,7 +379,10 @@ impl Requests {
                 let context = context(state.as_ref());
                 Ok(Response::Got { values: state.and_then(value_of).into_iter().collect(), context, newest })
             }
-            Answer::Changed(version) => Ok(Response::Written { context: token(Some(version)), siblings: 1, newest }),
+            Answer::Changed(version) => {
+                let siblings = usize::from(!deletes);
+                Ok(Response::Written { context: token(Some(version)), siblings, newest })
+            }
             Answer::Failed(state) => {
                 let context = context(state.as_ref());
                 Ok(Response::Unchanged { value: state.and_then(value_of), context, newest })
@@ -489,7 +514,8 @@ fn no_majority(ctx: &Ctx<'_>, partition: PartitionId) -> Option<RequestError> {
     }
     let reached = needs.progress(entry, up, 0);
     Some(RequestError::unavailable(format!(
-        "{partition}: only {reached} owners that a consistent keyspace needs can be reached; nothing was done"
+        "{partition}: only {reached} owners can be reached of those that a consistent keyspace needs, a majority; nothing was done; try \
+         again when more of them are up"
     )))
 }
 

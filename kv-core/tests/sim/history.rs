@@ -314,7 +314,9 @@ impl History {
         let is_free = |dot: &&Dot| self.dots.get(&(key, **dot)).is_some_and(|info| info.ops.is_empty());
         let free: Vec<Dot> = fresh.iter().filter(is_free).copied().collect();
         let of_request = |id: RequestId| self.by_request.get(&id).copied().filter(|op| self.ops[op.0].key == key);
-        let retired: Vec<OpId> = after.retired.iter().filter(|id| !before.knows(*id)).filter_map(of_request).collect();
+        // One that a node has named and nobody has seen yet is nobody's here.
+        let known = after.retired.iter().filter(|id| !before.knows(*id)).map(of_request);
+        let Some(retired) = known.collect::<Option<Vec<OpId>>>() else { return };
         if free.is_empty() || free.len() != retired.len() {
             return;
         }

@@ -76,6 +76,8 @@ fn register_state(state: &State) -> String {
 fn register_question(question: &proposal::Question) -> String {
     match question {
         proposal::Question::Read => "read".to_owned(),
+        proposal::Question::Ballot => "ballot".to_owned(),
+        proposal::Question::ReadAll => "read by all".to_owned(),
         proposal::Question::Prepare { ballot: at } => format!("prepare {}", ballot(*at)),
         proposal::Question::Accept { ballot: at, state, .. } => {
             format!("accept {} {}", ballot(*at), register_state(state))
@@ -87,6 +89,7 @@ fn register_reply(reply: &Reply) -> String {
     match reply {
         Reply::Told(None) => "nothing".to_owned(),
         Reply::Told(Some(accepted)) => format!("{} at {}", register_state(&accepted.state), ballot(accepted.ballot)),
+        Reply::At(at) => format!("at {}", ballot(*at)),
         Reply::Accepted => "accepted".to_owned(),
         Reply::Refused(promised) => format!("promised {}", ballot(*promised)),
     }

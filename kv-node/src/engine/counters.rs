@@ -35,6 +35,8 @@ pub struct Counters {
     pub hedges: u64,
     /// Retired requests that were forgotten because a record had no room for them.
     pub retired_forgotten: u64,
+    /// How often proposals for keys of consistent keyspaces began again.
+    pub register_retries: u64,
     /// Replicas repaired by reads.
     pub read_repairs: u64,
     /// Hints and missed-write markers delivered.

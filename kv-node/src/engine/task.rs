@@ -474,6 +474,7 @@ impl Loop {
             copied_bytes,
             hedges,
             retired_forgotten,
+            register_retries: self.node.register_retries(),
             ..self.counters
         };
         Report {

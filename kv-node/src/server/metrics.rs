@@ -252,6 +252,11 @@ fn add_counters(registry: &mut Registry, snapshot: &NodeSnapshot) {
         "Requests whose repetitions are not recognised any more, because a record had no room for them",
         counters.retired_forgotten,
     );
+    counter(
+        "register_retries",
+        "Proposals for keys of consistent keyspaces that began again: others proposed for the same key, or too few owners answered",
+        counters.register_retries,
+    );
     counter("read_repairs", "Replicas that reads found outdated and repaired", counters.read_repairs);
     counter("handoffs", "Hints and missed-write markers delivered", counters.handoffs);
     counter("commits", "Commits made durable", counters.commits);

@@ -163,6 +163,7 @@ pub(super) async fn take_with_requests(
                     committed_batches: counters.committed_batches,
                     copied_bytes: counters.copied_bytes,
                     retired_forgotten: counters.retired_forgotten,
+                    register_retries: counters.register_retries,
                 });
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;

@@ -77,6 +77,8 @@ pub struct Rates {
     pub gets: f64,
     /// Puts and deletes.
     pub writes: f64,
+    /// Proposals for keys of consistent keyspaces that began again.
+    pub contention: f64,
 }
 
 impl Rates {
@@ -88,7 +90,11 @@ impl Rates {
         let passed = after.uptime_us.checked_sub(before.uptime_us).filter(|passed| *passed > 0 && same)?;
         #[allow(clippy::cast_precision_loss, reason = "rates are shown with three digits")]
         let rate = |old: u64, new: u64| new.checked_sub(old).map(|done| done as f64 * 1e6 / passed as f64);
-        Some(Self { gets: rate(old.gets, new.gets)?, writes: rate(old.puts + old.deletes, new.puts + new.deletes)? })
+        Some(Self {
+            gets: rate(old.gets, new.gets)?,
+            writes: rate(old.puts + old.deletes, new.puts + new.deletes)?,
+            contention: rate(old.register_retries, new.register_retries)?,
+        })
     }
 
     /// All operations.
@@ -237,9 +243,11 @@ impl Cluster {
     #[must_use]
     pub fn rates(&self, now_us: u64) -> Option<Rates> {
         let fresh = self.tracks.values().filter(|track| now_us.saturating_sub(track.reported_us) <= FRESH_US);
-        fresh
-            .filter_map(|track| track.rates)
-            .reduce(|sum, rates| Rates { gets: sum.gets + rates.gets, writes: sum.writes + rates.writes })
+        fresh.filter_map(|track| track.rates).reduce(|sum, rates| Rates {
+            gets: sum.gets + rates.gets,
+            writes: sum.writes + rates.writes,
+            contention: sum.contention + rates.contention,
+        })
     }
 
     /// The members that a list shows, in its order.

@@ -308,6 +308,7 @@ fn counters_json(counters: &v1::Counters) -> Value {
         "committed_batches": counters.committed_batches,
         "copied_bytes": counters.copied_bytes,
         "retired_forgotten": counters.retired_forgotten,
+        "register_retries": counters.register_retries,
     })
 }
 

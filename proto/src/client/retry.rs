@@ -144,25 +144,25 @@ impl Progress {
         self.failed(error, !transport);
     }
 
-    /// What an answer means beside other attempts. A condition that fails says that nothing was done by the attempt that asked; an
-    /// earlier one may have been carried out, and what was found be its own work, or it may be carried out yet. `are_others_out`:
-    /// whether some have no answer.
-    fn certain(&self, response: Response, are_others_out: bool) -> Result<Response, RequestError> {
-        if !matches!(response, Response::Unchanged { .. }) || (self.unknown.is_none() && !are_others_out) {
+    /// What an answer means beside other attempts. A register remembers that the condition of a repetition did not hold, and the others
+    /// fail then, too. If it did not hold for the first attempt, a later one may find that it does. `are_others_out`: whether some have no
+    /// answer.
+    fn certain(response: Response, attempt: WriteAttempt, are_others_out: bool) -> Result<Response, RequestError> {
+        let is_certain = attempt == WriteAttempt::Repeated || !are_others_out;
+        if is_certain || !matches!(response, Response::Unchanged { .. }) {
             return Ok(response);
         }
-        let why = self
-            .unknown
-            .as_ref()
-            .map_or_else(|| "the outcome is unknown: an earlier attempt has no answer".to_owned(), ToString::to_string);
         Err(RequestError::new(
             Kind::Unknown,
-            format!("{why}; a later attempt found that the condition does not hold; read the key, then decide"),
+            "the outcome is unknown: the first attempt found that the condition does not hold, and a second one has no answer; read the key, \
+             then decide",
         ))
     }
 
     fn end(self, error: RequestError) -> RequestError {
         match self.unknown {
+            // A condition that did not hold for an earlier attempt: nothing was done, and nothing will be.
+            Some(_) if error.kind == Kind::Conflict && !error.wants_stamp() => error,
             Some(unknown) if error.kind != Kind::Unknown => {
                 RequestError::new(Kind::Unknown, format!("{unknown}; a later attempt: {error}"))
             }
@@ -192,11 +192,12 @@ enum Attempted {
 /// An attempt at a node that has stopped answering.
 struct LateAttempt {
     node: Arc<Node>,
+    attempt: WriteAttempt,
     ended: Late,
 }
 
 /// Waits for the first of them that ends, and takes it out. Without any it waits for ever.
-async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome, Failure>) {
+async fn first_ended(late: &mut Vec<LateAttempt>) -> (LateAttempt, Result<Outcome, Failure>) {
     let (at, ended) = {
         let mut waits: Vec<_> = late.iter_mut().map(|attempt| Box::pin(attempt.ended.ended())).collect();
         std::future::poll_fn(move |context| {
@@ -209,7 +210,7 @@ async fn first_ended(late: &mut Vec<LateAttempt>) -> (Arc<Node>, Result<Outcome,
         })
         .await
     };
-    (late.swap_remove(at).node, ended)
+    (late.swap_remove(at), ended)
 }
 
 impl Client {
@@ -228,9 +229,9 @@ impl Client {
             let view = self.view();
             if !late.is_empty() && view.healthy_route(key, &progress.tried).is_none() {
                 // Everybody who answers has been asked: asking those again that do not would only add to their work.
-                let (node, ended) = first_ended(&mut late).await;
-                match self.judge(operation, &node, ended) {
-                    Ok(response) => return progress.certain(response, !late.is_empty()),
+                let (first, ended) = first_ended(&mut late).await;
+                match self.judge(operation, &first.node, ended) {
+                    Ok(response) => return Progress::certain(response, first.attempt, !late.is_empty()),
                     Err(failure) => progress.late_failed(operation, failure),
                 }
                 if Instant::now() >= deadline {
@@ -267,10 +268,10 @@ impl Client {
                     tokio::select! {
                         biased;
                         attempted = &mut attempt => break attempted,
-                        (node, ended) = first_ended(&mut late), if !late.is_empty() => {
-                            match self.judge(operation, &node, ended) {
+                        (first, ended) = first_ended(&mut late), if !late.is_empty() => {
+                            match self.judge(operation, &first.node, ended) {
                                 // The attempt that has just begun has no answer.
-                                Ok(response) => return progress.certain(response, true),
+                                Ok(response) => return Progress::certain(response, first.attempt, true),
                                 Err(failure) => progress.late_failed(operation, failure),
                             }
                         }
@@ -278,11 +279,11 @@ impl Client {
                 }
             };
             let failure = match attempted {
-                Ok(Attempted::Done(response)) => return progress.certain(response, !late.is_empty()),
+                Ok(Attempted::Done(response)) => return Progress::certain(response, sent.attempt, !late.is_empty()),
                 Ok(Attempted::Stalled(ended)) => {
                     self.counters().moved.fetch_add(1, Ordering::Relaxed);
                     progress.tried.push(Arc::clone(&route.node));
-                    late.push(LateAttempt { node: route.node, ended });
+                    late.push(LateAttempt { node: route.node, attempt: sent.attempt, ended });
                     continue;
                 }
                 Err(failure) => failure,

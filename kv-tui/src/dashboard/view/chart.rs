@@ -86,11 +86,16 @@ fn points(cluster: &Cluster, seconds: usize, count: usize) -> Vec<Option<Rates>>
         if let (Some((_, sum, reported)), Some(rates)) = (points.last_mut(), slot) {
             sum.gets += rates.gets;
             sum.writes += rates.writes;
+            sum.contention += rates.contention;
             *reported += 1;
         }
     }
     let mean = |(_, sum, reported): (u64, Rates, u32)| {
-        (reported > 0).then(|| Rates { gets: sum.gets / f64::from(reported), writes: sum.writes / f64::from(reported) })
+        (reported > 0).then(|| Rates {
+            gets: sum.gets / f64::from(reported),
+            writes: sum.writes / f64::from(reported),
+            contention: sum.contention / f64::from(reported),
+        })
     };
     let skipped = points.len().saturating_sub(count);
     points.into_iter().skip(skipped).map(mean).collect()

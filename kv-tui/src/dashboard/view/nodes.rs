@@ -6,7 +6,7 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use ratatui::layout::Rect;
 
-use super::canvas::{Canvas, grouped, known, latency};
+use super::canvas::{Canvas, grouped, known, latency, rate};
 use super::{Room, columns, pane, partitions, plain, split, table};
 use crate::dashboard::cluster::{Cluster, FRESH_US, round_trip_ms};
 use crate::dashboard::level::Level;
@@ -136,6 +136,12 @@ fn facts(model: &Model, cluster: &Cluster, snapshot: &v1::NodeSnapshot) -> Vec<(
         ("disk", format!("{} used, {} free", size(usage.disk_bytes), size(usage.disk_free_bytes))),
     ];
     facts.extend(own);
+    if counters.register_retries > 0 {
+        let now = track
+            .and_then(|track| track.rates)
+            .map_or_else(String::new, |rates| format!(", {} a second", rate(rates.contention)));
+        facts.push(("contention", format!("{} retries of consistent keys{now}", grouped(counters.register_retries))));
+    }
     if let Some(line) = clocks::line(snapshot) {
         facts.push(("clock", line));
     }
