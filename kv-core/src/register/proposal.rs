@@ -92,8 +92,8 @@ pub enum Reply {
     Refused(Ballot),
 }
 
-/// What a proposer knows of a register that it was the last to change: what it set it to, and the ballot that a majority has promised
-/// it for the next change. It is good for nothing but that: somebody else may have changed it since.
+/// What a proposer knows of a register that it was the last to change: what it set it to, but for the value, and the ballot that a
+/// majority has promised it for the next change. It is good for nothing but that: somebody else may have changed it since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     next: Ballot,
@@ -512,7 +512,10 @@ impl Proposal {
         if !quorum.is_met(&|node| accepting.accepted.contains(&node)) {
             return Step::Wait;
         }
-        self.lease = Some(Lease { next: accepting.next, state: accepting.state.clone() });
+        let mut state = accepting.state.clone();
+        // Whether there is a value is enough to know for the next change.
+        state.value = state.value.map(|_| Bytes::new());
+        self.lease = Some(Lease { next: accepting.next, state });
         let answer = accepting.then.clone();
         self.phase = Phase::Blocked;
         Step::Done(answer)
