@@ -37,6 +37,10 @@ pictures:
 soak MINUTES="30":
     cargo bench -p kv-node --bench soak -- --minutes {{MINUTES}}
 
+# What clients of a consistent keyspace are told under faults of all kinds, judged (needs the same).
+histories MINUTES="30":
+    cargo bench -p kv-node --bench histories -- --minutes {{MINUTES}}
+
 # One benchmark: `just bench kv-core storage`.
 bench PACKAGE NAME *ARGS:
     cargo bench -p {{PACKAGE}} --bench {{NAME}} -- {{ARGS}}

@@ -5,8 +5,16 @@
 //! of the operations that have begun and not ended have taken effect for it to hold that. When an operation ends it must have taken
 //! effect: those that are under way take effect in any order that makes that possible (just-in-time linearization: Lowe, "Testing
 //! for linearizability", 2017, section 4). No configuration is left exactly when the history is not linearizable.
+//!
+//! An operation of unknown outcome never ends, and each of them could double the number of configurations. Three things keep that small,
+//! and change no verdict:
+//!
+//! * What takes effect needlessly may as well not: of two configurations that differ only in such operations, of which one has more, the
+//!   other one is enough.
+//! * Of deletes without a condition it does not matter which takes effect: the first one is tried.
+//! * What has taken effect in every configuration, or cannot in any, is forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Action, Condition, Operation, Outcome};
 
@@ -64,8 +72,27 @@ struct Key<'a> {
     operations: Vec<&'a Operation>,
     /// Which put wrote a value.
     writers: BTreeMap<&'a str, usize>,
+    begun: Vec<bool>,
     /// The operations that have begun and not ended, by slot.
     open: Vec<Option<usize>>,
+}
+
+/// Configurations that were reached: of those that hold the same after the same operations that end, the operations of unknown outcome
+/// that took effect.
+#[derive(Default)]
+struct Reached(HashMap<Configuration, Vec<u128>>);
+
+impl Reached {
+    /// Whether it is not as good as one that was reached before.
+    fn is_new(&mut self, (held, done): Configuration, unknown: u128) -> bool {
+        let before = self.0.entry((held, done & !unknown)).or_default();
+        let guesses = done & unknown;
+        let is_new = before.iter().all(|fewer| fewer & guesses != *fewer);
+        if is_new {
+            before.push(guesses);
+        }
+        is_new
+    }
 }
 
 fn check_key(all: &[&Operation]) -> Result<(), Violation> {
@@ -90,11 +117,13 @@ fn check_key(all: &[&Operation]) -> Result<(), Violation> {
         }
     }
     events.sort_unstable();
-    let mut key = Key { operations, writers, open: Vec::new() };
-    let mut configurations: HashSet<Configuration> = HashSet::from([(None, 0)]);
+    let begun = vec![false; operations.len()];
+    let mut key = Key { operations, writers, begun, open: Vec::new() };
+    let mut configurations = vec![(None, 0)];
     for (at, is_end, index) in events {
         if is_end {
             configurations = key.end(at, index, &configurations)?;
+            key.forget(&mut configurations);
         } else {
             key.begin(index)?;
         }
@@ -121,6 +150,8 @@ fn relevant<'a>(all: &[&'a Operation]) -> Vec<&'a Operation> {
     }
     let matters = |operation: &&&Operation| match (&operation.outcome, &operation.action) {
         (Outcome::Refused, _) | (Outcome::Unknown, Action::Get) => false,
+        // It finds nothing, or does nothing.
+        (Outcome::Unknown, Action::Delete { when: Condition::Absent | Condition::StillAbsent }) => false,
         // What goes by itself may have been there, and is not any more.
         (Outcome::Unknown, Action::Put { value, expires, .. }) => {
             is_guessed || expires.is_some() || seen.contains(value.as_str())
@@ -137,6 +168,7 @@ fn malformed(what: &str, operation: &Operation) -> Violation {
 impl Key<'_> {
     /// An operation begins.
     fn begin(&mut self, index: usize) -> Result<(), Violation> {
+        self.begun[index] = true;
         if let Some(free) = self.open.iter_mut().find(|slot| slot.is_none()) {
             *free = Some(index);
         } else if self.open.len() < OPEN_MAX {
@@ -149,33 +181,43 @@ impl Key<'_> {
     }
 
     /// An operation ends at `at`: the configurations in which it has taken effect.
-    fn end(
-        &mut self,
-        at: u64,
-        index: usize,
-        before: &HashSet<Configuration>,
-    ) -> Result<HashSet<Configuration>, Violation> {
+    fn end(&mut self, at: u64, index: usize, before: &[Configuration]) -> Result<Vec<Configuration>, Violation> {
         let slot = self.open.iter().position(|open| *open == Some(index)).unwrap_or_default();
         let bit = 1_u128 << slot;
-        let mut after = HashSet::new();
-        let mut visited: HashSet<Configuration> = before.clone();
-        let mut next: Vec<Configuration> = before.iter().copied().collect();
-        while let Some((held, done)) = next.pop() {
-            if done & bit != 0 {
-                after.insert((held, done & !bit));
+        let unknown = self.slots(|operation| operation.outcome == Outcome::Unknown);
+        let deletes = self.slots(|operation| {
+            operation.outcome == Outcome::Unknown && operation.action == Action::Delete { when: Condition::Always }
+        });
+        let mut after = Vec::new();
+        let mut reached = Reached::default();
+        // By how many operations of unknown outcome took effect: what needs fewer of them comes first.
+        let mut levels: BTreeMap<u32, Vec<Configuration>> = BTreeMap::new();
+        let guesses = |done: u128| (done & unknown).count_ones();
+        for (held, done) in before {
+            levels.entry(guesses(*done)).or_default().push((*held, *done));
+        }
+        while let Some(mut level) = levels.first_entry() {
+            let Some((held, done)) = level.get_mut().pop() else {
+                level.remove();
+                continue;
+            };
+            if !reached.is_new((held, done), unknown) {
                 continue;
             }
-            let mut reach = |configuration: Configuration| {
-                if visited.insert(configuration) {
-                    next.push(configuration);
-                }
-            };
+            if done & bit != 0 {
+                after.push((held, done & !bit));
+                continue;
+            }
+            let mut reach = |(held, done)| levels.entry(guesses(done)).or_default().push((held, done));
             if self.may_expire(held, at) {
                 reach((None, done));
             }
-            for (place, open) in self.open.iter().enumerate() {
+            let first_delete = (deletes & !done).trailing_zeros();
+            for (place, open) in (0_u32..).zip(&self.open) {
                 let taken = 1_u128 << place;
+                let is_needless = deletes & taken != 0 && place != first_delete;
                 if done & taken == 0
+                    && !is_needless
                     && let Some(operation) = *open
                 {
                     self.effects(operation, held).into_iter().for_each(|then| reach((then, done | taken)));
@@ -194,6 +236,53 @@ impl Key<'_> {
             operation: Box::new(operation.clone()),
             possible: possible.into_iter().collect(),
         })
+    }
+
+    /// The slots of some of the open operations.
+    fn slots(&self, is: impl Fn(&Operation) -> bool) -> u128 {
+        let slots = self.open.iter().enumerate();
+        let chosen = slots.filter(|(_, open)| open.is_some_and(|index| is(self.operations[index])));
+        chosen.fold(0, |slots, (slot, _)| slots | 1 << slot)
+    }
+
+    /// Forgets operations of unknown outcome that have taken effect in all configurations, or can in none any more. Configurations that
+    /// differ in nothing else become one.
+    fn forget(&mut self, configurations: &mut Vec<Configuration>) {
+        let mut forgotten = 0_u128;
+        for (slot, open) in self.open.iter().enumerate() {
+            let Some(index) = *open else { continue };
+            let bit = 1_u128 << slot;
+            let is_done = || configurations.iter().all(|(_, done)| done & bit != 0);
+            if self.operations[index].outcome == Outcome::Unknown && (is_done() || self.is_late(index, configurations))
+            {
+                forgotten |= bit;
+            }
+        }
+        if forgotten == 0 {
+            return;
+        }
+        for (slot, open) in self.open.iter_mut().enumerate() {
+            if forgotten & (1 << slot) != 0 {
+                *open = None;
+            }
+        }
+        let left: BTreeSet<Configuration> =
+            configurations.iter().map(|(held, done)| (*held, done & !forgotten)).collect();
+        *configurations = left.into_iter().collect();
+    }
+
+    /// Whether an operation waits for a value that the key does not hold and never will again.
+    fn is_late(&self, index: usize, configurations: &[Configuration]) -> bool {
+        let (Action::Put { when: Condition::Holds(value), .. } | Action::Delete { when: Condition::Holds(value) }) =
+            &self.operations[index].action
+        else {
+            return false;
+        };
+        let Some(&writer) = self.writers.get(value.as_str()) else { return true };
+        let slot = self.open.iter().position(|open| *open == Some(writer));
+        let may_hold =
+            |(held, done): &Configuration| *held == Some(writer) || slot.is_some_and(|slot| done & (1 << slot) == 0);
+        self.begun[writer] && !configurations.iter().any(may_hold)
     }
 
     fn value_of(&self, put: usize) -> &str {

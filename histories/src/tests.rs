@@ -150,6 +150,28 @@ fn a_value_goes_by_itself_when_its_time_is_over() {
     is_bad(&[short, early], 1);
 }
 
+/// Each of them could be done before any end: what that leaves open must not double with each.
+#[test]
+fn many_unknown_outcomes_are_judged_soon() {
+    let delete = Action::Delete { when: Condition::Always };
+    let mut history: Vec<_> = (0..60).map(|at| unknown(at, delete.clone())).collect();
+    for number in 0..60 {
+        let at = 100 + 10 * number;
+        let guess = unknown(at, put(&format!("u{number}"), Condition::Always));
+        let late = Action::Delete { when: Condition::Holds(format!("u{number}")) };
+        let shown = [seen((at + 5, at + 6), Some(&format!("u{number}"))), seen((at + 7, at + 8), None)];
+        history.extend([guess, written((at + 1, at + 3), &format!("w{number}")), unknown(at + 6, late)]);
+        history.extend(shown);
+    }
+    is_good(&history);
+    // A delete is left, and no put.
+    let last = history.len();
+    history.extend([written((900, 901), "x"), seen((902, 903), Some("x")), seen((904, 905), None)]);
+    is_good(&history);
+    history.push(seen((906, 907), Some("u3")));
+    is_bad(&history, last + 3);
+}
+
 #[test]
 fn keys_are_judged_one_by_one_and_the_first_fault_is_named() {
     let mut other = seen((2, 3), None);

@@ -1,7 +1,10 @@
 //! A fake cluster: three gRPC servers over one set of records in memory, which fail on demand. The tests of the client
 //! (kv-proto) and of the command language (kv-tui) share it; nothing that is released depends on it.
+//!
+//! Besides, [`recording`]: clients that write down histories, for tests on real nodes.
 
 mod node;
+pub mod recording;
 mod registers;
 mod services;
 mod world;

@@ -1,4 +1,4 @@
-//! Five hosts on one machine: each node runs in a network namespace of its own, joined to the others by a bridge, so that a
+//! Hosts on one machine, for this bench and for the one of histories: each node runs in a network namespace of its own, joined to the others by a bridge, so that a
 //! cut loses packets as a network does, and nobody is told of it.
 
 use std::fs::{self, File};
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::Outcome;
+use super::{BRIDGE, FLAGS, FLAGS_FIRST, Outcome, SUBNET};
 
-/// The bridge that joins the hosts and this process.
-const BRIDGE: &str = "kvsoak";
+/// Hosts that there may be.
+const HOSTS_MAX: usize = 9;
 
 /// How long a node may take to say that it is ready.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -18,6 +18,8 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// All hosts, and the folder in which their nodes keep their data. Dropping them takes everything away again.
 pub(crate) struct Hosts {
     folder: tempfile::TempDir,
+    /// Where a small file system is mounted.
+    small: Option<PathBuf>,
     pub(crate) hosts: Vec<Host>,
 }
 
@@ -30,6 +32,8 @@ pub(crate) struct Host {
     log: PathBuf,
     node: Option<Child>,
     arguments: Vec<String>,
+    /// How it comes to its cluster.
+    joins: Vec<String>,
 }
 
 fn run(program: &str, arguments: &str) -> Outcome<()> {
@@ -45,21 +49,22 @@ fn ip(arguments: &str) -> Outcome<()> {
 }
 
 impl Hosts {
-    /// Makes the hosts and starts a cluster on them, with three copies and 64 partitions. The data of the last one lies on a file
-    /// system of `small_mib` MiB in memory, which can be filled.
-    pub(crate) fn start(count: usize, small_mib: u32) -> Outcome<Self> {
+    /// Makes the hosts and starts a cluster on them, with three copies and 64 partitions. With `small_mib`, the data of the last one
+    /// lies on a file system of so many MiB in memory, which can be filled.
+    pub(crate) fn start(count: usize, small_mib: Option<u32>) -> Outcome<Self> {
         // What an earlier run that was killed has left behind.
-        take_away(count);
-        let mut hosts = Self { folder: tempfile::tempdir()?, hosts: Vec::new() };
+        take_away(HOSTS_MAX);
+        let mut hosts = Self { folder: tempfile::tempdir()?, small: None, hosts: Vec::new() };
         ip(&format!("link add {BRIDGE} type bridge"))?;
-        ip(&format!("addr add 10.77.0.254/24 dev {BRIDGE}"))?;
+        ip(&format!("addr add {SUBNET}.254/24 dev {BRIDGE}"))?;
         ip(&format!("link set {BRIDGE} up"))?;
         for number in 1..=count {
             let host = Host::lay(number, hosts.folder.path())?;
-            if number == count {
+            if let Some(mib) = small_mib.filter(|_| number == count) {
                 fs::create_dir_all(&host.data)?;
                 let target = host.data.display();
-                run("mount", &format!("-t tmpfs -o size={small_mib}m kvsoak {target}"))?;
+                run("mount", &format!("-t tmpfs -o size={mib}m {BRIDGE} {target}"))?;
+                hosts.small = Some(host.data.clone());
             }
             hosts.hosts.push(host);
         }
@@ -74,14 +79,25 @@ impl Hosts {
                 ],
                 _ => vec!["--join".to_owned(), hosts.hosts[0].address.clone()],
             };
-            hosts.hosts[index].arguments.extend(joins);
+            hosts.hosts[index].joins = joins;
+            if index == 0 {
+                hosts.hosts[0].joins.extend(FLAGS_FIRST.iter().map(|&flag| flag.to_owned()));
+            }
             hosts.hosts[index].start()?;
         }
         Ok(hosts)
     }
 
+    /// Makes one more host, on which no node runs yet.
+    pub(crate) fn add(&mut self) -> Outcome<()> {
+        let host = Host::lay(self.hosts.len() + 1, self.folder.path())?;
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    /// Of all nodes that run.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        self.hosts.iter().map(|host| host.address.clone()).collect()
+        self.hosts.iter().filter(|host| host.node.is_some()).map(|host| host.address.clone()).collect()
     }
 
     /// Keeps the logs of the nodes for whoever has to find out what went wrong.
@@ -103,10 +119,10 @@ impl Drop for Hosts {
                 drop(node.wait());
             }
         }
-        if let Some(last) = self.hosts.last() {
-            drop(run("umount", &last.data.display().to_string()));
+        if let Some(small) = &self.small {
+            drop(run("umount", &small.display().to_string()));
         }
-        take_away(self.hosts.len());
+        take_away(HOSTS_MAX);
     }
 }
 
@@ -125,11 +141,11 @@ impl Host {
         ip(&format!("netns add {space}"))?;
         ip(&format!("link add {space} type veth peer name inner netns {space}"))?;
         ip(&format!("link set {space} master {BRIDGE} up"))?;
-        ip(&format!("-n {space} addr add 10.77.0.{number}/24 dev inner"))?;
+        ip(&format!("-n {space} addr add {SUBNET}.{number}/24 dev inner"))?;
         ip(&format!("-n {space} link set inner up"))?;
         ip(&format!("-n {space} link set lo up"))?;
         let name = format!("n{number}");
-        let address = format!("10.77.0.{number}:7400");
+        let address = format!("{SUBNET}.{number}:7400");
         let data = folder.join(&name);
         let secret = folder.join("secret");
         if !secret.exists() {
@@ -146,16 +162,34 @@ impl Host {
             address,
             data,
             node: None,
+            joins: Vec::new(),
         })
     }
 
     /// Starts the node and waits until it accepts connections.
     pub(crate) fn start(&mut self) -> Outcome<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts a node without data, which joins by the nodes with these addresses. `replaces`: the store that was lost here.
+    pub(crate) fn start_empty(&mut self, addresses: &[String], replaces: Option<u64>) -> Outcome<()> {
+        if self.data.exists() {
+            fs::remove_dir_all(&self.data)?;
+        }
+        self.joins = vec!["--join".to_owned(), addresses.join(",")];
+        let replaces = replaces.map(|store| ["--replaces".to_owned(), format!("{store:016x}")]);
+        self.start_with(replaces.as_ref().map_or(&[], |flags| flags.as_slice()))
+    }
+
+    fn start_with(&mut self, flags: &[String]) -> Outcome<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut node = Command::new("ip")
             .args(["netns", "exec", &format!("{BRIDGE}{}", self.number)])
             .arg(env!("CARGO_BIN_EXE_kv-node"))
             .args(&self.arguments)
+            .args(&self.joins)
+            .args(FLAGS)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -208,7 +242,41 @@ impl Host {
     pub(crate) fn reset(&self, reset: bool) -> Outcome<()> {
         let what = if reset { "-A" } else { "-D" };
         let rule = "INPUT ! -i lo -p tcp -j REJECT --reject-with tcp-reset";
-        ip(&format!("netns exec {BRIDGE}{} iptables -w {what} {rule}", self.number))
+        self.iptables(&format!("{what} {rule}"))
+    }
+
+    fn iptables(&self, arguments: &str) -> Outcome<()> {
+        ip(&format!("netns exec {BRIDGE}{} iptables -w {arguments}", self.number))
+    }
+
+    /// Loses all packets to the host and none from it, or no longer.
+    pub(crate) fn deafen(&self, deaf: bool) -> Outcome<()> {
+        self.iptables(&format!("{} INPUT ! -i lo -j DROP", if deaf { "-A" } else { "-D" }))
+    }
+
+    /// Loses all packets from the host and none to it, or no longer.
+    pub(crate) fn mute(&self, mute: bool) -> Outcome<()> {
+        self.iptables(&format!("{} OUTPUT ! -o lo -j DROP", if mute { "-A" } else { "-D" }))
+    }
+
+    /// Loses the packets that come from another host, or no longer.
+    pub(crate) fn ignore(&self, other: &Self, ignores: bool) -> Outcome<()> {
+        let what = if ignores { "-A" } else { "-D" };
+        self.iptables(&format!("{what} INPUT -s {SUBNET}.{} -j DROP", other.number))
+    }
+
+    /// Whether a node runs there.
+    pub(crate) fn runs(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Waits for its node to end by itself.
+    pub(crate) fn gone(&mut self) -> Outcome<bool> {
+        let ended = self.has_ended()?;
+        if ended {
+            self.node = None;
+        }
+        Ok(ended)
     }
 
     /// Fills the file system of the node's data until nothing more fits. Removing the file that it returns gives the room back.

@@ -10,6 +10,8 @@
 
 mod check;
 mod greedy;
+mod health;
+#[allow(dead_code, reason = "the bench of histories uses the rest")]
 mod hosts;
 mod load;
 
@@ -19,14 +21,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use kv_proto::client::{Client, Options};
-use kv_proto::v1;
+use kv_proto::client::Client;
 
 use greedy::Told;
+use health::{connect, reasons};
 use hosts::{Hosts, until};
 use load::{Load, Seen, Verdict};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// The bridge that joins the hosts and this process, and their network.
+const BRIDGE: &str = "kvsoak";
+const SUBNET: &str = "10.77.0";
+
+/// Flags of the first node, and of all.
+const FLAGS_FIRST: &[&str] = &[];
+const FLAGS: &[&str] = &[];
 
 /// Nodes; three copies of each key.
 const NODES: usize = 5;
@@ -135,7 +145,7 @@ fn arguments() -> Outcome<Arguments> {
 
 /// Runs the turns; says whether everything held.
 async fn soak(arguments: &Arguments) -> Outcome<bool> {
-    let mut hosts = Hosts::start(NODES, SMALL_MIB)?;
+    let mut hosts = Hosts::start(NODES, Some(SMALL_MIB))?;
     let addresses = hosts.addresses();
     let client = connect(&addresses).await?;
     let healthy = until(RECOVERY_MAX, || is_healthy(&client)).await;
@@ -185,7 +195,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
             println!("         the last failure: {}", seen.failure);
         }
         if recovered.is_none() {
-            println!("  the cluster does not recover: {}", reasons(&client).await);
+            println!("  the cluster does not recover: {}", reasons(&client, NODES).await);
             holds = false;
             break;
         }
@@ -283,51 +293,9 @@ async fn provoke(fault: Fault, victim: usize, hosts: &mut Hosts, load: &Load) ->
     Ok(Told::default())
 }
 
-async fn connect(addresses: &[String]) -> Outcome<Client> {
-    let began = Instant::now();
-    loop {
-        match Client::connect(addresses, Options::default()).await {
-            Ok(client) if client.description().layout.is_some() => return Ok(client),
-            Err(error) if began.elapsed() > hosts::start_max() => return Err(error.into()),
-            _ if began.elapsed() > hosts::start_max() => return Err("the cluster does not form".into()),
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
 /// Whether every node answers, takes every other one for up, and has nothing pending.
 async fn is_healthy(client: &Client) -> bool {
-    reasons(client).await.is_empty()
-}
-
-/// What speaks against it; empty: nothing.
-async fn reasons(client: &Client) -> String {
-    drop(client.refresh().await);
-    let request = v1::WatchRequest { once: true, ..v1::WatchRequest::default() };
-    let mut reasons = Vec::new();
-    let reports = client.reports(request, Duration::from_secs(2)).await;
-    for report in &reports {
-        match &report.snapshot {
-            Err(error) => reasons.push(format!("{}: {error}", report.address)),
-            Ok(snapshot) => {
-                let bad =
-                    |peer: &&v1::PeerOpinion| matches!(peer.state(), v1::MemberState::Suspect | v1::MemberState::Down);
-                let down = snapshot.peers.iter().filter(bad).count();
-                let pending = snapshot.pending.unwrap_or_default();
-                if down > 0 {
-                    reasons.push(format!("{} takes {down} for down", report.address));
-                }
-                let waits = pending.hints + pending.missed_writes + pending.refills + pending.comparisons;
-                if snapshot.layout_epoch == 0 || waits > 0 {
-                    reasons.push(format!("{}: pending {pending:?}", report.address));
-                }
-            }
-        }
-    }
-    if reports.len() != NODES {
-        reasons.push(format!("{} members", reports.len()));
-    }
-    reasons.join("; ")
+    reasons(client, NODES).await.is_empty()
 }
 
 impl Sum {

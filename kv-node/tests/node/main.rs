@@ -15,6 +15,7 @@ mod deadlines;
 mod dropping;
 mod faults;
 mod health;
+mod histories;
 mod lag;
 mod limits;
 mod loops;
