@@ -1,6 +1,17 @@
 //! A fake cluster: three gRPC servers over one set of records in memory, which fail on demand. The tests of the client
 //! (kv-proto) and of the command language (kv-tui) share it; nothing that is released depends on it.
 
+/// The generated types and clients of etcd, as far as `kv-node/benches/beside` speaks with it.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::let_underscore_must_use,
+    reason = "generated code"
+)]
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}
 mod node;
 mod registers;
 mod services;
