@@ -3,6 +3,17 @@
 //!
 //! Besides, [`recording`]: clients that write down histories, for tests on real nodes.
 
+/// The generated types and clients of etcd, as far as `kv-node/benches/beside` speaks with it.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::let_underscore_must_use,
+    reason = "generated code"
+)]
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}
 mod node;
 pub mod recording;
 mod registers;
