@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::health::reasons;
 use super::hosts::{Hosts, until};
-use super::{FAULT, Outcome, RECOVERY_MAX};
+use super::{FAULT, NODES, Outcome, RECOVERY_MAX};
 
 /// How fast nodes copy while something is done to them, so that there is time for it.
 const COPY_BYTES_PER_SECOND: u64 = 64 * 1024;
@@ -48,7 +48,7 @@ pub(crate) enum Fault {
     Wipe,
     /// Three copies become five, or five three.
     Copies,
-    /// A node joins; one leaves, if one has joined.
+    /// A node joins; if it has, one leaves.
     Members,
     /// A node takes the places of another one.
     Replace,
@@ -241,7 +241,9 @@ impl Cluster<'_> {
         let mut leaves = None;
         let change = match (fault, out) {
             (Fault::Copies, _) => Change::Copies { copies: if self.copies == 3 { 5 } else { 3 } },
-            (Fault::Members, Some(joins)) => Change::Add { node: self.spare(joins).await? },
+            (Fault::Members, Some(joins)) if self.running().len() == NODES => {
+                Change::Add { node: self.spare(joins).await? }
+            }
             (Fault::Replace, Some(joins)) => {
                 let old = self.some(1)[0];
                 let new = self.spare(joins).await?;

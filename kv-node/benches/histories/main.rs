@@ -40,8 +40,9 @@ const SUBNET: &str = "10.78.0";
 const FLAGS_FIRST: &[&str] = &["--repeat-within-s", "3"];
 const FLAGS: &[&str] = &["--tombstone-age-s", "3"];
 
-/// Nodes at the beginning; one more host is there for those that join.
+/// Nodes at the beginning, and hosts for those that join or take the places of others.
 const NODES: usize = 5;
+const HOSTS_BESIDES: usize = 2;
 
 /// How long a fault lasts.
 const FAULT: Duration = Duration::from_secs(5);
@@ -115,7 +116,9 @@ fn arguments() -> Outcome<Arguments> {
 async fn run(arguments: &Arguments) -> Outcome<bool> {
     let mut judge = Judge::new(arguments.out.clone())?;
     let mut hosts = Hosts::start(NODES, None)?;
-    hosts.add()?;
+    for _ in 0..HOSTS_BESIDES {
+        hosts.add()?;
+    }
     let client = health::connect(&hosts.addresses()).await?;
     let formed = until(RECOVERY_MAX, || async { health::reasons(&client, NODES).await.is_empty() }).await;
     println!("{NODES} nodes healthy after {:.1} s", formed.ok_or("the cluster does not form")?.as_secs_f64());
@@ -133,9 +136,6 @@ async fn run(arguments: &Arguments) -> Outcome<bool> {
     let (history, counts) = recorder.stop().await?;
     let holds = judge.judge(&history)?;
     println!("\n{} operations on {} keys: {counts}", judge.operations, judge.keys);
-    if counts.wrong > 0 {
-        println!("{} requests were called wrong, the last one because: {}", counts.wrong, counts.wrong_because);
-    }
     println!(
         "the longest judgement took {:.1} s; the history is in {}",
         judge.longest.as_secs_f64(),
@@ -181,8 +181,11 @@ async fn turns(arguments: &Arguments, cluster: &mut Cluster<'_>, judge: &mut Jud
             counts.unknown - before.unknown,
             after.as_secs_f64()
         );
+        if counts.wrong > before.wrong {
+            println!("         {} requests were called wrong: {}", counts.wrong - before.wrong, counts.wrong_because);
+        }
         if after > SLOW {
-            println!("         what was the last to become well: {last}");
+            println!("         it waited for {}", last.split("; ").next().unwrap_or_default());
         }
         if !judge.judge(&cluster.recorder.take_ended())? {
             return Ok(());

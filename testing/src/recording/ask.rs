@@ -72,6 +72,13 @@ pub(super) struct Attempt {
     pub(super) timeout: Duration,
 }
 
+/// One node.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    address: String,
+    stub: KeyValueClient<Channel>,
+}
+
 /// The nodes, each with a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Nodes {
@@ -85,20 +92,20 @@ impl Nodes {
     }
 
     /// One of them, by a number.
-    pub(super) fn pick(&mut self, number: u64) -> Option<KeyValueClient<Channel>> {
+    pub(super) fn pick(&mut self, number: u64) -> Option<Node> {
         let address = {
             let addresses = self.addresses.read();
             let count = u64::try_from(addresses.len()).ok().filter(|count| *count > 0)?;
             addresses.get(usize::try_from(number % count).ok()?)?.clone()
         };
-        if let Some(stub) = self.stubs.get(&address) {
-            return Some(stub.clone());
+        if let Some(stub) = self.stubs.get(&address).cloned() {
+            return Some(Node { address, stub });
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
         let channel = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_MAX).connect_lazy();
         let stub = KeyValueClient::new(channel);
-        self.stubs.insert(address, stub.clone());
-        Some(stub)
+        self.stubs.insert(address.clone(), stub.clone());
+        Some(Node { address, stub })
     }
 }
 
@@ -122,19 +129,19 @@ fn seen(context: Bytes, versions: &[v1::Version]) -> Seen {
 
 /// Reads a key.
 pub(super) async fn get(
-    mut node: KeyValueClient<Channel>,
+    Node { address, mut stub }: Node,
     keyspace: &str,
     key: &Bytes,
     limit: Duration,
 ) -> Result<Seen, RequestError> {
     let (keyspace, key, timeout_ms) = (keyspace.to_owned(), key.clone(), to_wire(limit));
     let request = v1::GetRequest { keyspace, key, timeout_ms, ..v1::GetRequest::default() };
-    let got = within(limit, node.get(request)).await?;
+    let got = within(&address, limit, stub.get(request)).await?;
     Ok(seen(got.context, &got.versions))
 }
 
 /// Sends a write.
-pub(super) async fn write(mut node: KeyValueClient<Channel>, attempt: Attempt) -> Told {
+pub(super) async fn write(Node { address, mut stub }: Node, attempt: Attempt) -> Told {
     let Attempt { keyspace, key, write: Write { value, when, ttl }, request, repeats, timeout: limit } = attempt;
     let (request, timeout_ms) = (Some(request.into()), to_wire(limit));
     let attempt = if repeats { v1::Attempt::Repeated } else { v1::Attempt::First }.into();
@@ -157,11 +164,11 @@ pub(super) async fn write(mut node: KeyValueClient<Channel>, attempt: Attempt) -
             if_context,
             ..v1::PutRequest::default()
         };
-        within(limit, node.put(put)).await.map(|written| (written.unchanged, written.context))
+        within(&address, limit, stub.put(put)).await.map(|written| (written.unchanged, written.context))
     } else {
         let delete =
             v1::DeleteRequest { keyspace, key, request, timeout_ms, attempt, if_context, ..Default::default() };
-        within(limit, node.delete(delete)).await.map(|written| (written.unchanged, written.context))
+        within(&address, limit, stub.delete(delete)).await.map(|written| (written.unchanged, written.context))
     };
     match answer {
         Ok((None, context)) => Told::Written(context),
@@ -175,7 +182,7 @@ pub(super) async fn write(mut node: KeyValueClient<Channel>, attempt: Attempt) -
 
 /// Lists the keys that begin with `prefix`; what was told until an error.
 pub(super) async fn scan(
-    mut node: KeyValueClient<Channel>,
+    Node { address, mut stub }: Node,
     keyspace: &str,
     prefix: &str,
     most: u64,
@@ -185,7 +192,7 @@ pub(super) async fn scan(
         (keyspace.to_owned(), Bytes::copy_from_slice(prefix.as_bytes()), to_wire(limit));
     let request = v1::ScanRequest { keyspace, prefix, limit: most, timeout_ms, ..v1::ScanRequest::default() };
     let mut entries = Vec::new();
-    let Ok(mut pages) = within(limit, node.scan(request)).await else { return (entries, false) };
+    let Ok(mut pages) = within(&address, limit, stub.scan(request)).await else { return (entries, false) };
     while let Ok(Ok(Some(page))) = timeout(limit, pages.message()).await {
         entries.extend(page.entries.into_iter().map(|entry| (entry.key, seen(entry.context, &entry.versions))));
         if page.cursor.is_empty() {
@@ -196,16 +203,19 @@ pub(super) async fn scan(
 }
 
 async fn within<T>(
+    address: &str,
     limit: Duration,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, RequestError> {
-    match timeout(limit, call).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
+    let mut error = match timeout(limit, call).await {
+        Ok(Ok(answer)) => return Ok(answer.into_inner()),
         // Nothing can have been done where no connection was made.
-        Ok(Err(status)) if is_connect_error(&status) => Err(RequestError::unavailable("no connection")),
-        Ok(Err(status)) => Err(from_status(&status)),
-        Err(_) => Err(RequestError::new(Kind::Unknown, "no answer in time")),
-    }
+        Ok(Err(status)) if is_connect_error(&status) => RequestError::unavailable("no connection"),
+        Ok(Err(status)) => from_status(&status),
+        Err(_) => RequestError::new(Kind::Unknown, "no answer in time"),
+    };
+    error.message = format!("{address}: {}", error.message);
+    Err(error)
 }
 
 fn is_connect_error(status: &Status) -> bool {

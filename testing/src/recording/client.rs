@@ -186,15 +186,8 @@ impl Recording {
     /// No request of these clients is a wrong one.
     fn look(&self, error: &RequestError) {
         if matches!(error.kind, Kind::Invalid | Kind::NotFound | Kind::Corrupt) {
-            self.wrong(error.message.clone());
+            self.shared.wrong(format!("client {}: {error}", self.number));
         }
-    }
-
-    fn wrong(&self, because: String) {
-        self.shared.count(|counts| {
-            counts.wrong += 1;
-            counts.wrong_because = because;
-        });
     }
 
     async fn scan(&mut self) {
@@ -318,10 +311,7 @@ impl Recording {
                 Told::Unchanged(seen) => Ended::failed(seen),
                 Told::FailedBefore => Ended { outcome: Outcome::Failed { found: None }, seen: None },
                 Told::Wrong(because) => {
-                    shared.count(|counts| {
-                        counts.wrong += 1;
-                        counts.wrong_because = because;
-                    });
+                    shared.wrong(because);
                     return if is_uncertain { Ended::unknown() } else { Ended::refused() };
                 }
                 Told::Nothing(newest) => {

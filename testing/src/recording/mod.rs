@@ -164,6 +164,13 @@ impl Shared {
         count(&mut self.told.lock().1);
     }
 
+    fn wrong(&self, because: String) {
+        self.count(|counts| {
+            counts.wrong += 1;
+            counts.wrong_because = because;
+        });
+    }
+
     fn record(&self, generation: u64, operation: Operation) {
         let mut told = self.told.lock();
         told.1.count(&operation);
