@@ -23,7 +23,7 @@ use std::time::Duration;
 use kv_proto::client::Transport;
 use tokio::signal::unix::{SignalKind, signal};
 
-use load::{Times, Work};
+use load::{Figures, Times, Work};
 use servers::Servers;
 use stores::Store;
 use table::{Gaps, Rows};
@@ -36,6 +36,11 @@ const WRITERS: [usize; 3] = [1, 8, 64];
 
 /// A pause between two measurements, in which what the last one has left is written.
 const REST: Duration = Duration::from_millis(500);
+
+/// What everything else may take of a core in a measurement, and how often it is made until that holds. The kernel takes some of it for
+/// disks and sockets.
+const OTHERS_MAX: f64 = 0.5;
+const ATTEMPTS_MAX: usize = 4;
 
 #[derive(Debug)]
 struct Arguments {
@@ -159,7 +164,8 @@ async fn beside(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// One measurement of each part; who begins changes with the round.
+/// One measurement of each part; who begins changes with the round. Where something else on the machine disturbs it all parts are measured
+/// again, and those figures count that were disturbed least.
 async fn turn(
     rows: &mut Rows,
     (parts, servers): (&[Part], &[Servers]),
@@ -173,10 +179,23 @@ async fn turn(
         let first = round % order.len();
         order.rotate_left(first);
     }
-    for part in order {
-        let figures = load::measure(&part.store, &servers[part.servers], work, in_flight, times).await?;
+    let others = |taken: &[Figures]| taken.iter().map(|figures| figures.others).fold(0.0, f64::max);
+    let mut best: Vec<Figures> = Vec::new();
+    for _ in 0..ATTEMPTS_MAX {
+        let mut taken = Vec::new();
+        for part in &order {
+            taken.push(load::measure(&part.store, &servers[part.servers], work, in_flight, times).await?);
+            tokio::time::sleep(REST).await;
+        }
+        if best.is_empty() || others(&taken) < others(&best) {
+            best = taken;
+        }
+        if others(&best) <= OTHERS_MAX {
+            break;
+        }
+    }
+    for (part, figures) in order.iter().zip(best) {
         rows.add(name, in_flight, part.name, figures);
-        tokio::time::sleep(REST).await;
     }
     Ok(())
 }

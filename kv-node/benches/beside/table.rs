@@ -60,9 +60,9 @@ impl Rows {
         }
         println!(
             "| operation | in flight | store | operations/s (lowest, highest) | beside etcd | p50 ms | p99 ms | servers us/op | clients us/op | \
-             failed comparisons for each success | failures |"
+             failed comparisons for each success | failures | others, % of a core |"
         );
-        println!("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         let mut rows: Vec<&Row> = self.rows.iter().collect();
         rows.sort_by_key(|row| {
             (["put", "get", "cas"].iter().position(|what| *what == row.what), row.in_flight, row.who)
@@ -78,7 +78,7 @@ impl Rows {
             rates.sort_by(f64::total_cmp);
             let retries = if row.what == "cas" { format!("{:.1}", of(retries)) } else { String::new() };
             println!(
-                "| {} | {} | {} | {:.0} ({:.0}, {:.0}) | {ratio} | {:.2} | {:.2} | {:.0} | {:.0} | {retries} | {} |",
+                "| {} | {} | {} | {:.0} ({:.0}, {:.0}) | {ratio} | {:.2} | {:.2} | {:.0} | {:.0} | {retries} | {} | {:.0} |",
                 row.what,
                 row.in_flight,
                 row.who,
@@ -90,6 +90,7 @@ impl Rows {
                 of(|figures| each(figures, figures.servers)),
                 of(|figures| each(figures, figures.clients)),
                 row.rounds.iter().map(|figures| figures.failures).sum::<u64>(),
+                of(|figures| figures.others * 100.0),
             );
         }
         println!();
