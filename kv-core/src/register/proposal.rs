@@ -162,6 +162,8 @@ impl<F: Fn(&dyn Fn(NodeId) -> bool) -> bool> Quorum for F {
 #[derive(Debug)]
 pub struct Proposal {
     me: Proposer,
+    /// The epoch of the partition's entry by which it asks.
+    epoch: Epoch,
     wish: Wish,
     phase: Phase,
     /// Who tells what it has accepted when the others tell their ballots only.
@@ -221,6 +223,7 @@ impl Proposal {
         let is_out = matches!(&wish, Wish::Change(change) if change.repeats);
         let mut proposal = Self {
             me,
+            epoch,
             wish,
             phase: Phase::Blocked,
             nearest: None,
@@ -242,22 +245,28 @@ impl Proposal {
 
     fn first(&mut self, epoch: Epoch, lease: Option<Lease>, used: &mut u64, now: Moment) -> Question {
         // Only a change that holds is proposed right away: what others did since is not known (rule C4).
-        if let (Wish::Change(change), Some(Lease { next, state })) = (&self.wish, lease)
+        if let (Wish::Change(change), Some(Lease { next, state })) = (&self.wish, &lease)
             && next.epoch == epoch
             && state.requests.find(change.request) == Known::New
             && change.request.stamp > now.floor
-            && holds(change.when, Some(&state), now.wall)
+            && holds(change.when, Some(state), now.wall)
         {
-            let state = new_state(change, next, Some(&state));
+            let (next, state) = (*next, new_state(change, *next, Some(state)));
             return self.propose(next, state, None, used);
         }
-        match self.wish {
-            Wish::Get => {
-                self.phase = Phase::Reading(Reading::default());
-                Question::Read
-            }
-            Wish::Change(_) | Wish::Confirm => self.prepare(epoch, used),
+        let reads = match &self.wish {
+            Wish::Get => true,
+            // If its condition fails on what a majority has accepted, nobody need promise anything.
+            Wish::Change(change) => change.when != Condition::Always && !change.repeats,
+            Wish::Confirm => false,
+        };
+        if reads {
+            // A reading leaves the lease as it is.
+            self.lease = lease;
+            self.phase = Phase::Reading(Reading::default());
+            return Question::Read;
         }
+        self.prepare(epoch, used)
     }
 
     /// Begins again, above all ballots that it has heard of.
@@ -271,6 +280,8 @@ impl Proposal {
         }
         let ballot = self.highest.next(epoch, self.me, used);
         self.highest = ballot;
+        self.epoch = epoch;
+        self.lease = None;
         self.lost.clear();
         self.phase = Phase::Preparing(ballot, BTreeMap::new());
         Question::Prepare { ballot }
@@ -312,12 +323,12 @@ impl Proposal {
                 if ballot_of(accepted.as_ref()) > ballot_of(reading.latest.as_ref()) {
                     reading.latest = accepted;
                 }
-                self.read(quorum, now.wall)
+                self.read(quorum, used, now)
             }
             (Phase::Reading(reading), Question::Read, Some(Reply::At(ballot))) => {
                 self.lost.remove(&node);
                 reading.ballots.insert(node, ballot);
-                self.read(quorum, now.wall)
+                self.read(quorum, used, now)
             }
             (Phase::Preparing(at, told), Question::Prepare { ballot }, Some(Reply::Told(accepted)))
                 if *at == *ballot =>
@@ -344,7 +355,7 @@ impl Proposal {
                     self.lost.insert(node);
                 }
                 match self.phase {
-                    Phase::Reading(_) => self.read(quorum, now.wall),
+                    Phase::Reading(_) => self.read(quorum, used, now),
                     _ => self.unless_impossible(quorum),
                 }
             }
@@ -391,19 +402,25 @@ impl Proposal {
     }
 
     /// Some replicas have told what they have accepted. If a majority has accepted one and the same, it is what the register holds.
-    fn read(&mut self, quorum: &impl Quorum, now: WallTime) -> Step {
+    fn read(&mut self, quorum: &impl Quorum, used: &mut u64, now: Moment) -> Step {
         let Phase::Reading(reading) = &mut self.phase else { return Step::Wait };
         let Reading { ballots, latest } = reading;
         let ballot = ballots.values().max().copied().unwrap_or_default();
         let is_whole = ballot_of(latest.as_ref()) == ballot;
         let agrees = |node: NodeId| ballots.get(&node) == Some(&ballot);
         let may_agree = |node: NodeId| !self.lost.contains(&node) && (!ballots.contains_key(&node) || agrees(node));
-        let is_over = is_whole && latest.as_ref().is_some_and(|accepted| accepted.state.has_expired(now));
+        let is_over = is_whole && latest.as_ref().is_some_and(|accepted| accepted.state.has_expired(now.wall));
         let has_told = quorum.is_met(&|node| ballots.contains_key(&node));
         let is_sure = quorum.is_met(&agrees) || !self.rules.keep(Rule::ReadWantsAgreement) && has_told;
         self.highest = self.highest.max(ballot);
         if is_sure && is_whole && !is_over {
-            return Step::Done(Answer::Found(latest.take().map(|accepted| accepted.state)));
+            let state = latest.take().map(|accepted| accepted.state);
+            let Wish::Change(change) = &self.wish else { return Step::Done(Answer::Found(state)) };
+            let known = state.as_ref().map_or(Known::New, |state| state.requests.find(change.request));
+            if known == Known::New && !holds(change.when, state.as_ref(), now.wall) {
+                return Step::Done(Answer::Failed(state));
+            }
+            return Step::Ask(self.prepare(self.epoch, used));
         }
         if is_sure && !is_whole {
             let is_awaited = |node: NodeId| !ballots.contains_key(&node) && !self.lost.contains(&node);
@@ -417,6 +434,9 @@ impl Proposal {
         }
         if !is_over && quorum.is_met(&may_agree) {
             return Step::Wait;
+        }
+        if matches!(self.wish, Wish::Change(_)) {
+            return Step::Ask(self.prepare(self.epoch, used));
         }
         self.phase = Phase::Blocked;
         Step::Blocked
