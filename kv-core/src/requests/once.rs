@@ -47,7 +47,7 @@ pub(super) fn identify(ctx: &mut Ctx<'_>, request: &mut KeyRequest) {
 
 /// An identity of this loop's own, with a stamp above `seen`.
 pub(super) fn own(ctx: &mut Ctx<'_>, seen: Hlc) -> RequestId {
-    let stamp = ctx.kernel.clock.tick(ctx.kernel.now.wall, seen);
+    let stamp = ctx.kernel.clock.name(ctx.kernel.now.wall, seen, ctx.view.cluster.clock_skew_max);
     RequestId { stamp, client: client(ctx) }
 }
 

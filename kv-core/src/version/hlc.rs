@@ -26,6 +26,8 @@ pub struct Clock {
     last: Hlc,
     /// Nothing is written at or before it.
     floor: Hlc,
+    /// The last stamps that were given to requests, those that are credible and those that are too far ahead.
+    named: [Hlc; 2],
     set_back: u32,
 }
 
@@ -40,6 +42,21 @@ impl Clock {
         self.last.max(seen.next())
     }
 
+    /// A stamp for a request, above `seen` and unlike any other one that it has given to a request since it last went back: two requests
+    /// with one name would be taken for one. `limit`: how far ahead a stamp may be to be credible elsewhere.
+    pub fn name(&mut self, wall: WallTime, seen: Hlc, limit: Duration) -> Hlc {
+        let latest = Hlc::at(wall.plus(limit));
+        let far = usize::from(seen >= latest);
+        if far == 0 && self.named[0] >= latest {
+            // The wall clock was set back a little: who names requests is somebody else from now on.
+            self.named = [Hlc::default(); 2];
+            self.set_back += 1;
+        }
+        let stamp = self.tick(wall, seen.max(self.named[far]));
+        self.named[far] = stamp;
+        stamp
+    }
+
     /// Nothing is written at or before `floor` any more.
     pub fn raise(&mut self, floor: Hlc) {
         self.last = self.last.max(floor);
@@ -51,6 +68,7 @@ impl Clock {
         let latest = Hlc::at(wall.plus(limit));
         if self.last > latest && self.floor < latest {
             self.last = self.floor.max(Hlc::at(wall));
+            self.named = [Hlc::default(); 2];
             self.set_back += 1;
         }
     }

@@ -76,7 +76,7 @@ fn talking_to_somebody_who_is_no_member_is_caught() {
     // A member in whose name a stranger came with another store is not let in again.
     check(
         Mutation::Core(Rule::MembersOnly),
-        &["nobody wrote", "nobody made", "invariant", "A1", "strict", "do not talk"],
+        &["nobody wrote", "nobody made", "invariant", "A1", "strict", "do not talk", "D2"],
     );
 }
 
@@ -389,7 +389,8 @@ fn failing_while_the_change_may_still_be_found_is_caught() {
 
 #[test]
 fn calling_what_has_expired_absent_is_caught() {
-    check(Mutation::Core(Rule::DeleteExpired), &["invariant 2"]);
+    // What is not deleted is found again and again.
+    check(Mutation::Core(Rule::DeleteExpired), &["invariant 2", "liveness"]);
 }
 
 #[test]

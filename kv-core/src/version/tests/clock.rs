@@ -93,3 +93,25 @@ fn a_clock_goes_back_with_a_wall_clock_that_was_set_back() {
     clock.keep_near(right, LIMIT);
     assert_eq!((clock.reading(right), clock.set_back()), (Hlc::at(ahead), 2), "there is nowhere to go back to");
 }
+
+#[test]
+fn no_two_requests_get_one_name() {
+    let (wall, limit) = (WallTime(1_000_000), Duration::from_millis(500));
+    let mut clock = Clock::default();
+    // Two clients have seen the same, by a clock that is ahead of this one.
+    let ahead = Hlc::at(WallTime(1_200_000));
+    let first = clock.name(wall, ahead, limit);
+    let second = clock.name(wall, ahead, limit);
+    assert!(first > ahead && second > first);
+    assert!(clock.name(wall, Hlc::default(), limit) > second);
+    // What is too far ahead takes no other request along.
+    let far = Hlc::at(WallTime(9_000_000));
+    let first = clock.name(wall, far, limit);
+    assert!(first > far && clock.name(wall, far, limit) > first);
+    assert!(clock.name(wall, Hlc::default(), limit) < ahead.plus(limit));
+    // The clock is set back by a little: stamps stay credible, and whoever draws them has another name.
+    let before = clock.set_back();
+    let early = WallTime(600_000);
+    assert!(clock.name(early, Hlc::default(), limit) < Hlc::at(early.plus(limit)));
+    assert_eq!(clock.set_back(), before + 1);
+}
