@@ -72,13 +72,8 @@ impl Cell {
         }
     }
 
-    /// The same where nothing may be held yet.
-    pub fn merge_into(held: &mut Option<Self>, other: &Self, mode: Option<&Mode>) -> usize {
-        held.get_or_insert_with(|| other.nothing()).merge(other, mode)
-    }
-
-    /// The same between copies with watermarks, `own` of what is held and `others` of `other` (rule A6). Where everything that was
-    /// known has settled and is gone, nothing is held.
+    /// The same where nothing may be held yet, between copies with watermarks, `own` of what is held and `others` of `other` (rule A6).
+    /// Where everything that was known has settled and is gone, nothing is held.
     pub(crate) fn merge_settled_into(
         held: &mut Option<Self>,
         own: Hlc,

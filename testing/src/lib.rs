@@ -38,7 +38,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 pub use node::{Fault, Node};
-pub use registers::Registers;
+pub use registers::{Registers, done, failed};
 pub use world::{PARTITIONS, ScanFault, World, layout};
 
 /// A running cluster of three nodes, `n1` to `n3`. It ends when it is dropped.

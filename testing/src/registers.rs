@@ -9,6 +9,7 @@ use kv_core::message::{Consistency, KeyRequest, Operation, Outcome, Response, Va
 use kv_core::register::done::{Done, Requests};
 use kv_core::register::{Accepted, Ballot, Proposer, Register, State, token};
 use kv_core::types::{Epoch, Hlc, KeyspaceId, NodeId, RequestId};
+use kv_proto::client::{Conditional, Unchanged};
 
 use crate::world::now;
 
@@ -86,4 +87,28 @@ impl Registers {
 fn value_of(state: &State) -> Option<Value> {
     let State { written, expires, value, .. } = state.clone();
     value.map(|value| Value { value, written, expires })
+}
+
+/// The context of a write whose condition held.
+///
+/// # Panics
+/// If it did not hold.
+#[must_use]
+pub fn done(conditional: Conditional) -> Bytes {
+    match conditional {
+        Conditional::Written(written) => written.context,
+        Conditional::Unchanged(unchanged) => panic!("the condition failed: {unchanged:?}"),
+    }
+}
+
+/// What a write found whose condition did not hold: the value, and the context.
+///
+/// # Panics
+/// If it held.
+#[must_use]
+pub fn failed(conditional: Conditional) -> (Option<Bytes>, Bytes) {
+    match conditional {
+        Conditional::Unchanged(Unchanged { value, context }) => (value.map(|value| value.value), context),
+        Conditional::Written(written) => panic!("written: {written:?}"),
+    }
 }

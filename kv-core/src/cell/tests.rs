@@ -50,9 +50,9 @@ proptest! {
             prop_assert_eq!(merged(&ab, c), merged(a, &merged(b, c)), "associative");
             prop_assert_eq!(&merged(a, a), a, "idempotent");
             let mut held = None;
-            Cell::merge_into(&mut held, a, Some(&made.mode));
+            held.get_or_insert_with(|| a.nothing()).merge(a, Some(&made.mode));
             prop_assert_eq!(held.as_ref(), Some(a), "what is merged into nothing is all there is");
-            Cell::merge_into(&mut held, b, Some(&made.mode));
+            held.get_or_insert_with(|| b.nothing()).merge(b, Some(&made.mode));
             prop_assert_eq!(held, Some(ab));
         }
     }
@@ -128,8 +128,8 @@ proptest! {
 fn nothing_concurrent_is_given_up_while_the_keyspace_is_not_known() {
     let siblings = |mode: Option<&Mode>| {
         let mut held = None;
-        Cell::merge_into(&mut held, &written("a", 1), mode);
-        Cell::merge_into(&mut held, &written("b", 2), mode);
+        held.get_or_insert_with(|| written("a", 1).nothing()).merge(&written("a", 1), mode);
+        held.get_or_insert_with(|| written("b", 2).nothing()).merge(&written("b", 2), mode);
         let Some(Cell::Available(record)) = held else { panic!("two cells were merged") };
         record.siblings.len()
     };

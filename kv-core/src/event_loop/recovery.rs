@@ -39,9 +39,10 @@ impl EventLoop {
         let place = Place { index, of: config.loops.max(1) };
         let (held, hints) = holding(place, stats);
         let view = View::recover(config.clone(), cluster, incarnation, place, reader)?;
+        let map_seed = config.map_seed;
         let mut new = Self {
             kernel: Kernel::new(config, incarnation, place, held, hints),
-            requests: Requests::default(),
+            requests: Requests::new(map_seed),
             replications: Replications::default(),
             slices: Slices::default(),
             exchanges: Exchanges::default(),

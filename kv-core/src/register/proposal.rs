@@ -162,7 +162,6 @@ impl<F: Fn(&dyn Fn(NodeId) -> bool) -> bool> Quorum for F {
 #[derive(Debug)]
 pub struct Proposal {
     me: Proposer,
-    /// The epoch of the partition's entry by which it asks.
     epoch: Epoch,
     wish: Wish,
     phase: Phase,
@@ -235,7 +234,7 @@ impl Proposal {
             lease: None,
             rules,
         };
-        let question = proposal.first(epoch, lease, used, now);
+        let question = proposal.first(lease, used, now);
         (proposal, question)
     }
 
@@ -243,10 +242,10 @@ impl Proposal {
         self.rules.keep(rule)
     }
 
-    fn first(&mut self, epoch: Epoch, lease: Option<Lease>, used: &mut u64, now: Moment) -> Question {
+    fn first(&mut self, lease: Option<Lease>, used: &mut u64, now: Moment) -> Question {
         // Only a change that holds is proposed right away: what others did since is not known (rule C4).
         if let (Wish::Change(change), Some(Lease { next, state })) = (&self.wish, &lease)
-            && next.epoch == epoch
+            && next.epoch == self.epoch
             && state.requests.find(change.request) == Known::New
             && change.request.stamp > now.floor
             && holds(change.when, Some(state), now.wall)
@@ -266,21 +265,27 @@ impl Proposal {
             self.phase = Phase::Reading(Reading::default());
             return Question::Read;
         }
-        self.prepare(epoch, used)
+        self.prepare(used)
     }
 
-    /// Begins again, above all ballots that it has heard of.
+    /// Begins again, above all ballots that it has heard of, by the entry of an epoch.
     pub fn again(&mut self, epoch: Epoch, used: &mut u64) -> Question {
-        self.prepare(epoch, used)
+        self.epoch = epoch;
+        self.prepare(used)
     }
 
-    fn prepare(&mut self, epoch: Epoch, used: &mut u64) -> Question {
+    /// The epoch of the partition's entry by which it asks.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn prepare(&mut self, used: &mut u64) -> Question {
         if !self.keeps(Rule::CountBallots) {
             *used = 0;
         }
-        let ballot = self.highest.next(epoch, self.me, used);
+        let ballot = self.highest.next(self.epoch, self.me, used);
         self.highest = ballot;
-        self.epoch = epoch;
         self.lease = None;
         self.lost.clear();
         self.phase = Phase::Preparing(ballot, BTreeMap::new());
@@ -378,6 +383,15 @@ impl Proposal {
         self.nearest = Some(node);
     }
 
+    /// How a replica is asked a question.
+    #[must_use]
+    pub fn question_for(&self, node: NodeId, question: &Question) -> Question {
+        match question {
+            Question::Read if self.nearest.is_some_and(|nearest| nearest != node) => Question::Ballot,
+            _ => question.clone(),
+        }
+    }
+
     /// Whether it only reads.
     #[must_use]
     pub fn is_read(&self) -> bool {
@@ -420,7 +434,7 @@ impl Proposal {
             if known == Known::New && !holds(change.when, state.as_ref(), now.wall) {
                 return Step::Done(Answer::Failed(state));
             }
-            return Step::Ask(self.prepare(self.epoch, used));
+            return Step::Ask(self.prepare(used));
         }
         if is_sure && !is_whole {
             let is_awaited = |node: NodeId| !ballots.contains_key(&node) && !self.lost.contains(&node);
@@ -436,7 +450,7 @@ impl Proposal {
             return Step::Wait;
         }
         if matches!(self.wish, Wish::Change(_)) {
-            return Step::Ask(self.prepare(self.epoch, used));
+            return Step::Ask(self.prepare(used));
         }
         self.phase = Phase::Blocked;
         Step::Blocked

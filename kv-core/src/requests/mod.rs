@@ -40,7 +40,7 @@ use scan::ScanOp;
 use write::WriteOp;
 
 /// The requests that this node coordinates, forwards or answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Requests {
     ops: InFlight,
     hedges: HedgeBudget,
@@ -130,6 +130,15 @@ impl Op {
 }
 
 impl Requests {
+    pub(crate) fn new(map_seed: u64) -> Self {
+        Self {
+            ops: InFlight::default(),
+            hedges: HedgeBudget::default(),
+            registers: Registers::new(map_seed),
+            commands: VecDeque::new(),
+        }
+    }
+
     /// How many are in flight.
     pub(crate) fn len(&self) -> usize {
         self.ops.len()
@@ -518,6 +527,7 @@ impl Requests {
         match self.ops.get(&op).map(|op| &op.state) {
             Some(OpState::Get(_)) => self.hedge_get(ctx, op),
             Some(OpState::Forward(_)) => self.hedge_forward(ctx, op),
+            Some(OpState::Register(_)) => self.hedge_register(ctx, op),
             _ => {}
         }
     }

@@ -47,25 +47,26 @@ pub(super) fn identify(ctx: &mut Ctx<'_>, request: &mut KeyRequest) {
 
 /// An identity of this loop's own, with a stamp above `seen`.
 pub(super) fn own(ctx: &mut Ctx<'_>, seen: Hlc) -> RequestId {
-    let stamp = ctx.kernel.clock.name(ctx.kernel.now.wall, seen, ctx.view.cluster.clock_skew_max);
-    RequestId { stamp, client: client(ctx) }
+    let (stamp, is_far) = ctx.kernel.clock.name(ctx.kernel.now.wall, seen, ctx.view.cluster.clock_skew_max);
+    RequestId { stamp, client: client(ctx, is_far) }
 }
 
 /// Whether this loop has made the identity, in this run of the node.
 pub(super) fn is_own(ctx: &Ctx<'_>, request: RequestId) -> bool {
-    request.client == client(ctx)
+    [false, true].into_iter().any(|is_far| request.client == client(ctx, is_far))
 }
 
 /// The client for which this loop draws, unlike any other: its timestamps never repeat within one run of the node, unless its clock is
-/// set back, and then it is another client.
-fn client(ctx: &Ctx<'_>) -> u64 {
+/// set back, and then it is another client. So it is for stamps from too far ahead (`is_far`): the clock comes to them later.
+fn client(ctx: &Ctx<'_>, is_far: bool) -> u64 {
     let (incarnation, place) = (ctx.view.incarnation, ctx.view.place);
-    let mut bytes = [0; 22];
+    let mut bytes = [0; 23];
     bytes[..8].copy_from_slice(&incarnation.store.0.to_le_bytes());
     bytes[8..12].copy_from_slice(&incarnation.boot.to_le_bytes());
     bytes[12..16].copy_from_slice(&incarnation.nonce.to_le_bytes());
     bytes[16..18].copy_from_slice(&place.index.to_le_bytes());
-    bytes[18..].copy_from_slice(&ctx.kernel.clock.set_back().to_le_bytes());
+    bytes[18..22].copy_from_slice(&ctx.kernel.clock.set_back().to_le_bytes());
+    bytes[22] = u8::from(is_far);
     xxh3_64(&bytes).max(1)
 }
 

@@ -14,6 +14,7 @@ use super::{Op, OpState, Origin, Requests, once};
 use crate::acceptor;
 use crate::error::{Kind, RequestError};
 use crate::kernel::TimerKey;
+use crate::map::{Map, map};
 use crate::message::{
     Attempt, CallId, Consistency, KeyRequest, Message, Operation, Refusal, Response, Value, When, weight,
 };
@@ -21,7 +22,7 @@ use crate::register::proposal::{Answer, Change, Condition, Lease, Moment, Propos
 use crate::register::{Ballot, Proposer, State, token};
 use crate::ring::Owner;
 use crate::storage::StorageKey;
-use crate::types::{Epoch, Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
+use crate::types::{Hlc, KeyspaceId, Monotonic, NodeId, PartitionId};
 use crate::view::quorum::Needs;
 use crate::wiring::{Ctx, OpId, Timer, Waiter};
 
@@ -51,9 +52,11 @@ struct Run {
     proposal: Proposal,
     question: Question,
     call: CallId,
-    epoch: Epoch,
     /// Owners that have not answered the question.
     awaited: Vec<NodeId>,
+    /// Owners that are asked only if those do not tell enough, and when that is.
+    spare: Vec<NodeId>,
+    hedge: Option<TimerKey>,
     /// Whether one has not done what it asks.
     is_refused: bool,
     /// Whether the proposal has come to its answer.
@@ -61,12 +64,12 @@ struct Run {
 }
 
 /// What this node knows of registers as a proposer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registers {
     /// The requests on a key, the one whose turn it is first.
-    turns: BTreeMap<StorageKey, VecDeque<OpId>>,
+    turns: Map<StorageKey, VecDeque<OpId>>,
     /// The leases, each gone while a request uses it, and their keys in the order in which they came.
-    leases: BTreeMap<StorageKey, Option<Lease>>,
+    leases: Map<StorageKey, Option<Lease>>,
     order: VecDeque<StorageKey>,
     /// The highest counter of a ballot that was used.
     used: u64,
@@ -102,6 +105,17 @@ impl RegisterOp {
 }
 
 impl Registers {
+    pub(super) fn new(map_seed: u64) -> Self {
+        Self {
+            turns: map(map_seed),
+            leases: map(map_seed),
+            order: VecDeque::new(),
+            used: 0,
+            retries: 0,
+            late: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn retries(&self) -> u64 {
         self.retries
     }
@@ -111,9 +125,12 @@ impl Registers {
     }
 
     fn keep_lease(&mut self, key: &StorageKey, lease: Lease) {
-        if self.leases.insert(key.clone(), Some(lease)).is_none() {
-            self.order.push_back(key.clone());
+        if let Some(kept) = self.leases.get_mut(key) {
+            *kept = Some(lease);
+            return;
         }
+        self.leases.insert(key.clone(), Some(lease));
+        self.order.push_back(key.clone());
         while self.order.len() > LEASES_MAX {
             if let Some(oldest) = self.order.pop_front() {
                 self.leases.remove(&oldest);
@@ -157,15 +174,8 @@ impl Requests {
             // Whoever proposes now does it, or it is tried again.
             return;
         }
-        let request = KeyRequest {
-            keyspace: key.keyspace(),
-            key: key.key_bytes(),
-            epoch: ctx.view.entry_epoch(key.partition()),
-            consistency: Consistency::default(),
-            operation: Operation::Get,
-        };
         let deadline = ctx.kernel.now.mono.plus(ctx.view.config.deadline);
-        self.open_register(ctx, Origin::Nobody, (request, key.clone()), deadline, true);
+        self.open_register(ctx, Origin::Nobody, (get_of(ctx, key), key.clone()), deadline, true);
     }
 
     /// Reads a key for a scan of this node.
@@ -177,14 +187,7 @@ impl Requests {
         deadline: Monotonic,
     ) {
         let stored = StorageKey::owned(partition, keyspace, &key);
-        let epoch = ctx.view.entry_epoch(partition);
-        let request = KeyRequest {
-            keyspace,
-            key: key.clone(),
-            epoch,
-            consistency: Consistency::default(),
-            operation: Operation::Get,
-        };
+        let request = get_of(ctx, &stored);
         let origin = Origin::Page { scan, attempt, key };
         self.open_register(ctx, origin, (request, stored), deadline, false);
     }
@@ -221,49 +224,88 @@ impl Requests {
         let lease = self.registers.lease(&key);
         let begin = (me, epoch, ctx.view.rules.clone());
         let (proposal, question) = Proposal::begin(begin, wish, lease, &mut self.registers.used, moment(ctx));
-        let asked = question.clone();
-        let (call, awaited) = (CallId(0), Vec::new());
-        let run = Run { proposal, question: asked, call, epoch, awaited, is_refused: false, is_done: false };
+        let run = Run {
+            proposal,
+            question: question.clone(),
+            call: CallId(0),
+            awaited: Vec::new(),
+            spare: Vec::new(),
+            hedge: None,
+            is_refused: false,
+            is_done: false,
+        };
         if let Some(Op { state: OpState::Register(register), .. }) = self.ops.get_mut(&op) {
             register.run = Some(run);
         }
         self.ask_register(ctx, op, question);
     }
 
-    /// Asks all owners.
+    /// Asks the owners: to read as many as are a majority, and the others if one of those is slow or has something else; for a promise,
+    /// or to accept, all of them.
     fn ask_register(&mut self, ctx: &mut Ctx<'_>, op: OpId, question: Question) {
         let call = ctx.kernel.next_call();
         let Some((key, run)) = running(&mut self.ops, op) else { return };
-        let (key, epoch) = (key.clone(), run.epoch);
-        let me = ctx.me();
-        let owners = ctx.view.owners(key.partition());
-        let (up, down): (Vec<NodeId>, Vec<NodeId>) =
-            owners.into_iter().partition(|&node| ctx.is_owner_up(key.partition(), node));
-        run.question = question.clone();
-        run.is_refused = false;
-        let before = std::mem::replace(&mut run.call, call);
-        let unanswered = std::mem::replace(&mut run.awaited, up.clone());
-        give_up(ctx, before, &unanswered);
-        // This node's own copy is the nearest: of the others the ballot is enough to know whether they have the same.
-        let mut of_others = question.clone();
-        if question == Question::Read && up.contains(&me) {
-            run.proposal.set_nearest(me);
-            of_others = Question::Ballot;
+        let partition = key.partition();
+        let up = ctx.owners_up(partition);
+        let down: Vec<NodeId> = ctx.view.owners(partition).into_iter().filter(|node| !up.contains(node)).collect();
+        let (first, spare) = match ctx.view.entry(partition) {
+            Some(entry) if question == Question::Read => Needs::majority().choose_owners(entry, up),
+            _ => (up, Vec::new()),
+        };
+        if question == Question::Read
+            && let Some(&nearest) = first.first()
+        {
+            run.proposal.set_nearest(nearest);
         }
-        for &node in up.iter().filter(|&&node| node != me) {
-            let message = Message::Register {
-                call,
-                epoch,
-                keyspace: key.keyspace(),
-                key: key.key_bytes(),
-                question: of_others.clone(),
-            };
+        run.question = question;
+        run.is_refused = false;
+        let hedge = (!spare.is_empty()).then(|| {
+            let at = ctx.kernel.now.mono.plus(ctx.view.config.hedge_after);
+            ctx.kernel.set_timer(at, Timer::Hedge(op))
+        });
+        run.spare = spare;
+        let before = std::mem::replace(&mut run.call, call);
+        let unanswered = std::mem::take(&mut run.awaited);
+        if let Some(timer) = std::mem::replace(&mut run.hedge, hedge) {
+            ctx.kernel.cancel_timer(timer);
+        }
+        give_up(ctx, before, &unanswered);
+        self.ask_owners(ctx, op, &first);
+        for node in down {
+            self.register_answered(ctx, op, node, call, Err(None));
+        }
+    }
+
+    /// Puts the present question to some of the owners. Of a reading the nearest tells what it has accepted; of the others the ballot is
+    /// enough to know whether they have the same.
+    fn ask_owners(&mut self, ctx: &mut Ctx<'_>, op: OpId, nodes: &[NodeId]) {
+        let Some((key, run)) = running(&mut self.ops, op) else { return };
+        run.awaited.extend(nodes);
+        let (key, call, epoch) = (key.clone(), run.call, run.proposal.epoch());
+        let me = ctx.me();
+        for &node in nodes {
+            let question = run.proposal.question_for(node, &run.question);
+            if node == me {
+                acceptor::ask_own(ctx, (op, call, epoch), &key, question);
+                continue;
+            }
+            let message = Message::Register { call, epoch, keyspace: key.keyspace(), key: key.key_bytes(), question };
             ctx.kernel.ask(node, call, Waiter::Register(op), message);
         }
-        if up.contains(&me) {
-            acceptor::ask_own(ctx, (op, call, epoch), &key, question);
+    }
+
+    /// One of those that were asked to read is slow, or will not answer: the others are asked, too.
+    pub(super) fn hedge_register(&mut self, ctx: &mut Ctx<'_>, op: OpId) {
+        let Some((key, run)) = running(&mut self.ops, op) else { return };
+        if let Some(timer) = run.hedge.take() {
+            ctx.kernel.cancel_timer(timer);
         }
-        for node in down {
+        let (partition, call) = (key.partition(), run.call);
+        let spare = std::mem::take(&mut run.spare);
+        let (up, gone): (Vec<NodeId>, Vec<NodeId>) =
+            spare.into_iter().partition(|&node| ctx.is_owner_up(partition, node));
+        self.ask_owners(ctx, op, &up);
+        for node in gone {
             self.register_answered(ctx, op, node, call, Err(None));
         }
     }
@@ -289,6 +331,7 @@ impl Requests {
             return;
         }
         let Some((key, run)) = running(&mut self.ops, op) else { return };
+        let is_late = result.is_err() && run.awaited.contains(&node);
         run.awaited.retain(|awaited| *awaited != node);
         run.is_refused |= !matches!(result, Ok(Reply::Told(_) | Reply::At(_) | Reply::Accepted));
         let entry = ctx.view.entry(key.partition());
@@ -299,6 +342,7 @@ impl Requests {
         let now = (&mut self.registers.used, moment(ctx));
         let step = run.proposal.answered(node, &question, result.ok(), &quorum, now);
         match step {
+            Step::Wait if is_late || run.awaited.is_empty() => self.hedge_register(ctx, op),
             Step::Wait => {}
             Step::Ask(question) => self.ask_register(ctx, op, question),
             Step::Blocked => self.register_blocked(ctx, op),
@@ -346,8 +390,8 @@ impl Requests {
             ctx.kernel.cancel_timer(timer);
         }
         let Some(run) = &mut register.run else { return };
-        run.epoch = ctx.view.entry_epoch(register.key.partition());
-        let question = run.proposal.again(run.epoch, &mut self.registers.used);
+        let epoch = ctx.view.entry_epoch(register.key.partition());
+        let question = run.proposal.again(epoch, &mut self.registers.used);
         self.ask_register(ctx, op, question);
     }
 
@@ -469,6 +513,9 @@ impl Requests {
             ctx.kernel.cancel_timer(pause);
         }
         if let Some(run) = register.run {
+            if let Some(timer) = run.hedge {
+                ctx.kernel.cancel_timer(timer);
+            }
             give_up(ctx, run.call, &run.awaited);
             let is_accepted = run.is_done && matches!(run.question, Question::Accept { .. });
             if run.proposal.leaves_replicas_apart() && !is_accepted {
@@ -485,6 +532,17 @@ impl Requests {
         if let Some(next) = next.filter(|_| was_first) {
             self.run_register(ctx, next);
         }
+    }
+}
+
+/// A get of this node's own.
+fn get_of(ctx: &Ctx<'_>, key: &StorageKey) -> KeyRequest {
+    KeyRequest {
+        keyspace: key.keyspace(),
+        key: key.key_bytes(),
+        epoch: ctx.view.entry_epoch(key.partition()),
+        consistency: Consistency::default(),
+        operation: Operation::Get,
     }
 }
 

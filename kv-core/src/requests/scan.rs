@@ -40,7 +40,7 @@ pub(super) struct ScanOp {
     is_busy: bool,
     /// Counts how often the scan was started.
     attempt: u32,
-    /// How many nodes are asked about a partition.
+    /// How many nodes are asked about a partition, in a consistent keyspace.
     asked: BTreeMap<PartitionId, usize>,
     page: Option<Page>,
 }
@@ -59,20 +59,12 @@ struct Page {
     next: Option<Bytes>,
 }
 
-/// What the nodes that were asked hold of a key of a consistent keyspace.
-#[derive(Debug, Default)]
-struct Told {
-    registers: Vec<Register>,
-}
-
-impl Told {
-    /// Whether all that were asked have accepted one and the same, which has not expired.
-    fn is_sure(&self, asked: usize, now: WallTime) -> bool {
-        let one = self.registers.first().map(Register::ballot);
-        let is_one = self.registers.iter().all(|register| Some(register.ballot()) == one);
-        let has_ended = self.registers.iter().any(|register| register.expires().is_some_and(|expires| expires <= now));
-        self.registers.len() == asked && is_one && !has_ended
-    }
+/// Whether all of so many that were asked have accepted one and the same, which has not expired. `told`: what they have accepted.
+fn is_sure(told: &[Register], asked: usize, now: WallTime) -> bool {
+    let one = told.first().map(Register::ballot);
+    let is_one = told.iter().all(|register| Some(register.ballot()) == one);
+    let has_ended = told.iter().any(|register| register.expires().is_some_and(|expires| expires <= now));
+    told.len() == asked && is_one && !has_ended
 }
 
 impl ScanOp {
@@ -136,8 +128,10 @@ impl Requests {
         scan.answers.clear();
         scan.page = None;
         scan.asked.clear();
-        for (partition, _) in asked.values().flatten() {
-            *scan.asked.entry(*partition).or_default() += 1;
+        if ctx.view.mode(request.keyspace) == Some(&Mode::Consistent) {
+            for (partition, _) in asked.values().flatten() {
+                *scan.asked.entry(*partition).or_default() += 1;
+            }
         }
         scan.attempt += 1;
         let attempt = scan.attempt;
@@ -263,24 +257,25 @@ impl Requests {
     fn page(&self, ctx: &Ctx<'_>, request: &ScanRequest, answers: Vec<SliceAnswer>) -> Response {
         let mode = ctx.view.mode(request.keyspace);
         let bound = bound_of(ctx, &answers);
-        let keys = answers.iter().flat_map(|answer| &answer.records).map(|record| record.1.clone());
-        let mut cells: BTreeMap<Bytes, Merged> = keys
-            .filter(|key| bound.as_ref().is_none_or(|bound| key <= bound))
-            .map(|key| (key, Merged::default()))
-            .collect();
+        let mut cells: BTreeMap<Bytes, (Option<PartitionId>, Merged)> = BTreeMap::new();
+        for (_, key, _) in answers.iter().flat_map(|answer| &answer.records) {
+            if bound.as_ref().is_none_or(|bound| key <= bound) && !cells.contains_key(key) {
+                cells.insert(key.clone(), (ctx.view.partition_of(key), Merged::default()));
+            }
+        }
         for SliceAnswer { records, settled, .. } in answers {
             let settled: BTreeMap<PartitionId, Hlc> = settled.into_iter().collect();
-            let until = |key| ctx.view.partition_of(key).and_then(|it| settled.get(&it)).copied().unwrap_or_default();
             let mut held: BTreeMap<Bytes, Cell> = records.into_iter().map(|(_, key, cell)| (key, cell)).collect();
-            for (key, merged) in &mut cells {
+            for (key, (partition, merged)) in &mut cells {
                 // Nobody speaks for partitions of which he was not asked: they have no watermark here.
-                merged.add(held.remove(key).as_ref(), until(key), mode);
+                let until = partition.and_then(|partition| settled.get(&partition)).copied().unwrap_or_default();
+                merged.add(held.remove(key).as_ref(), until, mode);
             }
         }
         let mut entries = Vec::new();
         let mut next = bound;
-        for (key, cell) in cells {
-            let Some(record) = cell.cell.as_ref().and_then(Cell::record) else { continue };
+        for (key, (_, merged)) in cells {
+            let Some(record) = merged.cell.as_ref().and_then(Cell::record) else { continue };
             let live = record.live(ctx.kernel.now.wall);
             if live.is_empty() {
                 continue;
@@ -300,12 +295,12 @@ impl Requests {
     fn begin_page(&mut self, ctx: &mut Ctx<'_>, op: OpId, answers: Vec<SliceAnswer>) {
         let Some(Op { state: OpState::Scan(scan), .. }) = self.ops.get_mut(&op) else { return };
         let bound = bound_of(ctx, &answers);
-        let mut told: BTreeMap<Bytes, Told> = BTreeMap::new();
+        let mut told: BTreeMap<Bytes, Vec<Register>> = BTreeMap::new();
         for (_, key, cell) in answers.into_iter().flat_map(|answer| answer.records) {
             // A promise alone is nothing that others need to have.
             let Cell::Consistent(register) = cell else { continue };
             if register.accepted.is_some() && bound.as_ref().is_none_or(|bound| key <= *bound) {
-                told.entry(key).or_default().registers.push(register);
+                told.entry(key).or_default().push(register);
             }
         }
         let mut page = Page { unsure: VecDeque::new(), reads: 0, entries: BTreeMap::new(), next: bound };
@@ -317,8 +312,8 @@ impl Requests {
             }
             let partition = ctx.view.partition_of(&key);
             let asked = partition.and_then(|partition| scan.asked.get(&partition)).copied().unwrap_or_default();
-            if told.is_sure(asked, ctx.kernel.now.wall) || !ctx.view.keep(Rule::ReadWantsAgreement) {
-                let state = told.registers.pop().and_then(|register| register.accepted).map(|accepted| accepted.state);
+            if is_sure(&told, asked, ctx.kernel.now.wall) || !ctx.view.keep(Rule::ReadWantsAgreement) {
+                let state = told.pop().and_then(|register| register.accepted).map(|accepted| accepted.state);
                 let Some(state) = state.filter(|state| state.value.is_some()) else { continue };
                 let context = token::encode(Some(state.version), scan.request.keyspace, &key);
                 let values = value_of_state(state).into_iter().collect();

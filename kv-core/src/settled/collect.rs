@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Settling, is_stable};
 use crate::acceptor;
-use crate::cell::Unsettled;
+use crate::cell::{Cell, Unsettled};
 use crate::event::Event;
 use crate::message::CallId;
 use crate::rule::Rule;
@@ -182,11 +182,11 @@ impl Settling {
             if rest.is_some() {
                 self.collecting.partly.insert(partition);
             }
-            match stored.cell.register() {
-                Some(register) => acceptor::remove(ctx, key, register),
-                None => {
-                    ctx.kernel.put(key, rest.map(|cell| Stored { own: stored.own, cell }));
+            match rest {
+                Some(cell) => {
+                    ctx.kernel.put(key, Some(Stored { own: stored.own, cell }));
                 }
+                None => remove(ctx, key, &stored.cell),
             }
         }
     }
@@ -214,14 +214,19 @@ impl Settling {
             if ctx.view.keep(Rule::SetAside) {
                 ctx.kernel.set_aside(key, &stored.cell.lost_to(None, settled));
             }
-            match stored.cell.register() {
-                Some(register) => acceptor::remove(ctx, key, register),
-                None => {
-                    ctx.kernel.put(key, None);
-                }
-            }
+            remove(ctx, key, &stored.cell);
         }
         ctx.kernel.after_key(key, AfterDurable::Merged { id, round });
+    }
+}
+
+/// Removes all that is held of a key.
+fn remove(ctx: &mut Ctx<'_>, key: &StorageKey, cell: &Cell) {
+    match cell.register() {
+        Some(register) => acceptor::remove(ctx, key, register),
+        None => {
+            ctx.kernel.put(key, None);
+        }
     }
 }
 

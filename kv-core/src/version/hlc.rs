@@ -42,9 +42,10 @@ impl Clock {
         self.last.max(seen.next())
     }
 
-    /// A stamp for a request, above `seen` and unlike any other one that it has given to a request since it last went back: two requests
-    /// with one name would be taken for one. `limit`: how far ahead a stamp may be to be credible elsewhere.
-    pub fn name(&mut self, wall: WallTime, seen: Hlc, limit: Duration) -> Hlc {
+    /// A stamp for a request, above `seen`, and whether it is from too far ahead to be credible elsewhere: more than `limit`. It is unlike
+    /// any other one of these, or any other one of the rest, that it has given to a request since it last went back: two requests with one
+    /// name would be taken for one. A stamp that was from too far ahead may be given again when its time has come.
+    pub fn name(&mut self, wall: WallTime, seen: Hlc, limit: Duration) -> (Hlc, bool) {
         let latest = Hlc::at(wall.plus(limit));
         let far = usize::from(seen >= latest);
         if far == 0 && self.named[0] >= latest {
@@ -54,7 +55,7 @@ impl Clock {
         }
         let stamp = self.tick(wall, seen.max(self.named[far]));
         self.named[far] = stamp;
-        stamp
+        (stamp, far == 1)
     }
 
     /// Nothing is written at or before `floor` any more.

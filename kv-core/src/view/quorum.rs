@@ -103,6 +103,14 @@ impl Needs {
         (chosen, rest)
     }
 
+    /// The same of owners.
+    pub(crate) fn choose_owners(&self, entry: &Entry, candidates: Vec<NodeId>) -> (Vec<NodeId>, Vec<NodeId>) {
+        let candidates = candidates.into_iter().map(|node| (node, Role::Owner)).collect();
+        let (chosen, rest) = self.choose(entry, candidates);
+        let nodes = |asked: Vec<Asked>| asked.into_iter().map(|(node, _)| node).collect();
+        (nodes(chosen), nodes(rest))
+    }
+
     /// For people: how many there are of how many that are needed.
     pub(crate) fn progress(&self, entry: &Entry, has: impl Fn(&Owner) -> bool, fallbacks: usize) -> String {
         let part = |set: &[Owner]| {

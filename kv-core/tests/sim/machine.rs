@@ -330,11 +330,9 @@ impl World {
                 Space::Owned => {}
             }
             if Some(key.keyspace()) == self.registers.keyspace() {
-                if check::registers::is_new(self, index, key, value)? {
+                if check::registers::never_fall(self, index, key, value)? {
                     // It was collected and written again within one batch.
                     self.removed(index, key)?;
-                } else {
-                    check::registers::never_fall(self, index, key, value)?;
                 }
                 continue;
             }

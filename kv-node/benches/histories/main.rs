@@ -8,6 +8,8 @@
 #![allow(clippy::print_stdout, reason = "the figures go there")]
 
 mod faults;
+#[path = "../soak/frame.rs"]
+mod frame;
 #[path = "../soak/health.rs"]
 mod health;
 #[allow(dead_code, reason = "the soak uses the rest")]
@@ -71,18 +73,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let ended = arguments().and_then(|arguments| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build()?;
-        runtime.block_on(run(&arguments))
-    });
-    match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("histories: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    frame::run("histories", 3, arguments(), run)
 }
 
 fn arguments() -> Outcome<Arguments> {
@@ -93,19 +84,13 @@ fn arguments() -> Outcome<Arguments> {
         only: None,
         keep_logs: None,
     };
-    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
-    while let Some(flag) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{flag} has no value"))?;
+    for (flag, value) in frame::flags()? {
         match flag.as_str() {
             "--minutes" => read.time = Duration::from_secs_f64(value.parse::<f64>()? * 60.0),
             "--seed" => read.seed = value.parse()?,
             "--out" => read.out = value.into(),
             "--keep-logs" => read.keep_logs = Some(value.into()),
-            "--only" => {
-                let known = FAULTS.iter().find(|fault| fault.1 == value).map(|fault| fault.0);
-                let names = FAULTS.map(|fault| fault.1).join(", ");
-                read.only = Some(known.ok_or_else(|| format!("there is no fault {value:?}; there are {names}"))?);
-            }
+            "--only" => read.only = Some(frame::named(&FAULTS, &value)?),
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
@@ -152,11 +137,7 @@ async fn run(arguments: &Arguments) -> Outcome<bool> {
         ("what clients were told is linearizable", holds && judge.violations == 0),
         ("the cluster recovered from every fault", recovers),
     ];
-    println!();
-    for (what, held) in checks {
-        println!("{}: {what}", if held { "held" } else { "VIOLATED" });
-    }
-    Ok(checks.iter().all(|check| check.1))
+    Ok(frame::all_hold(&checks))
 }
 
 async fn turns(arguments: &Arguments, cluster: &mut Cluster<'_>, judge: &mut Judge) -> Outcome<()> {

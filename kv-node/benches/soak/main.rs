@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "the figures go there")]
 
 mod check;
+mod frame;
 mod greedy;
 mod health;
 #[allow(dead_code, reason = "the bench of histories uses the rest")]
@@ -107,36 +108,19 @@ struct Sum {
 }
 
 fn main() -> ExitCode {
-    let ended = arguments().and_then(|arguments| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(soak(&arguments))
-    });
-    match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("soak: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    frame::run("soak", 2, arguments(), soak)
 }
 
 fn arguments() -> Outcome<Arguments> {
     let mut read =
         Arguments { time: Duration::from_secs(30 * 60), line_mib: 1024, wait_line: None, only: None, keep_logs: None };
-    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
-    while let Some(flag) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{flag} has no value"))?;
+    for (flag, value) in frame::flags()? {
         match flag.as_str() {
             "--minutes" => read.time = Duration::from_secs_f64(value.parse::<f64>()? * 60.0),
             "--line-mib" => read.line_mib = value.parse()?,
             "--wait-line-ms" => read.wait_line = Some(Duration::from_millis(value.parse()?)),
             "--keep-logs" => read.keep_logs = Some(value.into()),
-            "--only" => {
-                let known = FAULTS.iter().find(|fault| fault.1 == value).map(|fault| fault.0);
-                let names = FAULTS.map(|fault| fault.1).join(", ");
-                read.only = Some(known.ok_or_else(|| format!("there is no fault {value:?}; there are {names}"))?);
-            }
+            "--only" => read.only = Some(frame::named(&FAULTS, &value)?),
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
@@ -233,11 +217,7 @@ async fn soak(arguments: &Arguments) -> Outcome<bool> {
         ("the cluster recovered from every fault", holds),
         ("no client at a survivor waited longer than the line", arguments.wait_line.is_none_or(|line| longest <= line)),
     ];
-    println!();
-    for (what, held) in checks {
-        println!("{}: {what}", if held { "held" } else { "VIOLATED" });
-    }
-    Ok(checks.iter().all(|check| check.1))
+    Ok(frame::all_hold(&checks))
 }
 
 /// Carries a fault out from its beginning to its end.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kv_core::error::{Kind, RequestError};
 use kv_core::topology::Change;
-use kv_proto::client::{Client, Condition, Conditional, How, Options, Transport, Unchanged, Write};
+use kv_proto::client::{Client, Condition, How, Options, Transport, Write};
 use kv_proto::v1;
 use kv_proto::v1::key_value_client::KeyValueClient;
+use kv_testing::{done, failed};
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -42,20 +43,6 @@ fn put(key: &'static str, value: &str) -> v1::PutRequest {
     v1::PutRequest { keyspace: locks().keyspace, key, value, timeout_ms: 30_000, ..v1::PutRequest::default() }
 }
 
-fn done(conditional: Conditional) -> Bytes {
-    match conditional {
-        Conditional::Written(written) => written.context,
-        Conditional::Unchanged(unchanged) => panic!("the condition failed: {unchanged:?}"),
-    }
-}
-
-fn failed(conditional: Conditional) -> (Option<Bytes>, Bytes) {
-    match conditional {
-        Conditional::Unchanged(Unchanged { value, context }) => (value.map(|value| value.value), context),
-        Conditional::Written(written) => panic!("written: {written:?}"),
-    }
-}
-
 #[tokio::test]
 async fn conditions_are_kept_across_nodes() {
     let (world, client) = with_locks().await;
@@ -78,11 +65,11 @@ async fn conditions_are_kept_across_nodes() {
         let gone = done(delete(&second).await);
         assert_eq!(failed(put(b"c", Condition::Unchanged(second)).await), (None, gone.clone()));
         assert!(client.get(&locks(), &key).await.unwrap().values.is_empty());
-        done(put(b"c", Condition::Absent).await);
+        drop(done(put(b"c", Condition::Absent).await));
         client.put(&locks(), &key, &text(b"d"), &Write::default()).await.unwrap();
         client.delete(&locks(), &key, None).await.unwrap();
         let hour = Some(Duration::from_secs(3600));
-        done(client.put_if(&locks(), &key, &text(b"e"), hour, &Condition::Absent).await.unwrap());
+        drop(done(client.put_if(&locks(), &key, &text(b"e"), hour, &Condition::Absent).await.unwrap()));
         assert!(client.get(&locks(), &key).await.unwrap().values[0].expires.is_some());
     }
     // Whatever node is asked, it tells what the last one has written.
@@ -154,7 +141,7 @@ async fn without_a_majority_nothing_is_done_and_that_is_said_at_once() {
     world.nodes[1].restart();
     world.wait_until_all_up(&client).await;
     assert_eq!(client.get(&locks(), &key).await.unwrap(), before, "nothing was done");
-    done(client.put_if(&locks(), &key, &key, None, &Condition::Unchanged(before.context)).await.unwrap());
+    drop(done(client.put_if(&locks(), &key, &key, None, &Condition::Unchanged(before.context)).await.unwrap()));
 }
 
 #[tokio::test]

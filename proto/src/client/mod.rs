@@ -197,8 +197,8 @@ impl Client {
     /// Writes a key of a consistent keyspace if the condition holds.
     ///
     /// # Errors
-    /// As for a put. `Unknown` is also what a condition that fails becomes if an earlier attempt of this write may have been carried
-    /// out: then what was found may be its own work.
+    /// As for a put. `Conflict`: the condition did not hold for an earlier attempt of this write, and nothing was done. `Unknown` is also
+    /// what a condition that fails for the first attempt becomes while a second one has no answer.
     pub async fn put_if(
         &self,
         how: &How,

@@ -388,13 +388,11 @@ impl Client {
                 {
                     self.inner.ids.shown(*newest);
                 }
-                let outcome =
-                    outcome.and_then(
-                        |response| {
-                            if operation.is_answered_by(&response) { Ok(response) } else { Err(mismatch()) }
-                        },
-                    );
-                outcome.map_err(|error| Failure { error, transport: false })
+                match outcome {
+                    Ok(response) if operation.is_answered_by(&response) => Ok(response),
+                    Ok(_) => Err(Failure { error: mismatch(), transport: false }),
+                    Err(error) => Err(Failure { error, transport: false }),
+                }
             }
             Err(failure) => {
                 if failure.transport {

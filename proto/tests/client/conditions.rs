@@ -2,8 +2,9 @@
 
 use kv_core::config::Mode;
 use kv_core::types::KeyspaceId;
-use kv_proto::client::{Change, Condition, Conditional, Unchanged, Updated};
+use kv_proto::client::{Change, Condition, Updated};
 use kv_proto::v1;
+use kv_testing::{done, failed};
 
 use super::*;
 
@@ -22,22 +23,6 @@ fn text(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
 
-/// The context of a write that was done.
-fn done(conditional: Conditional) -> Bytes {
-    match conditional {
-        Conditional::Written(written) => written.context,
-        Conditional::Unchanged(unchanged) => panic!("the condition failed: {unchanged:?}"),
-    }
-}
-
-/// What a write found whose condition failed.
-fn failed(conditional: Conditional) -> (Option<Bytes>, Bytes) {
-    match conditional {
-        Conditional::Unchanged(Unchanged { value, context }) => (value.map(|value| value.value), context),
-        Conditional::Written(written) => panic!("written: {written:?}"),
-    }
-}
-
 async fn conditions_are_kept(transport: Transport) {
     let (_cluster, client, how) = with_locks(Options { transport, ..unhurried() }).await;
     let put =
@@ -52,7 +37,7 @@ async fn conditions_are_kept(transport: Transport) {
     assert_eq!(failed(delete(first).await), (Some(text("b")), second.clone()));
     let gone = done(delete(second.clone()).await);
     assert_eq!(failed(delete(second).await), (None, gone.clone()));
-    done(put("d", Condition::Unchanged(gone)).await);
+    drop(done(put("d", Condition::Unchanged(gone)).await));
 }
 
 #[tokio::test]
@@ -69,7 +54,7 @@ async fn conditions_are_kept_in_unary_calls() {
 async fn a_repetition_that_fails_is_certain() {
     let (cluster, client, how) = with_locks(Options::default()).await;
     let put = async |index| client.put_if(&how, &key(index), &text("v"), None, &Condition::Absent).await;
-    done(put(1).await.expect("written"));
+    drop(done(put(1).await.expect("written")));
     // Nobody knows what became of the first attempt, and the second one finds a value.
     cluster.nodes[cluster.primary(&key(1))].fail_next(&[Fault::Refuse(Kind::Unknown)]);
     // A repetition that fails says that the first attempt never takes effect, either.
@@ -80,7 +65,7 @@ async fn a_repetition_that_fails_is_certain() {
     // Carried out, and the answer is lost: the repetition has the same id, so it is known.
     cluster.world().writes.clear();
     cluster.nodes[cluster.primary(&key(2))].fail_next(&[Fault::Forget]);
-    done(put(2).await.expect("written once"));
+    drop(done(put(2).await.expect("written once")));
     let writes = cluster.world().writes.clone();
     assert_eq!((writes.len(), writes[0].1), (2, writes[1].1));
 }

@@ -100,18 +100,22 @@ fn no_two_requests_get_one_name() {
     let mut clock = Clock::default();
     // Two clients have seen the same, by a clock that is ahead of this one.
     let ahead = Hlc::at(WallTime(1_200_000));
-    let first = clock.name(wall, ahead, limit);
-    let second = clock.name(wall, ahead, limit);
+    let (first, _) = clock.name(wall, ahead, limit);
+    let (second, _) = clock.name(wall, ahead, limit);
     assert!(first > ahead && second > first);
-    assert!(clock.name(wall, Hlc::default(), limit) > second);
+    assert!(clock.name(wall, Hlc::default(), limit).0 > second);
     // What is too far ahead takes no other request along.
-    let far = Hlc::at(WallTime(9_000_000));
-    let first = clock.name(wall, far, limit);
-    assert!(first > far && clock.name(wall, far, limit) > first);
-    assert!(clock.name(wall, Hlc::default(), limit) < ahead.plus(limit));
+    let far = Hlc::at(WallTime(1_900_000));
+    let (first, is_far) = clock.name(wall, far, limit);
+    let (second, is_far_again) = clock.name(wall, far, limit);
+    assert!(first > far && second > first && is_far && is_far_again);
+    assert!(clock.name(wall, Hlc::default(), limit).0 < ahead.plus(limit));
+    // Its time comes, and it is given again: to a request of another kind.
+    let mut later = clock;
+    assert_eq!(later.name(WallTime(1_500_000), far, limit), (first, false));
     // The clock is set back by a little: stamps stay credible, and whoever draws them has another name.
     let before = clock.set_back();
     let early = WallTime(600_000);
-    assert!(clock.name(early, Hlc::default(), limit) < Hlc::at(early.plus(limit)));
+    assert!(clock.name(early, Hlc::default(), limit).0 < Hlc::at(early.plus(limit)));
     assert_eq!(clock.set_back(), before + 1);
 }

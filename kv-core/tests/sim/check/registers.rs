@@ -14,20 +14,8 @@ use crate::report::Count;
 use crate::settings::{machine_of, node_id};
 use crate::world::World;
 
-/// What a machine holds at a key.
-fn held(world: &World, machine: usize, key: &StorageKey) -> Register {
-    let cell = world.machines[machine].disk.visible_cell(key);
-    cell.and_then(|cell| cell.register().cloned()).unwrap_or_default()
-}
-
-/// Whether a machine writes a register in place of one that had accepted more.
-pub(crate) fn is_new(world: &World, machine: usize, key: &StorageKey, value: &Bytes) -> Result<bool, String> {
-    let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
-    Ok(stored.cell.register().is_some_and(|after| after.ballot() < held(world, machine, key).ballot()))
-}
-
-/// A machine writes a register.
-pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, value: &Bytes) -> Result<(), String> {
+/// A machine writes a register. Whether in place of one that had accepted more: that one was removed first.
+pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, value: &Bytes) -> Result<bool, String> {
     let node = node_id(machine);
     let stored = Stored::decode(value).map_err(|error| format!("{key} is written damaged: {error}"))?;
     let Some(after) = stored.cell.register() else { return Err(format!("{node} stores a record at {key}")) };
@@ -38,18 +26,15 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
             return Err(format!("C4: {:?} of {key} names {first:?} and {:?}", accepted.ballot, accepted.state));
         }
     }
-    let before = held(world, machine, key);
+    let before = world.machines[machine].disk.visible_cell(key);
+    let before: Register = before.and_then(|cell| cell.register().cloned()).unwrap_or_default();
+    if after.ballot() < before.ballot() {
+        return Ok(true);
+    }
     if after.promised < before.promised {
         return Err(format!(
             "C1: {node} has promised {:?} of {key}, and forgets that for {:?}",
             before.promised, after.promised
-        ));
-    }
-    if after.ballot() < before.ballot() {
-        return Err(format!(
-            "C2: {node} has accepted {:?} of {key}, and goes back to {:?}",
-            before.ballot(),
-            after.ballot()
         ));
     }
     let core = world.machines[machine].core.as_ref();
@@ -62,7 +47,7 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
             before.promised
         ));
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Rule C7: an owner removes a register when it has settled that there is no value, and every owner has held that or something later.
