@@ -145,6 +145,8 @@ pub(crate) fn apply(ctx: &mut Ctx<'_>, key: &StorageKey, stored: Option<&Stored>
     }
     let own = if is_owned { ctx.view.watermark(key.partition()) } else { Hlc::default() };
     if let (Some(held), Some(sent)) = (stored.and_then(|stored| stored.cell.register()), cell.register())
+        // A copy that is being filled has told no proposer what it holds: the promises in it came with what it was filled from.
+        && ctx.view.holds(key.partition())
         && held.keeps_out(sent, ctx.view.entry_epoch(key.partition()))
         && !(held.accepted.is_none() && sent.is_settled(own))
         && ctx.view.keep(Rule::InstallAbovePromise)

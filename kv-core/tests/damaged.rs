@@ -54,7 +54,7 @@ fn restored(theirs: Option<Cell>) -> Option<Bytes> {
     })
     .unwrap();
     let key = StorageKey::owned(layout.partition_of(b"key"), KeyspaceId(0), b"key");
-    let after = Some(Footprint { live: true, bytes: 10, hash: 1 });
+    let after = Some(Footprint { live: true, bytes: 10, hash: 1, blank: false });
     let value = Some(Bytes::from_static(b"\x02damage"));
     let damage = Write::Record { key: key.clone(), value, before: None, after, damaged: false };
     committer.commit(&[Batch { writes: vec![damage] }], Seq(1)).unwrap();

@@ -226,13 +226,11 @@ impl Register {
         binds && other.ballot() > self.ballot() && other.ballot() < self.promised
     }
 
-    /// Takes over what another replica has accepted, where that may be ([`Self::keeps_out`]). What the other one has promised binds it
-    /// alone: nobody was told by this one what it holds. If it did bind, a copy that is being filled, and answers no proposer, could be
-    /// kept from what it lacks by a promise that came before that.
+    /// Takes over what another replica holds, where that may be ([`Self::keeps_out`]).
     pub fn install(&mut self, other: &Self) {
         if other.ballot() > self.ballot() {
             self.accepted.clone_from(&other.accepted);
         }
-        self.promised = self.promised.max(self.ballot());
+        self.promised = self.promised.max(other.promised).max(self.ballot());
     }
 }

@@ -26,6 +26,8 @@ pub struct Footprint {
     pub bytes: u32,
     /// The hash of (keyspace, key, digest of the record) that is added to the Merkle leaf of the key.
     pub hash: u64,
+    /// Whether replicas are equal without it: it is in no leaf.
+    pub blank: bool,
 }
 
 impl Footprint {
@@ -36,19 +38,19 @@ impl Footprint {
         let mut both = [0; 16];
         both[..8].copy_from_slice(&key_hash(key).to_le_bytes());
         both[8..].copy_from_slice(&digest.to_le_bytes());
-        Self { live, bytes: bytes_of(key, encoded_len), hash: xxh3_64(&both) }
+        Self { live, bytes: bytes_of(key, encoded_len), hash: xxh3_64(&both), blank: false }
     }
 
     /// The footprint of a cell that adds nothing to its leaf, since replicas are equal without it.
     #[must_use]
     pub fn of_blank(key: &StorageKey, encoded_len: usize) -> Self {
-        Self { live: false, bytes: bytes_of(key, encoded_len), hash: 0 }
+        Self { live: false, bytes: bytes_of(key, encoded_len), hash: 0, blank: true }
     }
 
     /// The footprint of an entry in the space of missed-write markers, whatever its value: it counts as a key. Missed-write markers have no leaves.
     #[must_use]
     pub fn of_mark(key: &StorageKey, encoded_len: usize) -> Self {
-        Self { live: true, bytes: bytes_of(key, encoded_len), hash: 0 }
+        Self { live: true, bytes: bytes_of(key, encoded_len), hash: 0, blank: false }
     }
 
     /// The footprint of the entry that a store holds at `key`.
@@ -92,7 +94,7 @@ impl Tally {
     fn add(&mut self, change: &Change) {
         self.keys = signed(self.keys, i64::from(change.keys));
         self.bytes = signed(self.bytes, change.bytes);
-        self.records = signed(self.records, i64::from(change.records));
+        self.records = signed(self.records, change.records());
     }
 
     fn difference(mut self, other: &Self) -> Self {
@@ -120,7 +122,7 @@ fn signed(count: u64, change: i64) -> u64 {
 /// One leaf of a partition's Merkle tree: equal on two replicas when they hold equal records of its keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaf {
-    /// Records, tombstones included.
+    /// Records, tombstones included, and blank ones left out.
     pub count: u64,
     /// The wrapping sum of the records' hashes: independent of order, and a record can be taken out again.
     #[serde(with = "postcard::fixint::le")]
@@ -135,7 +137,9 @@ pub(crate) struct Change {
     keyspace: KeyspaceId,
     leaf: u8,
     keys: i8,
-    records: i8,
+    /// By how much the numbers of records, and of those in the leaf, change: in balanced ternary, the first in the lower digit, and what the
+    /// second one differs by in the higher one. A number below that is what was written when every record was in its leaf.
+    counts: i8,
     bytes: i64,
     #[serde(with = "postcard::fixint::le")]
     hash: u64,
@@ -153,16 +157,26 @@ impl Change {
         let keys = |side: Option<Footprint>| i8::from(side.is_some_and(|it| it.live));
         let bytes = |side: Option<Footprint>| side.map_or(0, |it| i64::from(it.bytes));
         let hash = |side: Option<Footprint>| side.map_or(0, |it| it.hash);
+        let in_leaf = |side: Option<Footprint>| i8::from(side.is_some_and(|it| !it.blank));
+        let records = i8::from(after.is_some()) - i8::from(before.is_some());
         Self {
             space: key.space() as u8,
             partition: key.partition(),
             keyspace: key.keyspace(),
             leaf: leaf_of(key),
             keys: keys(after) - keys(before),
-            records: i8::from(after.is_some()) - i8::from(before.is_some()),
+            counts: records + 3 * (in_leaf(after) - in_leaf(before) - records),
             bytes: bytes(after) - bytes(before),
             hash: hash(after).wrapping_sub(hash(before)),
         }
+    }
+
+    fn records(&self) -> i64 {
+        i64::from(self.counts + 4).rem_euclid(3) - 1
+    }
+
+    fn in_leaf(&self) -> i64 {
+        self.records() + (i64::from(self.counts) - self.records()) / 3
     }
 }
 
@@ -172,7 +186,7 @@ impl Change {
 pub struct PartitionStats {
     /// No empty tallies, so that equal stores have equal statistics.
     tallies: BTreeMap<(Space, KeyspaceId), Tally>,
-    /// The leaves of the owned space; there are none while it is empty.
+    /// The leaves of the owned space; there are none while all of them are empty.
     leaves: Option<Box<[Leaf; LEAVES]>>,
 }
 
@@ -203,7 +217,7 @@ impl PartitionStats {
         self.leaves.as_deref().unwrap_or(&LEAVES_EMPTY)
     }
 
-    /// The root of the Merkle tree: equal on two replicas when all leaves are. 0 for no records.
+    /// The root of the Merkle tree: equal on two replicas when all leaves are. 0 for no records but blank ones.
     #[must_use]
     pub fn root(&self) -> u64 {
         let Some(leaves) = &self.leaves else { return 0 };
@@ -221,19 +235,19 @@ impl PartitionStats {
 
     fn add(&mut self, change: &Change) {
         let Some(space) = Space::from_byte(change.space) else { return };
-        if space == Space::Owned {
+        if space == Space::Owned && (change.in_leaf(), change.hash) != (0, 0) {
             let leaves = self.leaves.get_or_insert_with(|| Box::new(LEAVES_EMPTY));
             let leaf = &mut leaves[usize::from(change.leaf)];
-            leaf.count = signed(leaf.count, i64::from(change.records));
+            leaf.count = signed(leaf.count, change.in_leaf());
             leaf.hash = leaf.hash.wrapping_add(change.hash);
+            if *leaf == Leaf::default() && **leaves == LEAVES_EMPTY {
+                self.leaves = None;
+            }
         }
         let tally = self.tallies.entry((space, change.keyspace)).or_default();
         tally.add(change);
         if *tally == Tally::default() {
             self.tallies.remove(&(space, change.keyspace));
-            if self.tallies(Space::Owned).next().is_none() {
-                self.leaves = None;
-            }
         }
     }
 }
@@ -305,7 +319,7 @@ impl Stats {
         self.partition(partition).map_or_else(Tally::default, |stats| stats.tally(space, keyspace))
     }
 
-    /// The root of a partition's Merkle tree: 0 if it has no owned records.
+    /// The root of a partition's Merkle tree: 0 if it has no owned records but blank ones.
     #[must_use]
     pub fn root(&self, partition: PartitionId) -> u64 {
         self.partition(partition).map_or(0, PartitionStats::root)

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
-use kv_core::storage::{Batch, Footprint, LEAVES, MemoryStore, Space, Stats, Tally, Write, leaf_of};
+use kv_core::cell::Cell;
+use kv_core::register::{Ballot, Register};
+use kv_core::storage::{Batch, Footprint, LEAVES, MemoryStore, Space, Stats, Stored, Tally, Write, leaf_of};
 use kv_core::types::{KeyspaceId, PartitionId, StoreId};
 
 use crate::support::{key, mark, stored, write};
@@ -37,6 +39,26 @@ fn a_put_an_overwrite_a_delete_and_a_removal_are_counted() {
     apply(&mut stats, [write(&key, Some(&dead), None)]);
     assert_eq!(stats, Stats::new(), "nothing stays of a partition without records");
     assert_eq!(stats.root(P), 0);
+}
+
+#[test]
+fn what_has_promised_something_and_accepted_nothing_is_in_no_leaf() {
+    let key = key(Space::Owned, 3, 1, b"alpha");
+    let register = Register { promised: Ballot { counter: 7, ..Ballot::default() }, ..Register::default() };
+    let blank = Stored { own: None, cell: Cell::Consistent(register) };
+    let accepted = stored(1, Some(b"one"));
+    let records = |stats: &Stats| stats.tally(Space::Owned, P, KeyspaceId(1)).records;
+    let (mut without, mut stats) = (Stats::new(), Stats::new());
+    apply(&mut without, [write(&key, None, Some(&accepted))]);
+
+    apply(&mut stats, [write(&key, None, Some(&blank))]);
+    assert_eq!((records(&stats), stats.root(P)), (1, 0), "replicas are equal without it");
+    apply(&mut stats, [write(&key, Some(&blank), Some(&accepted))]);
+    assert_eq!(stats, without);
+    apply(&mut stats, [write(&key, Some(&accepted), Some(&blank))]);
+    assert_eq!((records(&stats), stats.root(P)), (1, 0));
+    apply(&mut stats, [write(&key, Some(&blank), None)]);
+    assert_eq!(stats, Stats::new());
 }
 
 #[test]

@@ -299,7 +299,12 @@ mod tests {
             for (partition, name, put) in commit {
                 let key = StorageKey::owned(PartitionId(*partition), KeyspaceId(0), &[*name]);
                 self.hash = self.hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let after = put.then_some(Footprint { live: name % 3 > 0, bytes: u32::from(*name), hash: self.hash });
+                let after = put.then_some(Footprint {
+                    live: name % 3 > 0,
+                    bytes: u32::from(*name),
+                    hash: if name % 5 == 0 { 0 } else { self.hash },
+                    blank: name % 5 == 0,
+                });
                 let before = match after {
                     Some(after) => self.held.insert(key.clone(), after),
                     None => self.held.remove(&key),

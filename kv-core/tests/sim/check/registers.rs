@@ -40,7 +40,9 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
     let core = world.machines[machine].core.as_ref();
     let entry = core.and_then(|core| core.layout()).and_then(|layout| layout.entry(key.partition()));
     let binds = entry.is_none_or(|entry| before.promised.epoch >= entry.changed);
-    if binds && after.ballot() > before.ballot() && after.ballot() < before.promised {
+    // A copy that is being filled has promised nothing to anybody: what it holds of promises came with the records.
+    let fills = || core.is_some_and(|core| core.status().unsynced.contains(&key.partition()));
+    if binds && after.ballot() > before.ballot() && after.ballot() < before.promised && !fills() {
         return Err(format!(
             "C2: {node} accepts {:?} of {key} below its promise {:?}",
             after.ballot(),
