@@ -1,5 +1,6 @@
 //! The clocks of the process: the one place where the node reads time.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kv_core::types::{Monotonic, Now, WallTime};
@@ -8,21 +9,26 @@ use kv_core::types::{Monotonic, Now, WallTime};
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
-    /// By how many microseconds the wall clock is shown wrong, for tests.
-    ahead_us: i64,
+    /// By how many milliseconds the wall clock is shown wrong, for tests and drills. Copies share it for as long as the process runs.
+    ahead_ms: &'static AtomicI64,
 }
 
 impl Clock {
     /// A clock whose monotonic reading starts near zero.
     #[must_use]
     pub fn start() -> Self {
-        Self { start: Instant::now(), ahead_us: 0 }
+        Self { start: Instant::now(), ahead_ms: Box::leak(Box::default()) }
     }
 
-    /// The same with a wall clock that is wrong by so many milliseconds.
+    /// Shows the wall clock wrong by so many milliseconds from now on.
+    pub fn set_ahead(&self, ms: i64) {
+        self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// By how many milliseconds the wall clock is shown wrong.
     #[must_use]
-    pub fn ahead_by(self, ms: i64) -> Self {
-        Self { ahead_us: ms.saturating_mul(1000), ..self }
+    pub fn ahead_ms(&self) -> i64 {
+        self.ahead_ms.load(Ordering::Relaxed)
     }
 
     /// Both clocks now.
@@ -31,7 +37,7 @@ impl Clock {
         let mono = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
-        Now { mono: Monotonic(mono), wall: WallTime(wall.saturating_add_signed(self.ahead_us)) }
+        Now { mono: Monotonic(mono), wall: WallTime(wall.saturating_add_signed(self.ahead_ms().saturating_mul(1000))) }
     }
 
     /// The wall clock's reading at a moment of the monotonic one.

@@ -24,6 +24,7 @@ mod delay;
 pub mod descriptors;
 pub mod engine;
 pub mod events;
+pub mod faults;
 pub mod link;
 pub mod liveness;
 mod log;

@@ -98,6 +98,11 @@ pub struct Flags {
     #[arg(long, env = "KV_ALLOW_OPEN_PEERS", num_args = 0..=1, default_missing_value = "true")]
     pub allow_open_peers: Option<bool>,
 
+    /// Takes faults: whoever reaches the port can cut its links to other nodes, slow them down, stop or fill its disk, and set its clock
+    /// wrong, to see what becomes of the cluster. Only for clusters on one machine.
+    #[arg(long, env = "KV_ALLOW_FAULTS", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_faults: Option<bool>,
+
     /// Memory for decoded hot records, in MiB [default: 64].
     #[arg(long, env = "KV_HOT_MIB", value_name = "MIB")]
     pub hot_mib: Option<u32>,
@@ -187,6 +192,8 @@ pub struct Settings {
     pub cluster_secret_file: Option<PathBuf>,
     /// Whether peers are taken that show no secret.
     pub allow_open_peers: bool,
+    /// Whether faults may be injected.
+    pub allow_faults: bool,
     /// The settings on which all nodes agree.
     pub cluster: ClusterConfig,
     /// Bytes of the hot tier.
@@ -363,6 +370,7 @@ impl Settings {
             replaces,
             cluster_secret_file: flags.cluster_secret_file,
             allow_open_peers: flags.allow_open_peers == Some(true),
+            allow_faults: flags.allow_faults == Some(true),
             cluster: ClusterConfig { repeat_within, ..ClusterConfig::default() },
             hot_bytes_max,
             cache_bytes: mib(flags.cache_mib, 64),
@@ -410,6 +418,7 @@ fn over(first: Flags, second: Flags) -> Flags {
         replaces: first.replaces.or(second.replaces),
         cluster_secret_file: first.cluster_secret_file.or(second.cluster_secret_file),
         allow_open_peers: first.allow_open_peers.or(second.allow_open_peers),
+        allow_faults: first.allow_faults.or(second.allow_faults),
         hot_mib: first.hot_mib.or(second.hot_mib),
         cache_mib: first.cache_mib.or(second.cache_mib),
         hint_mib: first.hint_mib.or(second.hint_mib),

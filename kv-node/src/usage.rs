@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use kv_proto::v1;
 use parking_lot::Mutex;
 
+use crate::faults::Disk;
+
 /// How often the data directory is measured; in between the last value holds.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
@@ -16,14 +18,15 @@ const TICKS_PER_SECOND: u64 = 100;
 #[derive(Debug)]
 pub struct Usage {
     directory: PathBuf,
+    faults: Disk,
     disk: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Usage {
-    /// For the process that keeps its data in `directory`.
+    /// For the process that keeps its data in `directory`, on a disk with these faults.
     #[must_use]
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory, disk: Mutex::default() }
+    pub fn new(directory: PathBuf, faults: Disk) -> Self {
+        Self { directory, faults, disk: Mutex::default() }
     }
 
     /// The statistics now; zero for what the platform does not report.
@@ -41,7 +44,7 @@ impl Usage {
     /// Bytes free on the device of the data directory; `None` where the platform does not report it.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
-        fs4::available_space(&self.directory).ok()
+        if self.faults.is_full() { Some(0) } else { fs4::available_space(&self.directory).ok() }
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -38,6 +38,8 @@ impl EventKind {
             Self::DiskShort => "disk-short",
             Self::DiskRoom => "disk-room",
             Self::RepairBegun => "repair-begun",
+            Self::FaultsSet => "faults-set",
+            Self::FaultsEnded => "faults-ended",
             Self::ClusterFounded => "cluster-founded",
             Self::ClusterFormed => "cluster-formed",
             Self::MemberJoined => "member-joined",

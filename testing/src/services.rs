@@ -180,6 +180,7 @@ impl ClusterService for Node {
             node: self.id.0,
             leader: 1,
             voters: vec![1, 2, 3],
+            faults: Some(world.faults.get(&self.id).cloned().unwrap_or_default()),
             ..Default::default()
         }))
     }
@@ -283,6 +284,15 @@ impl ClusterService for Node {
         let mut world = self.world();
         world.throttle = request.into_inner().bytes_per_second_max;
         Ok(Response::new(v1::ThrottleResponse { throttle: Some(world.throttle()) }))
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        let faults = request.into_inner().faults.unwrap_or_default();
+        self.world().faults.insert(self.id, faults.clone());
+        Ok(Response::new(v1::SetFaultsResponse { faults: Some(faults) }))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {

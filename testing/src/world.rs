@@ -80,6 +80,8 @@ pub struct World {
     pub transfers: Vec<v1::Transfer>,
     /// The limit on copying, in bytes per second.
     pub throttle: Option<u64>,
+    /// The faults that each node acts out; all of them take some.
+    pub faults: BTreeMap<NodeId, v1::Faults>,
     /// Why no operation is begun; empty: it is.
     pub busy: String,
     /// How often the newest state is asked for until the third node is a member.
@@ -126,6 +128,7 @@ impl World {
             operations: Vec::new(),
             transfers: Vec::new(),
             throttle: None,
+            faults: BTreeMap::new(),
             busy: String::new(),
             joining: 0,
             refuses: None,

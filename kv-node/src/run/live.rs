@@ -16,6 +16,7 @@ use super::{End, RunError, random, receipts};
 use crate::control::MembershipStatus;
 use crate::engine::{Engine, EngineConfig};
 use crate::events::NewEvent;
+use crate::faults::{FaultyCommitter, FaultyReader};
 use crate::link::{Identity, Links, Members, keep_links};
 use crate::server::{Serving, Shared};
 use crate::settings::Settings;
@@ -80,8 +81,8 @@ pub(super) async fn live(
         node: node_config,
         cluster: agreed.config.clone(),
         incarnation: shared.incarnation,
-        reader,
-        committer,
+        reader: FaultyReader::new(reader, shared.faults.disk()),
+        committer: FaultyCommitter::new(committer, shared.faults.disk(), settings.data_dir.display().to_string()),
         clock: shared.clock,
         events,
         answers: Arc::clone(&shared.connections.answers),

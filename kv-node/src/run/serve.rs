@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::live::live;
-use super::start::{announce, control_config, listen, no_address};
+use super::start::{announce, control_config, faults, listen, no_address};
 use super::{End, RunError};
 use crate::clock::Clock;
 use crate::control::{ControlPlane, Founding, GrpcTransport, SharedLiveness, StartError, StartMode, remembered};
@@ -36,7 +36,9 @@ pub(super) async fn serve(
     renewed: Option<&str>,
 ) -> Result<End, RunError> {
     let signal = signals::stop().map_err(RunError::System)?;
-    let clock = Clock::start().ahead_by(settings.clock_ahead_ms);
+    let clock = Clock::start();
+    clock.set_ahead(settings.clock_ahead_ms);
+    let faults = faults(settings, clock);
     let data = &settings.data_dir;
     let known = remembered(&data.join("control")).map_err(StartError::from)?;
     let member = known.as_ref().and_then(|known| known.member.as_ref()).map(|(_, member)| member.clone());
@@ -52,7 +54,8 @@ pub(super) async fn serve(
     let config = control_config(settings, (member, before), start_mode, local, &opened, &liveness, clock)?;
     let (name, address, zone, weight) =
         (config.name.clone(), config.address.clone(), config.zone.clone(), config.weight);
-    let trust = Trust::new(&name, opened.incarnation, secrets.to_vec(), settings.allow_open_peers);
+    let trust =
+        Trust::with_faults(&name, opened.incarnation, secrets.to_vec(), settings.allow_open_peers, faults.clone());
     // Whatever may be wrong with this start has been looked at: from here on it serves, and counts as a boot (rule D2).
     ControlPlane::check(&config)?;
     committer.begin()?;
@@ -75,7 +78,8 @@ pub(super) async fn serve(
         trust: trust.clone(),
         liveness,
         events: Events::new(),
-        usage: Usage::new(data.clone()),
+        usage: Usage::new(data.clone(), faults.disk()),
+        faults,
         disk_reserve_bytes: settings.disk_reserve_bytes,
         watchdog: Watchdog::default(),
         serving: watch::Sender::new(None),

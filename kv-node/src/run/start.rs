@@ -13,6 +13,7 @@ use super::{RunError, random};
 use crate::clock::Clock;
 use crate::control::{ControlConfig, MemberRecord, SharedLiveness, StartError, StartMode, Timing, remembered};
 use crate::descriptors::{self, Division};
+use crate::faults::Faults;
 use crate::own_files::{ListenFile, is_secured};
 use crate::settings::{Settings, SettingsError};
 use crate::trust::{self, secret::Secret};
@@ -84,6 +85,17 @@ fn check_open(settings: &Settings, address: SocketAddr) -> Result<(), RunError> 
     Err(RunError::Settings(SettingsError::Value { field: "listen", problem }))
 }
 
+/// The faults of this node: none, unless it takes some.
+pub(super) fn faults(settings: &Settings, clock: Clock) -> Faults {
+    if !settings.allow_faults {
+        return Faults::default();
+    }
+    tracing::warn!(
+        "this node takes faults (--allow-faults): whoever reaches its port can cut it off, stop or fill its disk, and set its clock wrong"
+    );
+    Faults::allowed(clock)
+}
+
 /// Binds the address and remembers it, so that a port that was picked once is kept.
 pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -> Result<TcpListener, RunError> {
     let file = ListenFile::read(&settings.data_dir)?;
@@ -99,6 +111,14 @@ pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -
         }));
     }
     check_open(settings, address)?;
+    if settings.allow_faults && !address.ip().to_canonical().is_loopback() {
+        return Err(RunError::Settings(SettingsError::Value {
+            field: "allow-faults",
+            problem: format!(
+                "is for clusters on one machine, and {address} can be reached from other ones: whoever reaches it could cut this node                  off and stop its disk; listen on 127.0.0.1, or leave it out"
+            ),
+        }));
+    }
     let listener = TcpListener::bind(address).await.map_err(|error| RunError::Listen {
         address,
         problem: match error.kind() {

@@ -151,11 +151,13 @@ impl Operations {
         let mut stopping = self.shared.stopping.subscribe();
         loop {
             self.waiting.room().await;
+            self.shared.faults.clients().await;
             let message = tokio::select! {
                 message = self.incoming.message() => message?,
                 () = super::stopped(&mut stopping) => return Err(Status::unavailable("the node is stopping")),
             };
             let Some(BatchRequest { operations, sent_us }) = message else { return Ok(()) };
+            self.shared.faults.clients().await;
             let delay = self.delays.of(sent_us, self.shared.clock.now().mono);
             if operations.is_empty() {
                 self.show();

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::operations::{self, Steer, asked};
-use super::{Shared, apply, audit, repair};
+use super::{Shared, apply, audit, drills, repair};
 use crate::control::{ClusterState, Command, Done, KeyspaceSpec, Phase, ProposeError, RefusalKind, already_running};
 use crate::server::snapshot;
 
@@ -66,6 +66,7 @@ impl Cluster for Service {
             time_us: shared.time().await.0,
             generation: generation.number,
             founder: generation.founder.0,
+            faults: shared.faults.get(),
             waiting: match state.layout {
                 Some(_) => String::new(),
                 None => shared.control.membership().borrow().to_string(),
@@ -152,6 +153,13 @@ impl Cluster for Service {
 
     async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairResponse>, Status> {
         repair::begin(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        drills::set(&self.0, request.into_inner()).map(Response::new)
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {

@@ -54,6 +54,7 @@ impl Service {
         timeout_ms: u32,
         check: impl Fn(&Edge<'_>) -> Result<Incoming, RequestError>,
     ) -> Answer {
+        self.0.faults.clients().await;
         // Before the cluster has formed no keyspace is known: that it is forming is the better answer.
         let engine = match self.0.serving() {
             Ok(serving) => serving.engine,
@@ -119,6 +120,7 @@ impl KeyValue for Service {
     type ScanStream = Pages;
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        self.0.faults.clients().await;
         let engine = self.0.serving().map_err(to_status)?.engine;
         let request = request.get_ref();
         let scan = self.0.known(request.timeout_ms, |edge| edge.scan(request)).await.map_err(to_status)?;

@@ -6,6 +6,7 @@ mod batch;
 mod bounds;
 mod cluster;
 pub mod connections;
+mod drills;
 mod health;
 mod key_value;
 mod metrics;
@@ -42,6 +43,7 @@ use crate::clock::Clock;
 use crate::control::{ClusterState, ControlPlane, MembershipStatus, SharedLiveness};
 use crate::engine::{Engine, Promise, bytes_of_request};
 use crate::events::{Events, NewEvent};
+use crate::faults::Faults;
 use crate::link::Links;
 use crate::read_window::ReadTicket;
 use crate::transfers::Watchdog;
@@ -78,6 +80,8 @@ pub struct Shared {
     pub events: Events,
     /// What the process uses.
     pub usage: Usage,
+    /// The faults that it acts out.
+    pub faults: Faults,
     /// Bytes that copying leaves free on the device of the data directory.
     pub disk_reserve_bytes: u64,
     /// Which copies make no progress.

@@ -17,6 +17,7 @@ use tower_service::Service;
 
 use super::proof;
 use super::{MAGIC, PROOF_TIMEOUT, Purpose, Reason, Trust, nonce, reason_of, receive, send, shown};
+use crate::faults::Faulty;
 
 /// The two ends do not talk: one of them is refused. The text says what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ pub async fn connect(
     purpose: Purpose,
     patience: Duration,
 ) -> Result<Channel, tonic::transport::Error> {
-    if trust.0.secrets.is_empty() {
+    if trust.0.secrets.is_empty() && trust.0.faults.get().is_none() {
         return endpoint.connect_timeout(patience).connect().await;
     }
     endpoint.connect_with_connector(Connector { trust: trust.clone(), purpose, patience }).await
@@ -76,7 +77,7 @@ pub async fn connect(
 
 /// The same, for a channel that connects when it is used.
 pub fn connect_lazily(trust: &Trust, endpoint: Endpoint, purpose: Purpose, patience: Duration) -> Channel {
-    if trust.0.secrets.is_empty() {
+    if trust.0.secrets.is_empty() && trust.0.faults.get().is_none() {
         return endpoint.connect_timeout(patience).connect_lazy();
     }
     endpoint.connect_with_connector_lazy(Connector { trust: trust.clone(), purpose, patience })
@@ -91,7 +92,7 @@ struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Faulty<TcpStream>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -109,8 +110,25 @@ impl Service<Uri> for Connector {
 }
 
 impl Trust {
-    async fn dial(&self, address: &str, purpose: Purpose, patience: Duration) -> io::Result<TcpStream> {
-        let mut stream = reach(address, patience).await?;
+    async fn reach(&self, address: &str, patience: Duration) -> io::Result<Faulty<TcpStream>> {
+        let link = self.0.faults.link(address);
+        let connected = tokio::time::timeout(patience, async {
+            if let Some(link) = &link {
+                link.opens().await;
+            }
+            TcpStream::connect(address).await
+        });
+        let late = |_elapsed| io::Error::new(ErrorKind::TimedOut, format!("no connection within {patience:?}"));
+        let stream = connected.await.map_err(late)??;
+        stream.set_nodelay(true)?;
+        Ok(Faulty::new(stream, link))
+    }
+
+    async fn dial(&self, address: &str, purpose: Purpose, patience: Duration) -> io::Result<Faulty<TcpStream>> {
+        let mut stream = self.reach(address, patience).await?;
+        if self.0.secrets.is_empty() {
+            return Ok(stream);
+        }
         let proven = tokio::time::timeout(PROOF_TIMEOUT, self.prove(&mut stream, address, purpose)).await;
         let silent =
             || Failure::Broken(io::Error::new(ErrorKind::TimedOut, "no answer to the proof of the cluster's secret"));
@@ -120,7 +138,7 @@ impl Trust {
                 return Ok(stream);
             }
             // While a cluster gets a secret, some of its nodes have none yet.
-            Err(Failure::Open { .. }) if self.0.open => return reach(address, patience).await,
+            Err(Failure::Open { .. }) if self.0.open => return self.reach(address, patience).await,
             Err(Failure::Broken(error)) => return Err(error),
             Err(Failure::Open { store, problem }) => (store, Reason::NoSecret, problem),
             Err(Failure::Refused { store, reason, problem }) => (store, reason, problem),
@@ -130,7 +148,7 @@ impl Trust {
     }
 
     /// Proves to the other end that this node knows the secret, and has it prove the same; its store.
-    async fn prove(&self, stream: &mut TcpStream, address: &str, purpose: Purpose) -> Result<StoreId, Failure> {
+    async fn prove(&self, stream: &mut Faulty<TcpStream>, address: &str, purpose: Purpose) -> Result<StoreId, Failure> {
         let me = self.me();
         let greeting = proof::greeting(&me, purpose, &nonce()?);
         stream.write_all(&MAGIC).await?;
@@ -182,12 +200,4 @@ impl Trust {
             Ok(true) => Ok(theirs.incarnation.store),
         }
     }
-}
-
-async fn reach(address: &str, patience: Duration) -> io::Result<TcpStream> {
-    let connected = tokio::time::timeout(patience, TcpStream::connect(address)).await;
-    let late = |_elapsed| io::Error::new(ErrorKind::TimedOut, format!("no connection within {patience:?}"));
-    let stream = connected.map_err(late)??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

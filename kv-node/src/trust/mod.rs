@@ -33,6 +33,8 @@ pub use proof::{Party, Purpose};
 pub use refusals::{Reason, Refusals};
 use secret::Secret;
 
+use crate::faults::Faults;
+
 /// How a connection begins on which its dialler proves the secret. No request of HTTP begins with this byte.
 const MAGIC: [u8; 8] = *b"\xC7kv-peer";
 
@@ -63,14 +65,22 @@ struct Inner {
     open: bool,
     me: Mutex<Party>,
     refusals: Refusals,
+    /// What happens to connections that this node opens.
+    faults: Faults,
 }
 
 impl Trust {
     /// For the node of this name and store. `open`: peers that prove no secret are taken as well.
     #[must_use]
     pub fn new(name: &str, incarnation: Incarnation, secrets: Vec<Secret>, open: bool) -> Self {
-        let me = Party { name: name.to_owned(), node: None, incarnation, cluster: None };
-        Self(Arc::new(Inner { secrets, open, me: Mutex::new(me), refusals: Refusals::default() }))
+        Self::with_faults(name, incarnation, secrets, open, Faults::default())
+    }
+
+    /// The same, for one that acts out faults.
+    #[must_use]
+    pub fn with_faults(name: &str, incarnation: Incarnation, secrets: Vec<Secret>, open: bool, faults: Faults) -> Self {
+        let me = Mutex::new(Party { name: name.to_owned(), node: None, incarnation, cluster: None });
+        Self(Arc::new(Inner { secrets, open, me, refusals: Refusals::default(), faults }))
     }
 
     /// For a node without a secret.

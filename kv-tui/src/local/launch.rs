@@ -35,6 +35,7 @@ pub(super) fn spawn(state: &State, index: usize, cluster: &Path) -> Result<Child
     // Settings of a single node that the user runs beside it; the flags below decide.
     for variable in [
         "KV_ADVERTISE",
+        "KV_ALLOW_FAULTS",
         "KV_ALLOW_OPEN_PEERS",
         "KV_BOOTSTRAP",
         "KV_CLUSTER_SECRET_FILE",
@@ -63,6 +64,8 @@ fn arguments(state: &State, index: usize, cluster: &Path) -> Vec<OsString> {
     arguments.push(node.folder(cluster).join("data").into());
     // The node itself keeps its log below a bound; what it says before and beside that goes to the same file.
     arguments.extend(["--log-dir".into(), node.folder(cluster).into()]);
+    // A cluster on one machine is where people learn what faults do.
+    arguments.push("--allow-faults".into());
     for argument in ["--listen", &node.address, "--name", &node.name] {
         arguments.push(argument.into());
     }
@@ -121,16 +124,16 @@ mod tests {
         };
         assert_eq!(
             line(&state, 0),
-            "run-node --data-dir /c/n1/data --log-dir /c/n1 --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
+            "run-node --data-dir /c/n1/data --log-dir /c/n1 --allow-faults --listen 127.0.0.1:1 --name n1 --bootstrap --expect 2"
         );
         assert_eq!(
             line(&state, 1),
-            "run-node --data-dir /c/n2/data --log-dir /c/n2 --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1"
+            "run-node --data-dir /c/n2/data --log-dir /c/n2 --allow-faults --listen 127.0.0.1:2 --name n2 --join 127.0.0.1:1"
         );
         state.add("127.0.0.1:3".to_owned(), vec!["--zone".to_owned(), "b".to_owned()], &["n3".to_owned()]);
         assert_eq!(
             line(&state, 2),
-            "run-node --data-dir /c/n4/data --log-dir /c/n4 --listen 127.0.0.1:3 --name n4 \
+            "run-node --data-dir /c/n4/data --log-dir /c/n4 --allow-faults --listen 127.0.0.1:3 --name n4 \
              --join 127.0.0.1:1,127.0.0.1:2 --zone b"
         );
         state.nodes.remove(0);

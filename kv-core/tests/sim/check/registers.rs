@@ -38,7 +38,8 @@ pub(crate) fn never_fall(world: &mut World, machine: usize, key: &StorageKey, va
         ));
     }
     let core = world.machines[machine].core.as_ref();
-    let entry = core.and_then(|core| core.layout()).and_then(|layout| layout.entry(key.partition()));
+    let layout = core.and_then(|core| core.layout_for(key.partition()));
+    let entry = layout.and_then(|layout| layout.entry(key.partition()));
     let binds = entry.is_none_or(|entry| before.promised.epoch >= entry.changed);
     // A copy that is being filled has promised nothing to anybody: what it holds of promises came with the records.
     let fills = || core.is_some_and(|core| core.status().unsynced.contains(&key.partition()));
@@ -77,10 +78,12 @@ pub(super) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
     if !is_due(deleted) {
         return Err(format!("C7: {node} removes {key} before its watermark is durable"));
     }
-    let has_it = |cell: &Cell| cell.register().is_some_and(|held| held.ballot() >= register.ballot());
+    // Under which ballot it has accepted that says nothing: it may be agreed on once more at any time.
+    let accepted = |cell: &Cell| cell.register().and_then(|held| held.accepted.as_ref().map(|it| it.state.version));
+    let has_it = |cell: &Cell| accepted(cell).is_some_and(|held| held >= version);
     let without = entry.nodes().find(|owner| !world.machines[machine_of(*owner)].disk.ever_held_cell(key, has_it));
     if let Some(owner) = without {
-        return Err(format!("C7: {node} removes {key} at {:?}, which {owner} does not hold", register.ballot()));
+        return Err(format!("C7: {node} removes {version:?} of {key}, which {owner} does not hold"));
     }
     world.count(Count::RegistersCollected);
     world.registers.collected.insert(key.clone(), version);
