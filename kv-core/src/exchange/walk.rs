@@ -1,6 +1,6 @@
 //! The walk through a partition in which two replicas find the records that differ, page by page. Pure.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::cell::Cell;
 use crate::message::{DigestEntry, Keyed, LeafSet, Position, Question};
@@ -35,6 +35,8 @@ struct Page {
     give: VecDeque<Keyed>,
     /// How many of the first of either are under way.
     asked: usize,
+    /// What is given is read once more when all that is wanted has come: it may have been agreed on again meanwhile, in place of what came.
+    is_stale: bool,
 }
 
 /// What a walk needs next.
@@ -58,6 +60,20 @@ pub(super) struct Own {
     pub(super) cell: Option<Cell>,
 }
 
+impl Page {
+    /// What is given as it is now.
+    fn refresh(&mut self, own: Vec<Own>) {
+        self.is_stale = false;
+        let mut now: BTreeMap<Position, Cell> =
+            own.into_iter().filter_map(|mine| Some((mine.position, mine.cell?))).collect();
+        for (keyspace, key, cell) in &mut self.give {
+            if let Some(fresh) = now.remove(&(*keyspace, key.clone())) {
+                *cell = fresh;
+            }
+        }
+    }
+}
+
 impl Walk {
     pub(super) fn new(leaves: LeafSet) -> Self {
         Self { leaves, after: None, theirs: VecDeque::new(), known: Known::To(None), page: None }
@@ -75,6 +91,10 @@ impl Walk {
                 page.asked = first_of(sizes, entries_max, bytes_max);
                 let keys = page.want.iter().take(page.asked).map(|(position, _)| position.clone()).collect();
                 return Next::Ask(Question::Fetch { keys });
+            }
+            if page.is_stale {
+                let upto = page.upto.clone().map_or(Known::All, |upto| Known::To(Some(upto)));
+                return Next::Read { after: self.after.clone(), upto };
             }
             if !page.give.is_empty() {
                 let sizes = page.give.iter().map(|(_, key, cell)| key.len() + cell.value_bytes());
@@ -116,6 +136,10 @@ impl Walk {
     /// This node's own records of the stretch that was to be read, up to `last` if there are more behind it. Those that the peer does
     /// not hold at all.
     pub(super) fn compare(&mut self, own: Vec<Own>, last: Option<Position>, pull: bool) -> Vec<Position> {
+        if let Some(page) = &mut self.page {
+            page.refresh(own);
+            return Vec::new();
+        }
         let upto = last.or_else(|| match &self.known {
             Known::To(known) => known.clone(),
             Known::All => None,
@@ -140,6 +164,8 @@ impl Walk {
             let mine = own.next_if(|mine| mine.position == position);
             if mine.as_ref().is_none_or(|mine| mine.digest != their.digest) {
                 if pull {
+                    let is_register = |mine: &Own| mine.cell.as_ref().is_some_and(|cell| cell.register().is_some());
+                    page.is_stale |= mine.as_ref().is_some_and(is_register);
                     page.want.push_back((position, their.bytes));
                 }
                 mine.into_iter().for_each(&mut give);
@@ -186,6 +212,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::register::{Ballot, Register};
     use crate::storage::{LEAVES, Leaf};
     use crate::types::KeyspaceId;
     use crate::version::Record;
@@ -242,7 +269,9 @@ mod tests {
                         .iter()
                         .filter(|(at, _)| Some(position(**at)) > after && within(at))
                         .map(|(at, digest)| {
-                            let cell = push.then(|| Cell::from(Record::default()));
+                            let cell =
+                                || if at % 2 == 0 { Register::default().into() } else { Record::default().into() };
+                            let cell = push.then(cell);
                             Own { position: position(*at), digest: *digest, cell }
                         })
                         .collect();
@@ -292,6 +321,31 @@ mod tests {
         assert!(!walk.learn(vec![entry(4)], None), "behind what was told");
         assert!(walk.learn(Vec::new(), None));
         assert!(!walk.learn(Vec::new(), None), "all was told");
+    }
+
+    #[test]
+    fn a_register_is_given_as_it_is_when_what_the_other_one_holds_has_come() {
+        let own = |counter: u64| {
+            let promised = Ballot { counter, ..Ballot::default() };
+            let cell: Cell = Register { promised, ..Register::default() }.into();
+            Own { position: position(1), digest: counter, cell: Some(cell) }
+        };
+        let mut walk = Walk::new(all_leaves());
+        let (keyspace, key) = position(1);
+        assert!(walk.learn(vec![DigestEntry { keyspace, key, digest: 9, bytes: 1 }], None));
+        walk.compare(vec![own(1)], None, true);
+        assert!(matches!(walk.next(10, 1000), Next::Ask(Question::Fetch { .. })));
+        walk.settled();
+        assert_eq!(
+            walk.next(10, 1000),
+            Next::Read { after: None, upto: Known::All },
+            "it may have been agreed on again"
+        );
+        walk.compare(vec![own(2)], None, true);
+        let Next::Ask(Question::Offer { records }) = walk.next(10, 1000) else { panic!("nothing is given") };
+        assert_eq!(records.into_iter().map(|record| Some(record.2)).collect::<Vec<_>>(), [own(2).cell]);
+        walk.settled();
+        assert_eq!(walk.next(10, 1000), Next::Done);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use kv_core::cell::Cell;
-use kv_core::register::Register;
+use kv_core::register::{Accepted, Register};
 use kv_core::ring::Entry;
 use kv_core::storage::{StorageKey, Stored};
 use kv_core::types::Hlc;
@@ -78,9 +78,10 @@ pub(super) fn may_go(world: &mut World, machine: usize, entry: &Entry, key: &Sto
     if !is_due(deleted) {
         return Err(format!("C7: {node} removes {key} before its watermark is durable"));
     }
-    // Under which ballot it has accepted that says nothing: it may be agreed on once more at any time.
-    let accepted = |cell: &Cell| cell.register().and_then(|held| held.accepted.as_ref().map(|it| it.state.version));
-    let has_it = |cell: &Cell| accepted(cell).is_some_and(|held| held >= version);
+    // The same may be agreed on once more at any time, under a higher ballot; and under a higher ballot something else may have been agreed
+    // on, if no majority had accepted this.
+    let is_later = |held: &Accepted| held.state.version >= version || held.ballot >= register.ballot();
+    let has_it = |cell: &Cell| cell.register().and_then(|held| held.accepted.as_ref()).is_some_and(is_later);
     let without = entry.nodes().find(|owner| !world.machines[machine_of(*owner)].disk.ever_held_cell(key, has_it));
     if let Some(owner) = without {
         return Err(format!("C7: {node} removes {version:?} of {key}, which {owner} does not hold"));
