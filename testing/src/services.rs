@@ -122,6 +122,7 @@ impl Node {
             }
         }
         v1::NodeSnapshot {
+            faults: world.faults.get(&self.id).cloned(),
             node: self.id.0,
             name: self.id.to_string(),
             state: v1::MemberState::Up.into(),
@@ -180,7 +181,6 @@ impl ClusterService for Node {
             node: self.id.0,
             leader: 1,
             voters: vec![1, 2, 3],
-            faults: Some(world.faults.get(&self.id).cloned().unwrap_or_default()),
             ..Default::default()
         }))
     }
@@ -290,9 +290,13 @@ impl ClusterService for Node {
         &self,
         request: Request<v1::SetFaultsRequest>,
     ) -> Result<Response<v1::SetFaultsResponse>, Status> {
-        let faults = request.into_inner().faults.unwrap_or_default();
-        self.world().faults.insert(self.id, faults.clone());
-        Ok(Response::new(v1::SetFaultsResponse { faults: Some(faults) }))
+        let mut world = self.world();
+        if let Some(faults) = request.into_inner().faults {
+            world.faults.insert(self.id, faults);
+        }
+        Ok(Response::new(v1::SetFaultsResponse {
+            faults: Some(world.faults.get(&self.id).cloned().unwrap_or_default()),
+        }))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {

@@ -68,16 +68,28 @@ impl Faults {
         self.0.as_ref().map(|inner| inner.set.lock().clone())
     }
 
+    fn inner(&self) -> Result<&Inner, RequestError> {
+        self.0.as_deref().ok_or_else(|| {
+            RequestError::conflict(
+                "this node takes no faults; only nodes that were started with --allow-faults do, as those of kv-tui local are",
+            )
+        })
+    }
+
+    /// Whether the node takes any.
+    ///
+    /// # Errors
+    /// `Conflict` if it does not.
+    pub fn check(&self) -> Result<(), RequestError> {
+        self.inner().map(drop)
+    }
+
     /// Puts these in place of the faults before. What is acted out now; `None` if nothing changes.
     ///
     /// # Errors
     /// `Conflict` if the node takes no faults, `Invalid` if one of them cannot be; nothing is changed.
     pub fn set(&self, wanted: v1::Faults) -> Result<Option<v1::Faults>, RequestError> {
-        let Some(inner) = &self.0 else {
-            return Err(RequestError::conflict(
-                "this node takes no faults; only nodes that were started with --allow-faults do, as those of kv-tui local are",
-            ));
-        };
+        let inner = self.inner()?;
         let (wanted, rules) = checked(wanted)?;
         let mut set = inner.set.lock();
         if *set == wanted {

@@ -66,7 +66,6 @@ impl Cluster for Service {
             time_us: shared.time().await.0,
             generation: generation.number,
             founder: generation.founder.0,
-            faults: shared.faults.get(),
             waiting: match state.layout {
                 Some(_) => String::new(),
                 None => shared.control.membership().borrow().to_string(),

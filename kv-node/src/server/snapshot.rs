@@ -92,6 +92,7 @@ pub(super) async fn take_with_requests(
     let record = state.members.get(&node);
     let role = record.map_or(MemberState::Up, |member| role_of(&state, node, member.spare));
     let mut snapshot = v1::NodeSnapshot {
+        faults: shared.faults.get(),
         taken_us: now.wall.0,
         node: node.0,
         name: shared.name.clone(),

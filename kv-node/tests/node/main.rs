@@ -12,6 +12,7 @@ mod consistent;
 mod copies;
 mod data;
 mod deadlines;
+mod drills;
 mod dropping;
 mod faults;
 mod health;

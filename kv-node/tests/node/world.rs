@@ -292,11 +292,18 @@ impl World {
 
     /// The same with so many partitions.
     pub(crate) async fn cluster_of(count: usize, partitions: u32) -> (Self, Client) {
+        Self::cluster_with(count, partitions, &[]).await
+    }
+
+    /// The same, all nodes with these flags as well.
+    pub(crate) async fn cluster_with(count: usize, partitions: u32, flags: &[&str]) -> (Self, Client) {
         let mut world = Self::new();
-        world.add("n1", &["--bootstrap", "--expect", &count.to_string(), "--partitions", &partitions.to_string()]);
+        let (expect, partitions) = (count.to_string(), partitions.to_string());
+        let founds = ["--bootstrap", "--expect", &expect, "--partitions", &partitions];
+        world.add("n1", &[&founds, flags].concat());
         for number in 2..=count {
             let first = world.nodes[0].address.clone();
-            world.add(&format!("n{number}"), &["--join", &first]);
+            world.add(&format!("n{number}"), &[&["--join", &first], flags].concat());
         }
         let client = world.client().await;
         world.wait_until_all_up(&client).await;

@@ -1,5 +1,6 @@
 //! The command language: parsed here for `exec`, scripts, pipes and the command bar alike.
 
+mod fault;
 mod line;
 mod operation;
 mod suggest;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::error::{Class, CommandError};
 use crate::output::Format;
 use crate::output::bytes::printable;
+pub use fault::{ClockArgs, CutArgs, DropArgs, FaultCommand, FaultNode, HealArgs, SlowArgs};
 pub use line::{LineError, Scanner, Word, for_shell, quoted, split, words};
 pub use operation::{OpArgs, OpCommand, RetryArgs, ShowArgs, ThrottleArgs, WatchArgs};
 pub use suggest::did_you_mean;
@@ -79,6 +81,9 @@ pub enum Command {
     Keyspace(KeyspaceCommand),
     /// Let the owners of partitions compare what they hold now, and give each other what they lack.
     Repair(RepairArgs),
+    /// Faults that nodes of a local cluster act out: cuts, delays, losses, disks, clocks.
+    #[command(subcommand)]
+    Fault(FaultCommand),
     /// What happened, newest last.
     Events(EventsArgs),
     /// Measure throughput and latency, and verify what was written.
@@ -524,6 +529,7 @@ impl Command {
             Self::Keyspace(command) => !matches!(command, KeyspaceCommand::Ls),
             Self::Op(command) => !matches!(command, OpCommand::Ls | OpCommand::Show(_) | OpCommand::Watch(_)),
             Self::Node(command) => !matches!(command, NodeCommand::Ls | NodeCommand::Show { .. }),
+            Self::Fault(command) => !matches!(command, FaultCommand::Ls),
             Self::Get(_)
             | Self::Scan(_)
             | Self::Count(_)

@@ -91,6 +91,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
+/// Reads how far a clock is ahead, or with a minus behind, such as `5m`, `-2h` or `0s`; in milliseconds.
+pub(super) fn offset(text: &str) -> Result<i64, String> {
+    let wrong = || format!("{text:?} is no offset; write a duration such as 5m, one with a minus such as -2h, or 0s");
+    let span: Span = text.trim().parse().ok().ok_or_else(wrong)?;
+    let total = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok().ok_or_else(wrong)?;
+    i64::try_from(total.as_millis()).ok().ok_or_else(wrong)
+}
+
 /// Reads a size such as `100`, `4KiB` or `1MiB`, in bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size; write a number of bytes, or with a unit such as 64KiB, 16MiB");

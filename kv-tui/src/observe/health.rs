@@ -8,6 +8,7 @@ use kv_proto::v1;
 
 use super::clocks;
 use super::control::{ControlPlane, NoControl};
+use super::faults::Faults;
 use super::needed::Needed;
 use super::snapshot::{ClusterSnapshot, state_word};
 use super::uneven;
@@ -77,6 +78,7 @@ impl Health {
             health.because(Word::Forming, what, remedy);
             return health;
         }
+        health.check_faults(cluster);
         health.check_control(cluster);
         health.check_members(cluster);
         health.check_partitions(cluster);
@@ -89,6 +91,13 @@ impl Health {
     fn because(&mut self, word: Word, what: impl Into<String>, remedy: impl Into<String>) {
         self.word = self.word.max(word);
         self.reasons.push(Reason { what: what.into(), remedy: remedy.into() });
+    }
+
+    fn check_faults(&mut self, cluster: &ClusterSnapshot) {
+        let faults = Faults::of(cluster);
+        if !faults.is_empty() {
+            self.because(Word::Degraded, format!("faults are injected: {}", faults.in_words(cluster)), "fault heal");
+        }
     }
 
     fn check_control(&mut self, cluster: &ClusterSnapshot) {

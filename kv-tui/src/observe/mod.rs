@@ -3,6 +3,7 @@
 
 pub mod clocks;
 pub mod control;
+pub mod faults;
 pub mod health;
 mod needed;
 pub mod progress;

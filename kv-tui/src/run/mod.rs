@@ -5,6 +5,7 @@ mod bench_load;
 mod cluster;
 mod events;
 mod export;
+mod fault;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod import;
@@ -75,6 +76,7 @@ pub async fn execute(line: &Line, client: &Client, sink: &mut dyn Sink) -> Resul
         Command::Keyspace(KeyspaceCommand::Create(args)) => cluster::keyspace_create(args, client, sink).await,
         Command::Keyspace(KeyspaceCommand::Drop { name }) => cluster::keyspace_drop(name, line.yes, client, sink).await,
         Command::Repair(args) => repair::repair(args, client, sink).await,
+        Command::Fault(command) => fault::execute(command, client, sink).await,
         Command::Events(args) => events::events(*args, client, sink).await,
         Command::Bench(args) => bench::bench(args, client, sink).await,
     };

@@ -4,6 +4,7 @@ mod bar;
 mod bench;
 mod conditions;
 mod events;
+mod fault;
 mod import_export;
 mod info;
 mod input;

@@ -115,6 +115,24 @@ impl Client {
         answers
     }
 
+    /// The faults that each member acts out; `Conflict` for those that take none. Ascending by member.
+    pub async fn faults(&self, limit: Duration) -> Vec<(NodeId, Result<v1::Faults, RequestError>)> {
+        let ask = |id, node| async move { (id, faults_of(node, v1::SetFaultsRequest::default(), limit).await) };
+        let mut answers = self.ask_everybody(&self.view(), ask, |id, error| (id, Err(error))).await;
+        answers.sort_by_key(|answer| answer.0);
+        answers
+    }
+
+    /// Sets the faults of one member, in place of those that it had; those that it acts out now.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not a member, `Conflict` if it takes no faults, or as the node says.
+    pub async fn set_faults(&self, id: NodeId, faults: v1::Faults, by: &str) -> Result<v1::Faults, RequestError> {
+        let node = Arc::clone(self.view().node(id)?);
+        let request = v1::SetFaultsRequest { faults: Some(faults), by: by.to_owned() };
+        faults_of(node, request, self.options().attempt_timeout).await
+    }
+
     /// Follows one member's reports.
     ///
     /// # Errors
@@ -293,6 +311,16 @@ impl Client {
         }
         Err(last)
     }
+}
+
+async fn faults_of(
+    node: Arc<Node>,
+    request: v1::SetFaultsRequest,
+    limit: Duration,
+) -> Result<v1::Faults, RequestError> {
+    let mut client = stub::cluster(node.channel());
+    let answer = calls::within(&node, Instant::now() + limit, client.set_faults(request)).await;
+    answer.map(|answer| answer.faults.unwrap_or_default()).map_err(|failure| failure.error)
 }
 
 async fn report_of(id: NodeId, node: Arc<Node>, request: v1::WatchRequest, limit: Duration) -> NodeReport {

@@ -32,6 +32,7 @@ use super::level::Level;
 use super::model::{Link, Model, Pane};
 use super::mouse::{Target, Targets};
 use super::theme::Role;
+use crate::observe::faults::Faults;
 use crate::observe::health::Word;
 use crate::output::time::short;
 use crate::run::report;
@@ -200,10 +201,16 @@ fn draw_header(canvas: &mut Canvas<'_>, model: &Model, area: Rect, room: Room) {
     } else {
         (format!("{} {}", canvas.symbol(symbol), health.text().to_uppercase()), role, facts)
     };
-    let width = canvas.width(&word) + canvas.width(&facts);
+    // Whoever looks at a screen must not take a drill for an emergency, nor the other way round.
+    let drill = match Faults::of(&cluster.snapshot).is_empty() {
+        true => "",
+        false => "FAULTS INJECTED  ",
+    };
+    let width = canvas.width(drill) + canvas.width(&word) + canvas.width(&facts);
     let x = area.width.saturating_sub(width);
     let title = canvas.fitted(&title, x.saturating_sub(2));
     canvas.text(area, 1, 0, &title, Role::Title);
+    let x = canvas.text(area, x, 0, drill, Role::Bad);
     let x = canvas.text(area, x, 0, &word, role);
     canvas.text(area, x, 0, &facts, Role::Text);
 }
