@@ -66,6 +66,9 @@ pub(crate) struct Exec {
     /// Which cluster.
     #[command(flatten)]
     pub(crate) reach: Reach,
+    /// Talk only to the nodes that --connect names, as a client does that reaches no other one.
+    #[arg(long, requires = "connect")]
+    pub(crate) only: bool,
     /// How results are printed.
     #[arg(long, short = 'o', value_enum, default_value = "table")]
     pub(crate) output: Format,
@@ -107,14 +110,14 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let (parsed, display) = open(&["kv-tui", "local", "--nodes", "5", "--ephemeral", "--once", "--plain"]);
-        assert!((parsed.nodes, parsed.ephemeral, display.plain) == (Some(5), true, true));
+        assert!((parsed.size.nodes, parsed.ephemeral, display.plain) == (Some(5), true, true));
         assert!(Cli::try_parse_from(["kv-tui", "local", "--ephemeral", "stop"]).is_err());
-        let Ok(Cli { program: Some(Program::Local { action: Some(LocalAction::Start { nodes, .. }), .. }), .. }) =
+        let Ok(Cli { program: Some(Program::Local { action: Some(LocalAction::Start { size, .. }), .. }), .. }) =
             Cli::try_parse_from(["kv-tui", "local", "start", "--nodes", "4"])
         else {
             panic!("start is an action");
         };
-        assert_eq!(nodes, Some(4));
+        assert_eq!((size.nodes, size.zones), (Some(4), None));
     }
 
     #[test]

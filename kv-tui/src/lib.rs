@@ -240,6 +240,7 @@ async fn run_exec(exec: Exec) -> ExitCode {
     let options = Options {
         timeout: exec.timeout,
         attempt_timeout: (exec.timeout / 2).clamp(Duration::from_millis(1), Options::default().attempt_timeout),
+        only_given: exec.only,
         ..Options::default()
     };
     match exec.file {

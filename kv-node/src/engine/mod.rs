@@ -22,6 +22,7 @@ use kv_core::storage::{Committer, Reader, Stats};
 use kv_core::topology::{Receipt, Residue, Transfer, TransferSettings};
 use kv_core::types::{Incarnation, Monotonic, NodeId, PartitionId, Point, StoreId};
 use kv_proto::reply::BatchKind;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -49,6 +50,10 @@ const LARGE_WRITE_BYTES: usize = 64 * 1024;
 
 /// How long a question about the engine itself may take before the node is called stalled.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the storage thread may take to show its statistics before its disk is said not to answer: less than who asks for a report
+/// waits for it.
+const STATS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where an outcome goes.
 #[derive(Debug)]
@@ -307,6 +312,8 @@ pub struct Engine {
     /// The same for what is large or bulk.
     bulk_from_peers: Arc<Semaphore>,
     room: Arc<StoreRoom>,
+    /// The statistics that were shown last.
+    last_stats: Arc<Mutex<Option<Arc<Stats>>>>,
 }
 
 impl Engine {
@@ -320,7 +327,8 @@ impl Engine {
         let (storage, failed) = task::start(config, inbox, Arc::clone(&store_room))?;
         let room = || Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT));
         let (from_clients, from_peers, bulk_from_peers) = (room(), room(), room());
-        Ok(Self { commands, storage, failed, from_clients, from_peers, bulk_from_peers, room: store_room })
+        let (room, last_stats) = (store_room, Arc::default());
+        Ok(Self { commands, storage, failed, from_clients, from_peers, bulk_from_peers, room, last_stats })
     }
 
     async fn queue(
@@ -448,10 +456,17 @@ impl Engine {
         tokio::time::timeout(ANSWER_TIMEOUT, ask).await.ok().flatten()
     }
 
-    /// The statistics as of the last commit; `None` if the storage thread does not answer in time.
-    pub async fn stats(&self) -> Option<Arc<Stats>> {
-        let answer = self.storage.stats();
-        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()
+    /// The statistics as of the last commit, and whether the storage thread has shown them just now. While its disk does not answer they
+    /// are those that it has shown last; `None` if it has never shown any, or has ended.
+    pub async fn stats(&self) -> (Option<Arc<Stats>>, bool) {
+        match tokio::time::timeout(STATS_PATIENCE, self.storage.stats()).await {
+            Ok(stats) => {
+                let stats = stats.ok();
+                self.last_stats.lock().clone_from(&stats);
+                (stats, true)
+            }
+            Err(_elapsed) => (self.last_stats.lock().clone(), false),
+        }
     }
 
     /// Finishes what is in flight, makes it durable and ends the threads.

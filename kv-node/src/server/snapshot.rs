@@ -168,7 +168,9 @@ pub(super) async fn take_with_requests(
                 });
                 usage.latency_p50_us = report.latency.p50_us;
                 usage.latency_p99_us = report.latency.p99_us;
-                if let Some(stats) = serving.engine.stats().await {
+                let (stats, is_new) = serving.engine.stats().await;
+                snapshot.disk_stalled = !is_new;
+                if let Some(stats) = stats {
                     if let Some(pending) = &mut snapshot.pending {
                         pending.dropped = pending.dropped.max(left_of_dropped(&state.keyspace_list(), &stats).records);
                     }

@@ -169,6 +169,11 @@ async fn a_disk_that_stands_still_keeps_what_is_not_durable_waiting() {
     assert!(told.contains(&(number, Ok(paused))), "it says so although its disk stands still: {told:?}");
     // Two copies are enough.
     put(&client, "k", "v").await;
+    until_async("its report says that its disk does not answer", || async {
+        let reports = reports(&client).await;
+        reports.iter().find(|report| report.name == "n3")?.disk_stalled.then_some(())
+    })
+    .await;
     let mut n1 = direct(&world, 0).await;
     let everywhere = v1::PutRequest { level: v1::Level::All.into(), timeout_ms: 30_000, ..put_request("default", "w") };
     let writing = tokio::spawn(async move { n1.put(everywhere).await });

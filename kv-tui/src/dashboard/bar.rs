@@ -183,10 +183,12 @@ impl Bar {
             return options;
         } else {
             command.get_subcommands().for_each(|command| offer(command.get_name()));
-            if let Some(place) = command.get_positionals().nth(rest) {
+            if let Some(place) = place_of(&command, rest) {
                 place.get_possible_values().iter().for_each(|value| offer(value.get_name()));
                 match place.get_id().as_str() {
-                    "node" | "old" | "new" => names.nodes.iter().for_each(|name| offer(name)),
+                    "node" | "nodes" | "old" | "new" | "sides" | "what" => {
+                        names.nodes.iter().for_each(|name| offer(name))
+                    }
                     "name" if command.get_name() == "drop" => names.keyspaces.iter().for_each(|name| offer(name)),
                     "key" | "prefix" => found.extend(names.keys.iter().cloned()),
                     _ => {}
@@ -269,6 +271,12 @@ impl Bar {
 /// What words say.
 fn plain(words: &[Word]) -> Vec<String> {
     words.iter().map(|word| String::from_utf8_lossy(&word.bytes).into_owned()).collect()
+}
+
+/// The value that stands behind so many others; the last one may be there many times.
+fn place_of(command: &clap::Command, before: usize) -> Option<&clap::Arg> {
+    let takes_many = |place: &&clap::Arg| place.get_num_args().is_some_and(|count| count.max_values() > 1);
+    command.get_positionals().nth(before).or_else(|| command.get_positionals().last().filter(takes_many))
 }
 
 /// The command that the words name, and how many of its values stand behind its name.
@@ -388,6 +396,10 @@ mod tests {
         check_completion("st", &["status"]);
         check_completion("node s", &["show", "start", "stop"]);
         check_completion("node show ", &["n1", "n2"]);
+        check_completion("fault p", &["pause-disk"]);
+        check_completion("fault cut ", &["n1", "n2"]);
+        check_completion("fault cut n1 | n", &["n1", "n2"]);
+        check_completion("fault heal n1 ", &["n1", "n2"]);
         check_completion("get k -k ", &["locks (consistent)", "users"]);
         check_completion("keyspace drop ", &["locks (consistent)", "users"]);
         check_completion("keyspace create x --mode ", &["available", "consistent"]);

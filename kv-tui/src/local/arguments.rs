@@ -4,14 +4,44 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::error::CommandError;
 use crate::output::Format;
+
+/// Nodes of a local cluster, unless somebody says how many.
+const NODES: u8 = 3;
+
+/// How a local cluster is made at its first start.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct Size {
+    /// How many nodes at the first start; 3 unless it says otherwise.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) nodes: Option<u8>,
+    /// Over how many zones they are spread at the first start, as az1, az2 and so on; without it all are in one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) zones: Option<u8>,
+}
+
+impl Size {
+    /// The number of nodes.
+    ///
+    /// # Errors
+    /// If there would be zones without one.
+    pub(crate) fn of_nodes(self) -> Result<usize, CommandError> {
+        let nodes = self.nodes.unwrap_or(NODES);
+        match self.zones {
+            Some(zones) if zones > nodes => Err(CommandError::usage(format!(
+                "{zones} zones need at least as many nodes, and there are {nodes}; add --nodes {zones}, or name fewer zones"
+            ))),
+            _ => Ok(nodes.into()),
+        }
+    }
+}
 
 /// `local` without an action
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct LocalOpen {
-    /// How many nodes at the first start; 3 unless it says otherwise.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(crate) nodes: Option<u8>,
+    #[command(flatten)]
+    pub(crate) size: Size,
     /// Its folder; without it, local/ in the data folder.
     #[arg(long, value_name = "DIR", env = "KV_LOCAL_DIR")]
     pub(crate) dir: Option<PathBuf>,
@@ -35,9 +65,8 @@ impl LocalOpen {
 pub(crate) enum LocalAction {
     /// Start it, or find it running; returns when it is ready, and prints the addresses.
     Start {
-        /// How many nodes at the first start; 3 unless it says otherwise.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
-        nodes: Option<u8>,
+        #[command(flatten)]
+        size: Size,
         #[command(flatten)]
         place: Place,
     },

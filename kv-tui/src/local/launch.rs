@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_first_node_forms_the_cluster_and_the_others_join() {
-        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()], None);
         let line = |state: &State, index| {
             let arguments = arguments(state, index, Path::new("/c"));
             arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")

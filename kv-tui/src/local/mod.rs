@@ -26,8 +26,8 @@ use crate::error::{Class, CommandError};
 use crate::observe::all_serve;
 use crate::output::{Format, Human, Item, Printer, Sink};
 use crate::paths::Paths;
-use arguments::Place;
 pub(crate) use arguments::{LocalAction, LocalOpen};
+use arguments::{Place, Size};
 pub use launch::NODE_MODE;
 use process::Identity;
 use state::{LocalNode, State};
@@ -49,7 +49,7 @@ const LOG_LINE: usize = 400;
 
 pub(crate) async fn run(action: LocalAction) -> Result<(), CommandError> {
     match action {
-        LocalAction::Start { nodes, place } => start(nodes, &place).await,
+        LocalAction::Start { size, place } => start(size, &place).await,
         LocalAction::Stop { place } => stop(&place).await,
         LocalAction::Status { place } => status(&place),
         LocalAction::Destroy { place, yes } => destroy(&place, yes).await,
@@ -136,7 +136,7 @@ pub(crate) async fn open(open: &LocalOpen, ready: bool) -> Result<Shown, Command
         ephemeral: open.ephemeral,
         started: Mutex::new(children.into_iter().map(|(index, child)| (state.nodes[index].clone(), child)).collect()),
     };
-    let started = match start_processes(open.nodes, &folder) {
+    let started = match start_processes(open.size, &folder) {
         Ok((state, mut children)) if ready => {
             wait_until_ready(&state, &mut children, &folder.path).await.map(|()| (state, children))
         }
@@ -223,9 +223,9 @@ async fn discard(path: &Path) -> Result<(), CommandError> {
     fs::remove_dir_all(path).map_err(|error| CommandError::file("delete", &path.display().to_string(), &error))
 }
 
-async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
+async fn start(size: Size, place: &Place) -> Result<(), CommandError> {
     let folder = Folder::open(place)?;
-    let state = start_nodes(nodes, &folder).await?;
+    let state = start_nodes(size, &folder).await?;
     let mut printer = Printer::new(place.output, io::stdout(), io::stderr());
     for node in &state.nodes {
         printer.item(node_item(node, &folder.path))?;
@@ -233,27 +233,18 @@ async fn start(nodes: Option<u8>, place: &Place) -> Result<(), CommandError> {
     printer.flush()
 }
 
-async fn start_nodes(nodes: Option<u8>, folder: &Folder) -> Result<State, CommandError> {
-    let (state, mut started) = start_processes(nodes, folder)?;
+async fn start_nodes(size: Size, folder: &Folder) -> Result<State, CommandError> {
+    let (state, mut started) = start_processes(size, folder)?;
     wait_until_ready(&state, &mut started, &folder.path).await?;
     Ok(state)
 }
 
 /// Starts the processes that do not run; they need not be ready yet. Gives them with their places.
-fn start_processes(nodes: Option<u8>, folder: &Folder) -> Result<(State, Vec<(usize, Child)>), CommandError> {
+fn start_processes(size: Size, folder: &Folder) -> Result<(State, Vec<(usize, Child)>), CommandError> {
     let mut state = match State::read(&folder.path)? {
-        Some(state) => state,
-        None => State::new(free_addresses(usize::from(nodes.unwrap_or(3)))?),
+        Some(state) => state.of_size(size, &folder.path)?,
+        None => State::new(free_addresses(size.of_nodes()?)?, size.zones),
     };
-    if let Some(wanted) = nodes
-        && usize::from(wanted) != state.nodes.len()
-    {
-        return Err(CommandError::usage(format!(
-            "the local cluster in {} has {} nodes; leave --nodes out, or remove it first with kv-tui local destroy",
-            folder.path.display(),
-            state.nodes.len()
-        )));
-    }
     // Written before the first process starts, so that none can be lost.
     state.write(&folder.path)?;
     let mut started = Vec::new();
@@ -468,7 +459,7 @@ mod tests {
     fn a_cluster_gets_its_secret_while_none_of_its_nodes_runs() {
         let folder = tempfile::tempdir().expect("a folder");
         let secret = folder.path().join(SECRET);
-        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()], None);
         // A node of an earlier build, which knows of no secret.
         state.nodes[1].process = Identity::of(std::process::id());
         secure(&state, folder.path()).expect("nothing to do");

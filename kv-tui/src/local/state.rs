@@ -1,5 +1,6 @@
 //! local.json: the nodes of the local cluster and their processes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use kv_node::REMOVED_FILE;
 use kv_proto::address::check_address;
 use serde::{Deserialize, Serialize};
 
+use super::arguments::Size;
 use super::process::Identity;
 use crate::error::CommandError;
 
@@ -93,9 +95,13 @@ impl LocalNode {
     }
 }
 
+fn in_zone(index: usize) -> Vec<String> {
+    vec!["--zone".to_owned(), format!("az{}", index + 1)]
+}
+
 impl State {
-    /// A cluster whose nodes are not started yet.
-    pub(super) fn new(addresses: Vec<String>) -> Self {
+    /// A cluster whose nodes are not started yet, spread over so many zones.
+    pub(super) fn new(addresses: Vec<String>, zones: Option<u8>) -> Self {
         let nodes = addresses
             .into_iter()
             .enumerate()
@@ -103,13 +109,39 @@ impl State {
                 name: format!("n{}", index + 1),
                 address,
                 process: None,
-                flags: Vec::new(),
+                flags: zones.map_or_else(Vec::new, |zones| in_zone(index % usize::from(zones.max(1)))),
                 came_back: false,
             })
             .collect::<Vec<_>>();
         let founding =
             nodes.first().map(|first: &LocalNode| Founding { name: first.name.clone(), expect: nodes.len() });
         Self { schema: SCHEMA, build: env!("CARGO_PKG_VERSION").to_owned(), founding, nodes }
+    }
+
+    /// This cluster, if it is of the size that was asked for.
+    ///
+    /// # Errors
+    /// If it is of another one.
+    pub(super) fn of_size(self, size: Size, folder: &Path) -> Result<Self, CommandError> {
+        let zones = self.zones();
+        for (flag, wanted, found, what) in [
+            ("--nodes", size.nodes, self.nodes.len(), "nodes"),
+            ("--zones", size.zones, zones.max(1), "zones, as it was made"),
+        ] {
+            if wanted.is_some_and(|wanted| usize::from(wanted) != found) {
+                return Err(CommandError::usage(format!(
+                    "the local cluster in {} has {found} {what}; leave {flag} out, or remove it first with kv-tui local destroy",
+                    folder.display()
+                )));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Over how many zones its nodes were spread; 0 if that was not said.
+    fn zones(&self) -> usize {
+        let zones = self.nodes.iter().flat_map(|node| node.flags.windows(2)).filter(|flags| flags[0] == "--zone");
+        zones.map(|flags| &flags[1]).collect::<BTreeSet<_>>().len()
     }
 
     /// Adds a node that is not started yet; its name was never used here.
@@ -189,10 +221,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nodes_are_spread_over_zones_in_turn() {
+        let addresses = (1..=4).map(|port| format!("127.0.0.1:{port}")).collect();
+        let state = State::new(addresses, Some(3));
+        let zones: Vec<&str> = state.nodes.iter().map(|node| node.flags[1].as_str()).collect();
+        assert_eq!(zones, ["az1", "az2", "az3", "az1"]);
+        let of = |nodes, zones| state.clone().of_size(Size { nodes, zones }, Path::new("/c")).map(drop);
+        assert_eq!((of(None, None), of(Some(4), Some(3))), (Ok(()), Ok(())));
+        let error = of(None, Some(2)).expect_err("another number");
+        assert!(error.message.contains("has 3 zones, as it was made; leave --zones out"), "{error}");
+        assert!(of(Some(3), None).is_err());
+    }
+
+    #[test]
     fn the_state_survives_and_damage_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(State::read(folder.path()), Ok(None));
-        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()]);
+        let mut state = State::new(vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()], None);
         state.nodes[1].process = Identity::of(std::process::id());
         state.write(folder.path()).expect("written");
         assert_eq!(State::read(folder.path()), Ok(Some(state.clone())));

@@ -169,6 +169,14 @@ impl Health {
                         format!("check the disk of {name}, then restart it"),
                     );
                 }
+                Some(snapshot) if snapshot.disk_stalled => {
+                    self.idle = false;
+                    self.because(
+                        Word::Degraded,
+                        format!("the disk of {name} does not answer: what needs it waits, and its keys and bytes are as last known"),
+                        format!("check the disk of {name}"),
+                    );
+                }
                 Some(snapshot) if snapshot.layout_epoch < newest => {
                     // Before it acts on any it does not know what it has to hand over.
                     self.idle &= snapshot.layout_epoch > 0;
@@ -523,6 +531,10 @@ pub(super) mod tests {
         check(
             |cluster| snapshot(cluster, 0).poisoned = "fsync failed".to_owned(),
             "degraded ready: n1 has stopped serving: fsync failed",
+        );
+        check(
+            |cluster| snapshot(cluster, 0).disk_stalled = true,
+            "degraded ready: the disk of n1 does not answer: what needs it waits, and its keys and bytes are as last known",
         );
         check(
             |cluster| snapshot(cluster, 0).partitions[2].synced = false,

@@ -4,7 +4,7 @@ use kv_core::types::NodeId;
 use kv_proto::v1;
 use serde_json::json;
 
-use crate::support::Cluster;
+use crate::support::{Cluster, run_with};
 
 #[test]
 fn a_cut_is_told_to_both_sides_and_healed() {
@@ -71,4 +71,17 @@ fn faults_add_up_and_each_is_named() {
         let ran = cluster.exec(&line.split(' ').collect::<Vec<_>>());
         assert_eq!(ran.code, code, "{line}: {}", ran.errors);
     }
+}
+
+#[test]
+fn a_client_on_one_side_of_a_cut_asks_no_other_node() {
+    let cluster = Cluster::start();
+    let first = cluster.addresses.split(',').next().expect("a node").to_owned();
+    let only = |words: &[&str]| run_with(&[&["exec", "--only", "--connect", &first], words].concat(), b"");
+    assert_eq!(only(&["put", "k", "v"]).code, 0);
+    let told = only(&["node", "ls", "--output", "json"]);
+    assert!(told.text().contains("n2"), "it is shown the others: {}", told.errors);
+    let status = only(&["status"]).text();
+    assert!(status.contains("n2 is not in reach (n2 is not among the nodes to which this client talks)"), "{status}");
+    assert_eq!(run_with(&["exec", "--only", "status"], b"").code, 2, "it needs to be told which");
 }

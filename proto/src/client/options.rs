@@ -26,6 +26,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Operations in flight to one node; further ones wait.
     pub in_flight_max: usize,
+    /// Talks only to the nodes that it is given, as a client does that reaches no other one: beyond a cut, for one.
+    pub only_given: bool,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
             stall_after: Duration::from_millis(150),
             connect_timeout: Duration::from_secs(1),
             in_flight_max: 1024,
+            only_given: false,
         }
     }
 }

@@ -31,6 +31,7 @@ pub(super) struct Pool {
     connect_timeout: Duration,
     in_flight_max: usize,
     stall_after: Duration,
+    only_given: bool,
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
 }
 
@@ -40,8 +41,14 @@ impl Pool {
             connect_timeout: options.connect_timeout,
             in_flight_max: options.in_flight_max.max(1),
             stall_after: options.stall_after,
+            only_given: options.only_given,
             nodes: Mutex::default(),
         }
+    }
+
+    /// Whether no node is asked but those that were given.
+    pub(super) fn only_given(&self) -> bool {
+        self.only_given
     }
 
     /// The node at `address`, with which nothing is exchanged yet.

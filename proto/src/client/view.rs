@@ -35,6 +35,11 @@ impl View {
     pub(super) fn new(description: Description, pool: &Pool, seeds: Vec<Arc<Node>>) -> Self {
         let (mut nodes, mut unusable) = (BTreeMap::new(), BTreeMap::new());
         for view in &description.members {
+            if pool.only_given() && !seeds.iter().any(|seed| seed.address() == view.address) {
+                let message = format!("{} is not among the nodes to which this client talks", view.member.name);
+                unusable.insert(view.id, RequestError::unavailable(message));
+                continue;
+            }
             match pool.node(&view.address) {
                 Ok(node) => {
                     nodes.insert(view.id, node);
@@ -135,6 +140,19 @@ mod tests {
         let member =
             Member { name: format!("n{id}"), zone: "z".to_owned(), weight: 1.0, store: StoreId(id), spare: false };
         MemberView { id: NodeId(id), member, address: address.to_owned(), state: MemberState::Up }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_talks_to_given_nodes_only_asks_no_other_one() {
+        let members = vec![member(1, "127.0.0.1:1"), member(2, "127.0.0.1:2")];
+        let description = Description { members, ..Description::default() };
+        let pool = Pool::new(&Options { only_given: true, ..Options::default() });
+        let seeds = vec![pool.node("127.0.0.1:2").expect("an address")];
+        let view = View::new(description, &pool, seeds);
+        assert_eq!(view.addresses(), BTreeSet::from(["127.0.0.1:2"]));
+        let error = view.node(NodeId(1)).expect_err("another node");
+        assert!(error.kind == Kind::Unavailable && error.message.starts_with("n1 is not among"), "{error}");
+        assert!(view.node(NodeId(2)).is_ok());
     }
 
     /// Members that an earlier build let in stay members, and everybody else is used.
