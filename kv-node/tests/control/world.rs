@@ -269,17 +269,22 @@ pub(crate) async fn until_membership(
     until(control.membership(), what, holds).await
 }
 
-/// Waits until all nodes hold the same state and returns it.
+/// Waits until all nodes hold the same state and returns it. What nodes report of themselves may change it meanwhile.
 pub(crate) async fn until_equal(nodes: &[&ControlPlane]) -> Arc<ClusterState> {
-    let newest = nodes.iter().map(|control| control.state().borrow().revision).max().unwrap();
-    let mut states = Vec::new();
-    for control in nodes {
-        states.push(until_state(control, "the newest state", |state| state.revision >= newest).await);
+    loop {
+        let newest = nodes.iter().map(|control| control.state().borrow().revision).max().unwrap();
+        let mut states = Vec::new();
+        for control in nodes {
+            states.push(until_state(control, "the newest state", |state| state.revision >= newest).await);
+        }
+        if states.iter().any(|state| state.revision != states[0].revision) {
+            continue;
+        }
+        for state in &states[1..] {
+            assert_eq!(state, &states[0], "all nodes must hold the same state");
+        }
+        return states.remove(0);
     }
-    for state in &states[1..] {
-        assert_eq!(state, &states[0], "all nodes must hold the same state");
-    }
-    states.remove(0)
 }
 
 /// The position of the leader among `nodes`, once all agree on it.
