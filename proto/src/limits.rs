@@ -55,6 +55,12 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// The longest text that says who asks for a change, in bytes.
 pub const BY_BYTES_MAX: usize = 128;
 
+/// The longest delay of a message, and the longest spread of delays, that a node acts out, in milliseconds.
+pub const FAULT_DELAY_MS_MAX: u32 = 60_000;
+
+/// Of a hundred segments this many may be lost: with more, hardly any message arrives before its sender has given up.
+pub const FAULT_DROP_PERCENT_MAX: u32 = 90;
+
 /// The most copies that a keyspace may ask for.
 pub const QUORUM_MAX: u32 = 16;
 

@@ -33,6 +33,11 @@ fn merged(one: &Cell, other: &Cell, mode: &Mode) -> Cell {
     merged
 }
 
+/// Merges where nothing may be held yet.
+fn merge_into(held: &mut Option<Cell>, other: &Cell, mode: Option<&Mode>) {
+    held.get_or_insert_with(|| other.nothing()).merge(other, mode);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
@@ -50,9 +55,9 @@ proptest! {
             prop_assert_eq!(merged(&ab, c), merged(a, &merged(b, c)), "associative");
             prop_assert_eq!(&merged(a, a), a, "idempotent");
             let mut held = None;
-            held.get_or_insert_with(|| a.nothing()).merge(a, Some(&made.mode));
+            merge_into(&mut held, a, Some(&made.mode));
             prop_assert_eq!(held.as_ref(), Some(a), "what is merged into nothing is all there is");
-            held.get_or_insert_with(|| b.nothing()).merge(b, Some(&made.mode));
+            merge_into(&mut held, b, Some(&made.mode));
             prop_assert_eq!(held, Some(ab));
         }
     }
@@ -128,8 +133,8 @@ proptest! {
 fn nothing_concurrent_is_given_up_while_the_keyspace_is_not_known() {
     let siblings = |mode: Option<&Mode>| {
         let mut held = None;
-        held.get_or_insert_with(|| written("a", 1).nothing()).merge(&written("a", 1), mode);
-        held.get_or_insert_with(|| written("b", 2).nothing()).merge(&written("b", 2), mode);
+        merge_into(&mut held, &written("a", 1), mode);
+        merge_into(&mut held, &written("b", 2), mode);
         let Some(Cell::Available(record)) = held else { panic!("two cells were merged") };
         record.siblings.len()
     };

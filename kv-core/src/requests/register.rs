@@ -249,14 +249,13 @@ impl Requests {
         let up = ctx.owners_up(partition);
         let down: Vec<NodeId> = ctx.view.owners(partition).into_iter().filter(|node| !up.contains(node)).collect();
         let (first, spare) = match ctx.view.entry(partition) {
-            Some(entry) if question == Question::Read => Needs::majority().choose_owners(entry, up),
+            Some(entry) if question == Question::Read => {
+                let (first, spare) = Needs::majority().choose_owners(entry, up);
+                first.first().into_iter().for_each(|&nearest| run.proposal.set_nearest(nearest));
+                (first, spare)
+            }
             _ => (up, Vec::new()),
         };
-        if question == Question::Read
-            && let Some(&nearest) = first.first()
-        {
-            run.proposal.set_nearest(nearest);
-        }
         run.question = question;
         run.is_refused = false;
         let hedge = (!spare.is_empty()).then(|| {

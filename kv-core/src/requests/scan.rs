@@ -15,9 +15,7 @@ use super::{Command, Op, OpState, Origin, Requests};
 use crate::cell::Cell;
 use crate::config::Mode;
 use crate::error::{Kind, RequestError};
-use crate::message::{
-    Message, Outcome, Refusal, Response, Role, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight,
-};
+use crate::message::{Message, Outcome, Refusal, Response, ScanEntry, ScanRequest, SliceAnswer, SliceQuery, weight};
 use crate::register::{Register, token};
 use crate::ring::Owner;
 use crate::rule::Rule;
@@ -189,8 +187,7 @@ impl Requests {
                 let kind = if scan.is_busy { Kind::Exhausted } else { Kind::Unavailable };
                 return Err(RequestError::new(kind, message));
             }
-            let owners = owners.into_iter().map(|node| (node, Role::Owner)).collect();
-            for (node, _) in needs.choose(entry, owners).0 {
+            for node in needs.choose_owners(entry, owners).0 {
                 asked.entry(node).or_default().push((partition, entry.changed));
             }
         }

@@ -8,9 +8,9 @@ use kv_core::storage::{Batch, Committer, Reader, Slice, SliceRequest, Stats, Sto
 use kv_core::types::{ClusterId, HashSeed, Seq};
 use parking_lot::{Condvar, Mutex};
 
-/// The faults of a node's disk. Clones share them.
+/// The faults of a node's disk. Clones share them. The default is that of a node that takes none.
 #[derive(Clone, Debug, Default)]
-pub struct Disk(Arc<(Mutex<State>, Condvar)>);
+pub struct Disk(Option<Arc<(Mutex<State>, Condvar)>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -19,20 +19,27 @@ struct State {
 }
 
 impl Disk {
+    /// Of a node that takes faults.
+    pub(super) fn allowed() -> Self {
+        Self(Some(Arc::default()))
+    }
+
     pub(super) fn set(&self, paused: bool, full: bool) {
-        *self.0.0.lock() = State { paused, full };
-        self.0.1.notify_all();
+        if let Some((state, changed)) = self.0.as_deref() {
+            *state.lock() = State { paused, full };
+            changed.notify_all();
+        }
     }
 
     /// Whether nothing can be written.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.0.0.lock().full
+        self.0.as_deref().is_some_and(|(state, _)| state.lock().full)
     }
 
     /// Waits while it stands still.
     fn wait(&self) {
-        let (state, changed) = &*self.0;
+        let Some((state, changed)) = self.0.as_deref() else { return };
         let mut state = state.lock();
         while state.paused {
             changed.wait(&mut state);
@@ -144,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_store_whose_disk_was_full_once_stays_failed() {
-        let disk = Disk::default();
+        let disk = Disk::allowed();
         let mut committer = committer(&disk);
         committer.commit(&[], Seq(1)).unwrap();
         disk.set(false, true);
@@ -156,7 +163,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_while_the_disk_stands_still() {
-        let disk = Disk::default();
+        let disk = Disk::allowed();
         let mut committer = committer(&disk);
         disk.set(true, false);
         let (done, written) = std::sync::mpsc::channel();

@@ -5,15 +5,10 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use kv_core::error::RequestError;
+use kv_proto::limits::{FAULT_DELAY_MS_MAX, FAULT_DROP_PERCENT_MAX};
 use kv_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-
-/// The longest delay, and the longest spread, in milliseconds.
-const DELAY_MS_MAX: u32 = 60_000;
-
-/// Of a hundred segments this many may be lost: with more, hardly any message arrives before its sender has given up.
-const DROP_PERCENT_MAX: u32 = 90;
 
 /// After how long a lost segment is sent again: the shortest timeout of TCP on Linux.
 const RESENT_AFTER: Duration = Duration::from_millis(200);
@@ -38,9 +33,9 @@ impl PathRule {
             return Ok(Self::default());
         };
         for (name, value, most) in [
-            ("delay_ms", delay_ms, DELAY_MS_MAX),
-            ("jitter_ms", jitter_ms, DELAY_MS_MAX),
-            ("drop_percent", drop_percent, DROP_PERCENT_MAX),
+            ("delay_ms", delay_ms, FAULT_DELAY_MS_MAX),
+            ("jitter_ms", jitter_ms, FAULT_DELAY_MS_MAX),
+            ("drop_percent", drop_percent, FAULT_DROP_PERCENT_MAX),
         ] {
             if value > most {
                 return Err(RequestError::invalid(format!("{field}.{name}: is {value}, up to {most} are allowed")));

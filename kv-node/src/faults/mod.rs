@@ -57,7 +57,7 @@ impl Faults {
             set: Mutex::new(v1::Faults { clock_ahead_ms: clock.ahead_ms(), ..v1::Faults::default() }),
             links: Mutex::default(),
             clients_cut: watch::Sender::new(false),
-            disk: Disk::default(),
+            disk: Disk::allowed(),
             clock,
         })))
     }
@@ -77,6 +77,12 @@ impl Faults {
     }
 
     /// Whether the node takes any.
+    #[must_use]
+    pub fn are_taken(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The same, with what to say where it does not.
     ///
     /// # Errors
     /// `Conflict` if it does not.
@@ -129,7 +135,7 @@ impl Faults {
 
     /// Waits while clients cannot reach the node.
     pub async fn clients(&self) {
-        if let Some(inner) = &self.0 {
+        if let Some(inner) = self.0.as_ref().filter(|inner| *inner.clients_cut.borrow()) {
             // The sender lives as long as this.
             drop(inner.clients_cut.subscribe().wait_for(|cut| !cut).await);
         }

@@ -115,7 +115,8 @@ pub(super) async fn listen(settings: &Settings, member: Option<&MemberRecord>) -
         return Err(RunError::Settings(SettingsError::Value {
             field: "allow-faults",
             problem: format!(
-                "is for clusters on one machine, and {address} can be reached from other ones: whoever reaches it could cut this node                  off and stop its disk; listen on 127.0.0.1, or leave it out"
+                "is for clusters on one machine, and {address} can be reached from other ones: whoever reaches it could cut this node \
+                 off and stop its disk; listen on 127.0.0.1, or leave it out"
             ),
         }));
     }

@@ -151,7 +151,6 @@ impl Operations {
         let mut stopping = self.shared.stopping.subscribe();
         loop {
             self.waiting.room().await;
-            self.shared.faults.clients().await;
             let message = tokio::select! {
                 message = self.incoming.message() => message?,
                 () = super::stopped(&mut stopping) => return Err(Status::unavailable("the node is stopping")),

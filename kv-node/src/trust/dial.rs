@@ -69,7 +69,7 @@ pub async fn connect(
     purpose: Purpose,
     patience: Duration,
 ) -> Result<Channel, tonic::transport::Error> {
-    if trust.0.secrets.is_empty() && trust.0.faults.get().is_none() {
+    if trust.0.secrets.is_empty() && !trust.0.faults.are_taken() {
         return endpoint.connect_timeout(patience).connect().await;
     }
     endpoint.connect_with_connector(Connector { trust: trust.clone(), purpose, patience }).await
@@ -77,7 +77,7 @@ pub async fn connect(
 
 /// The same, for a channel that connects when it is used.
 pub fn connect_lazily(trust: &Trust, endpoint: Endpoint, purpose: Purpose, patience: Duration) -> Channel {
-    if trust.0.secrets.is_empty() && trust.0.faults.get().is_none() {
+    if trust.0.secrets.is_empty() && !trust.0.faults.are_taken() {
         return endpoint.connect_timeout(patience).connect_lazy();
     }
     endpoint.connect_with_connector_lazy(Connector { trust: trust.clone(), purpose, patience })

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use kv_proto::limits::FAULT_DROP_PERCENT_MAX;
 
 use super::duration;
 use super::values::{name, offset};
@@ -60,7 +61,7 @@ pub struct DropArgs {
     #[arg(value_parser = name)]
     pub node: String,
     /// How many of a hundred segments are lost, up to 90; 0 ends it.
-    #[arg(value_parser = clap::value_parser!(u32).range(0..=90))]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(FAULT_DROP_PERCENT_MAX)))]
     pub percent: u32,
 }
 

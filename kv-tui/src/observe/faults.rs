@@ -47,11 +47,13 @@ impl Faults {
     /// As nodes tell them.
     pub(crate) fn told<'a>(description: &Description, told: impl Iterator<Item = (NodeId, &'a v1::Faults)>) -> Self {
         let mut all = Self::default();
-        let with_address: BTreeMap<&str, NodeId> =
-            description.members.iter().map(|member| (member.address.as_str(), member.id)).collect();
         for (me, faults) in told {
             for v1::LinkFault { address, out, back } in &faults.links {
-                let Some(&other) = with_address.get(address.as_str()) else { continue };
+                // Links with faults are few, and this is looked at for every frame.
+                let Some(other) = description.members.iter().find(|member| member.address == *address) else {
+                    continue;
+                };
+                let other = other.id;
                 all.paths.extend(out.map(|path| ((me, other), path)));
                 all.paths.extend(back.map(|path| ((other, me), path)));
             }

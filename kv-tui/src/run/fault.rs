@@ -8,6 +8,7 @@ use kv_core::error::{Kind, RequestError};
 use kv_core::types::NodeId;
 use kv_proto::client::Client;
 use kv_proto::describe::Description;
+use kv_proto::limits::FAULT_DELAY_MS_MAX;
 use kv_proto::v1;
 use serde_json::json;
 
@@ -23,9 +24,6 @@ const HEADER: &[&str] = &["WHERE", "FAULT"];
 
 /// How long a node may take to say what it acts out.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The longest delay that nodes act out.
-const DELAY_MAX: Duration = Duration::from_secs(60);
 
 pub(super) async fn execute(command: &FaultCommand, client: &Client, sink: &mut dyn Sink) -> Result<(), CommandError> {
     let description = client.refresh().await?;
@@ -124,8 +122,9 @@ fn slow(args: &SlowArgs, faults: &mut Faults, cluster: &ClusterSnapshot) -> Resu
         Err(_) => duration(time).map_err(CommandError::usage)?,
     };
     let jitter = args.jitter.unwrap_or_default();
-    if let Some(long) = [delay, jitter].into_iter().find(|time| *time > DELAY_MAX) {
-        return Err(CommandError::usage(format!("{long:?} is too long; up to {DELAY_MAX:?} is allowed")));
+    let most = Duration::from_millis(FAULT_DELAY_MS_MAX.into());
+    if let Some(long) = [delay, jitter].into_iter().find(|time| *time > most) {
+        return Err(CommandError::usage(format!("{long:?} is too long; up to {most:?} is allowed")));
     }
     let members = &cluster.description.members;
     let in_zone = |zone: &String| -> Result<Vec<NodeId>, CommandError> {
